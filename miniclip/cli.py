@@ -1,0 +1,28 @@
+"""The command line of train.py: errors become one line that says what to do."""
+
+from __future__ import annotations
+
+import sys
+
+from miniclip.config import ConfigError, load_config
+
+
+def train_main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 after a line on standard error about what cannot be run as asked."""
+    try:
+        config = load_config(arguments)
+        # torch takes seconds to import: --help and a wrong key do not wait for it
+        from miniclip.data.images import BadImage
+        from miniclip.training import NonFiniteLoss, train
+    except ConfigError as error:
+        return _fail(error)
+    try:
+        train(config)
+    except (ConfigError, BadImage, NonFiniteLoss, FileNotFoundError, ValueError) as error:
+        return _fail(error)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    print(f"train.py: error: {error}", file=sys.stderr)
+    return 2
