@@ -1,0 +1,293 @@
+"""The oracle for ids and texts is open_clip's `SimpleTokenizer`; sizes, cuts and ids of known words are by hand."""
+
+from __future__ import annotations
+
+import html
+import html.entities
+import itertools
+import pickle
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import ftfy
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from miniclip import tokenizer
+from miniclip.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer, caption_lengths, tokenize, trim_padding
+
+HARD = [
+    "",
+    " \t\n ",
+    "a photo of a dog.",
+    "A Dog's life, they'LL say: it's 2024's 3.14!!",
+    "they're we've I'M he'd she'll 'tis 's't''re",
+    "ascii\x00 bell\x07s vt\x0bff\x0cfs\x1cgs\x1dus\x1fdel\x7f \x1b[31mred\x1b[0m \x1bx",
+    "cafe\u0301 caf\u00e9 na\u00efve",  # combining marks are composed by the repair
+    "\u0395\u039b\u039b\u0391\u03a3 \u03a3 \u039f\u0394\u039f\u03a3\u0301.\u03a3",  # final sigma
+    "\u0130stanbul I\u0307 \u0131 \u1e9e \u00df \u01c5",
+    "it'\u017f \u017fo '\u017ftart <\u017ftart_of_text> \u212a 'R\u0117 \u0345\u0345a",  # fold to s, k
+    "\u2167 \u24b6 \u00bd \u00b2 \u0663 \u0e51 1234567890",
+    "<start_of_text>a<end_of_text> <START_OF_TEXT> !<start_of_text> x<End_Of_Text>y",
+    "<|startoftext|> </w> w> </W>",
+    "\u201ccurly\u201d \u2018quotes\u2019 don\u2019t \u201eund\u201f",
+    "AT&amp;T &amp;amp;lt;b&amp;amp;gt; &lt;i&gt; &amp;#39; &quot &copy2024 &notit; &EACUTE; <&eacute;> <&amp;amp;",
+    "&#0; &#1; &#13;&#28;x &#128; &#x1F600; &#xD83D;&#xDE00; &#x110000; &#; &;",
+    "nul\x00 bell\x07 vt\x0bff\x0c fs\x1cgs\x1d us\x1f del\x7f csi\x9b nel\x85end \x1b[31mred\x1b[0m \x1bx",
+    "a\u00a0b\u1680c\u2003d\u2028e\u2029f\u202fg\u205fh\u3000i\u200bj\u200dk\ufeffl\u00adm\r\nn",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f44d\U0001f3fd",
+    "\ud83d\ude00 lone \ud800 and \udfff",
+    "schÃ¶n â€œmojibakeâ€\u009d donâ€™t ðŸ˜€ Ã la mode l'Ã©tÃ© voilÃ",
+    "\ufb01sh \ufb02ower \u0149 \uff26\uff35\uff2c\uff2c \uff76\uff9e \u1100\u1161 \u0132",
+    "日本語のテキスト 中文 한국어 العربية हिन्दी ไทย עברית",
+    "Z" + "a\u0301\u0302\u0303\u0304" * 8 + "lgo",
+    "the quick brown fox " * 200,
+    "abcdefghij" * 300,
+    "!" * 3000,
+]
+
+FRAGMENTS = [
+    *(
+        "<start_of_text>",
+        "<END_of_text>",
+        "'s",
+        "'\u017f",
+        "'RE",
+        "\u0130",
+        "\u017f",
+        "\u212a",
+        "\u03a3",
+        "\u0391\u03a3",
+    ),
+    *(
+        "\u0345",
+        "\u2167",
+        "\u24b6",
+        "\x1b[1m",
+        "\x1c",
+        "\x85",
+        "\u00a0",
+        "\u2028",
+        "\u200d",
+        "\ufeff",
+        "\ufffd",
+        "\ud83d",
+    ),
+    *("\ude00", "e\u0301", "Ã©", "â€™", "Ã ", "ðŸ˜€", "\ufb01", "\uff26", "&", "&amp;", "&amp;amp;lt;", "&lt", "&#39;"),
+    *(
+        "&#0;",
+        "&#x85;",
+        "&amp;#28;",
+        "&EACUTE;",
+        "<",
+        "</w>",
+        "\u201c",
+        "\u2019",
+        " ",
+        "\n",
+        "\r\n",
+        "3.14",
+        "CAT",
+        "dog",
+    ),
+]
+ENTITIES = st.sampled_from(sorted(html.entities.html5)).map("&".__add__)
+ANY_TEXT = st.one_of(
+    st.text(st.characters(exclude_categories=())),  # every code point, surrogates too
+    st.text(st.characters(max_codepoint=0x17F)),
+    st.lists(st.one_of(st.sampled_from(FRAGMENTS), ENTITIES, st.text(max_size=2)), max_size=12).map("".join),
+    st.text(max_size=8).map(lambda text: html.escape(html.escape(text))),
+    st.text(st.characters(min_codepoint=0xA0, max_codepoint=0x2FFF, exclude_categories=["Cs"]), max_size=6).map(
+        lambda text: text.encode().decode("latin-1")
+    ),
+)
+
+
+@cache
+def peer() -> Any:
+    pytest.importorskip("open_clip")
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@pytest.mark.parametrize("text", HARD, ids=range(len(HARD)))
+def test_hard_texts_have_open_clips_ids(text: str) -> None:
+    ids = Tokenizer().encode(text)
+    assert ids == peer().encode(text)
+    assert Tokenizer().decode(ids) == peer().decode(ids)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(ANY_TEXT)
+@example("\u0391\u03a3 \u03a3\u0391")
+def test_any_text_has_open_clips_ids(text: str) -> None:
+    assert Tokenizer().encode(text) == peer().encode(text)
+
+
+def test_every_code_point_has_open_clips_ids() -> None:
+    # inside letters: a chunk of its own would hide how the character joins with its neighbours
+    blocks = ["".join(f"a{chr(c)}b'{chr(c)} " for c in range(start, start + 64)) for start in range(0, 0x3100, 64)]
+    for block in blocks:
+        assert Tokenizer().encode(block) == peer().encode(block), hex(ord(block[1]))
+
+
+def test_the_fast_road_is_the_identity_of_the_slow_one() -> None:
+    printable = [chr(c) for c in range(32, 127) if chr(c) != "&"]
+    texts = ["".join(pair) for pair in itertools.product(printable, repeat=2)]
+    rng = random.Random(0)
+    texts += ["".join(rng.choices(printable, k=rng.randint(3, 60))) for _ in range(2000)]
+    for text in texts:
+        assert html.unescape(html.unescape(ftfy.fix_text(text))) == text
+        assert tokenizer._clean(text) == text.lower()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ANY_TEXT, max_size=5), st.integers(2, 20))
+def test_batches_equal_open_clips(texts: list[str], context_length: int) -> None:
+    tokens = tokenize(texts, context_length)
+    assert tokens.dtype == torch.int64 and tokens.shape == (len(texts), context_length)
+    assert torch.equal(tokens, peer()(texts, context_length))
+
+
+def test_ids_by_hand() -> None:
+    # "a" is letter 33 + 31 of the visible bytes from "!", + 256 at the end of a piece; id 0 is "!"
+    assert Tokenizer().encode("a !") == [64 + 256, 256]
+    assert Tokenizer(6)("a").tolist() == [[START_OF_TEXT, 320, END_OF_TEXT, 0, 0, 0]]
+    # "in" is the first merge of the table, "a photo of a dog" the best known line of the vocabulary
+    assert Tokenizer().encode("inx")[0] == 512
+    assert Tokenizer().encode("a photo of a dog") == [320, 1125, 539, 320, 1929]
+    assert Tokenizer().encode("<END_OF_TEXT>") == [END_OF_TEXT]
+
+
+@pytest.mark.parametrize("context_length", [2, 3, 7, 8, 9])
+def test_truncation_keeps_the_end_token(context_length: int) -> None:
+    full = [START_OF_TEXT, *[320] * 6, END_OF_TEXT]
+    row = Tokenizer(context_length)("a a a a a a")[0].tolist()
+    padded = full + [0] * (context_length - 8)
+    assert row == (padded if context_length >= 8 else [*full[: context_length - 1], END_OF_TEXT])
+
+
+def test_kinds_of_batches() -> None:
+    tok = Tokenizer()
+    assert tok("a dog").shape == (1, 77)
+    assert tok([]).shape == (0, 77) and tok([]).dtype == torch.int64
+    assert torch.equal(tok(text for text in ("a", "b")), tok(("a", "b")))
+    tokens = tok(["a"])
+    tokens[0, 0] = 1  # the result owns its memory
+    assert tok(["a"])[0, 0] == START_OF_TEXT
+
+
+def test_decode_equals_open_clips_for_every_id() -> None:
+    tok, oracle = Tokenizer(), peer()
+    assert all(tok.decode([token]) == oracle.decode([token]) for token in range(tokenizer.VOCAB_SIZE))
+    rng = random.Random(0)
+    rows = [rng.choices(range(tokenizer.VOCAB_SIZE), k=12) for _ in range(200)]
+    rows += [rng.choices(range(520), k=12) for _ in range(200)]  # bytes that are no UTF-8
+    rows.append([27, 14, 86, 29])  # the letters "<", "/", "w", ">": a word end to open_clip
+    assert all(tok.decode(row) == oracle.decode(row) for row in rows)
+    assert tok.decode([27, 14, 86, 29]) == " "
+    assert tok.decode(tok("A dog!")[0, :5]) == "<start_of_text>a dog ! <end_of_text>"
+
+
+def test_wrong_input_is_named() -> None:
+    tok: Any = Tokenizer()
+    with pytest.raises(TypeError, match=r"texts\[1\] must be a string, got int: 3"):
+        tok(["a", 3])
+    with pytest.raises(TypeError, match="texts must be a string or an iterable of strings, got NoneType"):
+        tok(None)
+    with pytest.raises(TypeError, match=r"texts\[0\] must be a string, got int"):
+        tok(b"bytes")
+    with pytest.raises(TypeError, match="text must be a string, got list"):
+        tok.encode(["a"])
+    for wrong in (1, 0, -5):
+        with pytest.raises(ValueError, match=f"context_length={wrong} .* use 2 or more"):
+            tokenize("a", wrong)
+    for wrong_type in ("77", 77.0, None, True):
+        with pytest.raises(TypeError, match="context_length must be an int"):
+            tokenize("a", wrong_type)  # type: ignore[arg-type]
+    for outside in (-1, 49408):
+        with pytest.raises(ValueError, match=rf"ids\[1\]={outside} is not a token id"):
+            tok.decode([0, outside])
+    with pytest.raises(TypeError, match=r"ids\[0\] must be an integer, got list"):
+        tok.decode(tok(["a", "b"]))
+
+
+def test_long_pieces_take_near_linear_time() -> None:
+    text = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=200_000))
+    start = time.process_time()
+    ids = Tokenizer().encode(text)
+    assert time.process_time() - start < 30  # half a second, or minutes where each merge scans the whole piece
+    assert Tokenizer().decode(ids) == text + " "
+    assert Tokenizer().encode(text[:400]) == peer().encode(text[:400])
+
+
+def test_cache_is_bounded_and_refills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_CACHED_CHUNKS", 50)
+    chunks = tokenizer._chunks()
+    chunks.clear()
+    words = [f"word{n}" for n in range(500)]
+    sizes = []
+    for word in words:
+        assert Tokenizer().encode(word) == peer().encode(word)
+        sizes.append(len(chunks))
+    assert max(sizes) == 50 and min(sizes[50:]) == 1
+    chunks.clear()
+    Tokenizer()("x" * 64 + " " + "y" * 65)
+    assert list(chunks) == ["x" * 64]
+
+
+def test_pickle_and_threads() -> None:
+    tok = Tokenizer(11)
+    blob = pickle.dumps(tok)
+    assert len(blob) < 300 and pickle.loads(blob) == tok
+    texts = [f"a {word} on the {n} hill" for n, word in enumerate(HARD[2:20])]
+    expected = tok(texts)
+    tokenizer._chunks.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(tokens, expected) for tokens in pool.map(lambda _: tok(texts), range(40)))
+
+
+def test_import_is_lazy_and_open_clip_is_not_needed() -> None:
+    code = (
+        "import sys; sys.modules['open_clip'] = None; import miniclip.tokenizer as t\n"
+        "assert not {'ftfy', 'regex'} & set(sys.modules) and t._chunks.cache_info().currsize == 0\n"
+        "assert t.tokenize('a dog', 4).tolist() == [[49406, 320, 1929, 49407]] and 'ftfy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_lengths_and_trimming_by_hand() -> None:
+    tokens = tokenize(["a", "", "a a a a", "a <end_of_text> a"], 10)
+    # the tower pools at the first end token, so a caption that spells it out ends there
+    assert caption_lengths(tokens).tolist() == [3, 2, 6, 3]
+    trimmed = trim_padding(tokens)
+    assert torch.equal(trimmed, tokens[:, :6]) and trimmed.data_ptr() == tokens.data_ptr()
+    assert torch.equal(trim_padding(tokens[:2]), tokens[:2, :3])
+    assert trim_padding(tokens[:0]).shape == (0, 10) and caption_lengths(tokens[:0]).shape == (0,)
+    full = tokenize(["a " * 50], 10)
+    assert torch.equal(trim_padding(full), full)
+    for wrong in (tokens[0], tokens.float(), tokens[:, :0]):
+        with pytest.raises(ValueError, match=r"tokens must be \(B, L\) integer ids"):
+            trim_padding(wrong)
+
+
+def test_trimming_is_exact_for_a_causal_tower() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).double().eval()
+    table = torch.randn(tokenizer.VOCAB_SIZE, 16, dtype=torch.float64)
+
+    def tower(tokens: torch.Tensor) -> torch.Tensor:
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=torch.float64)
+        return layer(table[tokens], src_mask=mask)[torch.arange(len(tokens)), tokens.argmax(dim=1)]
+
+    tokens = tokenize(["a dog", "two cats on a red mat", "", "a <end_of_text> b c d e f g"], 20)
+    assert trim_padding(tokens).shape[1] == 8
+    torch.testing.assert_close(tower(trim_padding(tokens)), tower(tokens), rtol=0, atol=1e-12)
