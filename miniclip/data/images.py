@@ -1,0 +1,132 @@
+"""Files and bytes to RGB pictures, safely: what comes from a data set is untrusted.
+
+Anything that cannot become a picture raises BadImage, whose message names the row or file and the reason.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+# 64 Mpx are 192 MB as RGB: beyond any photograph worth shrinking, and below what fills a loader's memory.
+MAX_PIXELS = 64_000_000
+
+# Named, since Pillow's full list starts other programs on some formats (Ghostscript on EPS).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".avif", ".jp2"),
+)
+
+# EXIF tag 0x0112 -> the operation that turns the stored pixels upright (EXIF 2.3, section 4.6.4).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(ValueError):
+    """A picture that cannot be used: missing, corrupt, cut short, too large, or outside its folder."""
+
+
+def decode_image(
+    value: bytes | str | Path | Image.Image, name: str, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Encoded bytes, a path or a PIL picture -> RGB picture, upright, on white where it was transparent.
+
+    name: file or row, for messages. at_least: shorter side in pixels that is enough; a JPEG is then decoded at 1/2, 1/4
+    or 1/8 of its size where that leaves as much. The first frame stands for an animation.
+    Raises BadImage; max_pixels is compared with the header before any pixel is decoded.
+    """
+    try:
+        if isinstance(value, Image.Image):
+            return _to_rgb(value, name)
+        if isinstance(value, str | Path):
+            if not Path(value).is_file():  # a pipe or a device would block the loader
+                raise BadImage(f"{name}: no such file: {value}")
+            source: Path | io.BytesIO = Path(value)
+        else:
+            source = io.BytesIO(value)
+        with Image.open(source, formats=_known_formats()) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {max_pixels:,} pixels")
+            if at_least is not None and min(width, height) > at_least:
+                factor = at_least / min(width, height)
+                image.draft("RGB", (round(width * factor), round(height * factor)))
+            image.load()
+            return _to_rgb(image, name)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"{name}: not a picture in any of the formats {', '.join(FORMATS)}") from None
+    # Pillow's decoders fail on corrupt data with SyntaxError, struct.error, zlib.error, EOFError and more.
+    except Exception as error:
+        raise BadImage(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(f for f in FORMATS if f in Image.OPEN)  # older Pillow lacks AVIF, some builds lack others
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    image = _upright(image)
+    if image.mode == "F":
+        raise BadImage(f"{name}: 32-bit float pixels have no agreed range; save it with 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = image.convert("I")
+        low, high = wide.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]
+            raise BadImage(f"{name}: integer pixels outside 0..65535; save it with 8 or 16 bits a channel")
+        return wide.point(lambda v: v * (1 / 257)).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        page = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(page, layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        operation = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # malformed metadata says nothing against the pixels
+        return image
+    return image.transpose(operation) if operation is not None else image
+
+
+def path_inside(root: str, path: str, name: str) -> str:
+    """Path of a file listed in a table, absolute; links are followed and must stay inside root (itself a real path).
+
+    Raises BadImage.
+    """
+    try:
+        full = os.path.realpath(Path(root) / path)
+    except ValueError as error:  # a null byte
+        raise BadImage(f"{name}: {path!r} is not a path ({error})") from None
+    if not _is_below(full, root):
+        raise BadImage(f"{name}: {path!r} leads out of {root}; keep the pictures inside the folder of their table")
+    return full
+
+
+def leaves_folder(root: str, path: str) -> bool:
+    """Whether a path points outside root by '..' or as an absolute path; links below root are left to path_inside."""
+    if ".." not in path and ":" not in path and path[:1] not in ("/", "\\"):
+        return False  # nearly every path: millions of them are looked at when a source is opened
+    if Path(path).is_absolute():
+        return not _is_below(os.path.realpath(path), root)
+    return not _is_below(os.path.normpath(f"{root}/{path}"), root)
+
+
+def _is_below(full: str, root: str) -> bool:
+    return full == root or full.startswith(root.rstrip(os.sep) + os.sep)

@@ -1,0 +1,193 @@
+"""Pairs -> batches: which rows make up a step, which caption of a picture is drawn, and the pictures' cache.
+
+Every random choice of a step derives from (seed, epoch, row), never from a worker's state: a run that is killed and
+resumed, or repeated with another number of workers, sees the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from miniclip.config import DataConfig
+from miniclip.data.images import BadImage
+from miniclip.data.sources import PairSource
+from miniclip.data.transforms import Augment
+from miniclip.tokenizer import Tokenizer, trim_padding
+
+# (epoch, row): one presentation of one picture
+Draw = tuple[int, int]
+
+
+class Batch(NamedTuple):
+    """image: uint8 (B, 3, S, S). text: int64 (B, L), no longer than the longest caption. image_id, text_id: int64 (B,),
+    equal for equal pictures and equal captions. bad: names of pictures that could not be read and were replaced."""
+
+    image: Tensor
+    text: Tensor
+    image_id: Tensor
+    text_id: Tensor
+    bad: list[str]
+
+
+class TrainBatches(Sampler[list[Draw]]):
+    """This process's share of every global batch, epoch after epoch, from any step on.
+
+    Each epoch is a new permutation of the rows; what is left over after the last whole batch is dropped, since
+    filling it up would repeat pairs, which are then false negatives of one another.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, *, seed: int, steps: int, first_step: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        if rows < batch_size:
+            raise ValueError(
+                f"the training split has {rows} usable pictures, data.batch_size is {batch_size}; "
+                f"use a batch of at most {rows}, or more data"
+            )
+        if batch_size % world:
+            near = max(world, batch_size // world * world)
+            raise ValueError(
+                f"data.batch_size={batch_size} is not divisible by {world} processes; "
+                f"use a multiple of {world}, e.g. {near}"
+            )
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.steps, self.first_step, self.rank, self.world = steps, first_step, rank, world
+        self.per_epoch = rows // batch_size
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first_step)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        share = self.batch_size // self.world
+        order, order_epoch = torch.empty(0, dtype=torch.long), -1
+        for step in range(self.first_step, self.steps):
+            epoch, position = divmod(step, self.per_epoch)
+            if epoch != order_epoch:
+                generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+                order, order_epoch = torch.randperm(self.rows, generator=generator), epoch
+            start = position * self.batch_size + self.rank * share
+            yield [(epoch, row) for row in order[start : start + share].tolist()]
+
+
+class TrainingPairs(Dataset[Batch]):
+    """A source with its cache, its random transform and its draw of one caption a picture."""
+
+    def __init__(
+        self,
+        source: PairSource,
+        augment: Augment,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        cache: bool,
+        on_bad: str,
+        progress: bool = False,
+    ) -> None:
+        self.source, self.augment, self.tokenizer = source, augment, tokenizer
+        self.seed, self.on_bad = seed, on_bad
+        self.rows = list(range(len(source)))
+        self.bad: list[str] = []
+        self.pictures: list[Image.Image] = []
+        self.texts: list[list[str]] = []
+        if cache:
+            self._fill_cache(progress)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _fill_cache(self, progress: bool) -> None:
+        from tqdm import tqdm
+
+        def read(row: int) -> Image.Image | BadImage:
+            try:
+                return self.augment.store(self.source.image(row))
+            except BadImage as error:
+                return error
+
+        rows = []
+        with ThreadPoolExecutor(4) as pool:
+            results = pool.map(read, self.rows)
+            for row, picture in enumerate(
+                tqdm(results, total=len(self.rows), desc="reading pictures", unit="", leave=False, disable=not progress)
+            ):
+                if isinstance(picture, BadImage):
+                    self._refuse(picture)
+                    continue
+                rows.append(row)
+                self.pictures.append(picture)
+                self.texts.append(self.source.captions(row))
+        self.rows = rows
+
+    def _refuse(self, error: BadImage) -> None:
+        if self.on_bad == "stop":
+            raise BadImage(f"{error}; mend or remove it, or set data.on_bad to skip")
+        self.bad.append(str(error))
+
+    def _picture(self, index: int, bad: list[str]) -> tuple[Image.Image, int]:
+        """The picture at index, or the next one that can be read, and where that one stands."""
+        if self.pictures:
+            return self.pictures[index], index
+        for distance in range(len(self.rows)):
+            found = (index + distance) % len(self.rows)
+            try:
+                return self.source.image(self.rows[found]), found
+            except BadImage as error:
+                if self.on_bad == "stop":
+                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad to skip") from error
+                bad.append(str(error))
+        raise BadImage("no picture of the training split can be read; check data.source and data.image_column")
+
+    def __getitems__(self, draws: list[Draw]) -> Batch:
+        images: list[Tensor] = []
+        captions: list[str] = []
+        found: list[int] = []
+        bad: list[str] = []
+        for epoch, index in draws:
+            rng = random.Random(_mix(self.seed, epoch, index))
+            picture, position = self._picture(index, bad)
+            texts = self.texts[position] if self.pictures else self.source.captions(self.rows[position])
+            images.append(self.augment(picture, rng))
+            captions.append(rng.choice(texts))
+            found.append(self.rows[position])
+        text_ids = [int.from_bytes(hashlib.blake2b(c.encode(), digest_size=8).digest(), signed=True) for c in captions]
+        return Batch(
+            torch.stack(images),
+            trim_padding(self.tokenizer(captions)),
+            torch.tensor(found),
+            torch.tensor(text_ids),
+            bad,
+        )
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self.__getitems__([draw])
+
+
+def training_loader(pairs: TrainingPairs, batches: TrainBatches, config: DataConfig, pin: bool) -> DataLoader[Batch]:
+    """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
+    return DataLoader(
+        pairs,
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=pin,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _mix(*numbers: int) -> int:
+    """A 64-bit seed from several numbers: equal only for equal numbers."""
+    digest = hashlib.blake2b(b",".join(str(n).encode() for n in numbers), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

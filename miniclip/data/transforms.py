@@ -1,0 +1,143 @@
+"""Pictures to tensors: the fixed transform of evaluation, and the random one of training.
+
+Axes: B batch, H height, W width, S side of the square that the image encoder takes.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+# Channel statistics of CLIP's own training set (OpenAI's release; also open_clip's OPENAI_DATASET_MEAN and _STD).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture of H x W pixels -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # h w c -> c h w
+
+
+def _largest_square(width: int, height: int) -> tuple[float, float, float]:
+    """Centred square of an image: (left, top, side) in pixels."""
+    side = float(min(width, height))
+    return (width - side) / 2, (height - side) / 2, side
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The transform that evaluation uses; it is saved beside the weights.
+
+    image_size: side S in pixels. mean, std: per RGB channel, of values in [0, 1].
+    resize: "crop" scales the shorter side to S and keeps the central square (CLIP, section 2.4); "squash" scales both
+    sides to S and loses the aspect ratio, but no content.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resize: Literal["crop", "squash"] = "crop"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size} must be at least 1 pixel")
+        if self.resize not in ("crop", "squash"):
+            raise ValueError(f"resize={self.resize!r} must be 'crop' or 'squash'")
+
+    def to_square(self, image: Image.Image) -> Image.Image:
+        """RGB picture of any size -> RGB picture of S x S pixels (bicubic, antialiased)."""
+        size = (self.image_size, self.image_size)
+        if self.resize == "squash":
+            return image.resize(size, Image.Resampling.BICUBIC)
+        left, top, side = _largest_square(*image.size)
+        return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+    def to_uint8(self, image: Image.Image) -> Tensor:
+        """Picture -> uint8 (3, S, S)."""
+        return image_to_tensor(self.to_square(image.convert("RGB")))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., 3, H, W) -> float32 of the same shape and device, mean 0 and deviation 1 over CLIP's data."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1) * 255
+        return (pixels.float() - mean) / std
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Picture -> float32 (3, S, S), normalised: what `model.encode_image` takes, less the batch axis."""
+        return self.normalize(self.to_uint8(image))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fixed)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The random transform of training: one picture, one generator -> one square.
+
+    image_size: side S in pixels.
+    kind: "crop" takes a random S x S square of the picture whose shorter side is 9/8 S (CLIP, section 2.4: "a random
+    square crop from resized images"); "resized_crop" takes a square of a random share of the area and scales it to S;
+    "none" is the transform of evaluation.
+    crop_scale: smallest and largest share for resized_crop. flip: probability of a mirror image.
+    colour_jitter: largest relative change of brightness, contrast and saturation, each drawn on its own.
+    """
+
+    image_size: int
+    kind: Literal["crop", "resized_crop", "none"] = "crop"
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.0
+    colour_jitter: float = 0.0
+    resize: Literal["crop", "squash"] = "crop"
+
+    @property
+    def stored_side(self) -> int:
+        """Shorter side, in pixels, that loses nothing that the transform would have used."""
+        if self.kind == "crop":
+            return round(self.image_size * 9 / 8)
+        if self.kind == "resized_crop":
+            return round(self.image_size / self.crop_scale[0] ** 0.5)
+        return self.image_size
+
+    def store(self, image: Image.Image) -> Image.Image:
+        """The random part's input: the picture with its shorter side at `stored_side`, or squashed to that square.
+
+        Idempotent, so a picture may be stored once and used in every epoch. Never enlarges for resized_crop, which
+        scales by itself.
+        """
+        side = self.stored_side
+        if self.kind == "resized_crop" and min(image.size) <= side:
+            side = min(image.size)
+        if self.resize == "squash" or self.kind == "none":
+            return Preprocess(side, resize=self.resize).to_square(image) if image.size != (side, side) else image
+        scale = side / min(image.size)
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
+        """RGB picture, stored or not -> uint8 (3, S, S). The same state of rng gives the same square."""
+        image, size = self.store(image), self.image_size
+        if self.kind == "crop":
+            left, top = rng.randint(0, image.width - size), rng.randint(0, image.height - size)
+            image = image.crop((left, top, left + size, top + size))
+        elif self.kind == "resized_crop":
+            side = min(image.size) * rng.uniform(*self.crop_scale) ** 0.5
+            x, y = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+            box = (x, y, x + side, y + side)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        if self.flip and rng.random() < self.flip:
+            image = ImageOps.mirror(image)
+        if self.colour_jitter:
+            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = enhance(image).enhance(1 + rng.uniform(-self.colour_jitter, self.colour_jitter))
+        return image_to_tensor(image)

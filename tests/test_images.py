@@ -1,0 +1,194 @@
+"""Safe decoding: every kind of picture to RGB, and what must be refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP"])
+def test_formats_from_bytes_and_from_a_path(tmp_path: Path, format: str) -> None:
+    image = Image.new("RGB", (5, 3), RED)
+    data = encoded(image, format, **({"lossless": True} if format == "WEBP" else {}))
+    file = tmp_path / "ein bild ü.bin"
+    file.write_bytes(data)
+    for value in (data, file, str(file), image):
+        found = decode_image(value, "x")
+        assert (found.mode, found.size, found.getpixel((4, 2))) == ("RGB", (5, 3), RED)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_the_picture_upright(orientation: int) -> None:
+    # Upright: red at the top left, green at the top right, blue below left. Where they lie as stored, by the EXIF
+    # standard ("row 0 is the visual top, column 0 the visual left"), written out by hand as (x, y) in a 2 x 2 grid:
+    corners = {
+        1: [(0, 0), (1, 0), (0, 1)],  # row 0 top, column 0 left
+        2: [(1, 0), (0, 0), (1, 1)],  # top, right
+        3: [(1, 1), (0, 1), (1, 0)],  # bottom, right
+        4: [(0, 1), (1, 1), (0, 0)],  # bottom, left
+        5: [(0, 0), (0, 1), (1, 0)],  # left, top
+        6: [(0, 1), (0, 0), (1, 1)],  # right, top
+        7: [(1, 1), (1, 0), (0, 1)],  # right, bottom
+        8: [(1, 0), (1, 1), (0, 0)],  # left, bottom
+    }
+    stored = Image.new("RGB", (2, 2), (0, 0, 0))
+    for place, colour in zip(corners[orientation], (RED, GREEN, BLUE), strict=True):
+        stored.putpixel(place, colour)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode_image(encoded(stored, exif=exif), "x")
+    assert [found.getpixel(p) for p in ((0, 0), (1, 0), (0, 1))] == [RED, GREEN, BLUE]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_malformed_exif_does_not_refuse_the_picture() -> None:
+    data = encoded(Image.new("RGB", (2, 2), RED), exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert decode_image(data, "x").getpixel((0, 0)) == RED
+
+
+def test_transparency_goes_on_white() -> None:
+    clear, half = Image.new("RGBA", (1, 1), (255, 0, 0, 0)), Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+    assert decode_image(encoded(clear), "x").getpixel((0, 0)) == (255, 255, 255)
+    red, green, blue = decode_image(encoded(half), "x").getpixel((0, 0))
+    assert red == 255 and abs(green - 127) <= 1 and abs(blue - 127) <= 1
+    assert decode_image(encoded(Image.new("LA", (1, 1), (0, 0))), "x").getpixel((0, 0)) == (255, 255, 255)
+    keyed = Image.new("RGB", (1, 1), GREEN)
+    assert decode_image(encoded(keyed, transparency=GREEN), "x").getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([*BLUE, *RED])
+    palette.putpixel((1, 0), 1)
+    found = decode_image(encoded(palette, transparency=0), "x")
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), RED]
+
+
+def test_grey_16_bit_cmyk_and_one_bit() -> None:
+    assert decode_image(encoded(Image.new("L", (1, 1), 77)), "x").getpixel((0, 0)) == (77, 77, 77)
+    assert decode_image(encoded(Image.new("1", (1, 1), 1)), "x").getpixel((0, 0)) == (255, 255, 255)
+    wide = Image.fromarray(np.array([[0, 77 * 257, 65535]], dtype=np.uint16))
+    found = decode_image(encoded(wide), "x")
+    assert [found.getpixel((x, 0))[0] for x in range(3)] == [0, 77, 255]
+    cmyk = decode_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100), "x")
+    assert np.abs(np.array(cmyk.getpixel((4, 4))) - RED).max() < 6
+    with pytest.raises(BadImage, match="float"):
+        decode_image(encoded(Image.new("F", (1, 1), 0.5), "TIFF"), "x")
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (3, 3), c) for c in (RED, GREEN)]
+    for format in ("GIF", "PNG"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+        assert decode_image(data, "x").getpixel((1, 1)) == RED
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    with pytest.raises(BadImage, match=r"row 7: 9000 x 9000 pixels exceed the limit of 64,000,000"):
+        decode_image(png_header(9000, 9000), "row 7")
+    with pytest.raises(BadImage, match="row 7"):  # beyond Pillow's own limit
+        decode_image(png_header(60000, 60000), "row 7")
+    small = encoded(Image.new("RGB", (10, 10)))
+    assert decode_image(small, "x", max_pixels=100).size == (10, 10)
+    with pytest.raises(BadImage, match="limit of 99 pixels"):
+        decode_image(small, "x", max_pixels=99)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_truncated_and_corrupt_files_name_the_row(format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), format)
+    for bad in (data[: len(data) // 2], b"", b"no picture", data[:12]):
+        with pytest.raises(BadImage, match=r"^row 3: "):
+            decode_image(bad, "row 3")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on broken TIFF tags
+def test_flipped_bytes_never_raise_anything_else() -> None:
+    rng = np.random.default_rng(1)
+    noise = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    refused = 0
+    for format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+        data = np.frombuffer(encoded(noise, format), dtype=np.uint8)
+        for _ in range(40):
+            bad = data.copy()
+            bad[rng.integers(0, len(bad), 8)] = rng.integers(0, 256, 8)
+            try:
+                assert decode_image(bad.tobytes(), "x").mode == "RGB"
+            except BadImage:
+                refused += 1
+    assert refused > 20
+
+
+def test_missing_files_pipes_and_programs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="no such file"):
+        decode_image(tmp_path / "absent.png", "x")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="no such file"):
+        decode_image(tmp_path / "pipe.png", "x")
+    with pytest.raises(BadImage, match="not a picture"):  # Pillow would start Ghostscript
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "x")
+
+
+def test_at_least_shrinks_jpegs_but_never_below() -> None:
+    x = np.linspace(0, 255, 640)
+    image = Image.fromarray(np.stack([np.tile(x, (480, 1))] * 3, axis=2).astype(np.uint8))
+    data = encoded(image, "JPEG", quality=95)
+    sizes = {n: decode_image(data, "x", at_least=n).size for n in (60, 61, 121, 240, 241, 481)}
+    assert sizes == {60: (80, 60), 61: (160, 120), 121: (320, 240), 240: (320, 240), 241: (640, 480), 481: (640, 480)}
+    assert decode_image(encoded(image), "x", at_least=60).size == (640, 480)  # PNG has no such thing
+    small = np.array(decode_image(data, "x", at_least=100)).astype(float)
+    assert np.abs(small - np.array(image.resize((160, 120), Image.Resampling.BOX))).mean() < 2
+
+
+def test_paths_stay_inside_their_folder(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "in").mkdir(parents=True)
+    (root / "in" / "a.png").touch()
+    (tmp_path / "settled").mkdir()
+    (tmp_path / "secret.png").touch()
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "good.png").symlink_to(root / "in" / "a.png")
+    real = os.path.realpath(root)
+    for path in ("in/a.png", "in/../in/a.png", str(root / "in/a.png"), "good.png", "..a.png", "a..b.png"):
+        assert path_inside(real, path, "x").startswith(real)
+        assert not leaves_folder(real, path)
+    for path in (
+        "../secret.png",
+        "in/../../secret.png",
+        "/etc/passwd",
+        str(tmp_path / "settled/x.png"),
+        "../settled/x",
+    ):
+        assert leaves_folder(real, path)
+        with pytest.raises(BadImage, match="leads out of"):
+            path_inside(real, path, "x")
+    for path in ("link.png", "folder/secret.png"):
+        with pytest.raises(BadImage, match="leads out of"):
+            path_inside(real, path, "x")
+    with pytest.raises(BadImage, match="not a path"):
+        path_inside(real, "a\0.png", "x")

@@ -1,0 +1,134 @@
+"""The fixed and the random transform, against open_clip's and pictures whose pixels say where they come from."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from miniclip.data.transforms import CLIP_MEAN, CLIP_STD, Augment, Preprocess
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """Red is the column, green the row, in pixels."""
+    y, x = np.mgrid[:height, :width].astype(np.uint8)
+    return Image.fromarray(np.dstack([x, y, np.zeros_like(x)]))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_equals_open_clip_on_square_pictures() -> None:
+    from open_clip.transform import image_transform
+
+    theirs = image_transform(48, is_train=False, mean=CLIP_MEAN, std=CLIP_STD)(noise(120, 120))
+    torch.testing.assert_close(Preprocess(48)(noise(120, 120)), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(150, 100), (100, 150), (40, 64)])
+def test_close_to_open_clip_on_others(size: tuple[int, int]) -> None:
+    """Theirs rounds the resized side and the crop to whole pixels before it cuts; ours cuts exactly."""
+    from open_clip.transform import image_transform
+
+    smooth = noise(6, 5).resize(size, Image.Resampling.BICUBIC)
+    theirs = image_transform(32, is_train=False, mean=CLIP_MEAN, std=CLIP_STD)(smooth)
+    ours = Preprocess(32)(smooth)
+    assert (ours - theirs).abs().mean() < 0.02
+
+
+def test_squash_keeps_the_edges_and_crop_the_middle() -> None:
+    picture = coordinates(200, 50)
+    squashed = Preprocess(50, resize="squash").to_uint8(picture)
+    cropped = Preprocess(50, resize="crop").to_uint8(picture)
+    assert squashed[0, 25].min() < 5
+    assert squashed[0, 25].max() > 195
+    assert cropped[0, 25].tolist() == list(range(75, 125))
+    assert torch.equal(cropped[1, :, 7], torch.arange(50, dtype=torch.uint8))
+
+
+def test_normalize_by_hand() -> None:
+    pixels = torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1)
+    expected = [(1 - 0.48145466) / 0.26862954, -0.4578275 / 0.26130258, (0.2 - 0.40821073) / 0.27577711]
+    assert Preprocess(1).normalize(pixels).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_round_trip_through_json() -> None:
+    one = Preprocess(96, mean=(0.1, 0.2, 0.3), resize="squash")
+    assert Preprocess.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_grey_and_transparent_pictures() -> None:
+    assert Preprocess(8)(Image.new("L", (9, 9), 100)).shape == (3, 8, 8)
+    assert Preprocess(8)(Image.new("RGBA", (9, 9))).shape == (3, 8, 8)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="image_size=0"):
+        Preprocess(0)
+    with pytest.raises(ValueError, match="resize='stretch'"):
+        Preprocess(8, resize="stretch")  # type: ignore[arg-type]
+
+
+def test_crop_is_a_window_of_the_stored_picture() -> None:
+    """CLIP's augmentation: the stored picture's shorter side is 9/8 of the side, and every window of it occurs."""
+    augment = Augment(64)
+    stored = coordinates(72, 72)
+    assert augment.store(stored) is stored
+    corners = set()
+    for seed in range(400):
+        square = augment(stored, random.Random(seed))
+        assert square.shape == (3, 64, 64)
+        left, top = int(square[0, 0, 0]), int(square[1, 0, 0])
+        assert torch.equal(square[0, 5].int(), torch.arange(left, left + 64, dtype=torch.int32))
+        assert torch.equal(square[1, :, 5].int(), torch.arange(top, top + 64, dtype=torch.int32))
+        corners.add((left, top))
+    assert {x for x, _ in corners} == set(range(9)) == {y for _, y in corners}
+
+
+def test_store_is_idempotent_and_keeps_the_aspect_ratio() -> None:
+    for kind in ("crop", "resized_crop", "none"):
+        augment = Augment(32, kind, crop_scale=(0.25, 1.0))
+        once = augment.store(noise(300, 200))
+        assert augment.store(once) is once
+        side = {"crop": 36, "resized_crop": 64, "none": 32}[kind]
+        assert once.size == ((side, side) if kind == "none" else (round(side * 1.5), side))
+    squashed = Augment(32, "crop", resize="squash").store(noise(300, 200))
+    assert squashed.size == (36, 36)
+
+
+def test_storing_changes_no_draw() -> None:
+    for kind in ("crop", "resized_crop", "none"):
+        augment = Augment(32, kind, flip=0.5, colour_jitter=0.3)
+        picture = noise(100, 80)
+        for seed in range(5):
+            stored = augment(augment.store(picture), random.Random(seed))
+            assert torch.equal(stored, augment(picture, random.Random(seed)))
+        draws = {augment(picture, random.Random(seed)).numpy().tobytes() for seed in range(10)}
+        assert len(draws) == 10
+
+
+def test_resized_crop_takes_the_share_it_is_told() -> None:
+    augment = Augment(50, "resized_crop", crop_scale=(0.25, 0.25))
+    square = augment(coordinates(100, 100), random.Random(3)).float()
+    assert float(square[0].max() - square[0].min()) == pytest.approx(50, abs=3)
+
+
+def test_flip() -> None:
+    plain, mirrored = Augment(20, "none"), Augment(20, "none", flip=1.0)
+    picture = coordinates(20, 20)
+    assert torch.equal(mirrored(picture, random.Random(0)), plain(picture, random.Random(0)).flip(2))
+    half = [Augment(20, "none", flip=0.5)(picture, random.Random(seed))[0, 0, 0].item() for seed in range(200)]
+    assert 60 < sum(value == 19 for value in half) < 140
+
+
+def test_jitter_stays_near() -> None:
+    grey = Image.new("RGB", (8, 8), (100, 100, 100))
+    values = [Augment(8, "none", colour_jitter=0.2)(grey, random.Random(seed)).float().mean() for seed in range(50)]
+    assert min(values) >= 79
+    assert max(values) <= 121
+    assert max(values) - min(values) > 20
