@@ -1,0 +1,303 @@
+"""The command line of eval.py. Everything that can be refused is refused before a model is loaded.
+
+torch and all that needs it are imported inside functions, so that `eval.py --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from miniclip.data.sources import LabelledSource, PairSource
+
+Source = TypeVar("Source")
+
+_EXAMPLES = """examples:
+  eval.py zeroshot  --checkpoint runs/shapes --task unseen
+  eval.py zeroshot  --checkpoint runs/flickr8k --data photos/ --split test --templates openai80 --json result.json
+  eval.py zeroshot  --checkpoint runs/a runs/b --data photos/ --templates "a photo of a {}." "a drawing of a {}."
+  eval.py retrieval --checkpoint runs/shapes --data shapes --examples examples.png
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run eval.py with argv (the process's own if None) -> exit code: 0, or 2 with one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a class name that the terminal cannot show costs no results
+    try:
+        (_zero_shot if arguments.command == "zeroshot" else _retrieval)(arguments)
+    except (ValueError, OSError) as error:
+        print(f"eval.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _zero_shot(arguments: argparse.Namespace) -> None:
+    data_only = ("classnames", "label_column", "image_column", "name")
+    stray = [f"--{option}" for option in data_only if arguments.task and getattr(arguments, option) is not None]
+    if stray:
+        raise ValueError(f"{', '.join(stray)} belongs to --data; a built-in task has its own classes")
+    if arguments.task == "relation" and (arguments.templates or arguments.confusion):
+        raise ValueError("--task relation brings two sentences for each picture; leave --templates and --confusion out")
+    _check_outputs(arguments, "confusion")
+
+    from miniclip.evaluation.encode import EncodeOptions
+    from miniclip.evaluation.pictures import confusion_png
+    from miniclip.evaluation.report import print_zero_shot
+    from miniclip.evaluation.zeroshot import SIMPLE_TEMPLATES, resolve_templates, zero_shot
+
+    templates: tuple[str, ...] | None = None if arguments.task else SIMPLE_TEMPLATES
+    if arguments.templates is not None:
+        given = arguments.templates
+        templates = resolve_templates(given[0] if len(given) == 1 else given)
+    options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
+    device = _device(arguments.device)
+    sources = _open_for(arguments.checkpoint, lambda image_size: _labelled(arguments, image_size))
+    task = arguments.task or arguments.data
+
+    from miniclip.checkpoint import load
+
+    results = {}
+    for directory, source in sources.items():
+        model, preprocess, tokenizer = load(directory, device)
+        results[directory] = zero_shot(model, preprocess, tokenizer, source, templates, task=task, options=options)
+    _save_json(arguments, results, templates)
+    if arguments.confusion:
+        (result,) = results.values()
+        assert result.confusion is not None  # relation alone has none
+        title = f"{_short(task)}, top-1 {100 * result.top1:.1f}%"
+        confusion_png(result.confusion, result.classes, arguments.confusion, title)
+    print_zero_shot(results, f"zero-shot: {task}")
+
+
+def _retrieval(arguments: argparse.Namespace) -> None:
+    _check_outputs(arguments, "examples")
+
+    from miniclip.evaluation.encode import EncodeOptions
+    from miniclip.evaluation.pictures import write_examples
+    from miniclip.evaluation.report import print_retrieval
+    from miniclip.evaluation.retrieval import count_retrieval, encode_pairs
+
+    options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
+    device = _device(arguments.device)
+    sources = _open_for(arguments.checkpoint, lambda image_size: _pairs(arguments, image_size))
+
+    from miniclip.checkpoint import load
+
+    results = {}
+    for directory, source in sources.items():
+        model, preprocess, tokenizer = load(directory, device)
+        pairs = encode_pairs(model, preprocess, tokenizer, source, options)
+        results[directory] = count_retrieval(pairs)
+        if arguments.examples:
+            title = f"{_short(arguments.data)}: the best of {len(pairs.texts)} captions"
+            write_examples(source, pairs, arguments.examples, title=title)
+    _save_json(arguments, results, None)
+    print_retrieval(results, f"retrieval: {arguments.data}, {arguments.split}")
+
+
+def _short(source: str) -> str:
+    return Path(source).name or source
+
+
+def _save_json(arguments: argparse.Namespace, results: Mapping[str, Any], templates: Sequence[str] | None) -> None:
+    from miniclip.evaluation.report import to_json, write_json
+
+    if arguments.json:
+        head = {name: getattr(arguments, name) for name in ("command", "data", "split", "precision")}
+        rows = [{"checkpoint": directory, **to_json(result)} for directory, result in results.items()]
+        write_json(arguments.json, {**head, "templates": templates, "results": rows})
+
+
+def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
+    if arguments.task:
+        from miniclip.data.shapes import scene_task
+
+        return scene_task(arguments.task, arguments.size, arguments.seed, image_size)
+    from miniclip.data.labelled import open_labelled
+
+    return open_labelled(
+        arguments.data,
+        split=arguments.split,
+        name=arguments.name,
+        classnames_file=arguments.classnames,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        image_size=image_size,
+    )
+
+
+def _pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
+    from miniclip.config import DataConfig
+    from miniclip.data.sources import open_source
+
+    columns = arguments.caption_column
+    caption_column = columns[0] if columns and len(columns) == 1 else columns
+    data = {"source": arguments.data, "name": arguments.name, "size": arguments.size}
+    data |= {"image_column": arguments.image_column, "caption_column": caption_column}
+    split = arguments.split
+    if split not in ("train", "validation", "test") and arguments.data != "shapes":
+        # the source's own word for a split
+        data["test_split"], split = split, "test"
+    source = open_source(
+        DataConfig(**data), split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
+    )
+    if len(source) == 0:
+        raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
+    return source if arguments.limit is None else First(source, arguments.limit)
+
+
+@dataclass(frozen=True)
+class First:
+    """The first `limit` pictures of a PairSource."""
+
+    source: PairSource
+    limit: int
+
+    def __len__(self) -> int:
+        return min(self.limit, len(self.source))
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(index)
+
+    def captions(self, index: int) -> list[str]:
+        return self.source.captions(index)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+def _open_for(directories: Sequence[str], open_at: Callable[[int], Source]) -> dict[str, Source]:
+    """Checkpoint -> the data, opened once for each picture size the checkpoints take."""
+    sizes = {directory: _image_size(directory) for directory in directories}
+    sources = {size: open_at(size) for size in set(sizes.values())}
+    return {directory: sources[size] for directory, size in sizes.items()}
+
+
+def _image_size(directory: str) -> int:
+    from miniclip.checkpoint import PREPROCESS, WEIGHTS
+
+    folder = next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"--checkpoint {directory}: no {WEIGHTS} there, nor in its model folder; name the directory of a run "
+            "that has finished, or one that miniclip.save_model wrote"
+        )
+    try:
+        return int(json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
+
+
+def _check_outputs(arguments: argparse.Namespace, picture: str) -> None:
+    if len(set(arguments.checkpoint)) < len(arguments.checkpoint):
+        raise ValueError("--checkpoint names the same directory twice")
+    if getattr(arguments, picture) and len(arguments.checkpoint) > 1:
+        raise ValueError(f"--{picture} draws one model; give one --checkpoint, not {len(arguments.checkpoint)}")
+    for option in ("json", picture):
+        target = getattr(arguments, option)
+        if target is None:
+            continue
+        path = Path(target)
+        if path.is_dir():
+            raise ValueError(f"--{option} {target} is a folder; name a file")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"--{option} {target}: the folder {path.parent} does not exist; make it first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(f"--{option} {target}: no permission to write there")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}); use auto or cpu") from error
+    return device
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"eval.py: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
+        return value
+
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    from miniclip.data.shapes import TASKS
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="eval.py", description="Evaluate trained models.", epilog=_EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="zeroshot|retrieval")
+
+    zeroshot = commands.add_parser(
+        "zeroshot", help="classify pictures by prompts", epilog=_EXAMPLES, formatter_class=raw
+    )
+    what = zeroshot.add_mutually_exclusive_group(required=True)
+    data_help = "folder with one sub-folder a class, any other labelled source, or a Hub name"
+    what.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", help=data_help)
+    what.add_argument("--task", choices=TASKS, help="a task over the built-in scenes")
+    zeroshot.add_argument("--classnames", metavar="FILE", help="what the classes are called in the prompts")
+    zeroshot.add_argument("--label_column", metavar="NAME", help="column of the class; found by itself if left out")
+    zeroshot.add_argument(
+        "--templates",
+        nargs="+",
+        metavar="T",
+        help='simple, openai80, a file with one template a line, or templates such as "a photo of a {}."; '
+        "several are averaged (default: the task's own, else simple)",
+    )
+    zeroshot.add_argument("--confusion", metavar="FILE", help="draw the confusion matrix as PNG")
+
+    retrieval = commands.add_parser(
+        "retrieval", help="find captions by image and back", epilog=_EXAMPLES, formatter_class=raw
+    )
+    data_help = "shapes, or any source of captioned pictures that data.source takes"
+    retrieval.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", required=True, help=data_help)
+    caption_help = "column or columns of the captions; found by itself if left out"
+    retrieval.add_argument("--caption_column", nargs="+", metavar="NAME", help=caption_help)
+    retrieval.add_argument("--limit", type=_at_least(1), metavar="N", help="take only the first N pictures")
+    retrieval.add_argument("--examples", metavar="FILE", help="draw example images with their best captions as PNG")
+
+    for command in (zeroshot, retrieval):
+        command.add_argument("--checkpoint", nargs="+", required=True, metavar="DIR", help="run or model directories")
+        command.add_argument("--split", default="test", help="split of --data (default: test)")
+        command.add_argument("--name", metavar="CONFIG", help="configuration of a Hub data set that has several")
+        command.add_argument(
+            "--image_column", metavar="NAME", help="column of the pictures; found by itself if left out"
+        )
+        command.add_argument("--size", type=_at_least(1), default=1000, help="number of scenes (default: 1000)")
+        command.add_argument("--seed", type=_at_least(0), default=0, help="seed of the scenes (default: 0)")
+        command.add_argument("--json", metavar="FILE", help="write the results as JSON")
+        command.add_argument(
+            "--batch_size", type=_at_least(1), default=256, help="items encoded at a time (default: 256)"
+        )
+        command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    return parser
