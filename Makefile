@@ -33,6 +33,8 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'open_clip_torch[training]'
+	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 clean:

@@ -238,6 +238,7 @@ class TrainConfig:
         micro_batch_size: pairs that go through the towers at a time, for each process; the loss still sees the whole
             batch (gradient caching). None takes the batch at once.
         compile: run the towers through torch.compile.
+        cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
     """
 
     max_steps: int | None = None
@@ -245,6 +246,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     micro_batch_size: int | None = None
     compile: bool = False
+    cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -256,6 +258,8 @@ class TrainConfig:
         _require(self.epochs is None or self.epochs > 0, f"train.epochs={self.epochs} must be above 0")
         micro = self.micro_batch_size
         _require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
+        threads = self.cpu_threads
+        _require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")
 
 
 @dataclass(frozen=True)

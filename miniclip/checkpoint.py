@@ -1,0 +1,138 @@
+"""What a run leaves on disk: the model that can be loaded with nothing else, and the state to go on from.
+
+    model/model.safetensors  model/model.json  model/preprocess.json      the finished model
+    checkpoints/step_00000500/                                            weights, optimiser, random states, step
+
+Weights are read as safetensors, optimiser and random states through Accelerate with `weights_only=True`: nothing that
+is read here can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from miniclip.config import ModelConfig
+from miniclip.data.transforms import Preprocess
+from miniclip.models import DualEncoder, create_model
+from miniclip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+WEIGHTS, MODEL, PREPROCESS = "model.safetensors", "model.json", "preprocess.json"
+
+
+def save_model(
+    directory: str | Path, model: DualEncoder, preprocess: Preprocess, state: dict[str, Tensor] | None = None
+) -> Path:
+    """Write weights, model config and preprocessing into directory; state takes the place of the model's own weights.
+
+    The weights come last and under their final name only when they are whole, so a directory that has them is complete.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / MODEL, asdict(model.config))
+    _write_json(directory / PREPROCESS, preprocess.to_dict())
+    weights = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if state is None else state).items()}
+    part = directory / (WEIGHTS + ".part")
+    save_file(weights, part, metadata={"format": "pt"})
+    part.replace(directory / WEIGHTS)
+    return directory
+
+
+def load(directory: str | Path, device: str | torch.device = "cpu") -> tuple[DualEncoder, Preprocess, Tokenizer]:
+    """A run directory or its model directory -> the model in evaluation mode, its preprocessing and its tokenizer.
+
+    Raises FileNotFoundError if a file is missing and ValueError if one does not fit, both naming it.
+    """
+    directory = Path(directory)
+    if not (directory / WEIGHTS).exists() and (directory / "model").is_dir():
+        directory = directory / "model"
+    for name in (WEIGHTS, MODEL, PREPROCESS):
+        if not (directory / name).exists():
+            raise FileNotFoundError(
+                f"{directory / name} does not exist; name a run directory that has finished, or a directory "
+                f"with {WEIGHTS}, {MODEL} and {PREPROCESS}"
+            )
+    try:
+        values = _read_json(directory / MODEL)
+        layers = values.get("image_layers")
+        config = ModelConfig(**{**values, "image_layers": tuple(layers) if isinstance(layers, list) else layers})
+        preprocess = Preprocess.from_dict(_read_json(directory / PREPROCESS))
+    except TypeError as error:
+        raise ValueError(
+            f"{directory / MODEL} or {PREPROCESS} beside it has keys of another version: {error}"
+        ) from error
+    with torch.device("meta"):
+        model = create_model(config)
+    try:
+        model.load_state_dict(load_file(directory / WEIGHTS), strict=True, assign=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{directory / WEIGHTS} does not hold the model of {MODEL} beside it: {error}") from error
+    model.requires_grad_(True)
+    return model.to(device).eval(), preprocess, Tokenizer(context_length=_known(config.context_length))
+
+
+def _known(value: int | None) -> int:
+    if value is None:
+        raise ValueError("the model config lacks context_length; it was not written by miniclip.save_model")
+    return value
+
+
+def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, keep: int) -> None:
+    """Write the state after `step` steps; every process calls it. Older ones than the newest `keep` are removed.
+
+    The directory gets its final name when it is whole: a process killed halfway leaves the last checkpoint untouched.
+    """
+    folder = run_dir / "checkpoints"
+    part, final = folder / f"step_{step:08d}.part", folder / f"step_{step:08d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(part))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _write_json(part / "progress.json", {"step": step})
+        shutil.rmtree(final, ignore_errors=True)
+        part.replace(final)
+        for old in _checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> int:
+    """Put the newest checkpoint's state into what the accelerator has prepared; returns its step, 0 without one."""
+    found = _checkpoints(run_dir)
+    if not found:
+        return 0
+    accelerator.load_state(str(found[-1]))
+    step: int = _read_json(found[-1] / "progress.json")["step"]
+    return step
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return sorted(p for p in (run_dir / "checkpoints").glob("step_*") if not p.name.endswith(".part"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return values
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

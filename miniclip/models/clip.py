@@ -1,0 +1,130 @@
+"""The dual encoder (CLIP, arXiv:2103.00020): an image tower and a text tower into one shared space.
+
+Axes: `B` batch, `E` embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniclip.config import ModelConfig
+from miniclip.models.presets import resolve
+from miniclip.models.resnet import ModifiedResNet
+from miniclip.models.text import TextTower
+from miniclip.models.vit import VisionTransformer
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
+
+
+class Embeddings(NamedTuple):
+    """What a training step needs; the matrix of logits is `scale * image @ text.T + bias`.
+
+    image, text: (B, E), unit length, at least float32. scale: 0-dim, > 0. bias: 0-dim, or None for a model without one.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
+class DualEncoder(TextTower):
+    """CLIP. `config` may leave fields to its preset; `self.config` has all of them.
+
+    It is the text tower with an image tower added, rather than a pair of them, because the text tower's parameters
+    stand at the top level in OpenAI's weights and the names here are the same.
+    Raises ConfigError for a config that `resolve` refuses.
+    """
+
+    logit_bias: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        config = resolve(config)
+        c: dict[str, Any] = asdict(config)
+        checkpointing = config.activation_checkpointing
+        super().__init__(
+            context_length=c["context_length"],
+            vocab_size=c["vocab_size"],
+            width=c["text_width"],
+            heads=c["text_heads"],
+            layers=c["text_layers"],
+            embed_dim=c["embed_dim"],
+            activation=c["activation"],
+            checkpointing=checkpointing,
+        )
+        self.config = config
+        self.visual: ModifiedResNet | VisionTransformer
+        if config.image_encoder == "resnet":
+            self.visual = ModifiedResNet(
+                image_size=c["image_size"],
+                width=c["image_width"],
+                layers=c["image_layers"],
+                heads=c["image_heads"],
+                embed_dim=c["embed_dim"],
+                checkpointing=checkpointing,
+            )
+        else:
+            self.visual = VisionTransformer(
+                image_size=c["image_size"],
+                patch_size=c["patch_size"],
+                width=c["image_width"],
+                layers=c["image_layers"],
+                heads=c["image_heads"],
+                embed_dim=c["embed_dim"],
+                activation=c["activation"],
+                checkpointing=checkpointing,
+            )
+        self.logit_scale = nn.Parameter(torch.tensor(float(c["logit_scale_init"])))
+        bias = config.logit_bias_init
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """image: (B, 3, S, S) float, S = config.image_size, normalised as Preprocess does. Returns (B, E).
+
+        normalize: unit length, in at least float32 even under autocast. Raises ValueError for another shape or dtype.
+        """
+        size = self.config.image_size
+        if image.ndim != 4 or tuple(image.shape[1:]) != (3, size, size) or not image.is_floating_point():
+            raise ValueError(
+                f"image has shape {tuple(image.shape)} and dtype {image.dtype}; this model takes normalised floats of "
+                f"shape (B, 3, {size}, {size}), as Preprocess(image_size={size}) returns them"
+            )
+        features = self.visual(image)
+        return unit_length(features) if normalize else features
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """text: (B, L) integer ids, zero padded, L <= config.context_length. Returns (B, E).
+
+        normalize: unit length, in at least float32 even under autocast. Raises ValueError for another shape or a larger
+        L.
+        """
+        features = self.text_features(text)
+        return unit_length(features) if normalize else features
+
+    def forward(self, image: Tensor, text: Tensor) -> Embeddings:
+        """Both towers. image: (B, 3, S, S); text: (B', L), usually B' = B; see encode_image and encode_text."""
+        return Embeddings(
+            image=self.encode_image(image, normalize=True),
+            text=self.encode_text(text, normalize=True),
+            scale=self.logit_scale.exp(),
+            bias=self.logit_bias,
+        )
+
+    @torch.no_grad()
+    def clamp_logit_scale_(self) -> None:
+        """Bring logit_scale back into [0, ln 100]; call it after each optimiser step.
+
+        A clamp inside `forward` would have no gradient outside the range, so the scale could never come back.
+        """
+        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x: (..., E) -> the same direction with 2-norm 1, in float32, or float64 if x is that."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

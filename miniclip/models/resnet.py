@@ -1,0 +1,153 @@
+"""CLIP's modified ResNet (arXiv:2103.00020, section 2.4): ResNet-D's stem, antialiased strides, attention pooling.
+
+Axes: `B` batch, `D` channels, `E` embedding. Works in either memory format; channels_last is the faster one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from miniclip.models.transformer import attend, run_block
+
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with a residual; a stride is an average pool before a convolution of stride 1."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        channels_out = channels * EXPANSION
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        # A zero gamma starts every block as the identity.
+        nn.init.zeros_(self.bn3.weight)
+
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or channels_in != channels_out:
+            self.downsample = nn.Sequential()
+            # "-1" keeps the numbers of the two modules with parameters where they were before the pool was added.
+            self.downsample.add_module("-1", nn.AvgPool2d(stride) if stride > 1 else nn.Identity())
+            self.downsample.add_module("0", nn.Conv2d(channels_in, channels_out, 1, bias=False))
+            self.downsample.add_module("1", nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels_in, h, w) -> (B, 4 channels, h / stride, w / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(self.avgpool(out)))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class AttentionPool(nn.Module):
+    """One multi-head attention whose only query is the mean of the picture's cells."""
+
+    def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        std = width**-0.5
+        self.positional_embedding = nn.Parameter(std * torch.randn(side**2 + 1, width))
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, embed_dim)
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(linear.weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, D, side, side) -> (B, E)."""
+        x = x.flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+        # The other tokens' outputs are never read, so they ask no query.
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # b l (h d) -> b h l d
+            for t in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
+        )
+        out = attend(q, k, v)
+        return self.c_proj(out.flatten(1))  # b h 1 d -> b (h d)
+
+
+class ModifiedResNet(nn.Module):
+    """Stem -> four stages -> attention pooling -> (B, E).
+
+    layers: blocks in each of the four stages. image_size must be divisible by 32, width * 32 by heads.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        width: int,
+        layers: tuple[int, ...],
+        heads: int,
+        embed_dim: int,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        self.layer1 = _stage(width, width, layers[0], stride=1)
+        self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = _stage(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = _stage(width * 16, width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool(image_size // 32, width * 32, heads, embed_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, 3, image_size, image_size) float, normalised. Returns (B, E), not normalised."""
+        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = F.relu(self.bn3(self.conv3(x)), inplace=True)
+        x = self.avgpool(x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = _recomputed(block, x) if self.checkpointing else block(x)
+        return self.attnpool(x)
+
+
+def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(channels_in, channels, stride)
+    return nn.Sequential(first, *(Bottleneck(channels * EXPANSION, channels) for _ in range(blocks - 1)))
+
+
+# torch.compile cannot trace a context_fn; these blocks then run uncompiled.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    return run_block(True, block, x, context_fn=lambda: _recompute_contexts(block))
+
+
+def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), frozen_statistics(block)
+
+
+@contextmanager
+def frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics still, its output unchanged: a batch that runs twice must not count twice.
+
+    Momentum 0, rather than track_running_stats=False, because checkpointing wants the same tensors saved as before.
+    """
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm)]
+    for norm, _, count in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = count if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in norms:
+            norm.momentum = momentum
+            norm.num_batches_tracked = count

@@ -1,0 +1,108 @@
+"""Imports go one way: a module may use what stands before it in the list, and nothing after."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# From the ground up. A package is one layer; inside it the order below holds as well.
+LAYERS = [
+    "config",
+    "tokenizer",
+    "losses",
+    "matrix",
+    "metrics",
+    "models.presets",
+    "models.transformer",
+    "models.text",
+    "models.vit",
+    "models.resnet",
+    "models.clip",
+    "models",
+    "data.transforms",
+    "data.images",
+    "data.captions",
+    "data.drawing",
+    "data.shapes",
+    "data.tables",
+    "data.columns",
+    "data.pictures",
+    "data.splits",
+    "data.sources",
+    "data.labelled",
+    "data.loader",
+    "data",
+    "hardware",
+    "gradcache",
+    "optim",
+    "checkpoint",
+    "evaluation.encode",
+    "evaluation.zeroshot",
+    "evaluation.retrieval",
+    "evaluation.pictures",
+    "evaluation.report",
+    "evaluation.suite",
+    "evaluation",
+    "training",
+    "evaluation.cli",
+    "cli",
+    "__init__",
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted((ROOT / "miniclip").rglob("*.py")):
+        parts = path.relative_to(ROOT / "miniclip").with_suffix("").parts
+        found[".".join(parts[:-1]) if len(parts) > 1 and parts[-1] == "__init__" else ".".join(parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the project that a file imports, also inside functions; type checking does not count."""
+    names = set()
+    tree = ast.parse(path.read_text())
+    skipped = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "miniclip":
+            base = node.module.removeprefix("miniclip").removeprefix(".")
+            known = modules()
+            for alias in node.names:
+                full = f"{base}.{alias.name}" if base else alias.name
+                names.add(full if full in known else base or "__init__")
+        elif isinstance(node, ast.Import):
+            names.update(a.name.removeprefix("miniclip.") for a in node.names if a.name.startswith("miniclip."))
+    return names
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(modules()) == set(LAYERS)
+
+
+def test_imports_go_down() -> None:
+    upward = [
+        f"{name} imports {used}"
+        for name, path in modules().items()
+        for used in imported(path)
+        if LAYERS.index(used) >= LAYERS.index(name) and used != name
+    ]
+    assert not upward
+
+
+def test_walk_sees_imports() -> None:
+    found = imported(ROOT / "miniclip" / "training.py")
+    assert {"config", "checkpoint", "data.loader", "evaluation.suite", "losses", "models"} <= found
+
+
+def test_no_module_hides_a_standard_one() -> None:
+    top = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    assert not (top & set(sys.stdlib_module_names))

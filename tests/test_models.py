@@ -1,0 +1,355 @@
+"""The towers, their presets and the dual encoder, without a second implementation (test_parity has that)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from miniclip.config import ModelConfig
+from miniclip.models import PRESETS, DualEncoder, create_model, resolve
+
+# Counted by hand for tiny-vit (see test_parameter_count_by_hand); CLIP's own presets agree with the published counts.
+PARAMETERS = {
+    "RN50": 102_007_137,
+    "RN101": 119_688_033,
+    "RN50x4": 178_300_601,
+    "ViT-B-32": 151_277_313,
+    "ViT-B-16": 149_620_737,
+    "ViT-L-14": 427_616_513,
+    "ViT-S-16": 62_257_537,
+    "ViT-S-32": 63_085_825,
+    "tiny-resnet": 21_323_441,
+    "tiny-vit": 18_661_889,
+}
+
+RESNET = ModelConfig(preset="tiny-resnet", vocab_size=100, text_layers=2)
+VIT = ModelConfig(preset="tiny-vit", vocab_size=100, text_layers=2, image_layers=2)
+BOTH = pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
+
+
+def build(config: ModelConfig, **overrides: Any) -> DualEncoder:
+    torch.manual_seed(0)
+    return create_model(config, **overrides)
+
+
+def captions(ends: list[int], length: int = 77, vocab: int = 100) -> Tensor:
+    """Random ids below the end token, which stands at `ends`; zeros after it."""
+    generator = torch.Generator().manual_seed(5)
+    text = torch.zeros(len(ends), length, dtype=torch.long)
+    for row, end in enumerate(ends):
+        text[row, :end] = torch.randint(1, vocab - 1, (end,), generator=generator)
+        text[row, end] = vocab - 1
+    return text
+
+
+def pictures(count: int, size: int = 64) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(6))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close_by_norm(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        # A key's bias has the true gradient 0; the constant allows for its rounding.
+        assert (got[name] - expected).norm() <= tolerance * expected.norm() + 1e-7, name
+
+
+def test_parameter_table() -> None:
+    assert PARAMETERS.keys() == PRESETS.keys(), "every preset stands in the table, and nothing else"
+    with torch.device("meta"):
+        counted = {name: sum(p.numel() for p in create_model(name).parameters()) for name in PRESETS}
+    assert counted == PARAMETERS
+
+
+def test_parameter_count_by_hand() -> None:
+    def block(d: int) -> int:
+        return 12 * d * d + 13 * d  # 3 + 1 + 4 + 4 matrices; biases 3 + 1 + 4 + 1, norms 4
+
+    image = 192 * 3 * 8 * 8 + 192 + 65 * 192 + 4 * 192 + 6 * block(192) + 192 * 256
+    text = 49408 * 256 + 77 * 256 + 2 * 256 + 4 * block(256) + 256 * 256
+    assert PARAMETERS["tiny-vit"] == image + text + 1
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_resolve_to_themselves(name: str) -> None:
+    config = resolve(ModelConfig(preset=name))
+    assert resolve(config) == config
+    assert (config.context_length, config.vocab_size, config.activation) == (77, 49408, "gelu")
+    assert config.logit_scale_init == pytest.approx(2.6592600369)  # ln(1 / 0.07)
+    assert (config.patch_size is None) == (config.image_encoder == "resnet")
+    # CLIP's heads are 64 wide; a ResNet's attention pooling works on 32 times the stem's width.
+    assert config.image_width and config.image_heads and config.text_width and config.text_heads
+    channels = config.image_width * (32 if config.image_encoder == "resnet" else 1)
+    assert channels == 64 * config.image_heads and config.text_width == 64 * config.text_heads
+
+
+def test_given_fields_win_over_the_preset() -> None:
+    config = resolve(ModelConfig(preset="ViT-B-32-quickgelu", embed_dim=128))
+    assert (config.activation, config.embed_dim, config.image_width) == ("quick_gelu", 128, 768)
+    assert resolve(ModelConfig(preset="ViT-B-32-quickgelu", activation="gelu")).activation == "gelu"
+    listed: Any = [1, 1, 1, 1]
+    assert resolve(ModelConfig(preset="RN50", image_layers=listed)).image_layers == (1, 1, 1, 1)
+
+
+def test_spelt_out_without_a_preset() -> None:
+    spelt = replace(resolve(VIT), preset=None)
+    assert resolve(spelt) == spelt
+    with pytest.raises(ValueError, match=r"model\.embed_dim, model\.image_heads must be set"):
+        resolve(replace(spelt, embed_dim=None, image_heads=None))
+    with pytest.raises(ValueError, match=r"model\.patch_size must be set"):
+        resolve(replace(spelt, patch_size=None))
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "message"),
+    [
+        ("ViT-B32", {}, "did you mean 'ViT-B-32'"),
+        ("RN50", {"image_size": 225}, "image_size=225 is not divisible by the resnet's stride=32; .*: 224"),
+        ("RN50", {"image_heads": 30}, r"image_width \* 32=2048 is not divisible by image_heads=30"),
+        ("RN50", {"image_layers": 12}, "must be four whole numbers"),
+        ("RN50", {"image_layers": (3, 4, 6)}, "must be four whole numbers"),
+        ("RN50", {"image_layers": (3, 4, 0, 3)}, "must be four whole numbers"),
+        ("RN50", {"patch_size": 16}, "has no meaning for a resnet"),
+        ("RN50", {"image_width": 65}, "must be even"),
+        ("ViT-B-32", {"image_size": 225}, "image_size=225 is not divisible by patch_size=32; .*: 224"),
+        ("ViT-B-32", {"image_width": 770}, "image_width=770 is not divisible by image_heads=12; .*: 768"),
+        ("ViT-B-32", {"image_layers": (3, 4, 6, 3)}, "must be one whole number for a vit"),
+        ("ViT-B-32", {"text_width": 500}, "text_width=500 is not divisible by text_heads=8"),
+        ("ViT-B-32", {"text_layers": 0}, "text_layers=0 must be a whole number"),
+        ("ViT-B-32", {"activation": "relu"}, "must be 'gelu' or 'quick_gelu'"),
+        ("ViT-B-32", {"image_encoder": "cnn"}, "must be 'vit' or 'resnet'"),
+        ("ViT-B-32", {"text_witdh": 512}, r"did you mean 'text_width'"),
+    ],
+)
+def test_impossible_models(preset: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(preset, **change)
+
+
+@BOTH
+def test_forward(config: ModelConfig) -> None:
+    model = build(config)
+    got = model(pictures(3), captions([4, 9, 2]))
+    for x in (got.image, got.text):
+        assert x.shape == (3, 256) and x.dtype == torch.float32
+        torch.testing.assert_close(x.norm(dim=-1), torch.ones(3))
+    assert got.scale.ndim == 0 and got.scale.item() == pytest.approx(1 / 0.07)
+    assert got.bias is None
+    raw = model.encode_text(captions([4, 9, 2]))
+    assert (raw.norm(dim=-1) - 1).abs().max() > 0.01
+    torch.testing.assert_close(model.encode_text(captions([4, 9, 2]), normalize=True), got.text)
+
+
+def test_bias() -> None:
+    model = build(VIT, logit_bias_init=-10.0)
+    bias = model(pictures(2), captions([3, 4])).bias
+    assert isinstance(model.logit_bias, nn.Parameter) and bias is not None
+    assert bias.ndim == 0 and bias.item() == -10.0
+
+
+@BOTH
+def test_autocast_returns_unit_length_in_float32(config: ModelConfig) -> None:
+    model = build(config)
+    image, text = pictures(4), captions([4, 9, 2, 30])
+    exact = model(image, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(image, text)
+    for x, y in ((got.image, exact.image), (got.text, exact.text)):
+        assert x.dtype == torch.float32
+        # bfloat16 itself could not hold the length closer to 1 than 4e-3.
+        torch.testing.assert_close(x.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-5)
+        assert ((x * y).sum(dim=-1) > 0.995).all()
+    (got.image.sum() + got.text.sum()).backward()
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients(model).values())
+
+
+def test_wrong_inputs() -> None:
+    model = build(VIT)
+    for image in (pictures(2, 32), pictures(2)[0], torch.zeros(2, 3, 64, 64, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\)"):
+            model.encode_image(image)
+    with pytest.raises(ValueError, match="context_length=77"):
+        model.encode_text(captions([4], length=78))
+    with pytest.raises(ValueError, match="context_length=77"):
+        model.encode_text(captions([4])[0])
+
+
+def test_a_later_token_changes_nothing() -> None:
+    model = build(VIT).eval()
+    text = captions([10, 6])
+    before = model.encode_text(text)
+    after_end = text.clone()
+    after_end[0, 11:] = 7
+    torch.testing.assert_close(model.encode_text(after_end), before, rtol=0, atol=1e-6)
+    # The same change before the end does count, in its own row alone.
+    inside = text.clone()
+    inside[0, 9] = inside[0, 9] % 90 + 1
+    moved = (model.encode_text(inside) - before).norm(dim=-1)
+    assert moved[0] > 1e-3 and moved[1] < 1e-6
+
+
+def test_inner_tokens_do_not_see_later_ones() -> None:
+    model = build(VIT).eval()
+    x = torch.randn(1, 8, 256)
+    changed = x.clone()
+    changed[0, 5] *= -1
+    for position in range(8):
+        at = torch.tensor([position])
+        difference = (model.transformer(x, at, causal=True) - model.transformer(changed, at, causal=True)).abs().max()
+        assert (difference > 1e-4) if position >= 5 else (difference == 0), position
+
+
+def test_the_last_block_for_one_token_equals_the_whole_block() -> None:
+    for block, causal in ((build(VIT).transformer.resblocks[0], True), (build(VIT).transformer.resblocks[1], False)):
+        x, at = torch.randn(3, 9, 256), torch.tensor([8, 0, 4])
+        whole = block(x, causal)
+        assert whole.shape == (3, 9, 256)
+        torch.testing.assert_close(block(x, causal, at)[:, 0], whole[torch.arange(3), at], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4, 50])
+def test_length_groups_and_trimming_are_exact(groups: int) -> None:
+    ends = [20, 3, 9, 9, 41, 1, 12]
+    text = captions(ends)
+    weights = torch.randn(len(ends), 256, generator=torch.Generator().manual_seed(2))
+
+    def run(text: Tensor, groups: int) -> tuple[Tensor, dict[str, Tensor]]:
+        model = build(VIT).train()
+        model.length_groups = groups
+        embeddings = model.encode_text(text, normalize=True)
+        (embeddings * weights).sum().backward()
+        return embeddings.detach(), gradients(model)
+
+    embeddings, grads = run(text, groups=1)
+    assert "token_embedding.weight" in grads and "positional_embedding" in grads
+    for other, count in ((text, groups), (text[:, : max(ends) + 1], 1), (text[:, : max(ends) + 1], groups)):
+        same, same_grads = run(other, count)
+        torch.testing.assert_close(same, embeddings, rtol=0, atol=1e-6)
+        assert_close_by_norm(same_grads, grads, 1e-5)
+
+
+def test_length_groups_really_trim() -> None:
+    model = build(VIT)
+    seen: list[tuple[int, ...]] = []
+    model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    text = captions([20, 3, 9, 41])
+    model.encode_text(text)
+    assert seen == [(4, 77)]
+    seen.clear()
+    model.length_groups = 2
+    model.encode_text(text)
+    assert seen == [(2, 10), (2, 42)]
+
+
+@BOTH
+def test_checkpointing_changes_memory_only(config: ModelConfig) -> None:
+    image, text = pictures(4), captions([5, 9, 2, 30])
+    weights = torch.randn(4, 256, generator=torch.Generator().manual_seed(2))
+    results = []
+    for checkpointing in (False, True):
+        model = build(config, activation_checkpointing=checkpointing).train()
+        for step in range(2):
+            got = model(image + step, text)
+            (got.scale * ((got.image + got.text) * weights).sum()).backward()
+        results.append((gradients(model), dict(model.named_buffers())))
+    assert_close_by_norm(results[1][0], results[0][0], 1e-6)
+    # Recomputing passes each batch through BatchNorm twice; it may be counted only once.
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, buffer in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], buffer, msg=name)
+        assert "num_batches_tracked" not in name or buffer == 2
+
+
+@BOTH
+def test_checkpointing_recomputes(config: ModelConfig) -> None:
+    calls = {}
+    for checkpointing in (False, True):
+        model = build(config, activation_checkpointing=checkpointing)
+        count = [0]
+        for module in model.modules():
+            if type(module).__name__ in ("Block", "Bottleneck"):
+                module.register_forward_pre_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
+        got = model(pictures(2), captions([3, 4]))
+        (got.image.sum() + got.text.sum()).backward()
+        calls[checkpointing] = count[0]
+    assert calls[True] == 2 * calls[False] > 0
+
+
+def test_clamp() -> None:
+    model: Any = build(VIT)
+    for value, expected in ((5.0, math.log(100)), (-1.0, 0.0), (3.0, 3.0)):
+        with torch.no_grad():
+            model.logit_scale.fill_(value)
+        model.clamp_logit_scale_()
+        assert model.logit_scale.item() == pytest.approx(expected)
+        assert model.logit_scale.requires_grad
+        # At the edge as inside, the scale has a gradient that can move it: d exp(x) / dx = exp(x).
+        model.logit_scale.grad = None
+        model(pictures(2), captions([3, 4])).scale.backward()
+        assert model.logit_scale.grad.item() == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+def test_initial_values() -> None:
+    """CLIP's standard deviations, from the widths alone: text 256 wide, 2 deep; ResNet's pooling 1024 wide, ViT 192."""
+    resnet: Any = build(RESNET, vocab_size=4000)
+    vit: Any = build(VIT)
+    expected = {
+        resnet.token_embedding.weight: 0.02,
+        resnet.positional_embedding: 0.01,
+        resnet.text_projection: 1 / 16,
+        resnet.transformer.resblocks[1].attn.in_proj_weight: 1 / 16,
+        resnet.transformer.resblocks[1].attn.out_proj.weight: 1 / 16 / 2,  # 256^-1/2 (2 * 2)^-1/2
+        resnet.transformer.resblocks[1].mlp.c_fc.weight: 512**-0.5,
+        resnet.transformer.resblocks[1].mlp.c_proj.weight: 1 / 16 / 2,
+        **{getattr(resnet.visual.attnpool, f"{name}_proj").weight: 1 / 32 for name in "qkvc"},
+        resnet.visual.attnpool.positional_embedding: 1 / 32,
+        vit.visual.positional_embedding: 192**-0.5,
+        vit.visual.proj: 192**-0.5,
+        # Xavier: sqrt(2 / (192 + 3 * 192))
+        vit.visual.transformer.resblocks[0].attn.in_proj_weight: (2 / 768) ** 0.5,
+    }
+    for parameter, std in expected.items():
+        tolerance = 5 / parameter.numel() ** 0.5
+        assert parameter.std().item() == pytest.approx(std, rel=tolerance)
+        assert abs(parameter.mean().item()) < tolerance * std
+    assert not resnet.visual.layer2[0].bn3.weight.any() and resnet.visual.layer2[0].bn2.weight.all()
+    for model in (resnet, vit):
+        for name, parameter in model.named_parameters():
+            if name.endswith(("in_proj_bias", "out_proj.bias")):
+                assert not parameter.any(), name
+
+
+@BOTH
+def test_seed_decides_the_weights(config: ModelConfig) -> None:
+    first, again = build(config).state_dict(), build(config).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    torch.manual_seed(1)
+    other = create_model(config).state_dict()
+    assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
+
+
+@BOTH
+def test_meta_device_and_state(config: ModelConfig) -> None:
+    real = build(config).eval()
+    with torch.device("meta"):
+        empty = create_model(config)
+    assert all(x.is_meta for x in [*empty.parameters(), *empty.buffers()])
+    empty.load_state_dict(real.state_dict(), strict=True, assign=True)
+    torch.testing.assert_close(empty.eval()(pictures(2), captions([3, 4])), real(pictures(2), captions([3, 4])))
+
+
+def test_channels_last_is_the_same_model() -> None:
+    model = build(RESNET).eval()
+    image = pictures(2)
+    want = model.encode_image(image)
+    model.visual.to(memory_format=torch.channels_last)
+    got = model.encode_image(image.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

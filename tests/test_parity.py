@@ -1,0 +1,213 @@
+"""Our towers against open_clip's: the same parameter names, the same numbers, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from miniclip.config import ModelConfig
+from miniclip.models import PRESETS, DualEncoder, create_model, resolve
+
+open_clip = pytest.importorskip("open_clip")
+
+OURS_ONLY = ["tiny-resnet", "tiny-vit"]
+THEIRS = [name for name in PRESETS if name not in OURS_ONLY] + ["ViT-B-32-quickgelu"]
+
+
+def as_open_clip(config: ModelConfig) -> dict[str, Any]:
+    """Our config in the form of open_clip's JSON files."""
+    c = resolve(config)
+    assert c.image_width and c.image_heads
+    channels = c.image_width * (32 if c.image_encoder == "resnet" else 1)
+    image: dict[str, Any] = {
+        "image_size": c.image_size,
+        "layers": c.image_layers,
+        "width": c.image_width,
+        "head_width": channels // c.image_heads,
+    }
+    if c.patch_size is not None:
+        image["patch_size"] = c.patch_size
+    text = {
+        "context_length": c.context_length,
+        "vocab_size": c.vocab_size,
+        "width": c.text_width,
+        "heads": c.text_heads,
+        "layers": c.text_layers,
+    }
+    extra = {} if c.logit_bias_init is None else {"init_logit_bias": c.logit_bias_init}
+    return {
+        "embed_dim": c.embed_dim,
+        "quick_gelu": c.activation == "quick_gelu",
+        "vision_cfg": image,
+        "text_cfg": text,
+        **extra,
+    }
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Our own presets, made known to open_clip through its JSON files."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name in OURS_ONLY:
+        (folder / f"{name}.json").write_text(json.dumps(as_open_clip(ModelConfig(preset=name))))
+    open_clip.add_model_config(Path(folder))
+    yield
+
+
+SMALL_RESNET = ModelConfig(preset="tiny-resnet", vocab_size=500, text_layers=2)
+SMALL_VIT = ModelConfig(preset="tiny-vit", vocab_size=500, text_layers=2, image_layers=2, activation="quick_gelu")
+
+
+def small_pair(config: ModelConfig) -> tuple[DualEncoder, nn.Module]:
+    torch.manual_seed(3)
+    theirs = open_clip.CLIP(**as_open_clip(config))
+    perturb(theirs)
+    ours = create_model(config)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs
+
+
+def on_meta(name: str, state: dict[str, Tensor], ours: bool) -> Any:
+    """A model that holds `state` itself: no second initialisation and no copy of a large model."""
+    with torch.device("meta"):
+        model = create_model(name) if ours else open_clip.create_model(name, device="meta")
+    model.load_state_dict(state, strict=True, assign=True)
+    if not ours:
+        # Not in the state dict (non-persistent), so still on the meta device.
+        side = model.context_length
+        model.attn_mask = torch.full((side, side), -torch.inf).triu(1)
+    return model
+
+
+@torch.no_grad()
+def perturb(model: nn.Module) -> None:
+    """Move what starts at 0 or 1, where a mix-up would go unseen."""
+    for name, x in model.state_dict().items():
+        if x.ndim != 1:
+            continue
+        if name.endswith("running_var"):
+            # About what fresh convolutions produce: with the initial 1 the picture's signal fades from layer to layer,
+            # and the embedding hardly depends on the picture.
+            x.uniform_(0.05, 0.2)
+        elif name.endswith("weight"):
+            x.uniform_(0.5, 1.5)
+        else:
+            x.add_(0.1 * torch.randn_like(x))
+
+
+def inputs(size: int, count: int, vocab: int = 49408, length: int = 77) -> tuple[Tensor, Tensor]:
+    """Random pictures, and captions of different lengths that end with the greatest id."""
+    generator = torch.Generator().manual_seed(1)
+    text = torch.zeros(count, length, dtype=torch.long)
+    for row in range(count):
+        end = length - 1 if row == 0 else 5 + 3 * row
+        text[row, :end] = torch.randint(1, vocab - 2, (end,), generator=generator)
+        text[row, end] = vocab - 1
+    return torch.randn(count, 3, size, size, generator=generator), text
+
+
+def assert_same_embeddings(ours: Any, theirs: Any, image: Tensor, text: Tensor) -> None:
+    for mine, other in (
+        (ours.encode_image(image), theirs.encode_image(image)),
+        (ours.encode_text(text), theirs.encode_text(text)),
+    ):
+        assert mine.shape == other.shape
+        relative = (mine - other).norm(dim=-1) / other.norm(dim=-1)
+        assert relative.max() < 1e-5
+        unit = [nn.functional.normalize(x, dim=-1) for x in (mine, other)]
+        torch.testing.assert_close(unit[0], unit[1], rtol=0, atol=1e-5)
+        # The rows differ, so these are not towers that hardly look at their input.
+        assert (unit[0][0] - unit[0][1]).norm() > 1e-2
+
+
+@pytest.mark.parametrize("name", THEIRS + OURS_ONLY)
+@torch.no_grad()
+def test_their_weights_in_our_model(name: str, registered: None) -> None:
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(name).eval()
+    perturb(theirs)
+    ours = on_meta(name, theirs.state_dict(), ours=True).eval()
+    assert_same_embeddings(ours, theirs, *inputs(ours.config.image_size, 2))
+
+
+@pytest.mark.parametrize("name", THEIRS + OURS_ONLY)
+@torch.no_grad()
+def test_our_weights_in_their_model(name: str, registered: None) -> None:
+    torch.manual_seed(0)
+    ours = create_model(name).eval()
+    perturb(ours)
+    theirs = on_meta(name, ours.state_dict(), ours=False).eval()
+    assert ours.config.image_size
+    assert_same_embeddings(ours, theirs, *inputs(ours.config.image_size, 2))
+
+
+@pytest.mark.parametrize("config", [SMALL_RESNET, SMALL_VIT], ids=["resnet", "vit"])
+def test_train_mode_outputs_gradients_and_statistics(config: ModelConfig) -> None:
+    ours, theirs = small_pair(config)
+    image, text = inputs(64, 6, vocab=500)
+    got, want = ours(image, text), theirs(image, text)
+    assert got.bias is None
+    torch.testing.assert_close(got.image, want[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(got.text, want[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(got.scale, want[2])
+
+    def loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(scale * image @ text.T, torch.arange(len(image)))
+
+    loss(got.image, got.text, got.scale).backward()
+    loss(*want[:3]).backward()
+    other = dict(theirs.named_parameters())
+    assert other.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        gradient, reference = parameter.grad, other[name].grad
+        assert gradient is not None and reference is not None, name
+        # A key's bias shifts every score of a query alike, so its true gradient is 0 and what is left is rounding.
+        assert (gradient - reference).norm() < 1e-4 * reference.norm() + 1e-6, name
+
+    # BatchNorm used, and counted, this batch once.
+    buffers = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_bias_is_named_alike() -> None:
+    config = ModelConfig(preset="tiny-vit", vocab_size=500, logit_bias_init=-10.0)
+    torch.manual_seed(0)
+    theirs = open_clip.CLIP(**as_open_clip(config))
+    ours = create_model(config)
+    assert ours.state_dict()["logit_bias"] == theirs.state_dict()["logit_bias"] == -10.0
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(preset="tiny-resnet", image_layers=(2, 1, 1, 1), text_layers=2, vocab_size=2000),
+        ModelConfig(preset="ViT-S-16", image_size=64, image_layers=3, text_layers=3, vocab_size=2000),
+    ],
+    ids=["resnet", "vit"],
+)
+def test_fresh_weights_have_the_same_distribution(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    ours = dict(create_model(config).named_parameters())
+    torch.manual_seed(1)
+    theirs = dict(open_clip.CLIP(**as_open_clip(config)).named_parameters())
+    for name, x in ours.items():
+        y, n = theirs[name], x.numel()
+        if n == 1 or y.std() == 0:
+            torch.testing.assert_close(x, y, msg=name)
+            continue
+        sigma = y.std().item()
+        # Six standard errors of the difference of two samples' mean and standard deviation.
+        assert abs(x.mean().item() - y.mean().item()) < 6 * sigma * (2 / n) ** 0.5, name
+        assert abs(x.std().item() / sigma - 1) < 6 / n**0.5, name
+        if n >= 4096:
+            # Of that many values the largest is 1.7 sigma if they are uniform, and over 2.8 if they are normal.
+            assert (x.abs().max() / x.std() > 2.2) == (y.abs().max() / y.std() > 2.2), name

@@ -1,0 +1,247 @@
+"""The loop, from the outside: processes that are really started, killed and resumed, and files that are left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import miniclip
+from miniclip.cli import train_main
+from miniclip.config import load_config
+from miniclip.training import NonFiniteLoss, train
+
+ROOT = Path(__file__).parents[1]
+TINY: dict[str, Any] = {
+    "model": {
+        "embed_dim": 8,
+        "image_encoder": "vit",
+        "image_size": 32,
+        "patch_size": 16,
+        "image_width": 16,
+        "image_layers": 1,
+        "image_heads": 2,
+        "text_width": 16,
+        "text_heads": 2,
+        "text_layers": 1,
+    },
+    "data": {"source": "shapes", "size": 40, "batch_size": 8},
+    "optim": {"lr": 1e-3, "warmup_steps": 2},
+    "train": {"max_steps": 6, "precision": "fp32", "cpu_threads": 1},
+    "eval": {"size": 16},
+    "log": {"every": 1, "trackers": [], "progress": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> None:
+    """Accelerate keeps the first Accelerator's settings for the life of the process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def run(config_file: str, directory: Path, *options: str) -> dict[str, Any]:
+    return train(load_config(["--config", config_file, "--run.dir", str(directory), *options]))
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_run_directory(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run(config_file, tmp_path / "run", "--log.trackers", "[tensorboard]", "--eval.every", "3")
+    directory = tmp_path / "run"
+    assert {p.name for p in directory.iterdir()} >= {
+        "config.yaml", "metrics.jsonl", "checkpoints", "model", "results.json", "examples.png"
+    }  # fmt: skip
+    assert list(directory.rglob("events.out.tfevents.*"))
+    steps = lines(directory)
+    losses = [line["loss"] for line in steps if "loss" in line]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert steps[0]["loss_over_ln_n"] == pytest.approx(losses[0] / math.log(8))
+    assert steps[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
+    assert [line["lr"] for line in steps if "lr" in line][:2] == [5e-4, 1e-3]
+    assert any("eval/recall@10_text_to_image" in line for line in steps)
+    assert results == json.loads((directory / "results.json").read_text())
+    assert set(results["zero_shot"]) == {"shape", "colour", "unseen", "unseen_all", "count", "relation"}
+    assert results["retrieval"]["n_images"] == 16
+    shown = capsys.readouterr().out
+    assert "zero-shot" in shown
+    assert "retrieval" in shown
+
+    model, preprocess, tokenizer = miniclip.load(directory)
+    assert (model.config.image_size, preprocess.image_size, tokenizer.context_length) == (32, 32, 77)
+    assert not model.training
+    moved = shutil.move(directory / "model", tmp_path / "elsewhere")
+    again, _, _ = miniclip.load(moved)
+    text = miniclip.tokenize(["a red circle"])
+    assert torch.equal(model.encode_text(text), again.encode_text(text))
+
+
+def test_same_seed_same_run_other_seed_other_run(config_file: str, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run(config_file, tmp_path / name, "--run.seed", seed, "--eval.tasks", "[]")
+    a, b, c = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["visual.proj"], c["visual.proj"])
+
+
+def test_learns_a_batch_by_heart(config_file: str, tmp_path: Path) -> None:
+    """The first thing to try when a loss stays at ln N: a few pairs, many times."""
+    options = ["--data.size", "8", "--train.max_steps", "80", "--optim.lr", "1e-2", "--data.augment", "none"]
+    run(config_file, tmp_path / "run", *options, "--eval.tasks", "[]")
+    assert lines(tmp_path / "run")[-1]["loss"] < 0.3
+
+
+def test_resume_equals_an_unbroken_run(config_file: str, tmp_path: Path) -> None:
+    """Stopped at step 4 of 6 and taken up again: the same weights, to the bit, and each step logged once."""
+    once = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
+    run(config_file, tmp_path / "whole", *once)
+    run(config_file, tmp_path / "parts", *once, "--train.max_steps", "4")
+    run(config_file, tmp_path / "parts", *once, "--run.resume", "true")
+    whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert [line["step"] for line in lines(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
+    ours, theirs = lines(tmp_path / "parts"), lines(tmp_path / "whole")
+    assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
+    """kill -9 between two checkpoints, in the real script: it goes on from the last one and ends as if nothing was."""
+    directory = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
+    command += ["--run.checkpoint_every", "5", "--eval.tasks", "[]", "--train.max_steps", "400"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("checkpoints/step_*[0-9]")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = sorted(p.name for p in directory.glob("checkpoints/step_*[0-9]"))
+    assert not (directory / "model").exists()
+    (directory / "checkpoints" / "step_00000999.part").mkdir()  # a checkpoint that was cut off while it was written
+
+    steps = int(found[-1].removeprefix("step_")) + 7
+    command[-1] = str(steps)
+    result = subprocess.run(
+        [*command, "--run.resume", "true"], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"resuming {directory} at step {steps - 7}" in result.stdout
+    assert [line["step"] for line in lines(directory)] == list(range(1, steps + 1))
+    assert (directory / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro", ["null", "2"])
+def test_two_processes_equal_one(config_file: str, tmp_path: Path, micro: str) -> None:
+    """torchrun with two processes over the same global batch: the same losses and the same weights after six steps."""
+    options = ["--eval.tasks", "[]", "--train.micro_batch_size", micro]
+    run(config_file, tmp_path / "one", "--eval.tasks", "[]")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(ROOT / "train.py")]
+    command += ["--config", config_file, "--run.dir", str(tmp_path / "two"), *options]
+    result = subprocess.run(
+        command, env={**environment(), "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 x cpu" in result.stdout
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [a["loss"] for a in one] == pytest.approx([b["loss"] for b in two], rel=1e-5)
+    assert [a["logit_scale"] for a in one] == pytest.approx([b["logit_scale"] for b in two], rel=1e-6)
+    whole, halves = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], halves[name], rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_micro_batches_equal_the_whole_batch(config_file: str, tmp_path: Path) -> None:
+    run(config_file, tmp_path / "whole", "--eval.tasks", "[]")
+    run(config_file, tmp_path / "micro", "--eval.tasks", "[]", "--train.micro_batch_size", "3")
+    whole, micro = lines(tmp_path / "whole"), lines(tmp_path / "micro")
+    assert [a["loss"] for a in whole] == pytest.approx([b["loss"] for b in micro], rel=1e-4)
+    assert [a["grad_norm"] for a in whole] == pytest.approx([b["grad_norm"] for b in micro], rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_at_that_step(config_file: str, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+ .*Lower optim\.lr.*--run\.resume true"):
+        run(config_file, tmp_path / "run", "--optim.lr", "1e30", "--optim.grad_clip", "0", "--optim.warmup_steps", "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data.size", "5"], "has 5 pictures in split 'train', fewer than data.batch_size=8"),
+        (["--data.batch_size", "1"], "data.batch_size=1"),
+        (["--train.precision", "fp16"], "train.precision=fp16 needs a GPU"),
+        (["--model.preset", "ViT-B-23"], "ViT-B-32"),
+        (["--model.text_heads", "3"], "text_heads"),
+        (["--data.source", "/no/such/folder"], "/no/such/folder"),
+        (["--eval.tasks", "[shapes]"], "eval.tasks: 'shapes'"),
+        (["--log.trackers", "[tensorbord]"], "tensorbord"),
+    ],
+)
+def test_refused_before_training(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run"), *options]
+    assert train_main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_is_not_overwritten_unasked(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "3", "--run.overwrite", "true")
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path) -> None:
+    """Real files with a corrupt one among them, skipped and named, down to results.json."""
+    from miniclip.data.shapes import SceneSource
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    scenes = SceneSource("train", 30, image_size=40)
+    for index in range(30):
+        scenes.image(index).save(folder / f"{index}.png")
+        split = "train" if index < 20 else "validation" if index < 25 else "test"
+        rows.append({"file_name": f"{index}.png", "captions": scenes.captions(index), "split": split})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "27.png").write_bytes((folder / "27.png").read_bytes()[:100])
+    results = run(config_file, tmp_path / "run", "--data.source", str(folder), "--data.on_bad", "skip")
+    assert "3.png" in " ".join(results["training"]["bad"])
+    assert results["retrieval"]["n_images"] == 4
+    assert lines(tmp_path / "run")[-1]["bad_pictures"] == 1
