@@ -20,20 +20,23 @@ train: setup
 		train.py --config configs/shapes.yaml --run.dir $(RUN) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'open_clip_torch[training]'
+$(VENV)/.benchmark: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmark]'
+	touch $@
+
+bench: $(VENV)/.benchmark
 	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
 

@@ -10,10 +10,11 @@ is read here can run code.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +41,7 @@ def save_model(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / WEIGHTS).unlink(missing_ok=True)  # another model's weights beside this one's config would mislead
     _write_json(directory / MODEL, asdict(model.config))
     _write_json(directory / PREPROCESS, preprocess.to_dict())
     weights = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if state is None else state).items()}
@@ -88,21 +90,30 @@ def _known(value: int | None) -> int:
     return value
 
 
-def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, keep: int) -> None:
-    """Write the state after `step` steps; every process calls it. Older ones than the newest `keep` are removed.
+class Progress(NamedTuple):
+    """How far a run has come. seconds, samples: of all its steps so far, those before a resume included."""
+
+    step: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+
+
+def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, keep: int) -> None:
+    """Write the state after progress.step steps; every process calls it. Older ones than the newest `keep` are removed.
 
     The directory gets its final name when it is whole: a process killed halfway leaves the last checkpoint untouched.
     """
-    folder = run_dir / "checkpoints"
-    part, final = folder / f"step_{step:08d}.part", folder / f"step_{step:08d}"
+    final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
+    part = final.with_suffix(".part")
     if accelerator.is_main_process:
-        shutil.rmtree(part, ignore_errors=True)
+        for left_over in final.parent.glob("*.part"):
+            shutil.rmtree(left_over)
         part.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(part))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _write_json(part / "progress.json", {"step": step})
+        _write_json(part / "progress.json", progress._asdict())
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
         for old in _checkpoints(run_dir)[:-keep]:
@@ -110,18 +121,27 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, keep: in
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> int:
-    """Put the newest checkpoint's state into what the accelerator has prepared; returns its step, 0 without one."""
+def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
+    """Put the newest checkpoint's state into what the accelerator has prepared; without a checkpoint, nothing.
+
+    Raises ValueError that names the checkpoint if it is damaged or another model's.
+    """
     found = _checkpoints(run_dir)
     if not found:
-        return 0
-    accelerator.load_state(str(found[-1]))
-    step: int = _read_json(found[-1] / "progress.json")["step"]
-    return step
+        return Progress()
+    try:
+        accelerator.load_state(str(found[-1]))
+        return Progress(**_read_json(found[-1] / "progress.json"))
+    except Exception as error:
+        raise ValueError(
+            f"{found[-1]} cannot be loaded into this model ({str(error).splitlines()[0]}); "
+            "keep the run's model config, or delete that directory to go on from the one before"
+        ) from error
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
-    return sorted(p for p in (run_dir / "checkpoints").glob("step_*") if not p.name.endswith(".part"))
+    folders = (run_dir / "checkpoints").glob("step_*")
+    return sorted(p for p in folders if p.is_dir() and re.fullmatch(r"step_\d{8,}", p.name))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

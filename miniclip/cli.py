@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from miniclip.config import ConfigError, load_config
 
 
 def train_main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 after a line on standard error about what cannot be run as asked."""
+    """Returns 0, or 2 after a line on standard error about what cannot be run as asked.
+
+    MINICLIP_DEBUG=1 in the environment shows the whole traceback instead.
+    """
     try:
         config = load_config(arguments)
         # torch takes seconds to import: --help and a wrong key do not wait for it
@@ -18,7 +22,9 @@ def train_main(arguments: list[str] | None = None) -> int:
         return _fail(error)
     try:
         train(config)
-    except (ConfigError, BadImage, NonFiniteLoss, FileNotFoundError, ValueError) as error:
+    except (ConfigError, BadImage, NonFiniteLoss, OSError, ValueError) as error:
+        if os.environ.get("MINICLIP_DEBUG"):
+            raise
         return _fail(error)
     return 0
 

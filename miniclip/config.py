@@ -45,7 +45,7 @@ class RunConfig:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
-    checkpoint_every: int = 0
+    checkpoint_every: int = 200
     keep: int = 2
 
     def __post_init__(self) -> None:
@@ -214,8 +214,8 @@ class OptimConfig:
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
-        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be 0 or more")
+        _require(0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0 and finite")
+        _require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more")
         _require(all(0 <= b < 1 for b in self.betas), f"optim.betas={list(self.betas)} must both lie in [0, 1)")
         _require(self.eps > 0, f"optim.eps={self.eps} must be above 0")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
@@ -255,7 +255,9 @@ class TrainConfig:
             "on the command line, set the other one to null",
         )
         _require(self.max_steps is None or self.max_steps >= 1, f"train.max_steps={self.max_steps} must be at least 1")
-        _require(self.epochs is None or self.epochs > 0, f"train.epochs={self.epochs} must be above 0")
+        _require(
+            self.epochs is None or 0 < self.epochs < math.inf, f"train.epochs={self.epochs} must be above 0 and finite"
+        )
         micro = self.micro_batch_size
         _require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
         threads = self.cpu_threads
@@ -303,6 +305,10 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"log.every={self.every} must be at least 1 step")
+        _require(
+            re.fullmatch(r"\w[\w-]*", self.project) is not None and self.project not in ("checkpoints", "model"),
+            f"log.project={self.project!r} must be a plain name of letters, digits, - and _, e.g. miniclip",
+        )
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,14 @@ class Config:
     train: TrainConfig
     eval: EvalConfig
     log: LogConfig
+
+    def __post_init__(self) -> None:
+        start = -math.log(self.data.batch_size - 1)
+        _require(
+            self.loss.name != "sigmoid" or self.model.logit_bias_init is not None,
+            "loss.name=sigmoid needs a learned bias, or every pair starts as a likely positive; set "
+            f"model.logit_bias_init, e.g. to -ln(N - 1) = {start:.2f} for data.batch_size={self.data.batch_size}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dict of plain values: what YAML and trackers take."""

@@ -1,16 +1,59 @@
-"""Settings that change how fast a step is, and not what it computes."""
+"""The machine: the accelerator, and settings that change how fast a step is, but not what it computes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 
+from miniclip.config import Config, ConfigError
 from miniclip.models import DualEncoder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # mallopt's parameters in glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """Accelerate, with nothing of its launcher's environment that would change the run unasked.
+
+    Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other than DDP.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import DistributedType
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.train.precision],
+        # without a device, torchrun's processes form a group only if the CPU is asked for
+        cpu=processes > 1 and not has_device,
+        log_with=config.log.trackers or None,
+        project_dir=config.run.dir,
+        dynamo_backend="no",  # train.compile decides
+        # the others wait while the main process evaluates
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
+    missing = set(config.log.trackers) - {"all", *(str(tracker.value) for tracker in get_available_trackers())}
+    if missing:
+        raise ConfigError(f"log.trackers: {sorted(missing)[0]} is not installed; pip install it, or leave it out")
+    if accelerator.num_processes != processes:
+        raise ConfigError(f"{processes} processes were started, but {accelerator.num_processes} form a group")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError("gradient accumulation breaks the loss over the batch; use train.micro_batch_size instead")
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ConfigError(
+            f"{accelerator.distributed_type.value} is not supported; run `accelerate config` and choose DDP"
+        )
+    return accelerator
 
 
 def tune_for_device(model: DualEncoder, device: torch.device, compiled: bool) -> None:

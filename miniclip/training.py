@@ -9,11 +9,10 @@ results.json     the final tables; examples.png is the sheet of pictures with th
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from miniclip.checkpoint import load, load_checkpoint, save_checkpoint, save_model
-from miniclip.config import Config, ConfigError, save_config
+from miniclip.checkpoint import Progress, load, load_checkpoint, save_checkpoint, save_model
+from miniclip.config import Config, ConfigError
+from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainBatches, TrainingPairs, training_loader
 from miniclip.data.sources import PairSource, open_source
 from miniclip.data.transforms import Augment, Preprocess
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
 from miniclip.gradcache import cached_backward
-from miniclip.hardware import share_cores, tune_for_device
+from miniclip.hardware import build_accelerator, share_cores, tune_for_device
 from miniclip.losses import LOSSES
 from miniclip.matrix import gather, positives_of, similarity_logits
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
 from miniclip.optim import build_optimizer, learning_rate
+from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
 from miniclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,113 +53,81 @@ def train(config: Config) -> dict[str, Any]:
     Every process of an `accelerate launch` or `torchrun` calls it. Raises ConfigError, ValueError or FileNotFoundError
     before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks.
     """
-    model_config = resolve(config.model)
-    config = replace(config, model=model_config)
-    assert model_config.image_size is not None and model_config.context_length is not None  # resolve() fills them
+    config = replace(config, model=resolve(config.model))
+    check_run_dir(config)
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    accelerator = build_accelerator(config)
+    try:
+        return _train(config, accelerator)
+    finally:
+        accelerator.end_training()
 
-    from accelerate import Accelerator
 
-    run_dir = Path(config.run.dir)
-    _check(config, run_dir)
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.train.precision],
-        log_with=config.log.trackers or None,
-        project_dir=str(run_dir),
-    )
-    if not accelerator.is_main_process:
+def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+    main = accelerator.is_main_process
+    if not main:
         logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
     if accelerator.device.type == "cpu":
         share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
-    preprocess = Preprocess(model_config.image_size, resize=config.data.resize)
+    assert config.model.image_size is not None
+    preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
     pairs = _training_pairs(config, preprocess, accelerator)
-    test = open_suite(config, _open(config, "test")) if accelerator.is_main_process else None
-    validation = (
-        open_suite(config, _open(config, "validation")) if accelerator.is_main_process and config.eval.every else None
-    )
-    steps = config.train.max_steps or math.ceil(
-        (config.train.epochs or 0) * (len(pairs) // config.data.batch_size or 1)
-    )
+    # opened before the training, so that nothing can be missing after it
+    test = open_suite(config, _open(config, "test")) if main else None
+    validation = open_suite(config, _open(config, "validation")) if main and config.eval.every else None
     batches = TrainBatches(
         len(pairs),
         config.data.batch_size,
         seed=config.run.seed,
-        steps=steps,
+        steps=_steps(config, len(pairs)),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
 
     torch.manual_seed(config.run.seed)
-    model = create_model(model_config)
+    model = create_model(config.model)
     tune_for_device(model, accelerator.device, config.train.compile)
-    optimizer = build_optimizer(model, config.optim)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    batches.first_step = _start_run(config, accelerator, run_dir)
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
+    progress = _resume(config, accelerator, optimizer)
+    batches.first_step = progress.step
+    if progress.step > batches.steps:
+        raise ConfigError(f"the run in {config.run.dir} stands at step {progress.step}, past train.max_steps or epochs")
+    if main:
+        prepare_run_dir(config, progress.step)
+        _announce(config, accelerator, model, len(pairs), batches)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
-    if accelerator.is_main_process:
-        _announce(config, accelerator, model, len(pairs), steps, batches)
-    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, steps, run_dir, validation)
+    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, batches, progress, validation)
     loader = training_loader(pairs, batches, config.data, pin=accelerator.device.type == "cuda")
-    loop.run(iter(loader), batches, pairs)
+    loop.run(iter(loader), pairs.bad)
 
-    if batches.first_step < steps:
-        save_checkpoint(accelerator, run_dir, steps, config.run.keep)
     state = accelerator.get_state_dict(prepared)
     results: dict[str, Any] = {}
     if test is not None:
-        saved = save_model(run_dir / "model", model, preprocess, state)
+        saved = save_model(Path(config.run.dir) / "model", model, preprocess, state)
         # what is evaluated is what was saved
         finished, preprocess, _ = load(saved, accelerator.device)
-        results = final_evaluation(config, test, finished, preprocess, run_dir, loop.summary())
+        results = final_evaluation(config, test, finished, preprocess, Path(config.run.dir), loop.summary())
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return results
 
 
-def _check(config: Config, run_dir: Path) -> None:
-    """What can be refused before any data are read."""
-    if config.train.precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    holds_run = (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
-    if holds_run and not (config.run.resume or config.run.overwrite):
-        raise ConfigError(
-            f"run.dir={run_dir} already holds a run; name another directory, go on with --run.resume true, "
-            "or delete it with --run.overwrite true"
-        )
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"run.dir={run_dir} is a file; name a directory")
+def _steps(config: Config, rows: int) -> int:
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    assert config.train.epochs is not None
+    # rounded first: 1.1 epochs of 100 batches are 110 steps, not the 111 of 110.00000000000001
+    return math.ceil(round(config.train.epochs * (rows // config.data.batch_size), 6))
 
 
-def _start_run(config: Config, accelerator: Accelerator, run_dir: Path) -> int:
-    """Make the run directory, or take up the one that is there; returns the step to start from."""
-    first_step = load_checkpoint(accelerator, run_dir) if config.run.resume else 0
-    if accelerator.is_main_process:
-        if config.run.overwrite:
-            for name in ("checkpoints", "model", config.log.project):
-                shutil.rmtree(run_dir / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "results.json", "examples.png"):
-                (run_dir / name).unlink(missing_ok=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, run_dir / "config.yaml")
-        _trim_metrics(run_dir / "metrics.jsonl", first_step)
-        if config.run.resume:
-            print(f"resuming {run_dir} at step {first_step}" if first_step else f"{run_dir} has no checkpoint: step 0")
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers(config.log.project, config=_flat(config.to_dict()))
-    return first_step
-
-
-def _trim_metrics(path: Path, first_step: int) -> None:
-    """Drop the lines of steps after the checkpoint, which are about to be done again, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= first_step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            break
-    path.write_text("".join(kept), encoding="utf-8")
+def _resume(config: Config, accelerator: Accelerator, optimizer: Any) -> Progress:
+    """Load the newest checkpoint, if there is one; the optimiser's options remain those of the config."""
+    progress = load_checkpoint(accelerator, Path(config.run.dir)) if config.run.resume else Progress()
+    for group, decay in zip(optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
+        group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
+    return progress
 
 
 def _open(config: Config, split: str) -> PairSource:
@@ -196,28 +165,18 @@ def _training_pairs(config: Config, preprocess: Preprocess, accelerator: Acceler
     return pairs
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; trackers take numbers and strings."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
-    return flat
-
-
-def _announce(
-    config: Config, accelerator: Accelerator, model: DualEncoder, rows: int, steps: int, batches: TrainBatches
-) -> None:
+def _announce(config: Config, accelerator: Accelerator, model: DualEncoder, rows: int, batches: TrainBatches) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{config.model.preset or config.model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
-        f"{rows} pictures of {config.data.source}, {steps} steps of {config.data.batch_size} "
-        f"({steps / batches.per_epoch:.1f} epochs), {config.train.precision}, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}",
-        flush=True,
+        f"{rows} pictures of {config.data.source}, {batches.steps} steps of {config.data.batch_size} "
+        f"({batches.steps / batches.per_epoch:.1f} epochs), {config.train.precision}, "
+        f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}"
     )
+    if config.run.resume:
+        start = batches.first_step
+        print(f"resuming {config.run.dir} at step {start}" if start else f"{config.run.dir} has no checkpoint: step 0")
+    sys.stdout.flush()
 
 
 class _Loop:
@@ -231,68 +190,61 @@ class _Loop:
         model: DualEncoder,
         optimizer: Any,
         preprocess: Preprocess,
-        steps: int,
-        run_dir: Path,
+        batches: TrainBatches,
+        progress: Progress,
         validation: Suite | None,
     ) -> None:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
-        self.optimizer, self.preprocess, self.steps, self.run_dir = optimizer, preprocess, steps, run_dir
-        self.validation = validation
+        self.optimizer, self.preprocess, self.batches, self.validation = optimizer, preprocess, batches, validation
+        self.progress, self.run_dir = progress, Path(config.run.dir)
         self.bad: dict[str, None] = {}  # names in the order of their first failure
-        self.train_seconds = 0.0
-        self.samples = 0
 
-    def run(self, loader: Iterator[Batch], batches: TrainBatches, pairs: TrainingPairs) -> None:
-        """All steps from batches.first_step on; evaluation and checkpoints in between."""
+    def run(self, loader: Iterator[Batch], bad: list[str]) -> None:
+        """All steps that are left; evaluation and checkpoints in between, and a checkpoint at the end."""
         from tqdm import tqdm
 
-        config, accelerator = self.config, self.accelerator
-        self.bad.update(dict.fromkeys(pairs.bad))
-        shown = config.log.progress and accelerator.is_main_process
-        bar = tqdm(
-            total=self.steps,
-            initial=batches.first_step,
-            desc="training",
-            unit="step",
-            disable=not shown,
-            smoothing=0.05,
-        )
+        config, steps, first = self.config, self.batches.steps, self.batches.first_step
+        self.bad.update(dict.fromkeys(bad))
+        shown = config.log.progress and self.accelerator.is_main_process
+        bar = tqdm(total=steps, initial=first, desc="training", unit="step", disable=not shown, smoothing=0.05)
         self.prepared.train()
-        waited, since, since_step = 0.0, time.perf_counter(), batches.first_step
-        try:
-            for step in range(batches.first_step, self.steps):
+        waited, since, since_step = 0.0, time.perf_counter(), first
+        with bar:
+            for step in range(first, steps):
                 start = time.perf_counter()
-                batch = next(loader)
+                batch = _next(loader)
                 waited += time.perf_counter() - start
                 values = self._step(step, batch)
                 done = step + 1
                 self.bad.update(dict.fromkeys(batch.bad))
                 bar.update()
-                if done % config.log.every == 0 or done == self.steps:
-                    elapsed = time.perf_counter() - since
-                    pace = (done - since_step) * config.data.batch_size / elapsed
+                if done % config.log.every == 0 or done == steps:
+                    elapsed, samples = time.perf_counter() - since, (done - since_step) * config.data.batch_size
                     values |= {
-                        "epoch": done / batches.per_epoch,
-                        "samples_per_s": pace,
+                        "epoch": done / self.batches.per_epoch,
+                        "samples_per_s": samples / elapsed,
                         "data_wait": waited / elapsed,
                         "bad_pictures": len(self.bad),
                     }
                     self._log(done, values)
                     bar.set_postfix_str(
                         f"loss {values['loss']:.3f} ({values['loss_over_ln_n']:.2f} ln N), "
-                        f"scale {values['logit_scale']:.1f}, {pace:.0f} samples/s"
+                        f"scale {values['logit_scale']:.1f}, {samples / elapsed:.0f} samples/s"
                     )
-                    self.train_seconds += elapsed
-                    self.samples += (done - since_step) * config.data.batch_size
+                    self.progress = Progress(done, self.progress.seconds + elapsed, self.progress.samples + samples)
                     waited, since, since_step = 0.0, time.perf_counter(), done
                 pause = time.perf_counter()
-                if config.run.checkpoint_every and done % config.run.checkpoint_every == 0 and done < self.steps:
-                    save_checkpoint(accelerator, self.run_dir, done, config.run.keep)
-                if config.eval.every and done % config.eval.every == 0 and done < self.steps:
+                every = config.run.checkpoint_every
+                if done == steps or (every and done % every == 0):
+                    self._save(done)
+                if config.eval.every and done % config.eval.every == 0 and done < steps:
                     self._evaluate(done)
                 since += time.perf_counter() - pause  # neither counts as training time
-        finally:
-            bar.close()
+
+    def _save(self, step: int) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
+        save_checkpoint(self.accelerator, self.run_dir, self.progress._replace(step=step), self.config.run.keep)
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         """Forward, loss, backward, update; returns what is logged of it."""
@@ -310,7 +262,7 @@ class _Loop:
             )
             return LOSSES[config.loss.name](logits, positives, **options)
 
-        rate = learning_rate(step, self.steps, config.optim)
+        rate = learning_rate(step, self.batches.steps, config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if config.train.micro_batch_size:
@@ -327,21 +279,23 @@ class _Loop:
             embeddings = self.prepared(image, text)
             loss = loss_of(embeddings)
             accelerator.backward(loss)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteLoss(self._advice(step, value, rate, embeddings))
-        norm = None
-        if config.optim.grad_clip:
-            norm = accelerator.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip)
+        value, scale = float(loss.detach()), float(embeddings.scale.detach())
+        norm = float(accelerator.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip or math.inf))
+        # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
+        if not math.isfinite(value) or (not math.isfinite(norm) and accelerator.scaler is None):
+            raise NonFiniteLoss(
+                f"loss {value}, gradient norm {norm} at step {step + 1} (lr {rate:.2e}, logit scale {scale:.1f}); "
+                f"the step was not taken. {self._advice()}"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.clamp_logit_scale_()
         return {
             "loss": value,
             "loss_over_ln_n": value / math.log(config.data.batch_size),
-            "logit_scale": float(embeddings.scale.detach()),
+            "logit_scale": scale,
             "lr": rate,
-            "grad_norm": None if norm is None else float(norm),
+            "grad_norm": norm,
         }
 
     def _no_sync(self) -> AbstractContextManager[None]:
@@ -350,22 +304,16 @@ class _Loop:
         context: AbstractContextManager[None] = self.accelerator.no_sync(self.prepared)
         return context
 
-    def _advice(self, step: int, value: float, rate: float, embeddings: Embeddings) -> str:
-        broken = [k for k, v in embeddings._asdict().items() if v is not None and not bool(torch.isfinite(v).all())]
-        found = f"the {', '.join(broken)} output is not finite either" if broken else "the embeddings are finite"
-        scale = float(embeddings.scale.detach())
-        return (
-            f"loss = {value} at step {step + 1} (lr {rate:.2e}, logit scale {scale:.1f}); {found}. "
-            "The step was not taken. Lower optim.lr, lengthen optim.warmup_steps, or use train.precision fp32; "
-            f"then go on from the last checkpoint in {self.run_dir} with --run.resume true"
-        )
+    def _advice(self) -> str:
+        advice = "Lower optim.lr, lengthen optim.warmup_steps, or use train.precision fp32"
+        if (self.run_dir / "checkpoints").exists():
+            advice += f"; go on from the last checkpoint in {self.run_dir} with --run.resume true"
+        return advice
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+        if self.accelerator.is_main_process:
+            append_metrics(self.run_dir, step, values)
+        self.accelerator.log(values, step=step)
 
     def _evaluate(self, step: int) -> None:
         """The configured tasks on the validation split, on the main process; the others wait."""
@@ -375,6 +323,18 @@ class _Loop:
         self.prepared.train()
 
     def summary(self) -> dict[str, Any]:
-        """Time and pace of the steps that this process took, without evaluation and checkpoints."""
-        pace = self.samples / self.train_seconds if self.train_seconds else None
-        return {"steps": self.steps, "train_seconds": self.train_seconds, "samples_per_s": pace, "bad": list(self.bad)}
+        """Time and pace of all steps, those before a resume included, without evaluation and checkpoints.
+
+        bad: pictures that this process could not read.
+        """
+        seconds, samples = self.progress.seconds, self.progress.samples
+        pace = samples / seconds if seconds else None
+        return {"steps": self.batches.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": list(self.bad)}
+
+
+def _next(loader: Iterator[Batch]) -> Batch:
+    try:
+        return next(loader)
+    except BadImage as error:
+        # out of a loader process the message comes behind that process's traceback
+        raise BadImage(str(error).rstrip().rsplit("BadImage: ", 1)[-1]) from error

@@ -38,6 +38,7 @@ LAYERS = [
     "gradcache",
     "optim",
     "checkpoint",
+    "rundir",
     "evaluation.encode",
     "evaluation.zeroshot",
     "evaluation.retrieval",

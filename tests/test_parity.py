@@ -126,7 +126,7 @@ def assert_same_embeddings(ours: Any, theirs: Any, image: Tensor, text: Tensor) 
         assert (unit[0][0] - unit[0][1]).norm() > 1e-2
 
 
-@pytest.mark.parametrize("name", THEIRS + OURS_ONLY)
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in THEIRS), *OURS_ONLY])
 @torch.no_grad()
 def test_their_weights_in_our_model(name: str, registered: None) -> None:
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def test_their_weights_in_our_model(name: str, registered: None) -> None:
     assert_same_embeddings(ours, theirs, *inputs(ours.config.image_size, 2))
 
 
-@pytest.mark.parametrize("name", THEIRS + OURS_ONLY)
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in THEIRS), *OURS_ONLY])
 @torch.no_grad()
 def test_our_weights_in_their_model(name: str, registered: None) -> None:
     torch.manual_seed(0)

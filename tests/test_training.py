@@ -45,14 +45,6 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> None:
-    """Accelerate keeps the first Accelerator's settings for the life of the process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture
 def config_file(tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
@@ -117,12 +109,19 @@ def test_learns_a_batch_by_heart(config_file: str, tmp_path: Path) -> None:
     assert lines(tmp_path / "run")[-1]["loss"] < 0.3
 
 
-def test_resume_equals_an_unbroken_run(config_file: str, tmp_path: Path) -> None:
-    """Stopped at step 4 of 6 and taken up again: the same weights, to the bit, and each step logged once."""
-    once = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
+RESNET = ["--model.image_encoder", "resnet", "--model.image_layers", "[1,1,1,1]", "--model.patch_size", "null"]
+RESNET += ["--train.precision", "bf16"]
+
+
+@pytest.mark.parametrize("options", [[], RESNET], ids=["vit fp32", "resnet bf16"])
+def test_resume_equals_an_unbroken_run(config_file: str, tmp_path: Path, options: list[str]) -> None:
+    """Stopped in the middle of the second epoch and taken up again: the same weights to the bit, each step once."""
+    once = ["--eval.tasks", "[]", "--optim.schedule", "constant", "--data.size", "24", *options]
     run(config_file, tmp_path / "whole", *once)
     run(config_file, tmp_path / "parts", *once, "--train.max_steps", "4")
     run(config_file, tmp_path / "parts", *once, "--run.resume", "true")
+    training = json.loads((tmp_path / "parts" / "results.json").read_text())["training"]
+    assert training["train_seconds"] > 0
     whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert [line["step"] for line in lines(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
@@ -132,10 +131,11 @@ def test_resume_equals_an_unbroken_run(config_file: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
-    """kill -9 between two checkpoints, in the real script: it goes on from the last one and ends as if nothing was."""
+    """kill -9 between two checkpoints, in the real script: it goes on from the last one as if nothing had been."""
     directory = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
-    command += ["--run.checkpoint_every", "5", "--eval.tasks", "[]", "--train.max_steps", "400"]
+    command += ["--run.checkpoint_every", "5", "--eval.tasks", "[]", "--optim.schedule", "constant"]
+    command += ["--train.max_steps", "2000"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(directory.glob("checkpoints/step_*[0-9]")):
@@ -156,7 +156,12 @@ def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert f"resuming {directory} at step {steps - 7}" in result.stdout
     assert [line["step"] for line in lines(directory)] == list(range(1, steps + 1))
-    assert (directory / "model" / "model.safetensors").exists()
+    assert not list(directory.glob("checkpoints/*.part"))
+    whole = ["--optim.schedule", "constant", "--train.max_steps", str(steps), "--eval.tasks", "[]"]
+    run(config_file, tmp_path / "whole", *whole)
+    ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (directory, tmp_path / "whole"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -168,9 +173,7 @@ def test_two_processes_equal_one(config_file: str, tmp_path: Path, micro: str) -
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(ROOT / "train.py")]
     command += ["--config", config_file, "--run.dir", str(tmp_path / "two"), *options]
-    result = subprocess.run(
-        command, env={**environment(), "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 x cpu" in result.stdout
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
@@ -190,8 +193,72 @@ def test_micro_batches_equal_the_whole_batch(config_file: str, tmp_path: Path) -
 
 
 def test_a_loss_that_is_not_finite_stops_at_that_step(config_file: str, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteLoss, match=r"at step \d+ .*Lower optim\.lr.*--run\.resume true"):
-        run(config_file, tmp_path / "run", "--optim.lr", "1e30", "--optim.grad_clip", "0", "--optim.warmup_steps", "0")
+    """The learning rate throws the weights so far that the next step breaks; what had been saved before stays."""
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
+    resumed = ["--optim.lr", "1e30", "--optim.grad_clip", "0", "--run.resume", "true", "--run.checkpoint_every", "1"]
+    with pytest.raises(NonFiniteLoss, match=r"step \d+.*Lower optim\.lr.*--run\.resume true"):
+        run(config_file, tmp_path / "run", *resumed)
+    for path in (tmp_path / "run" / "checkpoints").glob("*/model.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(config_file: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A finite loss can have an infinite gradient; the step must not be taken."""
+    monkeypatch.setitem(miniclip.LOSSES, "softmax", lambda logits, positives, smoothing: (logits * 0).sqrt().sum())
+    with pytest.raises(NonFiniteLoss, match=r"loss 0\.0, gradient norm nan at step 1"):
+        run(config_file, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(config_file: str, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLoss, match="the weights are not finite after step 1"):
+        run(
+            config_file, tmp_path / "run", "--train.max_steps", "1", "--optim.lr", "1e38", "--optim.weight_decay", "1e4"
+        )
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data.batch_size", "4"], "has data.batch_size=8, not 4"),
+        (["--run.seed", "1"], "has run.seed=0, not 1"),
+        (["--model.text_layers", "2"], "has model.text_layers=1, not 2"),
+        (["--train.max_steps", "1"], "stands at step 2"),
+    ],
+)
+def test_resume_refuses_another_run(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
+    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run"), "--run.resume", "true", *options]
+    assert train_main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert len(lines(tmp_path / "run")) == 2
+
+
+def test_resume_takes_the_new_optimiser_options(config_file: str, tmp_path: Path) -> None:
+    options = ["--eval.tasks", "[]", "--optim.weight_decay", "0.7", "--optim.betas", "[0.5, 0.6]"]
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
+    run(config_file, tmp_path / "run", *options, "--run.resume", "true", "--train.max_steps", "3")
+    state = torch.load(tmp_path / "run/checkpoints/step_00000003/optimizer.bin", weights_only=True)
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.7, 0.0]
+    assert {tuple(group["betas"]) for group in state["param_groups"]} == {(0.5, 0.6)}
+
+
+def test_damaged_checkpoint_is_named(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
+    broken = tmp_path / "run" / "checkpoints" / "step_00000002" / "optimizer.bin"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run"), "--run.resume", "true"]) == 2
+    assert "step_00000002 cannot be loaded" in capsys.readouterr().err
+
+
+def test_epochs(config_file: str, tmp_path: Path) -> None:
+    options = ["--train.max_steps", "null", "--train.epochs", "1.2", "--eval.tasks", "[]", "--data.size", "40"]
+    run(config_file, tmp_path / "run", *options)
+    assert lines(tmp_path / "run")[-1]["step"] == 6
+    assert lines(tmp_path / "run")[-1]["epoch"] == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +293,7 @@ def test_a_run_is_not_overwritten_unasked(config_file: str, tmp_path: Path, caps
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
 
 
-def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path) -> None:
+def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real files with a corrupt one among them, skipped and named, down to results.json."""
     from miniclip.data.shapes import SceneSource
 
@@ -245,3 +312,11 @@ def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path) -> Non
     assert "3.png" in " ".join(results["training"]["bad"])
     assert results["retrieval"]["n_images"] == 4
     assert lines(tmp_path / "run")[-1]["bad_pictures"] == 1
+    arguments = ["--config", config_file, "--data.source", str(folder), "--run.dir", str(tmp_path / "other")]
+    for where in (["--data.workers", "1", "--data.cache", "false"], []):
+        (folder / "27.png").write_bytes((folder / "26.png").read_bytes())
+        assert train_main([*arguments, "--run.overwrite", "true", *where]) == 2
+        message = capsys.readouterr().err.strip()
+        assert message.startswith("train.py: error: ")
+        assert "3.png" in message
+        assert "\n" not in message

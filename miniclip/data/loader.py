@@ -49,9 +49,9 @@ class TrainBatches(Sampler[list[Draw]]):
         self, rows: int, batch_size: int, *, seed: int, steps: int, first_step: int = 0, rank: int = 0, world: int = 1
     ) -> None:
         if rows < batch_size:
+            advice = f"use a batch of at most {rows}, or more data" if rows > 1 else "it needs at least 2"
             raise ValueError(
-                f"the training split has {rows} usable pictures, data.batch_size is {batch_size}; "
-                f"use a batch of at most {rows}, or more data"
+                f"the training split has {rows} usable pictures, data.batch_size is {batch_size}; {advice}"
             )
         if batch_size % world:
             near = max(world, batch_size // world * world)

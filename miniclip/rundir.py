@@ -1,0 +1,91 @@
+"""The run directory: what a start may find there, what overwriting deletes, and what a resume must leave unchanged."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from miniclip.config import Config, ConfigError, load_config_file, save_config
+
+# data.workers may change between a run and its resume; the rest decides which pairs a step sees
+_FREE = ("data.workers",)
+
+
+def check_run_dir(config: Config) -> None:
+    """Raise ConfigError if the directory holds a run that would be lost, or that this configuration cannot resume."""
+    run_dir = Path(config.run.dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"run.dir={run_dir} is a file; name a directory")
+    if any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")):
+        if not (config.run.resume or config.run.overwrite):
+            raise ConfigError(
+                f"run.dir={run_dir} already holds a run; name another directory, go on with --run.resume true, "
+                "or delete it with --run.overwrite true"
+            )
+        if config.run.resume and (run_dir / "config.yaml").exists():
+            _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
+
+
+def _check_unchanged(new: Config, old: Config) -> None:
+    """A resume goes on with the same model over the same batches; optimiser, length and evaluation may change."""
+    now, then = flat(new.to_dict()), flat(old.to_dict())
+    fixed = [key for key in now if key.startswith(("model.", "data.")) or key == "run.seed"]
+    changed = [key for key in fixed if key not in _FREE and now[key] != then[key]]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"the run in {new.run.dir} has {key}={then[key]}, not {now[key]}"
+            + (f" (and {len(changed) - 1} other keys differ)" if len(changed) > 1 else "")
+            + "; a resume needs the same model, data and seed: change it back, or start another run"
+        )
+
+
+def prepare_run_dir(config: Config, first_step: int) -> None:
+    """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
+    run_dir = Path(config.run.dir)
+    if config.run.overwrite:
+        for folder in ("checkpoints", "model", config.log.project):
+            shutil.rmtree(run_dir / folder, ignore_errors=True)
+        for pattern in ("metrics.jsonl", "results.json", "examples.png", "confusion_*.png"):
+            for path in run_dir.glob(pattern):
+                path.unlink()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, run_dir / "config.yaml")
+    _trim_metrics(run_dir / "metrics.jsonl", first_step)
+
+
+def _trim_metrics(path: Path, first_step: int) -> None:
+    """Drop the lines of steps after the checkpoint, which are about to be done again, and a half-written last one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= first_step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(path)
+
+
+def append_metrics(run_dir: Path, step: int, values: dict[str, Any]) -> None:
+    """One line of metrics.jsonl; what is not finite becomes null, which JSON can say."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; what is neither number nor string becomes JSON, as trackers want it."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
+    return result

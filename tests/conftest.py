@@ -1,0 +1,13 @@
+"""No test reaches for the network or leaves anything in the user's caches; each worker keeps to one core."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+_home = tempfile.mkdtemp(prefix="miniclip-tests-")
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+os.environ |= {"HF_HOME": _home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "Agg"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
