@@ -206,7 +206,16 @@ class _Loop:
         config, steps, first = self.config, self.batches.steps, self.batches.first_step
         self.bad.update(dict.fromkeys(bad))
         shown = config.log.progress and self.accelerator.is_main_process
-        bar = tqdm(total=steps, initial=first, desc="training", unit="step", disable=not shown, smoothing=0.05)
+        interval = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file gets a line now and then
+        bar = tqdm(
+            total=steps,
+            initial=first,
+            desc="training",
+            unit="step",
+            disable=not shown,
+            smoothing=0.05,
+            mininterval=interval,
+        )
         self.prepared.train()
         waited, since, since_step = 0.0, time.perf_counter(), first
         with bar:
@@ -229,7 +238,8 @@ class _Loop:
                     self._log(done, values)
                     bar.set_postfix_str(
                         f"loss {values['loss']:.3f} ({values['loss_over_ln_n']:.2f} ln N), "
-                        f"scale {values['logit_scale']:.1f}, {samples / elapsed:.0f} samples/s"
+                        f"scale {values['logit_scale']:.1f}, {samples / elapsed:.0f} samples/s",
+                        refresh=False,
                     )
                     self.progress = Progress(done, self.progress.seconds + elapsed, self.progress.samples + samples)
                     waited, since, since_step = 0.0, time.perf_counter(), done
