@@ -74,6 +74,8 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> tuple[Dua
         raise ValueError(
             f"{directory / MODEL} or {PREPROCESS} beside it has keys of another version: {error}"
         ) from error
+    if preprocess.image_size != config.image_size:
+        raise ValueError(f"{directory}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
     with torch.device("meta"):
         model = create_model(config)
     try:

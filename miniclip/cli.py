@@ -6,6 +6,7 @@ import os
 import sys
 
 from miniclip.config import ConfigError, load_config
+from miniclip.printing import printable
 
 
 def train_main(arguments: list[str] | None = None) -> int:
@@ -30,5 +31,5 @@ def train_main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(f"train.py: error: {error}", file=sys.stderr)
+    print(f"train.py: error: {printable(str(error))}", file=sys.stderr)
     return 2

@@ -10,8 +10,8 @@ from typing import Any
 
 from miniclip.config import Config, ConfigError, load_config_file, save_config
 
-# data.workers may change between a run and its resume; the rest decides which pairs a step sees
-_FREE = ("data.workers",)
+# What may change between a run and its resume; the rest decides which pairs a step sees.
+_FREE = ("data.workers", "data.on_bad")
 
 
 def check_run_dir(config: Config) -> None:
@@ -25,8 +25,19 @@ def check_run_dir(config: Config) -> None:
                 f"run.dir={run_dir} already holds a run; name another directory, go on with --run.resume true, "
                 "or delete it with --run.overwrite true"
             )
+        if config.run.overwrite and not _is_run(run_dir):
+            raise ConfigError(f"run.dir={run_dir} holds other things than a run; run.overwrite deletes runs alone")
         if config.run.resume and (run_dir / "config.yaml").exists():
             _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
+
+
+def _is_run(run_dir: Path) -> bool:
+    """Whether its config.yaml is a run's; a folder without one, or with another, is somebody else's."""
+    try:
+        load_config_file(run_dir / "config.yaml")
+    except ConfigError:
+        return False
+    return True
 
 
 def _check_unchanged(new: Config, old: Config) -> None:
@@ -47,9 +58,10 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
     run_dir = Path(config.run.dir)
     if config.run.overwrite:
-        for folder in ("checkpoints", "model", config.log.project):
+        for folder in ("checkpoints", "model"):
             shutil.rmtree(run_dir / folder, ignore_errors=True)
-        for pattern in ("metrics.jsonl", "results.json", "examples.png", "confusion_*.png"):
+        events = f"{config.log.project}/**/events.out.tfevents.*"
+        for pattern in ("metrics.jsonl", "results.json", "examples.png", "confusion_*.png", events):
             for path in run_dir.glob(pattern):
                 path.unlink()
     run_dir.mkdir(parents=True, exist_ok=True)

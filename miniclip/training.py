@@ -27,7 +27,7 @@ from miniclip.checkpoint import Progress, load, load_checkpoint, save_checkpoint
 from miniclip.config import Config, ConfigError
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainBatches, TrainingPairs, training_loader
-from miniclip.data.sources import PairSource, open_source
+from miniclip.data.sources import open_source
 from miniclip.data.transforms import Augment, Preprocess
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
 from miniclip.gradcache import cached_backward
@@ -36,6 +36,7 @@ from miniclip.losses import LOSSES
 from miniclip.matrix import gather, positives_of, similarity_logits
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
 from miniclip.optim import build_optimizer, learning_rate
+from miniclip.printing import printable
 from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
 from miniclip.tokenizer import Tokenizer
 
@@ -74,8 +75,8 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
     pairs = _training_pairs(config, preprocess, accelerator)
     # opened before the training, so that nothing can be missing after it
-    test = open_suite(config, _open(config, "test")) if main else None
-    validation = open_suite(config, _open(config, "validation")) if main and config.eval.every else None
+    test = open_suite(config, "test") if main else None
+    validation = open_suite(config, "validation") if main and config.eval.every else None
     batches = TrainBatches(
         len(pairs),
         config.data.batch_size,
@@ -130,16 +131,10 @@ def _resume(config: Config, accelerator: Accelerator, optimizer: Any) -> Progres
     return progress
 
 
-def _open(config: Config, split: str) -> PairSource:
-    assert config.model.image_size is not None
-    return open_source(
-        config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=config.eval.size
-    )
-
-
 def _training_pairs(config: Config, preprocess: Preprocess, accelerator: Accelerator) -> TrainingPairs:
     data = config.data
-    source = _open(config, "train")
+    assert config.model.image_size is not None
+    source = open_source(data, "train", seed=config.run.seed, image_size=config.model.image_size)
     if len(source) < data.batch_size:
         raise ConfigError(
             f"{data.source} has {len(source)} pictures in split {data.train_split!r}, fewer than "
@@ -161,7 +156,8 @@ def _training_pairs(config: Config, preprocess: Preprocess, accelerator: Acceler
         progress=progress,
     )
     if pairs.bad and accelerator.is_main_process:
-        print(f"{len(pairs.bad)} pictures cannot be read and are left out: " + "; ".join(pairs.bad[:5]))
+        named = printable("; ".join(pairs.bad[:5]))
+        print(f"{len(pairs.bad)} pictures cannot be read and are left out: {named}")
     return pairs
 
 

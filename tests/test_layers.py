@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A package is one layer; inside it the order below holds as well.
 LAYERS = [
     "config",
+    "printing",
     "tokenizer",
     "losses",
     "matrix",
@@ -31,6 +32,7 @@ LAYERS = [
     "data.pictures",
     "data.splits",
     "data.sources",
+    "data.subset",
     "data.labelled",
     "data.loader",
     "data",

@@ -118,6 +118,26 @@ def test_equal_captions_have_equal_ids() -> None:
     assert torch.equal(equal, batch.image_id[:, None] % 2 == batch.image_id % 2)
 
 
+def test_a_caption_may_hold_half_an_emoji() -> None:
+    class Half(Fake):
+        def captions(self, index: int) -> list[str]:
+            return [f"picture {index} \ud83d"]
+
+    (batch,) = load(pairs(Half(4)), steps=1)
+    assert len(set(batch.text_id.tolist())) == 4
+
+
+def test_a_cache_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    monkeypatch.setattr("miniclip.data.loader.SAMPLED", 3)
+    per_picture = 18 * 23 * 3  # 16 x 20 with its shorter side at 9/8 of 16
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": per_picture * 9})())
+    assert len(pairs(Fake(9))) == 9
+    with pytest.raises(ValueError, match=r"10 pictures in 0\.0 GB.*data\.cache to false"):
+        pairs(Fake(10))
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_bad_pictures_stop_or_are_named(cache: bool) -> None:
     with pytest.raises(BadImage, match=r"row 3: cut short; .*data\.on_bad"):

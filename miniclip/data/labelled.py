@@ -234,7 +234,7 @@ def _read_names(path: Path) -> list[str] | dict[str, str]:
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         key, tab, name = line.partition("\t")
-        if not tab or not name.strip() or key in names:
+        if not tab or not name.strip() or key.strip() in names:
             raise ValueError(f"{path}, entry {number}: {line!r}; write `folder<TAB>name`, each folder once")
         names[key.strip()] = name.strip()
     return names

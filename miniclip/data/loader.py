@@ -25,6 +25,8 @@ from miniclip.tokenizer import Tokenizer, trim_padding
 
 # (epoch, row): one presentation of one picture
 Draw = tuple[int, int]
+ADVICE = "mend or remove it, or set data.on_bad to skip"
+SAMPLED = 100  # pictures that are stored before the size of the cache is estimated
 
 
 class Batch(NamedTuple):
@@ -113,7 +115,8 @@ class TrainingPairs(Dataset[Batch]):
             except BadImage as error:
                 return error
 
-        rows = []
+        rows: list[int] = []
+        size = 0  # bytes
         with ThreadPoolExecutor(4) as pool:
             results = pool.map(read, self.rows)
             for row, picture in enumerate(
@@ -124,12 +127,26 @@ class TrainingPairs(Dataset[Batch]):
                     continue
                 rows.append(row)
                 self.pictures.append(picture)
+                size += picture.width * picture.height * 3
+                if len(rows) == SAMPLED:
+                    self._check_memory(size)
                 self.texts.append(self.source.captions(row))
         self.rows = rows
 
+    def _check_memory(self, sampled: int) -> None:
+        """The first pictures tell what all of them take; raises ValueError before the machine swaps."""
+        import psutil
+
+        needed, free = sampled / SAMPLED * len(self.rows), psutil.virtual_memory().available
+        if needed > free:
+            raise ValueError(
+                f"data.cache would keep {len(self.rows)} pictures in {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
+                "memory are free; set data.cache to false, and data.workers to a few"
+            )
+
     def _refuse(self, error: BadImage) -> None:
         if self.on_bad == "stop":
-            raise BadImage(f"{error}; mend or remove it, or set data.on_bad to skip")
+            raise BadImage(f"{error}; {ADVICE}")
         self.bad.append(str(error))
 
     def _picture(self, index: int, bad: list[str]) -> tuple[Image.Image, int]:
@@ -142,7 +159,7 @@ class TrainingPairs(Dataset[Batch]):
                 return self.source.image(self.rows[found]), found
             except BadImage as error:
                 if self.on_bad == "stop":
-                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad to skip") from error
+                    raise BadImage(f"{error}; {ADVICE}") from error
                 bad.append(str(error))
         raise BadImage("no picture of the training split can be read; check data.source and data.image_column")
 
@@ -158,12 +175,11 @@ class TrainingPairs(Dataset[Batch]):
             images.append(self.augment(picture, rng))
             captions.append(rng.choice(texts))
             found.append(self.rows[position])
-        text_ids = [int.from_bytes(hashlib.blake2b(c.encode(), digest_size=8).digest(), signed=True) for c in captions]
         return Batch(
             torch.stack(images),
             trim_padding(self.tokenizer(captions)),
             torch.tensor(found),
-            torch.tensor(text_ids),
+            torch.tensor([_hash(caption.encode("utf-8", "surrogatepass")) for caption in captions]),
             bad,
         )
 
@@ -188,6 +204,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _mix(*numbers: int) -> int:
-    """A 64-bit seed from several numbers: equal only for equal numbers."""
-    digest = hashlib.blake2b(b",".join(str(n).encode() for n in numbers), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+    """A seed from several numbers: equal only for equal numbers. In [0, 2^63)."""
+    return (_hash(b",".join(str(number).encode() for number in numbers)) >> 1) & (2**63 - 1)
+
+
+def _hash(data: bytes) -> int:
+    """A number in [-2^63, 2^63) that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)

@@ -132,12 +132,13 @@ def picture_column(table: Table, column: str, at_least: int | None = None) -> Fi
     for row, path in enumerate(table.values(column)):
         if path is not None and not isinstance(path, str):
             raise ValueError(f"{table.label}, {table.where(row)}: {column} is {path!r}, expected a path")
+        path = path.strip() if path else ""
         if path and leaves_folder(table.roots[0], path):
             raise ValueError(
                 f"{table.label}, {table.where(row)}: {path!r} leads out of {table.roots[0]}; "
                 "keep the pictures inside the folder of their table"
             )
-        paths.append([path.strip() if path else ""])
+        paths.append([path])
     return FilePictures(table, TextLists(paths), at_least)
 
 

@@ -266,7 +266,9 @@ def _load(source: str, name: str | None, *, local: bool) -> dict[str, Table]:
     if local:
         roots = (os.path.realpath(source),)
     else:
-        caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
         roots = tuple(os.path.realpath(Path(p).expanduser()) for p in caches)
     return {split: ArrowTable(part, split, source, roots) for split, part in loaded.items()}
 

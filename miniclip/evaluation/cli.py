@@ -11,13 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from miniclip.printing import printable
+
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from miniclip.data.sources import LabelledSource, PairSource
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         (_zero_shot if arguments.command == "zeroshot" else _retrieval)(arguments)
     except (ValueError, OSError) as error:
-        print(f"eval.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"eval.py: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -129,8 +129,9 @@ def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
 
         return scene_task(arguments.task, arguments.size, arguments.seed, image_size)
     from miniclip.data.labelled import open_labelled
+    from miniclip.data.subset import readable
 
-    return open_labelled(
+    source = open_labelled(
         arguments.data,
         split=arguments.split,
         name=arguments.name,
@@ -139,16 +140,18 @@ def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
         label_column=arguments.label_column,
         image_size=image_size,
     )
+    return readable(source, "skip") if arguments.on_bad == "skip" else source
 
 
 def _pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
     from miniclip.config import DataConfig
     from miniclip.data.sources import open_source
+    from miniclip.data.subset import Subset, readable
 
     columns = arguments.caption_column
     caption_column = columns[0] if columns and len(columns) == 1 else columns
     data = {"source": arguments.data, "name": arguments.name, "size": arguments.size}
-    data |= {"image_column": arguments.image_column, "caption_column": caption_column}
+    data |= {"image_column": arguments.image_column, "caption_column": caption_column, "on_bad": arguments.on_bad}
     split = arguments.split
     if split not in ("train", "validation", "test") and arguments.data != "shapes":
         # the source's own word for a split
@@ -158,27 +161,9 @@ def _pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
     )
     if len(source) == 0:
         raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
-    return source if arguments.limit is None else First(source, arguments.limit)
-
-
-@dataclass(frozen=True)
-class First:
-    """The first `limit` pictures of a PairSource."""
-
-    source: PairSource
-    limit: int
-
-    def __len__(self) -> int:
-        return min(self.limit, len(self.source))
-
-    def image(self, index: int) -> Image.Image:
-        return self.source.image(index)
-
-    def captions(self, index: int) -> list[str]:
-        return self.source.captions(index)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
+    if arguments.limit is not None:
+        source = Subset(source, range(min(arguments.limit, len(source))))
+    return readable(source, "skip") if arguments.on_bad == "skip" else source
 
 
 def _open_for(directories: Sequence[str], open_at: Callable[[int], Source]) -> dict[str, Source]:
@@ -292,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--image_column", metavar="NAME", help="column of the pictures; found by itself if left out"
         )
+        on_bad_help = "a picture that cannot be read: stop, or skip, count and name it (default: stop)"
+        command.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help=on_bad_help)
         command.add_argument("--size", type=_at_least(1), default=1000, help="number of scenes (default: 1000)")
         command.add_argument("--seed", type=_at_least(0), default=0, help="seed of the scenes (default: 0)")
         command.add_argument("--json", metavar="FILE", help="write the results as JSON")

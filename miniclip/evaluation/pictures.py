@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption, best_captions
+from miniclip.printing import printable
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -168,7 +169,7 @@ def _font(size: int, bold: bool = False) -> FreeTypeFont:
 
 def _one_line(text: str, limit: int) -> str:
     """Text from data -> printable characters on one line, cut with an ellipsis to `limit` characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = printable(text)
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 

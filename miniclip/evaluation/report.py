@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniclip.evaluation.retrieval import RetrievalResult
 from miniclip.evaluation.zeroshot import ZeroShotResult
+from miniclip.printing import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +72,10 @@ def to_json(result: ZeroShotResult | RetrievalResult) -> dict[str, Any]:
 def write_json(path: str | Path, values: Any) -> None:
     """Write values; path holds either what it held before or all of it. Raises ValueError for NaN or infinity."""
     path = Path(path)
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe: written to, not replaced
+        path.write_text(text, encoding="utf-8")
+        return
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -116,10 +120,10 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 
 def _plain(text: str) -> Any:
-    """Text that rich shows as it is: names come from data, and [red] in one is no markup."""
+    """Text that rich shows as it is: names come from data, [red] in one is no markup, and no escape passes."""
     from rich.text import Text
 
-    return Text(" ".join(text.split()))
+    return Text(printable(text))
 
 
 def _percent(share: float | None) -> str:

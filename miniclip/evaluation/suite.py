@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from PIL import Image
+from typing import Any, Literal, NamedTuple
 
 from miniclip.config import Config, ConfigError
-from miniclip.data.images import BadImage
 from miniclip.data.labelled import open_labelled
 from miniclip.data.shapes import TASKS, scene_task
-from miniclip.data.sources import LabelledSource, PairSource
+from miniclip.data.sources import LabelledSource, PairSource, open_source
+from miniclip.data.subset import readable
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.pictures import confusion_png, write_examples
 from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json, write_json
 from miniclip.evaluation.retrieval import RetrievalResult, count_retrieval, encode_pairs
-from miniclip.evaluation.zeroshot import ZeroShotResult, zero_shot
+from miniclip.evaluation.zeroshot import ZeroShotResult, check_classes, zero_shot
 from miniclip.models import DualEncoder
 from miniclip.tokenizer import Tokenizer
-
-EXAMPLES = 8  # pictures on the sheet
 
 
 class Suite(NamedTuple):
@@ -51,27 +47,36 @@ class SuiteResult(NamedTuple):
         return values
 
 
-def open_suite(config: Config, pairs: PairSource) -> Suite:
-    """Open every task of eval.tasks; pairs is the split that retrieval runs on.
+def open_suite(config: Config, role: Literal["validation", "test"]) -> Suite:
+    """Open every task of eval.tasks, on pictures of that role, and read every picture once.
 
-    Raises ConfigError for a task that is neither known nor a folder, and BadImage for a picture that cannot be read,
-    unless data.on_bad is skip: then it is left out.
+    Raises ConfigError for a task that is neither known nor a folder, ValueError for classes that cannot be told apart,
+    and BadImage for a picture that cannot be read, unless data.on_bad is skip: then it is left out.
     """
     builtin = config.data.source == "shapes"
     tasks = config.eval.tasks if config.eval.tasks is not None else ["retrieval", *(TASKS if builtin else ())]
-    assert config.model.image_size is not None
+    image_size = config.model.image_size
+    assert image_size is not None
+    # the scenes of the final tables stay unseen until then
+    seed = config.run.seed + (role == "validation")
     labelled: dict[str, LabelledSource] = {}
     for task in tasks:
         if task in TASKS:
-            labelled[task] = scene_task(task, config.eval.size, config.run.seed, config.model.image_size)
+            labelled[task] = scene_task(task, config.eval.size, seed, image_size)
         elif task != "retrieval":
             if not Path(task).is_dir():
                 raise ConfigError(
                     f"eval.tasks: {task!r} is neither retrieval, nor one of {', '.join(TASKS)}, nor a folder with one "
                     "sub-folder a class"
                 )
-            labelled[task] = open_labelled(task, split=config.data.test_split)
-    return Suite(_readable(pairs, config.data.on_bad) if "retrieval" in tasks else None, labelled)
+            split = config.data.validation_split if role == "validation" else config.data.test_split
+            folder = open_labelled(task, split=split, image_size=image_size)
+            check_classes(task, folder.classes)
+            labelled[task] = readable(folder, config.data.on_bad)
+    if "retrieval" not in tasks:
+        return Suite(None, labelled)
+    pairs = open_source(config.data, role, seed=config.run.seed, image_size=image_size, eval_size=config.eval.size)
+    return Suite(readable(pairs, config.data.on_bad), labelled)
 
 
 def evaluate(config: Config, suite: Suite, model: DualEncoder, preprocess: Preprocess) -> SuiteResult:
@@ -94,7 +99,8 @@ def final_evaluation(
         print_retrieval({config.data.source: results.retrieval})
     for name, result in results.zero_shot.items():
         if result.confusion is not None:
-            confusion_png(result.confusion, result.classes, run_dir / f"confusion_{Path(name).name}.png", title=name)
+            file = "confusion_" + re.sub(r"[^\w.-]+", "_", name.strip("/")) + ".png"
+            confusion_png(result.confusion, result.classes, run_dir / file, title=name)
     values = {
         "training": training,
         "retrieval": None if results.retrieval is None else to_json(results.retrieval),
@@ -118,49 +124,9 @@ def _evaluate(
         counted = count_retrieval(pairs)
         if sheet_dir is not None:
             title = f"{config.data.source}: the best of {len(pairs.texts)} captions for each picture"
-            write_examples(suite.pairs, pairs, sheet_dir / "examples.png", count=EXAMPLES, title=title)
+            write_examples(suite.pairs, pairs, sheet_dir / "examples.png", title=title)
     found = {
         name: zero_shot(model, preprocess, tokenizer, dataset, task=name, options=options)
         for name, dataset in suite.labelled.items()
     }
     return SuiteResult(counted, found)
-
-
-class _Rows:
-    """Some rows of a PairSource."""
-
-    def __init__(self, source: PairSource, rows: list[int]) -> None:
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, index: int) -> Image.Image:
-        return self.source.image(self.rows[index])
-
-    def captions(self, index: int) -> list[str]:
-        return self.source.captions(self.rows[index])
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.rows[index])
-
-
-def _readable(source: PairSource, on_bad: str) -> PairSource:
-    """The source without pictures that cannot be read; each is named."""
-
-    def error_of(row: int) -> BadImage | None:
-        try:
-            source.image(row)
-        except BadImage as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(4) as pool:
-        errors = list(pool.map(error_of, range(len(source))))
-    bad = [error for error in errors if error is not None]
-    if not bad:
-        return source
-    if on_bad == "stop":
-        raise BadImage(f"{bad[0]} (one of {len(bad)}); mend or remove it, or set data.on_bad to skip")
-    print(f"{len(bad)} evaluation pictures cannot be read and are left out: " + "; ".join(map(str, bad[:5])))
-    return _Rows(source, [row for row, error in enumerate(errors) if error is None])

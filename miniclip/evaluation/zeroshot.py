@@ -5,6 +5,7 @@ Axes: N pictures, C classes, T templates, E embedding.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,18 @@ def build_classifier(
     return F.normalize(torch.stack(means), dim=-1)
 
 
+def check_classes(task: str, classes: Sequence[str]) -> None:
+    """Raise ValueError if there are fewer than two classes, or two of one name."""
+    if len(classes) < 2:
+        raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(classes)}")
+    repeated = sorted(name for name, count in Counter(classes).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}, and prompts "
+            "cannot tell those apart; name the classes differently, or merge them"
+        )
+
+
 def zero_shot(
     model: DualEncoder,
     preprocess: Preprocess,
@@ -139,14 +152,7 @@ def zero_shot(
     n, classes = len(dataset), tuple(dataset.classes)
     if n == 0:
         raise ValueError(f"{task}: the data set holds no pictures")
-    if len(classes) < 2:
-        raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(classes)}")
-    repeated = sorted({name for name in classes if classes.count(name) > 1})
-    if repeated:
-        raise ValueError(
-            f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}, and prompts "
-            "cannot tell those apart; name the classes differently, or merge them"
-        )
+    check_classes(task, classes)
     own = dataset if isinstance(dataset, PromptedSource) else None
     varying = own is not None and own.prompts(0) is not None
     if varying and templates is not None:
