@@ -326,7 +326,6 @@ class _Loop:
         if self.validation is not None:
             self._log(step, evaluate(self.config, self.validation, self.model, self.preprocess).scalars())
         self.accelerator.wait_for_everyone()
-        self.prepared.train()
 
     def summary(self) -> dict[str, Any]:
         """Time and pace of all steps, those before a resume included, without evaluation and checkpoints.

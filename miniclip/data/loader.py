@@ -25,7 +25,6 @@ from miniclip.tokenizer import Tokenizer, trim_padding
 
 # (epoch, row): one presentation of one picture
 Draw = tuple[int, int]
-ADVICE = "mend or remove it, or set data.on_bad to skip"
 SAMPLED = 100  # pictures that are stored before the size of the cache is estimated
 
 
@@ -123,7 +122,7 @@ class TrainingPairs(Dataset[Batch]):
                 tqdm(results, total=len(self.rows), desc="reading pictures", unit="", leave=False, disable=not progress)
             ):
                 if isinstance(picture, BadImage):
-                    self._refuse(picture)
+                    self._refuse(picture, self.bad)
                     continue
                 rows.append(row)
                 self.pictures.append(picture)
@@ -144,10 +143,11 @@ class TrainingPairs(Dataset[Batch]):
                 "memory are free; set data.cache to false, and data.workers to a few"
             )
 
-    def _refuse(self, error: BadImage) -> None:
+    def _refuse(self, error: BadImage, bad: list[str]) -> None:
+        """Stop with advice, or note the name in bad, as on_bad says."""
         if self.on_bad == "stop":
-            raise BadImage(f"{error}; {ADVICE}")
-        self.bad.append(str(error))
+            raise BadImage(f"{error}; mend or remove it, or set data.on_bad to skip") from error
+        bad.append(str(error))
 
     def _picture(self, index: int, bad: list[str]) -> tuple[Image.Image, int]:
         """The picture at index, or the next one that can be read, and where that one stands."""
@@ -158,9 +158,7 @@ class TrainingPairs(Dataset[Batch]):
             try:
                 return self.source.image(self.rows[found]), found
             except BadImage as error:
-                if self.on_bad == "stop":
-                    raise BadImage(f"{error}; {ADVICE}") from error
-                bad.append(str(error))
+                self._refuse(error, bad)
         raise BadImage("no picture of the training split can be read; check data.source and data.image_column")
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
