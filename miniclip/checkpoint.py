@@ -3,8 +3,8 @@
     model/model.safetensors  model/model.json  model/preprocess.json      the finished model
     checkpoints/step_00000500/                                            weights, optimiser, random states, step
 
-Weights are read as safetensors, optimiser and random states through Accelerate with `weights_only=True`: nothing that
-is read here can run code.
+Weights are read as safetensors, optimiser and random states (and with FSDP the weights of a checkpoint) through
+Accelerate with `weights_only=True`: nothing that is read here can run code.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def save_model(
     _write_json(directory / MODEL, asdict(model.config))
     _write_json(directory / PREPROCESS, preprocess.to_dict())
     weights = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if state is None else state).items()}
+    for name in ("logit_scale", "logit_bias"):
+        if name in weights:
+            weights[name] = weights[name].reshape(())  # flat in a model that is trained with FSDP
     part = directory / (WEIGHTS + ".part")
     save_file(weights, part, metadata={"format": "pt"})
     part.replace(directory / WEIGHTS)

@@ -30,12 +30,13 @@ def cached_backward(
 ) -> tuple[Tensor, Embeddings]:
     """Accumulate the gradient of loss_of(model(image, text)) as if the batch had gone through at once.
 
-    image: (B, 3, S, S), text: (B, L). chunk: pairs in memory at a time. backward: called with the loss, so that fp16
-    can scale it; the chunks inherit that scale. no_sync: context of every chunk but the last, so that DDP reduces
-    once.
+    image: (B, 3, S, S), text: (B K, L), K for each image. chunk: images in memory at a time. backward: called with the
+    loss, so that fp16 can scale it; the chunks inherit that scale. no_sync: context of every chunk but the last, so
+    that DDP reduces once.
     Returns the loss (0-dim) and the embeddings of the batch, both detached.
     """
-    images, texts = image.split(chunk), text.split(chunk)
+    captions = len(text) // len(image)
+    images, texts = image.split(chunk), text.split(chunk * captions)
     states, parts = [], []
     with torch.no_grad(), frozen_statistics(model):
         for chunk_image, chunk_text in zip(images, texts, strict=True):
@@ -51,7 +52,9 @@ def cached_backward(
     loss = loss_of(whole)
     backward(loss)
 
-    gradient_chunks = zip(_gradient(whole.image).split(chunk), _gradient(whole.text).split(chunk), strict=True)
+    gradient_chunks = zip(
+        _gradient(whole.image).split(chunk), _gradient(whole.text).split(chunk * captions), strict=True
+    )
     last = len(images) - 1
     for i, (image_gradient, text_gradient) in enumerate(gradient_chunks):
         with nullcontext() if i == last else no_sync():

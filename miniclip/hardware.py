@@ -22,7 +22,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def build_accelerator(config: Config) -> Accelerator:
     """Accelerate, with nothing of its launcher's environment that would change the run unasked.
 
-    Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other than DDP.
+    Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other than DDP and
+    FSDP.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
@@ -49,11 +50,26 @@ def build_accelerator(config: Config) -> Accelerator:
         raise ConfigError(f"{processes} processes were started, but {accelerator.num_processes} form a group")
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError("gradient accumulation breaks the loss over the batch; use train.micro_batch_size instead")
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+    engines = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+    if accelerator.distributed_type not in engines:
         raise ConfigError(
-            f"{accelerator.distributed_type.value} is not supported; run `accelerate config` and choose DDP"
+            f"{accelerator.distributed_type.value} is not supported; run `accelerate config` and choose DDP or FSDP"
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        tune_fsdp(accelerator)
     return accelerator
+
+
+def tune_fsdp(accelerator: Accelerator) -> None:
+    """Make FSDP compute what DDP does. Raises ConfigError for its first version, whose parameters lose their shapes."""
+    if not accelerator.is_fsdp2:
+        raise ConfigError("FSDP needs its version 2; add --fsdp_version 2, or fsdp_version: 2 to Accelerate's config")
+    plugin = accelerator.state.fsdp_plugin
+    # float32 parameters under autocast, as with DDP: in bf16 the logit scale would move in steps of half a per cent
+    plugin.mixed_precision_policy = None
+    # one file that `weights_only` can read, and a resume on another number of processes
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # else those of the former type stay
+    plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
 def tune_for_device(model: DualEncoder, device: torch.device, compiled: bool) -> None:

@@ -132,7 +132,7 @@ def soft_loss(
     reduction: Reduction = "mean",
     *,
     targets: Tensor | None = None,
-    share: float = 0.3,
+    share: float = 0.2,
 ) -> Tensor:
     """Cross-entropy to soft targets (SoftCLIP, arXiv:2303.17561, equation 6; supervised contrastive without targets).
 

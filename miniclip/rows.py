@@ -74,7 +74,7 @@ def decoupled_rows(logits: Tensor, positives: Tensor) -> Tensor:
     return torch.where(mask.all(1), 0, _negatives(logits, positives) - attraction)
 
 
-def soft_rows(logits: Tensor, positives: Tensor, targets: Tensor | None = None, share: float = 0.3) -> Tensor:
+def soft_rows(logits: Tensor, positives: Tensor, targets: Tensor | None = None, share: float = 0.2) -> Tensor:
     """Cross-entropy of each row to (1 - share) of its positives and share of targets (B, M), normalised; (B,)."""
     if targets is None:
         return softmax_rows(logits, positives)

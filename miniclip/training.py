@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from miniclip.checkpoint import Progress, load, load_checkpoint, save_checkpoint, save_model
 from miniclip.config import Config, ConfigError
@@ -29,12 +30,13 @@ from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainBatches, TrainingPairs, training_loader
 from miniclip.data.sources import open_source
 from miniclip.data.transforms import Augment, Preprocess
+from miniclip.data.weights import picture_weights
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
 from miniclip.gradcache import cached_backward
 from miniclip.hardware import build_accelerator, share_cores, tune_for_device
-from miniclip.losses import LOSSES
-from miniclip.matrix import gather, positives_of, similarity_logits
+from miniclip.matrix import shares
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
+from miniclip.objective import GlobalBatch, chance_loss, global_loss
 from miniclip.optim import build_optimizer, learning_rate
 from miniclip.printing import printable
 from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
@@ -54,6 +56,7 @@ def train(config: Config) -> dict[str, Any]:
     Every process of an `accelerate launch` or `torchrun` calls it. Raises ConfigError, ValueError or FileNotFoundError
     before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks.
     """
+    config = config.with_start()
     config = replace(config, model=resolve(config.model))
     check_run_dir(config)
     if config.train.precision == "fp16" and not torch.cuda.is_available():
@@ -84,11 +87,14 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         steps=_steps(config, len(pairs)),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        draw_weights=pairs.weights if config.data.weights_for == "sampler" else None,
     )
 
     torch.manual_seed(config.run.seed)
     model = create_model(config.model)
     tune_for_device(model, accelerator.device, config.train.compile)
+    if accelerator.distributed_type == "FSDP":
+        model.flatten_scalars_()
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
     progress = _resume(config, accelerator, optimizer)
     batches.first_step = progress.step
@@ -153,6 +159,8 @@ def _training_pairs(config: Config, preprocess: Preprocess, accelerator: Acceler
         seed=config.run.seed,
         cache=data.cache,
         on_bad=data.on_bad,
+        captions=data.captions_per_image,
+        weights=picture_weights(source, data),
         progress=progress,
     )
     if pairs.bad and accelerator.is_main_process:
@@ -193,6 +201,8 @@ class _Loop:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
         self.optimizer, self.preprocess, self.batches, self.validation = optimizer, preprocess, batches, validation
         self.progress, self.run_dir = progress, Path(config.run.dir)
+        # decoupled's is 0 for two pairs
+        self.chance = chance_loss(config.loss, config.data.batch_size, config.data.captions_per_image) or 1.0
         self.bad: dict[str, None] = {}  # names in the order of their first failure
 
     def run(self, loader: Iterator[Batch], bad: list[str]) -> None:
@@ -233,7 +243,7 @@ class _Loop:
                     }
                     self._log(done, values)
                     bar.set_postfix_str(
-                        f"loss {values['loss']:.3f} ({values['loss_over_ln_n']:.2f} ln N), "
+                        f"loss {values['loss']:.3f} ({values['loss_over_chance']:.2f} of chance), "
                         f"scale {values['logit_scale']:.1f}, {samples / elapsed:.0f} samples/s",
                         refresh=False,
                     )
@@ -248,7 +258,9 @@ class _Loop:
                 since += time.perf_counter() - pause  # neither counts as training time
 
     def _save(self, step: int) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        # with FSDP a process holds a part of each, and all of them have to stop
+        broken = sum(not bool(torch.isfinite(_local(p)).all()) for p in self.model.parameters())
+        if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
         save_checkpoint(self.accelerator, self.run_dir, self.progress._replace(step=step), self.config.run.keep)
 
@@ -259,14 +271,17 @@ class _Loop:
         if config.model.image_encoder == "resnet":
             image = image.contiguous(memory_format=torch.channels_last)
         text = batch.text.to(device, non_blocking=True)
-        positives = positives_of(gather(batch.image_id.to(device)), gather(batch.text_id.to(device)))
-        options = {"smoothing": config.loss.smoothing} if config.loss.name == "softmax" else {}
+        weight = batch.weight if config.data.weights_for == "loss" else None
+        known = GlobalBatch.gathered(
+            config.loss.positives,
+            batch.image_id.to(device),
+            batch.text_id.to(device),
+            None if weight is None else weight.to(device),
+            shares(config.data.batch_size, accelerator.num_processes),
+        )
 
         def loss_of(embeddings: Embeddings) -> Tensor:
-            logits = similarity_logits(
-                gather(embeddings.image), gather(embeddings.text), embeddings.scale, embeddings.bias
-            )
-            return LOSSES[config.loss.name](logits, positives, **options)
+            return global_loss(embeddings, known, config.loss, step)
 
         rate = learning_rate(step, self.batches.steps, config.optim)
         for group in self.optimizer.param_groups:
@@ -285,7 +300,8 @@ class _Loop:
             embeddings = self.prepared(image, text)
             loss = loss_of(embeddings)
             accelerator.backward(loss)
-        value, scale = float(loss.detach()), float(embeddings.scale.detach())
+        # each process has its own rows; their mean is the loss
+        value, scale = float(accelerator.reduce(loss.detach(), "mean")), float(embeddings.scale.detach())
         norm = float(accelerator.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip or math.inf))
         # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
         if not math.isfinite(value) or (not math.isfinite(norm) and accelerator.scaler is None):
@@ -298,7 +314,7 @@ class _Loop:
         self.model.clamp_logit_scale_()
         return {
             "loss": value,
-            "loss_over_ln_n": value / math.log(config.data.batch_size),
+            "loss_over_chance": value / self.chance,
             "logit_scale": scale,
             "lr": rate,
             "grad_norm": norm,
@@ -323,8 +339,16 @@ class _Loop:
 
     def _evaluate(self, step: int) -> None:
         """The configured tasks on the validation split, on the main process; the others wait."""
+        model = self.model
+        if self.accelerator.distributed_type == "FSDP":
+            state = self.accelerator.get_state_dict(self.prepared)
+            if self.validation is not None:
+                model = create_model(self.config.model)
+                model.flatten_scalars_()
+                model.load_state_dict(state)
+                model.to(self.accelerator.device)
         if self.validation is not None:
-            self._log(step, evaluate(self.config, self.validation, self.model, self.preprocess).scalars())
+            self._log(step, evaluate(self.config, self.validation, model, self.preprocess).scalars())
         self.accelerator.wait_for_everyone()
 
     def summary(self) -> dict[str, Any]:
@@ -335,6 +359,12 @@ class _Loop:
         seconds, samples = self.progress.seconds, self.progress.samples
         pace = samples / seconds if seconds else None
         return {"steps": self.batches.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": list(self.bad)}
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that FSDP has sharded; else the parameter."""
+    local: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return local
 
 
 def _next(loader: Iterator[Batch]) -> Batch:

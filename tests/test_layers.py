@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the ground up. A package is one layer; inside it the order below holds as well.
 LAYERS = [
+    "sections",
     "config",
     "printing",
     "tokenizer",
@@ -36,6 +37,7 @@ LAYERS = [
     "data.pictures",
     "data.splits",
     "data.sources",
+    "data.weights",
     "data.subset",
     "data.labelled",
     "data.loader",
@@ -108,7 +110,7 @@ def test_imports_go_down() -> None:
 
 def test_walk_sees_imports() -> None:
     found = imported(ROOT / "miniclip" / "training.py")
-    assert {"config", "checkpoint", "data.loader", "evaluation.suite", "losses", "models"} <= found
+    assert {"config", "checkpoint", "data.loader", "evaluation.suite", "objective", "models"} <= found
 
 
 def test_no_module_hides_a_standard_one() -> None:

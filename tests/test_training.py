@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import miniclip
 from miniclip.cli import train_main
 from miniclip.config import load_config
+from miniclip.rows import ROWS
 from miniclip.training import NonFiniteLoss, train
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def test_run_directory(config_file: str, tmp_path: Path, capsys: pytest.CaptureF
     steps = lines(directory)
     losses = [line["loss"] for line in steps if "loss" in line]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
-    assert steps[0]["loss_over_ln_n"] == pytest.approx(losses[0] / math.log(8))
+    assert steps[0]["loss_over_chance"] == pytest.approx(losses[0] / math.log(8))
     assert steps[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
     assert [line["lr"] for line in steps if "lr" in line][:2] == [5e-4, 1e-3]
     assert any("eval/recall@10_text_to_image" in line for line in steps)
@@ -204,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(config_file: str, tmp_path
 
 def test_a_gradient_that_is_not_finite_stops_too(config_file: str, tmp_path: Path, monkeypatch: Any) -> None:
     """A finite loss can have an infinite gradient; the step must not be taken."""
-    monkeypatch.setitem(miniclip.LOSSES, "softmax", lambda logits, positives, smoothing: (logits * 0).sqrt().sum())
+    monkeypatch.setitem(ROWS, "softmax", lambda logits, positives, smoothing: (logits * 0).sqrt().sum(1))
     with pytest.raises(NonFiniteLoss, match=r"loss 0\.0, gradient norm nan at step 1"):
         run(config_file, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -60,11 +60,16 @@ def label_column(table: Table, wanted: str | None, image: str) -> str:
     """Column of the class."""
     option = "label_column"
     if wanted is not None:
-        _check_present(table, [wanted], option)
-        _check_kind(table, wanted, ("text", "other"), "class names or numbers", option)
-        return wanted
+        return value_column(table, wanted, option)
     found = [c for c in _named(table.columns, LABEL_NAMES) if c != image and table.kind(c) in ("text", "other")]
     return _the_one(table, found, "label", option)
+
+
+def value_column(table: Table, wanted: str, option: str) -> str:
+    """Column of a number or a class for each row."""
+    _check_present(table, [wanted], option)
+    _check_kind(table, wanted, ("text", "other"), "numbers or classes", option)
+    return wanted
 
 
 def _stem(column: str) -> str:

@@ -21,21 +21,24 @@ from miniclip.config import DataConfig
 from miniclip.data.images import BadImage
 from miniclip.data.sources import PairSource
 from miniclip.data.transforms import Augment
+from miniclip.matrix import shares
 from miniclip.tokenizer import Tokenizer, trim_padding
 
-# (epoch, row): one presentation of one picture
-Draw = tuple[int, int]
+# one presentation of one picture: (epoch, row), and its place in the epoch where a row may come several times
+Draw = tuple[int, ...]
 SAMPLED = 100  # pictures that are stored before the size of the cache is estimated
 
 
 class Batch(NamedTuple):
-    """image: uint8 (B, 3, S, S). text: int64 (B, L), no longer than the longest caption. image_id, text_id: int64 (B,),
-    equal for equal pictures and equal captions. bad: names of pictures that could not be read and were replaced."""
+    """image: uint8 (B, 3, S, S). text: int64 (B K, L), K captions for each picture, no longer than the longest.
+    image_id (B,), text_id (B, K): int64, equal for equal pictures and equal captions. weight: float32 (B,), or None if
+    all are the same. bad: names of pictures that could not be read and were replaced."""
 
     image: Tensor
     text: Tensor
     image_id: Tensor
     text_id: Tensor
+    weight: Tensor | None
     bad: list[str]
 
 
@@ -43,40 +46,60 @@ class TrainBatches(Sampler[list[Draw]]):
     """This process's share of every global batch, epoch after epoch, from any step on.
 
     Each epoch is a new permutation of the rows; what is left over after the last whole batch is dropped, since
-    filling it up would repeat pairs, which are then false negatives of one another.
+    filling it up would repeat pairs, which are then false negatives of one another. With draw_weights (rows,), an epoch
+    is as many independent draws instead, each row as likely as its weight.
     """
 
     def __init__(
-        self, rows: int, batch_size: int, *, seed: int, steps: int, first_step: int = 0, rank: int = 0, world: int = 1
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        seed: int,
+        steps: int,
+        first_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        draw_weights: Tensor | None = None,
     ) -> None:
         if rows < batch_size:
             advice = f"use a batch of at most {rows}, or more data" if rows > 1 else "it needs at least 2"
             raise ValueError(
                 f"the training split has {rows} usable pictures, data.batch_size is {batch_size}; {advice}"
             )
-        if batch_size % world:
-            near = max(world, batch_size // world * world)
-            raise ValueError(
-                f"data.batch_size={batch_size} is not divisible by {world} processes; "
-                f"use a multiple of {world}, e.g. {near}"
-            )
+        if batch_size < world:
+            raise ValueError(f"data.batch_size={batch_size} leaves some of {world} processes without a pair; raise it")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.steps, self.first_step, self.rank, self.world = steps, first_step, rank, world
         self.per_epoch = rows // batch_size
+        self.draw_weights = draw_weights
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        share = self.batch_size // self.world
+        sizes = shares(self.batch_size, self.world)
+        offset = sum(sizes[: self.rank])
         order, order_epoch = torch.empty(0, dtype=torch.long), -1
         for step in range(self.first_step, self.steps):
             epoch, position = divmod(step, self.per_epoch)
             if epoch != order_epoch:
                 generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-                order, order_epoch = torch.randperm(self.rows, generator=generator), epoch
-            start = position * self.batch_size + self.rank * share
-            yield [(epoch, row) for row in order[start : start + share].tolist()]
+                order, order_epoch = self._order(generator), epoch
+            start = position * self.batch_size + offset
+            rows = order[start : start + sizes[self.rank]].tolist()
+            if self.draw_weights is None:
+                yield [(epoch, row) for row in rows]
+            else:
+                yield [(epoch, row, start + i) for i, row in enumerate(rows)]
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        if self.draw_weights is None:
+            return torch.randperm(self.rows, generator=generator)
+        # not torch.multinomial, which takes no more than 2^24 rows
+        cumulative = self.draw_weights.double().cumsum(0)
+        draws = torch.rand(self.rows, generator=generator, dtype=torch.float64) * cumulative[-1]
+        return torch.searchsorted(cumulative, draws, right=True).clamp_(max=self.rows - 1)
 
 
 class TrainingPairs(Dataset[Batch]):
@@ -91,8 +114,12 @@ class TrainingPairs(Dataset[Batch]):
         seed: int,
         cache: bool,
         on_bad: str,
+        captions: int = 1,
+        weights: Tensor | None = None,
         progress: bool = False,
     ) -> None:
+        """captions: of each picture in a batch. weights: (len(source),) float32, of the pictures, or None."""
+        self.captions, self.weights = captions, weights
         self.source, self.augment, self.tokenizer = source, augment, tokenizer
         self.seed, self.on_bad = seed, on_bad
         self.rows = list(range(len(source)))
@@ -166,23 +193,34 @@ class TrainingPairs(Dataset[Batch]):
         captions: list[str] = []
         found: list[int] = []
         bad: list[str] = []
-        for epoch, index in draws:
-            rng = random.Random(_mix(self.seed, epoch, index))
-            picture, position = self._picture(index, bad)
+        for draw in draws:
+            rng = random.Random(_mix(self.seed, *draw))
+            picture, position = self._picture(draw[1], bad)
             texts = self.texts[position] if self.pictures else self.source.captions(self.rows[position])
             images.append(self.augment(picture, rng))
-            captions.append(rng.choice(texts))
+            captions += _draw(texts, self.captions, rng)
             found.append(self.rows[position])
         return Batch(
             torch.stack(images),
             trim_padding(self.tokenizer(captions)),
             torch.tensor(found),
-            torch.tensor([_hash(caption.encode("utf-8", "surrogatepass")) for caption in captions]),
+            torch.tensor([_hash(c.encode("utf-8", "surrogatepass")) for c in captions]).view(len(found), -1),
+            None if self.weights is None else self.weights[found],
             bad,
         )
 
     def __getitem__(self, draw: Draw) -> Batch:
         return self.__getitems__([draw])
+
+
+def _draw(texts: list[str], count: int, rng: random.Random) -> list[str]:
+    """count captions, none of them twice before all have had their turn."""
+    if count == 1:
+        return [rng.choice(texts)]
+    drawn: list[str] = []
+    while len(drawn) < count:
+        drawn += rng.sample(texts, min(len(texts), count - len(drawn)))
+    return drawn
 
 
 def training_loader(pairs: TrainingPairs, batches: TrainBatches, config: DataConfig, pin: bool) -> DataLoader[Batch]:

@@ -172,6 +172,9 @@ class SceneSource(_Scenes):
         count = 1 if share < 0.5 else 2 if share < 0.82 else 3
         return sample_scene(draws, draws.sample(SEEN, count))
 
+    def column(self, name: str) -> list[object]:
+        raise ValueError(f"the built-in scenes have no column {name}; data.weights needs a source of your own")
+
     def captions(self, index: int) -> list[str]:
         # A stream of their own: a change of the grammar leaves the pictures as they are.
         return write_captions(self._draws(index, self._stream + 1), self.scene(index), self.captions_per_image)

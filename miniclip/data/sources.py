@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from miniclip.config import DataConfig
-from miniclip.data.columns import caption_columns, image_column
+from miniclip.data.columns import caption_columns, image_column, value_column
 from miniclip.data.pictures import CellPictures, FilePictures, TextLists, check_some_exist, picture_column
 from miniclip.data.splits import Part, carve, read_parts, resolve_splits
 from miniclip.data.tables import Table
@@ -34,6 +34,9 @@ class PairSource(Protocol):
 
     def name(self, index: int) -> str:
         """File or row, for messages."""
+
+    def column(self, name: str) -> list[Any]:
+        """What a column says of each picture, in its first row. Raises ValueError that names the columns there are."""
 
 
 class LabelledSource(Protocol):
@@ -61,6 +64,7 @@ class Pairs:
     pictures: FilePictures | CellPictures
     rows: np.ndarray
     texts: TextLists
+    table: Table
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,6 +77,10 @@ class Pairs:
 
     def name(self, index: int) -> str:
         return self.pictures.name(int(self.rows[index]))
+
+    def column(self, name: str) -> list[Any]:
+        values = list(self.table.values(value_column(self.table, name, "data.weight_column")))
+        return [values[row] for row in self.rows]
 
 
 def open_source(
@@ -107,7 +115,7 @@ def open_source(
             *(config.source, " or ".join(missing), name, len(rows), split),
         )
     check_some_exist(pictures, rows)
-    return Pairs(pictures, rows, TextLists(captions))
+    return Pairs(pictures, rows, TextLists(captions), table)
 
 
 def _by_picture(

@@ -37,6 +37,10 @@ class Subset:
     def label(self, index: int) -> int:
         return cast(int, self.source.label(self.rows[index]))
 
+    def column(self, name: str) -> list[Any]:
+        values = self.source.column(name)
+        return [values[row] for row in self.rows]
+
     def name(self, index: int) -> str:
         return cast(str, self.source.name(self.rows[index]))
 

@@ -112,8 +112,8 @@ class DualEncoder(TextTower):
         return Embeddings(
             image=self.encode_image(image, normalize=True),
             text=self.encode_text(text, normalize=True),
-            scale=self.logit_scale.exp(),
-            bias=self.logit_bias,
+            scale=_scalar(self.logit_scale.exp()),
+            bias=None if self.logit_bias is None else _scalar(self.logit_bias),
         )
 
     @torch.no_grad()
@@ -123,6 +123,20 @@ class DualEncoder(TextTower):
         A clamp inside `forward` would have no gradient outside the range, so the scale could never come back.
         """
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def flatten_scalars_(self) -> None:
+        """Give logit_scale and logit_bias the shape (1,): FSDP shards along the first axis, and wants one.
+
+        `save_model` writes them without it again.
+        """
+        self.logit_scale = nn.Parameter(self.logit_scale.detach().reshape(1))
+        if self.logit_bias is not None:
+            self.logit_bias = nn.Parameter(self.logit_bias.detach().reshape(1))
+
+
+def _scalar(x: Tensor) -> Tensor:
+    # a sum, as FSDP wants no views from forward
+    return x.sum() if x.ndim else x
 
 
 def unit_length(x: Tensor) -> Tensor:

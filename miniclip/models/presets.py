@@ -196,6 +196,10 @@ def _check(c: dict[str, Any]) -> None:
     for name in _SIZES:
         if not _is_size(c[name]):
             raise ConfigError(f"model.{name}={c[name]!r} must be a whole number of at least 1")
+    if isinstance(c.get("logit_bias_init"), str):
+        raise ConfigError(
+            "model.logit_bias_init=balanced depends on the batch of a training run; write the number here"
+        )
     if c["activation"] not in ("gelu", "quick_gelu"):
         raise ConfigError(f"model.activation={c['activation']!r} must be 'gelu' or 'quick_gelu'")
     if c["image_encoder"] == "vit":

@@ -1,0 +1,59 @@
+"""A weight for each picture, for data in which some classes are much rarer than others."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from miniclip.config import ConfigError, DataConfig
+from miniclip.data.sources import PairSource
+
+
+def class_weights(classes: Sequence[str], kind: str) -> list[float]:
+    """Weight of each item by the share of its class: N / n (kind inverse) or ln(N / n) (kind log), n of N items.
+
+    Inverse weights give every class the same total; logarithmic ones lift the rare classes less.
+    """
+    counts = Counter(classes)
+    ratios = {name: len(classes) / count for name, count in counts.items()}
+    return [ratios[c] if kind == "inverse" else math.log(ratios[c]) for c in classes]
+
+
+def picture_weights(source: PairSource, config: DataConfig) -> Tensor | None:
+    """data.weights for each picture of a source: (len(source),) float32, of mean 1, or None for equal ones.
+
+    Raises ValueError that names the row of a weight that is no number of 0 or more, or of a class that is missing.
+    """
+    if config.weight_column is None:
+        return None
+    column, values = config.weight_column, source.column(config.weight_column)
+    weights: list[float] = []
+    if config.weights == "column":
+        for i, value in enumerate(values):
+            weights.append(_number(value))
+            if not 0 <= weights[-1] < math.inf:
+                raise ValueError(f"{source.name(i)}: {column} holds {value!r}; a weight is a number of 0 or more")
+    else:
+        for i, value in enumerate(values):
+            if value is None or value == "":
+                raise ValueError(f"{source.name(i)}: {column} is empty; data.weights={config.weights} needs a class")
+        weights = class_weights([str(value) for value in values], config.weights)
+    total = math.fsum(weights)
+    if not total > 0:
+        raise ConfigError(
+            f"data.weights={config.weights}: every picture weighs 0 by {column}, whose first value is "
+            f"{values[0]!r}; use another column, or data.weights=none"
+        )
+    return torch.tensor(weights, dtype=torch.float64).mul_(len(weights) / total).float()
+
+
+def _number(value: object) -> float:
+    """A CSV holds its numbers as text. NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        return math.nan

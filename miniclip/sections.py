@@ -1,0 +1,387 @@
+"""The sections of a configuration: every option with its meaning, default and range.
+
+Each checks its own ranges when it is built. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+ImageEncoderKind = Literal["resnet", "vit"]
+Activation = Literal["gelu", "quick_gelu"]
+
+
+class ConfigError(ValueError):
+    """A value that no run can use; the message names the key and says what to write instead."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives, and how it is repeated or continued.
+
+    Args:
+        dir: run directory; metrics, checkpoints, the model and the results are written here.
+        seed: every random choice derives from it.
+        resume: go on from the last checkpoint in dir; without one the run starts from the beginning.
+        overwrite: delete the run that dir already holds.
+        checkpoint_every: steps between checkpoints; 0 writes one only at the end.
+        keep: how many of the newest checkpoints stay on disk.
+    """
+
+    dir: str = "runs/default"
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    checkpoint_every: int = 200
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _require(bool(self.dir), "run.dir is empty; name a directory, e.g. runs/first")
+        _require(0 <= self.seed < 2**32, f"run.seed={self.seed} must lie in [0, 2^32)")
+        _require(
+            not (self.resume and self.overwrite), "run.resume and run.overwrite exclude each other; set one to false"
+        )
+        _require(self.checkpoint_every >= 0, f"run.checkpoint_every={self.checkpoint_every} must be 0 or more steps")
+        _require(self.keep >= 1, f"run.keep={self.keep} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two towers: a preset, or its fields spelt out; a field that is given wins over the preset.
+
+    Args:
+        preset: a name from miniclip.models.PRESETS, e.g. ViT-B-32 or tiny-resnet.
+        embed_dim: width E of the shared space.
+        image_encoder: resnet (CLIP's modified ResNet with attention pooling) or vit.
+        image_size: side of the square picture, in pixels.
+        image_width: channels of the ResNet's stem, or of the ViT's residual stream.
+        image_layers: four block counts for a ResNet, one depth for a ViT.
+        image_heads: heads of the ViT's attention, or of the ResNet's attention pooling.
+        patch_size: side of a ViT's patch, in pixels.
+        context_length: longest caption, in tokens, with its two special tokens.
+        vocab_size: size of the token table.
+        text_width: width of the text encoder's residual stream.
+        text_heads: heads of its attention.
+        text_layers: its depth.
+        activation: gelu, or quick_gelu as in OpenAI's released weights.
+        logit_scale_init: natural logarithm of the first scale; if left out ln(1/0.07) as in CLIP, and ln 10 for a
+            sigmoid loss.
+        logit_bias_init: start of the learned bias of a sigmoid loss: a number, or balanced for -ln(N - 1), at which the
+            matrix of N pairs expects N positives; if left out -10, and no bias for the other losses.
+        activation_checkpointing: recompute the blocks in the backward pass: less memory, about a third more work.
+    """
+
+    preset: str | None = None
+    embed_dim: int | None = None
+    image_encoder: ImageEncoderKind | None = None
+    image_size: int | None = None
+    image_width: int | None = None
+    image_layers: int | tuple[int, ...] | None = None
+    image_heads: int | None = None
+    patch_size: int | None = None
+    context_length: int | None = None
+    vocab_size: int | None = None
+    text_width: int | None = None
+    text_heads: int | None = None
+    text_layers: int | None = None
+    activation: Activation | None = None
+    logit_scale_init: float | None = None
+    logit_bias_init: float | Literal["balanced"] | None = None
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "image_size", "image_width", "image_heads", "patch_size", "vocab_size", "text_width"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}={value} must be at least 1")
+        if self.context_length is not None:
+            _require(self.context_length >= 3, f"model.context_length={self.context_length} must be at least 3 tokens")
+        scale = self.logit_scale_init
+        _require(
+            scale is None or 0 <= scale <= math.log(100),
+            f"model.logit_scale_init={scale} must lie in [0, ln 100 = 4.605]; CLIP starts at ln(1/0.07) = 2.659",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Captioned pictures: the built-in scenes, or anything that the `datasets` library reads.
+
+    Args:
+        source: shapes, a Hub name (jxie/flickr8k), a folder of Parquet files or of images with metadata.jsonl, or a
+            CSV or JSONL file with image paths.
+        name: configuration of a Hub data set that has several.
+        train_split: split that is trained on.
+        validation_split: split that is evaluated during training.
+        test_split: split of the final tables.
+        image_column: column of the pictures; found by itself if left out.
+        caption_column: one column, several, or one that holds a list; found by itself if left out.
+        batch_size: pairs a step over all processes: N, the side of the loss matrix.
+        workers: loader processes for each training process; 0 loads in the training process itself.
+        captions_per_image: captions of each picture in a batch, drawn anew each time it comes up; the matrix has that
+            many columns for each row.
+        weights: weight of each picture: the same (none), the number in weight_column (column), or by how rare its class
+            in weight_column is: N/n (inverse) or ln(N/n) (log) for n of N pictures.
+        weight_column: column of the weights or classes.
+        weights_for: the weight multiplies the picture's share of the loss (loss), or how often it is drawn (sampler).
+        size: number of training scenes (source shapes only).
+        cache: decode every picture once, shrink it and keep it in memory.
+        on_bad: a picture that cannot be read: stop, or skip it, count it and go on.
+        resize: crop keeps the central square, squash keeps the content and loses the aspect ratio.
+        augment: crop (CLIP: a random square of the resized picture), resized_crop (square of random area) or none.
+        crop_scale: smallest and largest share of the area that resized_crop takes.
+        flip: probability of a mirror image; 0 where left and right carry meaning.
+        colour_jitter: largest relative change of brightness, contrast and saturation.
+    """
+
+    source: str = "shapes"
+    name: str | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    image_column: str | None = None
+    caption_column: str | list[str] | None = None
+    batch_size: int = 256
+    workers: int = 0
+    captions_per_image: int = 1
+    weights: Literal["none", "column", "inverse", "log"] = "none"
+    weight_column: str | None = None
+    weights_for: Literal["loss", "sampler"] = "loss"
+    size: int = 20000
+    cache: bool = True
+    on_bad: Literal["stop", "skip"] = "stop"
+    resize: Literal["crop", "squash"] = "crop"
+    augment: Literal["crop", "resized_crop", "none"] = "crop"
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.0
+    colour_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.source), "data.source is empty; name shapes, a Hub data set, a folder or a CSV/JSONL file")
+        _require(
+            self.batch_size >= 2,
+            f"data.batch_size={self.batch_size}: a contrastive loss needs at least 2 pairs; use e.g. 256",
+        )
+        _require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+        _require(self.captions_per_image >= 1, f"data.captions_per_image={self.captions_per_image} must be at least 1")
+        _require(
+            (self.weights == "none") == (self.weight_column is None),
+            f"data.weights={self.weights} and data.weight_column={self.weight_column} go together; set both or neither",
+        )
+        _require(self.size >= 1, f"data.size={self.size} must be at least 1 scene")
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
+        _require(0 <= self.flip <= 1, f"data.flip={self.flip} is a probability; use a value in [0, 1]")
+        _require(0 <= self.colour_jitter < 1, f"data.colour_jitter={self.colour_jitter} must lie in [0, 1)")
+
+
+# which options belong to which loss; with another one they must keep their defaults
+_LOSS_OPTIONS = {
+    "softmax": ("smoothing",),
+    "sigmoid": (),
+    "focal": ("focal_form", "focal_gamma", "focal_alpha"),
+    "hinge": ("margin", "hardest", "hardest_warmup"),
+    "decoupled": (),
+    "soft": ("soft_share", "soft_scale"),
+    "transport": ("sinkhorn_iterations",),
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss over the N x N matrix; docs/losses.md shows what each does.
+
+    Args:
+        name: softmax (CLIP), sigmoid (SigLIP), focal, hinge, decoupled, soft or transport.
+        positives: which pairs of a batch besides a picture and its own caption are positives: none (diagonal), those
+            with an equal caption (text), or those with an equal picture or an equal caption (identity).
+        smoothing: label smoothing of softmax, in [0, 1).
+        focal_form: whether focal weights the softmax or the sigmoid loss.
+        focal_gamma: power of focal's weight (1 - p)^gamma; 0 or more.
+        focal_alpha: weight of the positives in focal's sigmoid form, 1 - alpha being that of the negatives; none
+            weights neither.
+        margin: cosine by which hinge wants a positive to beat each negative.
+        hardest: share of hinge that looks at the hardest negative alone, in [0, 1]; the rest is the sum over all.
+        hardest_warmup: steps over which that share rises from 0.
+        soft_share: share of soft's targets that goes by how alike the pictures and the captions are, in [0, 1].
+        soft_scale: inverse temperature of that likeness; the higher, the more it keeps to the most alike.
+        sinkhorn_iterations: of transport; 0 is the softmax loss.
+    """
+
+    name: Literal["softmax", "sigmoid", "focal", "hinge", "decoupled", "soft", "transport"] = "softmax"
+    positives: Literal["diagonal", "text", "identity"] = "identity"
+    smoothing: float = 0.0
+    focal_form: Literal["softmax", "sigmoid"] = "softmax"
+    focal_gamma: float = 2.0
+    focal_alpha: float | None = 0.25
+    margin: float = 0.2
+    hardest: float = 0.0
+    hardest_warmup: int = 0
+    soft_share: float = 0.2
+    soft_scale: float = 20.0
+    sinkhorn_iterations: int = 5
+
+    def __post_init__(self) -> None:
+        own = _LOSS_OPTIONS[self.name]
+        for option in fields(self):
+            changed = option.name not in ("name", "positives") and getattr(self, option.name) != option.default
+            _require(not changed or option.name in own, f"loss.{option.name} has no meaning for loss.name={self.name}")
+        _require(0 <= self.smoothing < 1, f"loss.smoothing={self.smoothing} must lie in [0, 1)")
+        _require(0 <= self.focal_gamma < math.inf, f"loss.focal_gamma={self.focal_gamma} must be 0 or more")
+        alpha = self.focal_alpha
+        _require(alpha is None or 0 <= alpha <= 1, f"loss.focal_alpha={alpha} must lie in [0, 1], or be null")
+        _require(0 < self.margin < 2, f"loss.margin={self.margin} is a difference of cosines; use e.g. 0.2")
+        _require(0 <= self.hardest <= 1, f"loss.hardest={self.hardest} must lie in [0, 1]")
+        _require(self.hardest_warmup >= 0, f"loss.hardest_warmup={self.hardest_warmup} must be 0 or more steps")
+        _require(0 <= self.soft_share <= 1, f"loss.soft_share={self.soft_share} must lie in [0, 1]")
+        _require(0 < self.soft_scale < math.inf, f"loss.soft_scale={self.soft_scale} must be above 0")
+        _require(
+            self.sinkhorn_iterations >= 0, f"loss.sinkhorn_iterations={self.sinkhorn_iterations} must be 0 or more"
+        )
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether it asks every pair of the matrix a question of its own, which takes a bias."""
+        return self.name == "sigmoid" or (self.name == "focal" and self.focal_form == "sigmoid")
+
+    def settings(self, step: int = 0) -> dict[str, Any]:
+        """Keywords of the function in miniclip.losses.LOSSES, as of a step (0, 1, ...)."""
+        if self.name == "softmax":
+            return {"smoothing": self.smoothing}
+        if self.name == "focal":
+            return {"gamma": self.focal_gamma, "form": self.focal_form, "alpha": self.focal_alpha}
+        if self.name == "hinge":
+            rise = min(1.0, step / self.hardest_warmup) if self.hardest_warmup else 1.0
+            return {"margin": self.margin, "hardest": self.hardest * rise}
+        if self.name == "soft":
+            return {"share": self.soft_share}
+        return {"iterations": self.sinkhorn_iterations} if self.name == "transport" else {}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate.
+
+    Args:
+        lr: highest learning rate.
+        weight_decay: of the matrices; norms, biases, embeddings of position and the logit scale have none.
+        betas: decay of AdamW's two running means.
+        eps: added to the root of the second mean.
+        warmup_steps: linear rise from 0 to lr.
+        schedule: of the steps after the warm-up.
+        final_lr: share of lr that cosine and exponential end at.
+        grad_clip: largest 2-norm of the whole gradient; 0 switches clipping off.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "constant", "exponential"] = "cosine"
+    final_lr: float = 0.01
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0 and finite")
+        _require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more")
+        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas={list(self.betas)} must both lie in [0, 1)")
+        _require(self.eps > 0, f"optim.eps={self.eps} must be above 0")
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
+        _require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is a share of lr; use a value in [0, 1]")
+        _require(
+            self.schedule != "exponential" or self.final_lr > 0,
+            "optim.final_lr=0 cannot be reached by an exponential schedule; use e.g. 0.01",
+        )
+        _require(self.grad_clip >= 0, f"optim.grad_clip={self.grad_clip} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, number format and memory of the training.
+
+    Args:
+        max_steps: number of optimiser steps; give this or epochs.
+        epochs: number of passes over the training split; give this or max_steps.
+        precision: fp32, or mixed precision with bf16 or fp16 (fp16 needs a GPU).
+        micro_batch_size: pairs that go through the towers at a time, for each process; the loss still sees the whole
+            batch (gradient caching). None takes the batch at once.
+        compile: run the towers through torch.compile.
+        cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
+    """
+
+    max_steps: int | None = None
+    epochs: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    micro_batch_size: int | None = None
+    compile: bool = False
+    cpu_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.max_steps is None) != (self.epochs is None),
+            f"give either train.max_steps or train.epochs, not {'both' if self.max_steps else 'neither'}; "
+            "on the command line, set the other one to null",
+        )
+        _require(self.max_steps is None or self.max_steps >= 1, f"train.max_steps={self.max_steps} must be at least 1")
+        _require(
+            self.epochs is None or 0 < self.epochs < math.inf, f"train.epochs={self.epochs} must be above 0 and finite"
+        )
+        micro = self.micro_batch_size
+        _require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
+        threads = self.cpu_threads
+        _require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and when.
+
+    Args:
+        every: steps between evaluations on the validation split; 0 evaluates only at the end, on the test split.
+        tasks: retrieval, a task of the built-in scenes (shape, colour, unseen, unseen_all, count, relation), or a
+            folder with one sub-folder a class; none takes retrieval, and for the scenes all of their tasks.
+        batch_size: pictures encoded at a time.
+        size: pictures in each built-in task, and in the scenes' validation and test splits.
+    """
+
+    every: int = 0
+    tasks: list[str] | None = None
+    batch_size: int = 256
+    size: int = 1000
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"eval.every={self.every} must be 0 or more steps")
+        _require(self.batch_size >= 1, f"eval.batch_size={self.batch_size} must be at least 1")
+        _require(self.size >= 1, f"eval.size={self.size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down on the way.
+
+    Args:
+        every: steps between lines of metrics.jsonl.
+        trackers: Accelerate's trackers, e.g. tensorboard, wandb; an empty list has none.
+        project: name under which the trackers file the run.
+        progress: show a progress bar.
+    """
+
+    every: int = 10
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    project: str = "miniclip"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"log.every={self.every} must be at least 1 step")
+        _require(
+            re.fullmatch(r"\w[\w-]*", self.project) is not None and self.project not in ("checkpoints", "model"),
+            f"log.project={self.project!r} must be a plain name of letters, digits, - and _, e.g. miniclip",
+        )

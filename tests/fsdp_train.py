@@ -1,0 +1,27 @@
+"""train.py with FSDP on the CPU: started by torchrun, for Accelerate itself offers it for GPUs alone."""
+
+from __future__ import annotations
+
+import sys
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from miniclip import hardware, training
+from miniclip.cli import train_main
+from miniclip.config import Config
+
+build_accelerator = hardware.build_accelerator
+
+
+def sharded(config: Config) -> Accelerator:
+    accelerator = build_accelerator(config)
+    accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    hardware.tune_fsdp(accelerator)
+    return accelerator
+
+
+if __name__ == "__main__":
+    training.build_accelerator = sharded
+    sys.exit(train_main())

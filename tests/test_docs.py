@@ -1,0 +1,65 @@
+"""The page of the losses against the losses: nothing undescribed, no picture missing, left over or out of date."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from miniclip.losses import LOSSES
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "losses.md").read_text(encoding="utf-8")
+SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
+
+
+def pictures(text: str) -> list[str]:
+    return re.findall(r'<img src="losses/([\w-]+)\.png"', text)
+
+
+@pytest.fixture(scope="module")
+def drawing() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw_losses", DOCS / "draw_losses.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_section_with_its_pictures(name: str) -> None:
+    found = pictures(SECTIONS[name])
+    assert found, f"the section {name} of docs/losses.md shows no picture"
+    assert all(picture.split("-")[0] == name for picture in found)
+    assert f"[{name}](#{name})" in PAGE  # the table
+
+
+def test_pictures_drawn_kept_and_shown_are_the_same(drawing: ModuleType) -> None:
+    kept = sorted(path.stem for path in (DOCS / "losses").glob("*"))
+    assert sorted(pictures(PAGE)) == kept == sorted(["matrix", *drawing.PICTURES])
+
+
+def test_pictures_show_the_gradients_of_today(drawing: ModuleType) -> None:
+    for name in drawing.PICTURES:
+        with Image.open(DOCS / "losses" / f"{name}.png") as picture:
+            shown = [number for line in json.loads(picture.info["Description"]) for number in line]
+        # within the rounding to thousandths, whichever way the last bit fell
+        for value, number in zip(drawing.gradient(name).flatten().tolist(), shown, strict=True):
+            assert abs(1000 * value - number) <= 0.5 + 1e-6, f"{name}.png is out of date: python docs/draw_losses.py"
+
+
+@pytest.mark.parametrize("name", ["matrix", "softmax"])
+def test_draws_a_picture(drawing: ModuleType, name: str, tmp_path: Path) -> None:
+    path = drawing.draw(name, tmp_path)
+    with Image.open(path) as drawn, Image.open(DOCS / "losses" / f"{name}.png") as kept:
+        assert drawn.format == "PNG" and drawn.size == kept.size
+        one, other = (np.asarray(picture.convert("RGB"), dtype=float) for picture in (drawn, kept))
+    # another release of matplotlib may set its letters a little differently
+    assert abs(one - other).mean() < 2
+    assert path.stat().st_size < 40_000
