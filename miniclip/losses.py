@@ -89,6 +89,8 @@ def focal_loss(
     sigmoid form alone: weight of the positives, 1 - alpha that of the negatives; None weights neither.
     Arguments and errors: softmax_loss.
     """
+    if form not in ("softmax", "sigmoid"):
+        raise ValueError(f"unknown form {form!r}; use softmax or sigmoid")
     rows = partial(focal_rows, gamma=gamma, form=form, alpha=alpha)
     return _both_ways(rows, logits, positives, weights, reduction)
 
@@ -144,6 +146,8 @@ def soft_loss(
         return _both_ways(soft_rows, logits, positives, weights, reduction)
     if targets.shape != logits.shape:
         raise ValueError(f"targets {tuple(targets.shape)} and logits {tuple(logits.shape)} must have one shape")
+    if bool((targets < 0).any()) or not all(bool((targets.sum(axis) > 0).all()) for axis in (0, 1)):
+        raise ValueError("targets must be 0 or more, with something above 0 in every row and column")
     rows, columns = (partial(soft_rows, targets=t, share=share) for t in (targets, targets.T))
     return _both_ways(rows, logits, positives, weights, reduction, columns=columns)
 
@@ -189,8 +193,8 @@ def _both_ways(
     """rows over the matrix, columns (by default rows, too) over its transpose, and the reduction of both."""
     if reduction not in ("mean", "none"):
         raise ValueError(f"unknown reduction {reduction!r}; use mean or none")
-    if logits.ndim != 2:
-        raise ValueError(f"logits must be a matrix; their shape is {tuple(logits.shape)}")
+    if logits.ndim != 2 or not logits.numel():
+        raise ValueError(f"logits must be a matrix with entries; their shape is {tuple(logits.shape)}")
     n, m = logits.shape
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if positives is None:

@@ -47,7 +47,7 @@ def focal_rows(
         signed = _signed(logits, positives)
         values = -(gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
         if alpha is not None:
-            values = values * torch.where(_mask(logits, positives), alpha, 1 - alpha)
+            values = values * (1 - alpha + (2 * alpha - 1) * _mask(logits, positives).to(values.dtype))
         return values.sum(1)
     log_p = logits.log_softmax(1)
     known = _negatives(log_p, positives)  # log(1 - p), p the probability of all positives together

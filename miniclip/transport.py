@@ -17,7 +17,7 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
     logits: (N, M) float, scale * cosine; any constant added to a row or a column changes nothing. An iteration projects
     the columns, then the rows; 0 iterations project the rows once, which is the softmax of each row over N.
-    Returns (N, M): the rows' masses are exactly 1/N, the columns' tend to 1/M. Differentiable through all iterations,
+    Returns (N, M): the rows' masses are 1/N, the columns' tend to 1/M. Differentiable through all iterations,
     which keep 2 * iterations + 1 copies of the matrix.
     """
     n, m = logits.shape
@@ -25,12 +25,12 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
         raise ValueError(f"iterations={iterations} must be 0 or more")
     columns = logits.new_zeros(1, m)
     rows = logits.new_zeros(n, 1)
-    for _ in range(iterations):
+    for iteration in range(iterations):
+        if iteration:
+            rows = -math.log(n) - (logits + columns).logsumexp(1, keepdim=True)
         columns = -math.log(m) - (logits + rows).logsumexp(0, keepdim=True)
-        rows = -math.log(n) - (logits + columns).logsumexp(1, keepdim=True)
-    if not iterations:
-        rows = -math.log(n) - logits.logsumexp(1, keepdim=True)
-    return logits + rows + columns
+    # the last projection in one step, which rounds less
+    return (logits + columns).log_softmax(1) - math.log(n)
 
 
 def wasserstein(cosine: Tensor, scale: float | Tensor, iterations: int = 100) -> Tensor:
