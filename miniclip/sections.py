@@ -108,6 +108,10 @@ class ModelConfig:
             scale is None or 0 <= scale <= math.log(100),
             f"model.logit_scale_init={scale} must lie in [0, ln 100 = 4.605]; CLIP starts at ln(1/0.07) = 2.659",
         )
+        bias = self.logit_bias_init
+        _require(
+            not isinstance(bias, float) or math.isfinite(bias), f"model.logit_bias_init={bias} must be finite, e.g. -10"
+        )
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,10 @@ class DataConfig:
             (self.weights == "none") == (self.weight_column is None),
             f"data.weights={self.weights} and data.weight_column={self.weight_column} go together; set both or neither",
         )
+        _require(
+            self.weights != "none" or self.weights_for == "loss",
+            "data.weights_for=sampler needs weights; set data.weights and data.weight_column",
+        )
         _require(self.size >= 1, f"data.size={self.size} must be at least 1 scene")
         low, high = self.crop_scale
         _require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
@@ -229,10 +237,15 @@ class LossConfig:
     sinkhorn_iterations: int = 5
 
     def __post_init__(self) -> None:
-        own = _LOSS_OPTIONS[self.name]
-        for option in fields(self):
-            changed = option.name not in ("name", "positives") and getattr(self, option.name) != option.default
-            _require(not changed or option.name in own, f"loss.{option.name} has no meaning for loss.name={self.name}")
+        changed = [f.name for f in fields(self)[2:] if getattr(self, f.name) != f.default]
+        for option in changed:
+            _require(option in _LOSS_OPTIONS[self.name], f"loss.{option} has no meaning for loss.name={self.name}")
+        _require(
+            "focal_alpha" not in changed or self.focal_form == "sigmoid",
+            "loss.focal_alpha weighs the pairs of loss.focal_form=sigmoid alone",
+        )
+        _require("hardest_warmup" not in changed or self.hardest > 0, "loss.hardest_warmup needs loss.hardest, e.g. 1")
+        _require("soft_scale" not in changed or self.soft_share > 0, "loss.soft_scale needs a loss.soft_share above 0")
         _require(0 <= self.smoothing < 1, f"loss.smoothing={self.smoothing} must lie in [0, 1)")
         _require(0 <= self.focal_gamma < math.inf, f"loss.focal_gamma={self.focal_gamma} must be 0 or more")
         alpha = self.focal_alpha

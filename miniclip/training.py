@@ -87,7 +87,7 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         steps=_steps(config, len(pairs)),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        draw_weights=pairs.weights if config.data.weights_for == "sampler" else None,
+        draw_weights=pairs.draw_weights if config.data.weights_for == "sampler" else None,
     )
 
     torch.manual_seed(config.run.seed)

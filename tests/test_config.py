@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from miniclip.config import SECTIONS, Config, ConfigError, load_config, load_config_file, save_config
+from miniclip.config import (
+    SECTIONS,
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    load_config,
+    load_config_file,
+    save_config,
+)
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
@@ -77,7 +91,16 @@ def test_frozen(good: str) -> None:
         (["--optim.schedule", "exponential", "--optim.final_lr", "0"], ["optim.final_lr=0", "exponential"]),
         (["--loss.name", "sigmoid", "--loss.smoothing", "0.1"], ["loss.smoothing", "sigmoid"]),
         (["--run.resume", "true", "--run.overwrite", "true"], ["run.resume", "run.overwrite"]),
-        (["--loss.name", "sigmoid"], ["model.logit_bias_init", "-4.14"]),
+        (["--loss.name", "triplet"], ["loss.name", "triplet", "hinge"]),
+        (["--loss.positives", "image"], ["loss.positives", "identity"]),
+        (["--loss.soft_scale", "10"], ["loss.soft_scale", "loss.name=softmax"]),
+        (["--loss.name", "hinge", "--loss.hardest", "2"], ["loss.hardest=2", "[0, 1]"]),
+        (["--data.weights", "rare"], ["data.weights", "inverse"]),
+        (["--data.weights", "inverse"], ["data.weights=inverse", "data.weight_column=None", "set both or neither"]),
+        (["--data.weight_column", "kind"], ["data.weights=none", "data.weight_column=kind", "set both or neither"]),
+        (["--data.captions_per_image", "0"], ["data.captions_per_image=0", "at least 1"]),
+        (["--model.logit_bias_init", "balance"], ["model.logit_bias_init", "balance", "balanced"]),
+        (["--loss.name", "soft", "--data.captions_per_image", "2"], ["loss.name=soft", "loss.soft_share=0"]),
         (["--train.epochs", ".inf", "--train.max_steps", "null"], ["train.epochs=inf"]),
         (["--log.project", "../elsewhere"], ["log.project='../elsewhere'"]),
         (["--log.project", ""], ["log.project=''"]),
@@ -92,6 +115,200 @@ def test_refused(good: str, arguments: list[str], words: list[str]) -> None:
         load_config(["--config", good, *arguments])
     for word in words:
         assert word in str(error.value)
+
+
+# ---- losses and weights
+
+LOSS_NAMES = get_args(get_type_hints(LossConfig)["name"])
+OWN = {  # a value besides the default for every option that belongs to one loss
+    "softmax": {"smoothing": 0.1},
+    "sigmoid": {},
+    "focal": {"focal_form": "sigmoid", "focal_gamma": 1.5, "focal_alpha": None},
+    "hinge": {"margin": 0.3, "hardest": 0.5, "hardest_warmup": 100},
+    "decoupled": {},
+    "soft": {"soft_share": 0.5, "soft_scale": 10.0},
+    "transport": {"sinkhorn_iterations": 3},
+}
+
+
+def test_every_option_of_the_losses_is_tried_here() -> None:
+    from miniclip.losses import LOSSES
+
+    assert set(LOSS_NAMES) == set(OWN) == set(LOSSES)
+    assert {f.name for f in fields(LossConfig)} == {"name", "positives"}.union(*OWN.values())
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_every_loss_is_chosen_by_name_alone(good: str, name: str, tmp_path: Path) -> None:
+    config = load_config(["--config", good, "--loss.name", name])
+    assert config.loss == LossConfig(name=name)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config_file(tmp_path / "saved.yaml") == config
+    options = {f"--loss.{key}": "null" if value is None else str(value) for key, value in OWN[name].items()}
+    config = load_config(["--config", good, "--loss.name", name, *(word for pair in options.items() for word in pair)])
+    assert config.loss == LossConfig(name=name, **OWN[name])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config_file(tmp_path / "saved.yaml") == config
+
+
+# options that do nothing without another one, and that one
+NEEDS: dict[str, dict[str, Any]] = {"focal_alpha": {"focal_form": "sigmoid"}, "hardest_warmup": {"hardest": 0.5}}
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize(("owner", "option"), [(owner, option) for owner in OWN for option in OWN[owner]])
+def test_an_option_belongs_to_one_loss(name: str, owner: str, option: str) -> None:
+    if name == owner:
+        options = {**NEEDS.get(option, {}), option: OWN[owner][option]}
+        assert getattr(LossConfig(name=name, **options), option) == OWN[owner][option]
+        return
+    with pytest.raises(ConfigError, match=rf"^loss\.{option} has no meaning for loss\.name={name}$"):
+        LossConfig(name=name, **{option: OWN[owner][option]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_the_settings_are_those_the_loss_takes(name: str) -> None:
+    import torch
+
+    from miniclip.losses import LOSSES
+
+    for options in ({}, OWN[name]):
+        logits = torch.tensor([[2.0, -1.0], [0.5, 1.0]])
+        assert LOSSES[name](logits, **LossConfig(name=name, **options).settings()).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "allowed", "refused"),
+    [
+        ("softmax", "smoothing", [0.0, 0.999], [-0.1, 1.0, math.nan]),
+        ("focal", "focal_gamma", [0.0, 50.0], [-0.1, math.inf, math.nan]),
+        ("focal", "focal_alpha", [None, 0.0, 1.0], [-0.1, 1.1, math.nan]),
+        ("hinge", "margin", [0.001, 1.99], [0.0, -0.2, 2.0, math.nan]),
+        ("hinge", "hardest", [0.0, 1.0], [-0.1, 1.1, math.nan]),
+        ("hinge", "hardest_warmup", [0, 1000], [-1]),
+        ("soft", "soft_share", [0.0, 1.0], [-0.1, 1.1, math.nan]),
+        ("soft", "soft_scale", [0.001, 1e6], [0.0, -1.0, math.inf, math.nan]),
+        ("transport", "sinkhorn_iterations", [0, 100], [-1]),
+    ],
+)
+def test_ranges_of_the_losses(name: str, option: str, allowed: list[Any], refused: list[Any]) -> None:
+    others = NEEDS.get(option, {})
+    for value in allowed:
+        assert getattr(LossConfig(name=name, **others, **{option: value}), option) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=re.escape(f"loss.{option}={value}") + r" (must|is a difference)"):
+            LossConfig(name=name, **others, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "focal", "focal_alpha": 0.5}, "focal_form=sigmoid alone"),
+        ({"name": "hinge", "hardest_warmup": 5}, "needs loss.hardest"),
+        ({"name": "soft", "soft_share": 0.0, "soft_scale": 5.0}, "needs a loss.soft_share above 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LossConfig(**options)
+
+
+def test_a_sampler_needs_weights() -> None:
+    with pytest.raises(ConfigError, match=r"data\.weights_for=sampler needs weights"):
+        DataConfig(weights_for="sampler")
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_a_bias_is_finite(bias: float) -> None:
+    with pytest.raises(ConfigError, match="must be finite"):
+        ModelConfig(logit_bias_init=bias)
+
+
+def test_the_share_of_the_hardest_rises() -> None:
+    shares = [LossConfig("hinge", hardest=0.8, hardest_warmup=4).settings(step)["hardest"] for step in range(6)]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
+    assert LossConfig("hinge", hardest=0.8).settings(0) == {"margin": 0.2, "hardest": 0.8}
+
+
+def whole(**sections: Any) -> Config:
+    rest = {name: section() for name, section in SECTIONS.items() if name != "train"}
+    return Config(**rest | {"train": TrainConfig(max_steps=5)} | sections)
+
+
+def test_soft_targets_take_one_caption_a_picture() -> None:
+    several = DataConfig(captions_per_image=2)
+    message = "loss.name=soft compares captions one by one; use data.captions_per_image=1, or loss.soft_share=0"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        whole(loss=LossConfig("soft"), data=several)
+    assert whole(loss=LossConfig("soft", soft_share=0.0), data=several).data.captions_per_image == 2
+    for name in LOSS_NAMES:
+        assert whole(loss=LossConfig(name)).data.captions_per_image == 1
+        if name != "soft":
+            assert whole(loss=LossConfig(name), data=several).data.captions_per_image == 2
+
+
+@pytest.mark.parametrize("kind", ["column", "inverse", "log"])
+def test_the_sampler_asks_for_identities(kind: str) -> None:
+    sampler = DataConfig(weights=kind, weight_column="kind", weights_for="sampler")  # type: ignore[arg-type]
+    for positives in ("diagonal", "text"):
+        loss = LossConfig(positives=positives)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=rf"loss\.positives={positives} .*use loss\.positives=identity$"):
+            whole(data=sampler, loss=loss)
+        assert whole(data=replace(sampler, weights_for="loss"), loss=loss).loss.positives == positives
+    assert whole(data=sampler).data.weights_for == "sampler"
+
+
+@pytest.mark.parametrize("kind", ["column", "inverse", "log"])
+def test_weights_and_their_column_go_together(good: str, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^data.weights={kind} and data.weight_column=None go together; set both or"):
+        DataConfig(weights=kind)  # type: ignore[arg-type]
+    arguments = ["--data.weights", kind, "--data.weight_column", "kind", "--data.captions_per_image", "3"]
+    config = load_config(["--config", good, *arguments, "--data.weights_for", "sampler"])
+    assert (config.data.weights, config.data.weight_column, config.data.weights_for) == (kind, "kind", "sampler")
+    assert config.data.captions_per_image == 3
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config_file(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "expected"),
+    [
+        (LossConfig("softmax"), (None, None), (None, None)),  # the model's own, ln(1/0.07), and no bias
+        (LossConfig("focal"), (None, None), (None, None)),
+        (LossConfig("softmax"), (1.0, -3.0), (1.0, -3.0)),
+        (LossConfig("sigmoid"), (None, None), (math.log(10), -10.0)),
+        (LossConfig("focal", focal_form="sigmoid"), (None, None), (math.log(10), -10.0)),
+        (LossConfig("sigmoid"), (0.0, 0.0), (0.0, 0.0)),  # what is given is kept, 0 as well
+        (LossConfig("sigmoid"), (None, "balanced"), (math.log(10), -4.143135)),  # -ln 63
+        (LossConfig("sigmoid"), (2.0, "balanced"), (2.0, -4.143135)),
+    ],
+)
+def test_start_of_scale_and_bias(
+    loss: LossConfig, given: tuple[Any, Any], expected: tuple[Any, Any], tmp_path: Path
+) -> None:
+    model = ModelConfig("tiny-vit", logit_scale_init=given[0], logit_bias_init=given[1])
+    config = whole(loss=loss, model=model, data=DataConfig(batch_size=64))
+    started = config.with_start()
+    found = (started.model.logit_scale_init, started.model.logit_bias_init)
+    assert found == tuple(None if value is None else pytest.approx(value, rel=1e-6) for value in expected)
+    unset = {"logit_scale_init": None, "logit_bias_init": None}
+    assert replace(started, model=replace(started.model, **unset)) == replace(config, model=replace(model, **unset))
+    assert started.with_start() == started
+    for saved in (config, started):
+        save_config(saved, tmp_path / "saved.yaml")
+        assert load_config_file(tmp_path / "saved.yaml") == saved
+    if given[1] == "balanced":  # 64 x 64 entries, each as likely a positive as chance has it: 64 are expected
+        assert 64 * 64 / (1 + math.exp(-started.model.logit_bias_init)) == pytest.approx(64)  # type: ignore[operator]
+
+
+def test_balanced_is_no_start_of_a_model_by_itself() -> None:
+    from miniclip.models import resolve
+
+    with pytest.raises(ConfigError, match=r"^model\.logit_bias_init=balanced depends on the batch .* write the number"):
+        resolve(ModelConfig("tiny-vit", logit_bias_init="balanced"))
+    config = whole(model=ModelConfig("tiny-vit", logit_bias_init="balanced"), loss=LossConfig("sigmoid"))
+    assert resolve(config.with_start().model).logit_bias_init == pytest.approx(-math.log(255))
+    assert resolve(whole(model=ModelConfig("tiny-vit")).with_start().model).logit_bias_init is None
 
 
 def test_unknown_key_in_a_file(tmp_path: Path) -> None:
@@ -116,7 +333,7 @@ def test_shipped_configs_load(path: Path) -> None:
 
     config = load_config_file(path)
     assert isinstance(config, Config)
-    assert resolve(config.model).embed_dim
+    assert resolve(config.with_start().model).embed_dim
     header = path.read_text().split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in header), "a config starts with its command, hardware, time and result"
     assert any("train.py --config" in line for line in header)

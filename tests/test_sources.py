@@ -20,6 +20,7 @@ from miniclip.data.images import BadImage
 from miniclip.data.pictures import TextLists
 from miniclip.data.sources import PairSource, open_source
 from miniclip.data.splits import carve
+from miniclip.data.subset import Subset
 from miniclip.data.tables import read_file
 
 
@@ -238,6 +239,61 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             open_source(DataConfig(source=source, caption_column=wanted), "train")
+
+
+def test_a_column_of_values_goes_with_the_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its first row speaks for a picture; rows of other splits and rows left out are no part of it."""
+    names = pictures(tmp_path, 6)
+    roles = ["test", "train", "test", "test", "train", "test"]
+    lines = [(names[i], f"{i} {k}", roles[i], f"{i}.{k}") for k in range(2) for i in (4, 2, 0, 1, 5, 3)]
+    lines[1] = (names[2], "", "test", "2.0")  # the picture keeps its caption in the second row
+    lines.insert(2, ("", "no picture", "test", "none"))
+    csv_file = write_csv(tmp_path / "l.csv", [("image", "caption", "split", "value"), *lines])
+    keys = ("image", "caption", "split", "value")
+    jsonl = write_jsonl(tmp_path / "l.jsonl", [dict(zip(keys, line, strict=True)) for line in lines])
+    columns = {key: [line[i] for line in lines if line[0]] for i, key in enumerate(keys)}
+    columns["image"] = [png(int(name[0])) for name in columns["image"]]
+    write_parquet(tmp_path / "p" / "test.parquet", columns)
+    for source, expected in ((csv_file, [2, 0, 5, 3]), (jsonl, [2, 0, 5, 3]), (str(tmp_path / "p"), None)):
+        with caplog.at_level(logging.WARNING):
+            opened = open_source(DataConfig(source=source, on_bad="skip"), "test")
+        values = opened.column("value")
+        if expected is None:  # every row is a picture of its own; the one without a caption is gone
+            assert values == [line[3] for line in lines if line[0] and line[1] and line[2] == "test"]
+            continue
+        assert values == [f"{i}.0" for i in expected]
+        assert [identity(opened, i) for i in range(len(opened))] == expected
+        some = Subset(opened, [3, 1])
+        assert some.column("value") == ["3.0", "0.0"]
+        assert [identity(some, i) for i in range(2)] == [3, 0]
+
+
+def test_a_column_of_values_follows_a_carved_split(tmp_path: Path) -> None:
+    rows = [{"image": name, "text": "t", "value": i} for i, name in enumerate(pictures(tmp_path, 60))]
+    source = write_jsonl(tmp_path / "l.jsonl", rows)
+    for split in ("train", "validation", "test"):
+        opened = open_source(DataConfig(source=source), split)
+        assert opened.column("value") == [identity(opened, i) for i in range(len(opened))]
+
+
+def test_columns_that_hold_no_values(tmp_path: Path) -> None:
+    columns = {"image": cells(2), "text": ["a", "b"], "words": [["a"], ["b"]], "value": [1.5, None]}
+    write_parquet(tmp_path / "p" / "test.parquet", columns)
+    opened = open_source(DataConfig(source=str(tmp_path / "p"), caption_column="text"), "test")
+    assert opened.column("value") == [1.5, None]
+    assert opened.column("text") == ["a", "b"]
+    with pytest.raises(
+        ValueError, match=r"\(test\) has no column kind \(data\.weight_column\), but image, text, words, value$"
+    ):
+        opened.column("kind")
+    for wanted in ("image", "words"):
+        with pytest.raises(
+            ValueError,
+            match=rf"data\.weight_column={wanted} does not hold numbers or classes; the columns are image, t",
+        ):
+            opened.column(wanted)
+    with pytest.raises(ValueError, match=r"built-in scenes have no column kind; data\.weights needs a source of your"):
+        open_source(DataConfig(size=3), "train").column("kind")
 
 
 # ---- one picture, several rows; splits

@@ -69,6 +69,8 @@ class TrainBatches(Sampler[list[Draw]]):
             )
         if batch_size < world:
             raise ValueError(f"data.batch_size={batch_size} leaves some of {world} processes without a pair; raise it")
+        if draw_weights is not None and (len(draw_weights) != rows or not float(draw_weights.sum()) > 0):
+            raise ValueError(f"draw_weights must be {rows} numbers, and not all of them 0")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.steps, self.first_step, self.rank, self.world = steps, first_step, rank, world
         self.per_epoch = rows // batch_size
@@ -99,7 +101,7 @@ class TrainBatches(Sampler[list[Draw]]):
         # not torch.multinomial, which takes no more than 2^24 rows
         cumulative = self.draw_weights.double().cumsum(0)
         draws = torch.rand(self.rows, generator=generator, dtype=torch.float64) * cumulative[-1]
-        return torch.searchsorted(cumulative, draws, right=True).clamp_(max=self.rows - 1)
+        return torch.searchsorted(cumulative, draws, right=True)
 
 
 class TrainingPairs(Dataset[Batch]):
@@ -131,6 +133,11 @@ class TrainingPairs(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def draw_weights(self) -> Tensor | None:
+        """The weights of the rows that are left, as TrainBatches takes them."""
+        return None if self.weights is None else self.weights[self.rows]
 
     def _fill_cache(self, progress: bool) -> None:
         from tqdm import tqdm
@@ -215,8 +222,6 @@ class TrainingPairs(Dataset[Batch]):
 
 def _draw(texts: list[str], count: int, rng: random.Random) -> list[str]:
     """count captions, none of them twice before all have had their turn."""
-    if count == 1:
-        return [rng.choice(texts)]
     drawn: list[str] = []
     while len(drawn) < count:
         drawn += rng.sample(texts, min(len(texts), count - len(drawn)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +52,9 @@ def picture_weights(source: PairSource, config: DataConfig) -> Tensor | None:
     return torch.tensor(weights, dtype=torch.float64).mul_(len(weights) / total).float()
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     """A CSV holds its numbers as text. NaN for what is none."""
     try:
-        return float(value) if isinstance(value, int | float | str) else math.nan
-    except ValueError:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
         return math.nan
