@@ -39,6 +39,7 @@ $(VENV)/.benchmark: $(VENV)/.installed
 bench: $(VENV)/.benchmark
 	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+	$(BIN)/python benchmarks/losses.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 TileLoss = Callable[[Tensor, slice], Tensor]
 # entries of a tile: some copies of it fit into a processor's last cache, and its products are large enough to be fast
 TILE_ENTRIES = 2**21
-LEAST_ROWS = 64
+LEAST_ROWS = 128
 
 
 def tiled_loss(

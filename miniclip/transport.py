@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
@@ -17,8 +18,8 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
     logits: (N, M) float, scale * cosine; any constant added to a row or a column changes nothing. An iteration projects
     the columns, then the rows; 0 iterations project the rows once, which is the softmax of each row over N.
-    Returns (N, M): the rows' masses are 1/N, the columns' tend to 1/M. Differentiable through all iterations,
-    which keep 2 * iterations + 1 copies of the matrix.
+    Returns (N, M): the rows' masses are 1/N, the columns' tend to 1/M. Differentiable through all iterations, whose
+    copies of the matrix are made again for the gradient rather than kept.
     """
     n, m = logits.shape
     if iterations < 0:
@@ -27,10 +28,19 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     rows = logits.new_zeros(n, 1)
     for iteration in range(iterations):
         if iteration:
-            rows = -math.log(n) - (logits + columns).logsumexp(1, keepdim=True)
-        columns = -math.log(m) - (logits + rows).logsumexp(0, keepdim=True)
+            rows = -math.log(n) - _log_masses(logits, columns, 1)
+        columns = -math.log(m) - _log_masses(logits, rows, 0)
     # the last projection in one step, which rounds less
     return (logits + columns).log_softmax(1) - math.log(n)
+
+
+def _log_masses(logits: Tensor, others: Tensor, axis: int) -> Tensor:
+    """Log of the sums along an axis of exp(logits + others), computed again for the gradient: a copy is large."""
+    return checkpoint(_logsumexp, logits, others, axis, use_reentrant=False, preserve_rng_state=False)
+
+
+def _logsumexp(logits: Tensor, others: Tensor, axis: int) -> Tensor:
+    return (logits + others).logsumexp(axis, keepdim=True)
 
 
 def wasserstein(cosine: Tensor, scale: float | Tensor, iterations: int = 100) -> Tensor:
