@@ -44,6 +44,11 @@ class Config:
             raise ConfigError(
                 "loss.name=soft compares captions one by one; use data.captions_per_image=1, or loss.soft_share=0"
             )
+        if self.model.logit_bias_init is not None and not self.loss.pairwise:
+            raise ConfigError(
+                f"model.logit_bias_init={self.model.logit_bias_init} has no meaning for loss.name={self.loss.name}: "
+                "a number added to every logit changes nothing there; leave it out"
+            )
         if self.data.weights_for == "sampler" and self.loss.positives != "identity":
             raise ConfigError(
                 f"data.weights_for=sampler draws a picture several times in a batch, and loss.positives="

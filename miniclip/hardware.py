@@ -64,7 +64,11 @@ def tune_fsdp(accelerator: Accelerator) -> None:
     """Make FSDP compute what DDP does. Raises ConfigError for its first version, whose parameters lose their shapes."""
     if not accelerator.is_fsdp2:
         raise ConfigError("FSDP needs its version 2; add --fsdp_version 2, or fsdp_version: 2 to Accelerate's config")
+    if accelerator.mixed_precision == "fp16":
+        raise ConfigError("train.precision=fp16 does not go with FSDP; use bf16")
     plugin = accelerator.state.fsdp_plugin
+    # the launcher's default, which fails on parameters that stand outside of sub-modules
+    plugin.cpu_ram_efficient_loading = False
     # float32 parameters under autocast, as with DDP: in bf16 the logit scale would move in steps of half a per cent
     plugin.mixed_precision_policy = None
     # one file that `weights_only` can read, and a resume on another number of processes

@@ -78,7 +78,7 @@ def gather(local: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
 class Positives:
     """Which texts of the global batch belong to which images, for any of its rows, without a matrix of them all.
 
-    image: (N,) int64, equal for equal pictures. text: (N, K) int64, equal for equal captions.
+    image: (N,) int64, equal for the same picture. text: (N, K) int64, equal for equal captions.
     """
 
     image: Tensor

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from miniclip.config import LossConfig
-from miniclip.losses import LOSSES
 from miniclip.matrix import Positives, gather, shares, similarity_logits, world_size
 from miniclip.models import Embeddings
 from miniclip.rows import NEEDS_MATRIX, ON_COSINES, ROWS, RowLoss, chance_value
@@ -61,19 +60,18 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
         # zero times, rather than without them: DDP wants every parameter in the graph
         bias = None if embeddings.bias is None else 0 * embeddings.bias
         embeddings = embeddings._replace(scale=0 * embeddings.scale + 1, bias=bias)
-    image = gather(embeddings.image, sizes)
-    text = gather(embeddings.text, [size * captions for size in sizes])
+    image, text = gather(embeddings.image, sizes), gather(embeddings.text, [size * captions for size in sizes])
     dtype = torch.promote_types(image.dtype, torch.float32)
     weights = torch.ones(n, dtype=dtype, device=image.device) if batch.weight is None else batch.weight.to(dtype)
     # a batch whose pairs all weigh nothing teaches nothing
     weights = weights / torch.where((total := weights.sum()) > 0, total, 1)
+    rows = partial(ROWS[config.name], **config.settings(step))
     if config.name in NEEDS_MATRIX:
         logits = similarity_logits(image, text, embeddings.scale, embeddings.bias)
         positives = batch.positives.of_images(slice(None))
-        values = LOSSES[config.name](logits, positives, reduction="none", **config.settings(step))
-        return (torch.cat([weights, _of_texts(weights, captions)]) * values).sum() / 2
+        by_images = (weights * rows(logits, positives)).sum()
+        return (by_images + (_of_texts(weights, captions) * rows(logits.T, positives.T)).sum()) / 2
 
-    rows = partial(ROWS[config.name], **config.settings(step))
     diagonal = batch.positives.only_diagonal()
     soft = config.name == "soft" and config.soft_share > 0
 
@@ -103,12 +101,12 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
     )
 
 
-def chance_loss(config: LossConfig, n: int, captions: int) -> float:
-    """What the loss is while a model tells nothing apart, for a batch of n images: the height of a flat line.
+def chance_loss(config: LossConfig, n: int, captions: int, step: int = 0) -> float:
+    """What the loss is while a model tells nothing apart, for a batch of n images at a step: the height of a flat line.
 
-    After hardest_warmup, for a hinge that has one. Duplicates lower it.
+    For a batch without duplicates, which change it a little.
     """
-    rows: RowLoss = partial(ROWS[config.name], **config.settings(config.hardest_warmup))
+    rows: RowLoss = partial(ROWS[config.name], **config.settings(step))
     return chance_value(rows, n, captions)
 
 

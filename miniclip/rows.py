@@ -114,7 +114,7 @@ def chance_value(rows: RowLoss, n: int, captions: int = 1) -> float:
 
     The one value of all logits is -ln(n - 1), the best there is for the sigmoid loss, which alone notices it.
     """
-    logits = torch.full((1, n * captions), -math.log(max(1, n - 1)))
+    logits = torch.full((1, n * captions), -math.log(max(1, n - 1)), dtype=torch.float64)
     texts = torch.arange(n * captions)[None] < captions
     images = torch.arange(n)[None] < 1
     return (float(rows(logits, texts)) + float(rows(logits[:, :n], images))) / 2

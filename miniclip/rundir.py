@@ -41,16 +41,16 @@ def _is_run(run_dir: Path) -> bool:
 
 
 def _check_unchanged(new: Config, old: Config) -> None:
-    """A resume goes on with the same model over the same batches; optimiser, length and evaluation may change."""
+    """A resume goes on with the same model, loss and batches; optimiser, length and evaluation may change."""
     now, then = flat(new.to_dict()), flat(old.to_dict())
-    fixed = [key for key in now if key.startswith(("model.", "data.")) or key == "run.seed"]
+    fixed = [key for key in now if key.startswith(("model.", "data.", "loss.")) or key == "run.seed"]
     changed = [key for key in fixed if key not in _FREE and now[key] != then[key]]
     if changed:
         key = changed[0]
         raise ConfigError(
             f"the run in {new.run.dir} has {key}={then[key]}, not {now[key]}"
             + (f" (and {len(changed) - 1} other keys differ)" if len(changed) > 1 else "")
-            + "; a resume needs the same model, data and seed: change it back, or start another run"
+            + "; a resume needs the same model, data, loss and seed: change it back, or start another run"
         )
 
 

@@ -208,12 +208,13 @@ class LossConfig:
 
     Args:
         name: softmax (CLIP), sigmoid (SigLIP), focal, hinge, decoupled, soft or transport.
-        positives: which pairs of a batch besides a picture and its own caption are positives: none (diagonal), those
-            with an equal caption (text), or those with an equal picture or an equal caption (identity).
+        positives: which pairs of a batch besides a picture and its own captions are positives: none (diagonal), those
+            whose captions have the same tokens (text), or also those of the same picture (identity), by its file, or by
+            its row where pictures are embedded in a table.
         smoothing: label smoothing of softmax, in [0, 1).
         focal_form: whether focal weights the softmax or the sigmoid loss.
         focal_gamma: power of focal's weight (1 - p)^gamma; 0 or more.
-        focal_alpha: weight of the positives in focal's sigmoid form, 1 - alpha being that of the negatives; none
+        focal_alpha: weight of the positives in focal's sigmoid form, 1 - alpha being that of the negatives; null
             weights neither.
         margin: cosine by which hinge wants a positive to beat each negative.
         hardest: share of hinge that looks at the hardest negative alone, in [0, 1]; the rest is the sum over all.

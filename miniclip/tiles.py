@@ -1,5 +1,8 @@
 """A loss over the rows of a matrix that is never there as a whole.
 
+Serves every loss that its rows decide, with any positives and weights. Torch's own F.linear_cross_entropy is a little
+faster and smaller (benchmarks/losses.py), but newer, and knows the softmax loss without duplicates alone.
+
 Axes: B rows (images, or texts), M columns (of the other kind), E embedding, b rows of a tile.
 """
 
@@ -10,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # logits (b, M) of the rows in the slice -> their losses (b,)
 TileLoss = Callable[[Tensor, slice], Tensor]
-# entries of a tile: some copies of it fit into a processor's last cache, and its products are large enough to be fast
+# entries of a tile on a CPU: copies of it fit into its last cache, and its products are large enough to be fast
 TILE_ENTRIES = 2**21
+# on other devices memory alone sets the bound, and a small tile would wait for its launches; 64 MiB a copy
+DEVICE_TILE_ENTRIES = 2**24
 LEAST_ROWS = 128
 
 
@@ -26,17 +30,21 @@ def tiled_loss(
     bias: Tensor | None,
     weights: Tensor,
     row_loss: TileLoss,
-    rows: int | None = None,
+    tile_rows: int | None = None,
 ) -> Tensor:
     """Sum over the rows of weights * row_loss(scale * queries @ keys.T + bias).
 
-    queries: (B, E), keys: (M, E), of unit length; scale, bias: 0-dim; weights: (B,). rows: of a tile; None chooses.
-    Returns a scalar, at least float32. Memory: the gradients, and a few tiles, in place of a few matrices. The gradient
-    is computed tile by tile along with the loss, so that no tile is computed twice; there is no second derivative.
+    queries: (B, E), keys: (M, E), of unit length; scale, bias: 0-dim; weights: (B,). tile_rows: rows of a tile; None
+    chooses. Returns a scalar, at least float32. Memory: the gradients, and a few tiles, in place of a few matrices. The
+    gradient is computed tile by tile along with the loss, so that no tile is computed twice; there is no second
+    derivative.
     """
-    if rows is None:
-        rows = max(LEAST_ROWS, TILE_ENTRIES // len(keys))
-    result: Tensor = _TiledLoss.apply(queries, keys, scale, bias, weights, row_loss, rows)
+    if tile_rows is None:
+        entries = TILE_ENTRIES if queries.device.type == "cpu" else DEVICE_TILE_ENTRIES
+        tile_rows = max(LEAST_ROWS, entries // len(keys))
+    inputs = (queries, keys, scale) if bias is None else (queries, keys, scale, bias)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    result: Tensor = _TiledLoss.apply(queries, keys, scale, bias, weights, row_loss, tile_rows, differentiable)
     return result
 
 
@@ -50,18 +58,39 @@ class _TiledLoss(torch.autograd.Function):
         bias: Tensor | None,
         weights: Tensor,
         row_loss: TileLoss,
-        rows: int,
+        tile_rows: int,
+        differentiable: bool,
     ) -> Tensor:
-        ctx.differentiable = any(ctx.needs_input_grad)
         dtype = torch.promote_types(queries.dtype, torch.float32)
         ctx.dtypes = queries.dtype, keys.dtype
-        queries, keys, weights = (t.detach().to(dtype) for t in (queries, keys, weights))
+        queries, keys, scale, weights = (t.detach().to(dtype) for t in (queries, keys, scale, weights))
+        total = queries.new_zeros(())
+        scaled = scale * queries
+        to_queries, to_keys, to_bias = torch.empty_like(scaled), torch.zeros_like(keys), torch.zeros_like(scale)
         with torch.autocast(queries.device.type, enabled=False):
-            return _accumulate(ctx, queries, keys, scale.to(dtype), bias, weights, row_loss, rows)
+            for start in range(0, len(queries), tile_rows):
+                part = slice(start, min(start + tile_rows, len(queries)))
+                logits = scaled[part] @ keys.T
+                if bias is not None:
+                    logits += bias
+                with torch.set_grad_enabled(differentiable):
+                    loss = (weights[part] * row_loss(logits.requires_grad_(differentiable), part)).sum()
+                total += loss.detach()
+                if differentiable:
+                    (gradient,) = torch.autograd.grad(loss, logits)
+                    torch.mm(gradient, keys, out=to_queries[part])
+                    to_keys.addmm_(gradient.T, scaled[part])
+                    to_bias += gradient.sum()
+        if differentiable:
+            # d/d(scale * query) -> d/d scale and d/d query
+            to_scale = (to_queries * queries).sum()
+            ctx.save_for_backward(to_queries.mul_(scale), to_keys, to_scale, None if bias is None else to_bias)
+        return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("tiled_loss has no second derivative; leave out create_graph, or use miniclip.losses")
         queries, keys, scale, bias = ctx.saved_tensors
         query_dtype, key_dtype = ctx.dtypes
         return (
@@ -69,40 +98,5 @@ class _TiledLoss(torch.autograd.Function):
             (gradient * keys).to(key_dtype),
             gradient * scale,
             None if bias is None else gradient * bias,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
-
-
-def _accumulate(
-    ctx: Any,
-    queries: Tensor,
-    keys: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    weights: Tensor,
-    row_loss: TileLoss,
-    rows: int,
-) -> Tensor:
-    total = queries.new_zeros(())
-    scaled = scale * queries
-    to_queries, to_keys, to_bias = torch.empty_like(scaled), torch.zeros_like(keys), torch.zeros_like(scale)
-    for start in range(0, len(queries), rows):
-        part = slice(start, min(start + rows, len(queries)))
-        logits = scaled[part] @ keys.T
-        if bias is not None:
-            logits += bias
-        with torch.set_grad_enabled(ctx.differentiable):
-            loss = (weights[part] * row_loss(logits.requires_grad_(ctx.differentiable), part)).sum()
-        total += loss.detach()
-        if ctx.differentiable:
-            (gradient,) = torch.autograd.grad(loss, logits)
-            torch.mm(gradient, keys, out=to_queries[part])
-            to_keys.addmm_(gradient.T, scaled[part])
-            to_bias += gradient.sum()
-    if ctx.differentiable:
-        # d/d(scale * query) -> d/d scale and d/d query
-        to_scale = (to_queries * queries).sum()
-        ctx.save_for_backward(to_queries.mul_(scale), to_keys, to_scale, None if bias is None else to_bias)
-    return total

@@ -93,9 +93,17 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     model = create_model(config.model)
     tune_for_device(model, accelerator.device, config.train.compile)
-    if accelerator.distributed_type == "FSDP":
+    sharded = accelerator.distributed_type == "FSDP"
+    if sharded:
+        if config.data.batch_size % accelerator.num_processes:
+            raise ConfigError(
+                f"FSDP wants equal shares: data.batch_size={config.data.batch_size} must be a multiple of "
+                f"{accelerator.num_processes}"
+            )
         model.flatten_scalars_()
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
+    if sharded:
+        prepared.forward = accelerator.autocast()(prepared.forward)  # which Accelerate leaves out for FSDP
     progress = _resume(config, accelerator, optimizer)
     batches.first_step = progress.step
     if progress.step > batches.steps:
@@ -201,8 +209,6 @@ class _Loop:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
         self.optimizer, self.preprocess, self.batches, self.validation = optimizer, preprocess, batches, validation
         self.progress, self.run_dir = progress, Path(config.run.dir)
-        # decoupled's is 0 for two pairs
-        self.chance = chance_loss(config.loss, config.data.batch_size, config.data.captions_per_image) or 1.0
         self.bad: dict[str, None] = {}  # names in the order of their first failure
 
     def run(self, loader: Iterator[Batch], bad: list[str]) -> None:
@@ -235,7 +241,10 @@ class _Loop:
                 bar.update()
                 if done % config.log.every == 0 or done == steps:
                     elapsed, samples = time.perf_counter() - since, (done - since_step) * config.data.batch_size
+                    # decoupled's is 0 for two pairs
+                    chance = chance_loss(config.loss, config.data.batch_size, config.data.captions_per_image, step) or 1
                     values |= {
+                        "loss_over_chance": values["loss"] / chance,
                         "epoch": done / self.batches.per_epoch,
                         "samples_per_s": samples / elapsed,
                         "data_wait": waited / elapsed,
@@ -314,7 +323,6 @@ class _Loop:
         self.model.clamp_logit_scale_()
         return {
             "loss": value,
-            "loss_over_chance": value / self.chance,
             "logit_scale": scale,
             "lr": rate,
             "grad_norm": norm,
@@ -343,9 +351,10 @@ class _Loop:
         if self.accelerator.distributed_type == "FSDP":
             state = self.accelerator.get_state_dict(self.prepared)
             if self.validation is not None:
-                model = create_model(self.config.model)
+                with torch.device("meta"):
+                    model = create_model(self.config.model)
                 model.flatten_scalars_()
-                model.load_state_dict(state)
+                model.load_state_dict(state, assign=True)
                 model.to(self.accelerator.device)
         if self.validation is not None:
             self._log(step, evaluate(self.config, self.validation, model, self.preprocess).scalars())

@@ -218,6 +218,12 @@ def test_a_sampler_needs_weights() -> None:
         DataConfig(weights_for="sampler")
 
 
+@pytest.mark.parametrize("loss", [LossConfig("softmax"), LossConfig("hinge"), LossConfig("focal")])
+def test_a_bias_belongs_to_a_sigmoid_loss(loss: LossConfig) -> None:
+    with pytest.raises(ConfigError, match=f"logit_bias_init=-3.0 has no meaning for loss.name={loss.name}"):
+        whole(loss=loss, model=ModelConfig("tiny-vit", logit_bias_init=-3.0))
+
+
 @pytest.mark.parametrize("bias", [math.nan, math.inf])
 def test_a_bias_is_finite(bias: float) -> None:
     with pytest.raises(ConfigError, match="must be finite"):
@@ -275,7 +281,7 @@ def test_weights_and_their_column_go_together(good: str, kind: str, tmp_path: Pa
     [
         (LossConfig("softmax"), (None, None), (None, None)),  # the model's own, ln(1/0.07), and no bias
         (LossConfig("focal"), (None, None), (None, None)),
-        (LossConfig("softmax"), (1.0, -3.0), (1.0, -3.0)),
+        (LossConfig("softmax"), (1.0, None), (1.0, None)),
         (LossConfig("sigmoid"), (None, None), (math.log(10), -10.0)),
         (LossConfig("focal", focal_form="sigmoid"), (None, None), (math.log(10), -10.0)),
         (LossConfig("sigmoid"), (0.0, 0.0), (0.0, 0.0)),  # what is given is kept, 0 as well

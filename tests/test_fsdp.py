@@ -33,12 +33,20 @@ def config_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def sharded(config_file: str, directory: Path, *options: str) -> None:
+# what `accelerate launch --use_fsdp --fsdp_version 2` sets
+LAUNCHER = {"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_SYNC_MODULE_STATES": "true"}
+
+
+def started(config_file: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     command += ["--rdzv_endpoint", "localhost:0", str(ROOT / "tests" / "fsdp_train.py"), "--config", config_file]
     command += ["--run.dir", str(directory), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, **LAUNCHER, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def sharded(config_file: str, directory: Path, *options: str) -> None:
+    result = started(config_file, directory, *options)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 x cpu" in result.stdout
 
@@ -88,6 +96,28 @@ def test_sharded_run_resumes(config_file: str, tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "broken", tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_sharded_bf16_equals_one_process(config_file: str, tmp_path: Path) -> None:
+    """Accelerate leaves autocast out for FSDP; then the losses would be float32's, a thousandth off."""
+    options = ["--eval.tasks", "[]", "--train.precision", "bf16"]
+    sharded(config_file, tmp_path / "two", *options)
+    whole(config_file, tmp_path / "one", *options)
+    whole(config_file, tmp_path / "fp32", "--eval.tasks", "[]")
+    two, one, fp32 = (
+        json.loads((tmp_path / d / "metrics.jsonl").read_text().splitlines()[0])["loss"] for d in ("two", "one", "fp32")
+    )
+    assert two == pytest.approx(one, rel=1e-6)
+    assert abs(two - fp32) > 1e-4
+
+
+@pytest.mark.slow
+def test_sharded_wants_equal_shares(config_file: str, tmp_path: Path) -> None:
+    """Every forward pass gathers parameters from all processes, so all need the same number of micro-batches."""
+    result = started(config_file, tmp_path / "odd", "--data.batch_size", "7")
+    assert result.returncode != 0
+    assert "data.batch_size=7 must be a multiple of 2" in result.stderr
+
+
 def test_first_version_is_refused() -> None:
     accelerator: Any = SimpleNamespace(is_fsdp2=False)
     with pytest.raises(ConfigError, match="--fsdp_version 2"):
@@ -96,11 +126,14 @@ def test_first_version_is_refused() -> None:
 
 def test_checkpoints_are_one_readable_file() -> None:
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    accelerator: Any = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
+    accelerator: Any = SimpleNamespace(is_fsdp2=True, mixed_precision="bf16", state=SimpleNamespace(fsdp_plugin=plugin))
     tune_fsdp(accelerator)
     assert "FULL" in plugin.state_dict_type.name
     assert "Full" in type(plugin.optim_state_dict_config).__name__
     assert plugin.mixed_precision_policy is None
+    accelerator.mixed_precision = "fp16"
+    with pytest.raises(ConfigError, match="fp16 does not go with FSDP"):
+        tune_fsdp(accelerator)
 
 
 def test_flat_scalars_change_nothing() -> None:

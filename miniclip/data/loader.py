@@ -31,8 +31,9 @@ SAMPLED = 100  # pictures that are stored before the size of the cache is estima
 
 class Batch(NamedTuple):
     """image: uint8 (B, 3, S, S). text: int64 (B K, L), K captions for each picture, no longer than the longest.
-    image_id (B,), text_id (B, K): int64, equal for equal pictures and equal captions. weight: float32 (B,), or None if
-    all are the same. bad: names of pictures that could not be read and were replaced."""
+    image_id (B,), text_id (B, K): int64, equal for the same row of the source (pictures in files: the same file), and
+    for captions of equal tokens. weight: float32 (B,), or None if all are the same. bad: names of pictures that could
+    not be read and were replaced."""
 
     image: Tensor
     text: Tensor
@@ -207,11 +208,13 @@ class TrainingPairs(Dataset[Batch]):
             images.append(self.augment(picture, rng))
             captions += _draw(texts, self.captions, rng)
             found.append(self.rows[position])
+        tokens = self.tokenizer(captions)
         return Batch(
             torch.stack(images),
-            trim_padding(self.tokenizer(captions)),
+            trim_padding(tokens),
             torch.tensor(found),
-            torch.tensor([_hash(c.encode("utf-8", "surrogatepass")) for c in captions]).view(len(found), -1),
+            # what the text encoder sees: captions that differ in their spaces alone, or past its context, are equal
+            torch.tensor([_hash(row.tobytes()) for row in tokens.numpy()]).view(len(found), -1),
             None if self.weights is None else self.weights[found],
             bad,
         )

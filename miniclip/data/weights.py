@@ -40,7 +40,7 @@ def picture_weights(source: PairSource, config: DataConfig) -> Tensor | None:
                 raise ValueError(f"{source.name(i)}: {column} holds {value!r}; a weight is a number of 0 or more")
     else:
         for i, value in enumerate(values):
-            if value is None or value == "":
+            if value is None or value == "" or value != value:  # the last is NaN
                 raise ValueError(f"{source.name(i)}: {column} is empty; data.weights={config.weights} needs a class")
         weights = class_weights([str(value) for value in values], config.weights)
     total = math.fsum(weights)
