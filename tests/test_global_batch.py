@@ -167,8 +167,8 @@ COMMAND_LINE = {
 }
 
 
-def final_weights(folder: Path, processes: int, options: list[str]) -> dict[str, Tensor]:
-    """Of a run that the command line starts, in this process or in several of torchrun's."""
+def trained(folder: Path, processes: int, options: list[str]) -> tuple[dict[str, Tensor], list[float]]:
+    """Final weights and logged losses of a run that the command line starts, here or in torchrun's processes."""
     arguments = ["--run.dir", str(folder), *options]
     if processes == 1:
         assert train_main(arguments) == 0
@@ -188,7 +188,7 @@ def final_weights(folder: Path, processes: int, options: list[str]) -> dict[str,
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 6
     assert min(step["grad_norm"] for step in steps) > 2 * 0.1, "the gradient is not clipped"
-    return load_file(folder / "model" / "model.safetensors")
+    return load_file(folder / "model" / "model.safetensors"), [step["loss"] for step in steps]
 
 
 @pytest.mark.slow
@@ -197,10 +197,11 @@ def test_command_line(loss: str, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(COMMAND_LINE))
     options = ["--config", str(config), "--loss.name", loss]
-    expected = final_weights(tmp_path / "plain", 1, options)
+    expected, losses = trained(tmp_path / "plain", 1, options)
     for processes, micro in ((1, "16"), (2, "null"), (2, "8"), (3, "null")):
         folder = tmp_path / f"{processes}-{micro}"
-        found = final_weights(folder, processes, [*options, "--train.micro_batch_size", micro])
+        found, logged = trained(folder, processes, [*options, "--train.micro_batch_size", micro])
+        assert logged == pytest.approx(losses, rel=2e-6)
         for part, off in by_part(found, expected).items():
             assert off <= 1e-6, f"{folder.name}: {part} {off:.1e}"
         # the biases start at 0, and their norm is that of the few steps that they took

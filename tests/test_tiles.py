@@ -47,7 +47,7 @@ def plain(queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor | None, wei
 @pytest.mark.parametrize("rows", ROWS)
 def test_value_and_gradients_are_the_matrix_ones(rows: Any, size: int | None) -> None:
     given = inputs()
-    ours = tiled_loss(*given, of_tile(rows), tile_tile_rows=size)
+    ours = tiled_loss(*given, of_tile(rows), tile_rows=size)
     theirs = plain(*given, rows)
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
     # the factor reaches the gradients that were computed on the way forward
@@ -61,7 +61,7 @@ def test_value_and_gradients_are_the_matrix_ones(rows: Any, size: int | None) ->
 def test_without_bias_or_with_fixed_inputs() -> None:
     """Gradients only where they are asked for."""
     queries, keys, scale, _, weights = inputs()
-    ours = tiled_loss(queries, keys.detach(), scale, None, weights, of_tile(softmax_rows), tile_tile_rows=2)
+    ours = tiled_loss(queries, keys.detach(), scale, None, weights, of_tile(softmax_rows), tile_rows=2)
     theirs = plain(queries, keys.detach(), scale, None, weights, softmax_rows)
     for a, b in zip(*(torch.autograd.grad(loss, (queries, scale)) for loss in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=0)
@@ -70,9 +70,7 @@ def test_without_bias_or_with_fixed_inputs() -> None:
 @pytest.mark.parametrize("size", [2, None])
 def test_gradcheck(size: int | None) -> None:
     *given, weights = inputs()
-    assert torch.autograd.gradcheck(
-        lambda *t: tiled_loss(*t, weights, of_tile(sigmoid_rows), tile_tile_rows=size), given
-    )
+    assert torch.autograd.gradcheck(lambda *t: tiled_loss(*t, weights, of_tile(sigmoid_rows), tile_rows=size), given)
 
 
 def test_every_row_is_seen_once_in_order() -> None:
@@ -83,7 +81,7 @@ def test_every_row_is_seen_once_in_order() -> None:
         assert logits.shape == (part.stop - part.start, M)
         return logits.sum(1)
 
-    tiled_loss(*inputs(), one, tile_tile_rows=3)
+    tiled_loss(*inputs(), one, tile_rows=3)
     assert [(part.start, part.stop) for part in seen] == [(0, 3), (3, 6), (6, 7)]
 
 
@@ -111,14 +109,14 @@ def no_graph(logits: Tensor, part: slice) -> Tensor:
 
 def test_without_gradient_nothing_is_differentiated() -> None:
     given = [t.detach() for t in inputs()]
-    value = tiled_loss(*given, no_graph, tile_tile_rows=3)
+    value = tiled_loss(*given, no_graph, tile_rows=3)
     assert not value.requires_grad
     torch.testing.assert_close(value, plain(*given, softmax_rows), rtol=1e-13, atol=0)
 
 
 def test_no_grad() -> None:
     with torch.no_grad():
-        value = tiled_loss(*inputs(), of_tile(softmax_rows), tile_tile_rows=3)
+        value = tiled_loss(*inputs(), of_tile(softmax_rows), tile_rows=3)
         expected = plain(*inputs(), softmax_rows)
     assert not value.requires_grad
     torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
@@ -126,7 +124,7 @@ def test_no_grad() -> None:
 
 def test_no_grad_does_no_more_work_than_the_value() -> None:
     with torch.no_grad():
-        tiled_loss(*inputs(), no_graph, tile_tile_rows=3)
+        tiled_loss(*inputs(), no_graph, tile_rows=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -135,7 +133,7 @@ def test_low_precision_inputs_are_computed_in_float32(dtype: torch.dtype, autoca
     given = inputs(dtype, scale=100.0)
     lifted = [t.detach().double().requires_grad_(t.requires_grad) for t in given]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        ours = tiled_loss(*given, of_tile(softmax_rows), tile_tile_rows=3)
+        ours = tiled_loss(*given, of_tile(softmax_rows), tile_rows=3)
     theirs = plain(*lifted, softmax_rows)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), theirs, rtol=3e-6, atol=0)
@@ -151,14 +149,14 @@ def test_there_is_no_second_derivative() -> None:
     given = inputs()
     with pytest.raises(RuntimeError, match="no second derivative"):
         (gradient,) = torch.autograd.grad(
-            tiled_loss(*given, of_tile(softmax_rows), tile_tile_rows=3), given[0], create_graph=True
+            tiled_loss(*given, of_tile(softmax_rows), tile_rows=3), given[0], create_graph=True
         )
         (gradient.square().sum() + given[0].sum()).backward()
 
 
 def test_backward_twice_gives_the_gradient_twice() -> None:
     given = inputs()
-    loss = tiled_loss(*given, of_tile(softmax_rows), tile_tile_rows=3)
+    loss = tiled_loss(*given, of_tile(softmax_rows), tile_rows=3)
     loss.backward(retain_graph=True)
     first = [t.grad.clone() for t in given[:4] if t.grad is not None]
     loss.backward()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import miniclip
 from miniclip.cli import train_main
-from miniclip.config import load_config
+from miniclip.config import ConfigError, load_config
 from miniclip.rows import ROWS
 from miniclip.training import NonFiniteLoss, train
 
@@ -165,34 +165,6 @@ def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("micro", ["null", "2"])
-def test_two_processes_equal_one(config_file: str, tmp_path: Path, micro: str) -> None:
-    """torchrun with two processes over the same global batch: the same losses and the same weights after six steps."""
-    options = ["--eval.tasks", "[]", "--train.micro_batch_size", micro]
-    run(config_file, tmp_path / "one", "--eval.tasks", "[]")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(ROOT / "train.py")]
-    command += ["--config", config_file, "--run.dir", str(tmp_path / "two"), *options]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 x cpu" in result.stdout
-    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
-    assert [a["loss"] for a in one] == pytest.approx([b["loss"] for b in two], rel=1e-5)
-    assert [a["logit_scale"] for a in one] == pytest.approx([b["logit_scale"] for b in two], rel=1e-6)
-    whole, halves = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
-    for name in whole:
-        torch.testing.assert_close(whole[name], halves[name], rtol=2e-3, atol=2e-5, msg=name)
-
-
-def test_micro_batches_equal_the_whole_batch(config_file: str, tmp_path: Path) -> None:
-    run(config_file, tmp_path / "whole", "--eval.tasks", "[]")
-    run(config_file, tmp_path / "micro", "--eval.tasks", "[]", "--train.micro_batch_size", "3")
-    whole, micro = lines(tmp_path / "whole"), lines(tmp_path / "micro")
-    assert [a["loss"] for a in whole] == pytest.approx([b["loss"] for b in micro], rel=1e-4)
-    assert [a["grad_norm"] for a in whole] == pytest.approx([b["grad_norm"] for b in micro], rel=1e-3)
-
-
 def test_a_loss_that_is_not_finite_stops_at_that_step(config_file: str, tmp_path: Path) -> None:
     """The learning rate throws the weights so far that the next step breaks; what had been saved before stays."""
     run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
@@ -236,6 +208,12 @@ def test_resume_refuses_another_run(
     assert train_main(arguments) == 2
     assert words in capsys.readouterr().err
     assert len(lines(tmp_path / "run")) == 2
+
+
+def test_resume_keeps_the_loss(config_file: str, tmp_path: Path) -> None:
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
+    with pytest.raises(ConfigError, match=r"loss\.name=softmax, not hinge.*same model, data, loss and seed"):
+        run(config_file, tmp_path / "run", "--run.resume", "true", "--loss.name", "hinge")
 
 
 def test_resume_takes_the_new_optimiser_options(config_file: str, tmp_path: Path) -> None:
