@@ -193,7 +193,7 @@ def check_gather() -> None:
     assert torch.equal(own.grad, sum(range(1, world + 1)) * 2 * own.detach())
     # an addition hands both gathers one gradient, and neither may write into it
     first, second = (torch.ones(sizes[rank], requires_grad=True) for _ in range(2))
-    (gather(first, sizes) + gather(second, sizes)).sum().backward()
+    ((gather(first, sizes) + gather(second, sizes)) * torch.ones(sum(sizes))).sum().backward()
     for part in (first, second):
         assert torch.equal(part.grad, torch.full((sizes[rank],), float(world)))  # type: ignore[arg-type]
 
