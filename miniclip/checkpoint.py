@@ -44,10 +44,8 @@ def save_model(
     (directory / WEIGHTS).unlink(missing_ok=True)  # another model's weights beside this one's config would mislead
     _write_json(directory / MODEL, asdict(model.config))
     _write_json(directory / PREPROCESS, preprocess.to_dict())
-    weights = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if state is None else state).items()}
-    for name in ("logit_scale", "logit_bias"):
-        if name in weights:
-            weights[name] = weights[name].reshape(())  # flat in a model that is trained with FSDP
+    state = with_scalars(model.state_dict() if state is None else state)
+    weights = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     part = directory / (WEIGHTS + ".part")
     save_file(weights, part, metadata={"format": "pt"})
     part.replace(directory / WEIGHTS)
@@ -79,14 +77,28 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> tuple[Dua
         ) from error
     if preprocess.image_size != config.image_size:
         raise ValueError(f"{directory}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
-    with torch.device("meta"):
-        model = create_model(config)
     try:
-        model.load_state_dict(load_file(directory / WEIGHTS), strict=True, assign=True)
+        model = assemble(config, load_file(directory / WEIGHTS), device)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{directory / WEIGHTS} does not hold the model of {MODEL} beside it: {error}") from error
+    return model, preprocess, Tokenizer(context_length=_known(config.context_length))
+
+
+def assemble(config: ModelConfig, state: dict[str, Tensor], device: str | torch.device) -> DualEncoder:
+    """The model of a config with these weights, in evaluation mode; no initial weights are drawn.
+
+    Raises RuntimeError if they are another model's.
+    """
+    with torch.device("meta"):
+        model = create_model(config)
+    model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(True)
-    return model.to(device).eval(), preprocess, Tokenizer(context_length=_known(config.context_length))
+    return model.to(device).eval()
+
+
+def with_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the 0-dim logit_scale and logit_bias, which flatten_scalars_ gives the shape (1,) for FSDP."""
+    return {k: v.reshape(()) if k in ("logit_scale", "logit_bias") else v for k, v in state.items()}
 
 
 def _known(value: int | None) -> int:

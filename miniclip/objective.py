@@ -60,7 +60,10 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
         # zero times, rather than without them: DDP wants every parameter in the graph
         bias = None if embeddings.bias is None else 0 * embeddings.bias
         embeddings = embeddings._replace(scale=0 * embeddings.scale + 1, bias=bias)
-    image, text = gather(embeddings.image, sizes), gather(embeddings.text, [size * captions for size in sizes])
+    # where each entry of the matrix counts by itself, the columns sum up to what the rows do: only texts are needed
+    rows_suffice = config.pairwise and batch.weight is None
+    image = embeddings.image if rows_suffice else gather(embeddings.image, sizes)
+    text = gather(embeddings.text, [size * captions for size in sizes])
     dtype = torch.promote_types(image.dtype, torch.float32)
     weights = torch.ones(n, dtype=dtype, device=image.device) if batch.weight is None else batch.weight.to(dtype)
     # a batch whose pairs all weigh nothing teaches nothing
@@ -90,15 +93,12 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
         return tiled_loss(queries, keys, embeddings.scale, embeddings.bias, weights, of_tile)
 
     own = weights.split(sizes)[rank]
-    if config.pairwise and batch.weight is None:
-        # each entry of the matrix counts by itself: the columns sum up to what the rows do
-        own = own * (1 + 1 / captions)
-        return world / 2 * of_direction(embeddings.image, text, start, own, batch.positives.of_images)
     by_images = of_direction(embeddings.image, text, start, own, batch.positives.of_images)
-    own = _of_texts(own, captions)
-    return (
-        world / 2 * (by_images + of_direction(embeddings.text, image, start * captions, own, batch.positives.of_texts))
-    )
+    if rows_suffice:
+        return world / 2 * (1 + 1 / captions) * by_images
+    of_texts = batch.positives.of_texts
+    by_texts = of_direction(embeddings.text, image, start * captions, _of_texts(own, captions), of_texts)
+    return world / 2 * (by_images + by_texts)
 
 
 def chance_loss(config: LossConfig, n: int, captions: int, step: int = 0) -> float:

@@ -80,7 +80,8 @@ class _TiledLoss(torch.autograd.Function):
                     (gradient,) = torch.autograd.grad(loss, logits)
                     torch.mm(gradient, keys, out=to_queries[part])
                     to_keys.addmm_(gradient.T, scaled[part])
-                    to_bias += gradient.sum()
+                    if bias is not None:
+                        to_bias += gradient.sum()
         if differentiable:
             # d/d(scale * query) -> d/d scale and d/d query
             to_scale = (to_queries * queries).sum()

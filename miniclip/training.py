@@ -24,7 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from miniclip.checkpoint import Progress, load, load_checkpoint, save_checkpoint, save_model
+from miniclip.checkpoint import (
+    Progress,
+    assemble,
+    load,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+    with_scalars,
+)
 from miniclip.config import Config, ConfigError
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainBatches, TrainingPairs, training_loader
@@ -74,6 +82,12 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
     if accelerator.device.type == "cpu":
         share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    sharded = accelerator.distributed_type == "FSDP"
+    if sharded and config.data.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"FSDP wants equal shares: data.batch_size={config.data.batch_size} must be a multiple of "
+            f"{accelerator.num_processes}"
+        )
     assert config.model.image_size is not None
     preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
     pairs = _training_pairs(config, preprocess, accelerator)
@@ -93,13 +107,7 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     model = create_model(config.model)
     tune_for_device(model, accelerator.device, config.train.compile)
-    sharded = accelerator.distributed_type == "FSDP"
     if sharded:
-        if config.data.batch_size % accelerator.num_processes:
-            raise ConfigError(
-                f"FSDP wants equal shares: data.batch_size={config.data.batch_size} must be a multiple of "
-                f"{accelerator.num_processes}"
-            )
         model.flatten_scalars_()
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
     if sharded:
@@ -351,11 +359,7 @@ class _Loop:
         if self.accelerator.distributed_type == "FSDP":
             state = self.accelerator.get_state_dict(self.prepared)
             if self.validation is not None:
-                with torch.device("meta"):
-                    model = create_model(self.config.model)
-                model.flatten_scalars_()
-                model.load_state_dict(state, assign=True)
-                model.to(self.accelerator.device)
+                model = assemble(self.config.model, with_scalars(state), self.accelerator.device)
         if self.validation is not None:
             self._log(step, evaluate(self.config, self.validation, model, self.preprocess).scalars())
         self.accelerator.wait_for_everyone()

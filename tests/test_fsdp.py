@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
+from launching import ROOT, torchrun
 from safetensors.torch import load_file
 from test_training import TINY
 
@@ -22,8 +21,6 @@ from miniclip.config import ConfigError, ModelConfig, load_config
 from miniclip.hardware import tune_fsdp
 from miniclip.models import create_model
 from miniclip.training import train
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -38,11 +35,8 @@ LAUNCHER = {"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP
 
 
 def started(config_file: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "localhost:0", str(ROOT / "tests" / "fsdp_train.py"), "--config", config_file]
-    command += ["--run.dir", str(directory), *options]
-    environment = {**os.environ, **LAUNCHER, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    arguments = ["--config", config_file, "--run.dir", str(directory), *options]
+    return torchrun(2, ROOT / "tests" / "fsdp_train.py", arguments, LAUNCHER, timeout=300)
 
 
 def sharded(config_file: str, directory: Path, *options: str) -> None:

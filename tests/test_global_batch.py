@@ -9,18 +9,18 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from global_batch_worker import CASES, CLIP, MICRO, Result, runs, train
+from launching import ROOT, torchrun
 from safetensors.torch import load_file
+from test_training import TINY
 from torch import Tensor
 
 from miniclip.cli import train_main
 
-ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.float64]
 # float32 is off by the order of its sums; in float64 no error of the method would pass
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -147,23 +147,11 @@ def test_processes_equal_one(launched: Launched, world: int, dtype: torch.dtype,
 
 
 COMMAND_LINE = {
-    "model": {
-        "embed_dim": 8,
-        "image_encoder": "vit",
-        "image_size": 16,
-        "patch_size": 8,
-        "image_width": 16,
-        "image_layers": 1,
-        "image_heads": 2,
-        "text_width": 16,
-        "text_heads": 2,
-        "text_layers": 1,
-    },
+    **TINY,
+    "model": {**TINY["model"], "image_size": 16, "patch_size": 8},
     "data": {"source": "shapes", "size": 100, "batch_size": 64},
-    "optim": {"lr": 1e-3, "warmup_steps": 2, "grad_clip": 0.1},
-    "train": {"max_steps": 6, "precision": "fp32", "cpu_threads": 1},
+    "optim": {**TINY["optim"], "grad_clip": 0.1},
     "eval": {"size": 16, "tasks": []},
-    "log": {"every": 1, "trackers": [], "progress": False},
 }
 
 
@@ -173,18 +161,9 @@ def trained(folder: Path, processes: int, options: list[str]) -> tuple[dict[str,
     if processes == 1:
         assert train_main(arguments) == 0
     else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(ROOT / "train.py"), *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, env=environment, **pipes) as launcher:
-            try:
-                output, complaints = launcher.communicate(timeout=600)
-            except subprocess.TimeoutExpired:
-                launcher.terminate()  # rather than kill it, for then its workers would live on
-                raise
-        assert launcher.returncode == 0, complaints[-3000:]
-        assert f"{processes} x cpu" in output
+        result = torchrun(processes, ROOT / "train.py", arguments)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert f"{processes} x cpu" in result.stdout
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 6
     assert min(step["grad_norm"] for step in steps) > 2 * 0.1, "the gradient is not clipped"
