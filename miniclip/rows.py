@@ -26,7 +26,7 @@ FocalForm = Literal["softmax", "sigmoid"]
 
 def softmax_rows(logits: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each row to its positives, evenly; (B,), in nats. smoothing: share spread over all columns."""
-    return F.cross_entropy(logits, _targets(logits, positives), reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(logits, target_rows(logits, positives), reduction="none", label_smoothing=smoothing)
 
 
 def sigmoid_rows(logits: Tensor, positives: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def focal_rows(
             values = values * (1 - alpha + (2 * alpha - 1) * _mask(logits, positives).to(values.dtype))
         return values.sum(1)
     log_p = logits.log_softmax(1)
-    known = _negatives(log_p, positives)  # log(1 - p), p the probability of all positives together
+    known = log_negatives(log_p, positives)  # log(1 - p), p the probability of all positives together
     return (gamma * known).exp() * softmax_rows(logits, positives)
 
 
@@ -71,7 +71,7 @@ def decoupled_rows(logits: Tensor, positives: Tensor) -> Tensor:
     """softmax_rows without the positives in the denominator; (B,), below 0 too. A row without negatives gives 0."""
     mask = _mask(logits, positives)
     attraction = logits.masked_fill(~mask, 0).sum(1) / mask.sum(1)
-    return torch.where(mask.all(1), 0, _negatives(logits, positives) - attraction)
+    return torch.where(mask.all(1), 0, log_negatives(logits, positives) - attraction)
 
 
 def soft_rows(logits: Tensor, positives: Tensor, targets: Tensor | None = None, share: float = 0.2) -> Tensor:
@@ -79,7 +79,7 @@ def soft_rows(logits: Tensor, positives: Tensor, targets: Tensor | None = None, 
     if targets is None:
         return softmax_rows(logits, positives)
     targets = targets.detach().to(logits.dtype)
-    q = (1 - share) * _targets(logits, _mask(logits, positives)) + share * targets / targets.sum(1, keepdim=True)
+    q = (1 - share) * target_rows(logits, _mask(logits, positives)) + share * targets / targets.sum(1, keepdim=True)
     return F.cross_entropy(logits, q, reduction="none")
 
 
@@ -127,7 +127,7 @@ def _mask(logits: Tensor, positives: Tensor) -> Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, positives[:, None], True)
 
 
-def _targets(logits: Tensor, positives: Tensor) -> Tensor:
+def target_rows(logits: Tensor, positives: Tensor) -> Tensor:
     """positives as cross_entropy takes them: the column of the only one, or (B, M) probabilities, even over several."""
     if positives.dtype != torch.bool:
         return positives
@@ -138,6 +138,6 @@ def _signed(logits: Tensor, positives: Tensor) -> Tensor:
     return torch.where(_mask(logits, positives), logits, -logits)
 
 
-def _negatives(logits: Tensor, positives: Tensor) -> Tensor:
+def log_negatives(logits: Tensor, positives: Tensor) -> Tensor:
     """logsumexp over each row's negatives; (B,). Without any it is about the lowest number there is, not -inf."""
     return logits.masked_fill(_mask(logits, positives), torch.finfo(logits.dtype).min).logsumexp(1)

@@ -1,0 +1,105 @@
+"""How embeddings lie on the sphere: figures that show a collapse before the loss does.
+
+Axes: N pairs (images in logits), M texts, E embedding. `image`, `text` and `x` are (N, E) of unit length, of any float
+dtype; half precision is lifted to float32. What is not finite makes a figure NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def alignment(image: Tensor, text: Tensor) -> float:
+    """Mean squared distance of the two ends of a pair, in [0, 4]: the lower, the better the pairs agree.
+
+    Source: Wang & Isola, arXiv:2005.10242, with exponent 2. It is 2 - 2 * mean cosine of the pairs.
+    image, text: (N, E). Raises ValueError for other shapes or without rows.
+    """
+    image, text = _pairs(image, text)
+    return (image - text).square().sum(1).mean().item()
+
+
+def uniformity(x: Tensor, t: float = 2.0) -> float:
+    """Log of the mean of exp(-t |xi - xj|^2) over all i != j: the lower, the more evenly the rows fill the sphere.
+
+    Source: Wang & Isola, arXiv:2005.10242. In [-4 t, 0]; 0 means that all rows are one point. x: (N, E).
+    Raises ValueError for another shape or fewer than two rows.
+    """
+    x = _rows(x, "x")
+    n = len(x)
+    if n < 2:
+        raise ValueError("uniformity compares rows with each other; pass two or more")
+    squares = x.square().sum(1)
+    distances = (squares[:, None] + squares - 2 * x @ x.T).clamp(min=0).fill_diagonal_(torch.inf)
+    return (-t * distances).logsumexp((0, 1)).item() - math.log(n * (n - 1))
+
+
+def modality_gap(image: Tensor, text: Tensor) -> float:
+    """Distance between the mean image and the mean text, in [0, 2] (Liang et al., arXiv:2203.02053).
+
+    image, text: (N, E). Raises ValueError for other shapes or without rows.
+    """
+    image, text = _pairs(image, text)
+    return (image.mean(0) - text.mean(0)).norm().item()
+
+
+def effective_rank(x: Tensor) -> float:
+    """How many dimensions the rows use: exp of the entropy of the singular values over their sum.
+
+    From 1, all rows on one line, to min(N, E), all directions alike. Sources: Roy & Vetterli, EUSIPCO 2007; RankMe,
+    arXiv:2210.02885. x: (N, E), not centred, taken in float64. Raises ValueError for another shape or without rows.
+    """
+    x = _rows(x, "x")
+    x = (x.cpu() if x.device.type == "mps" else x).double()  # which has no float64
+    if not bool(x.isfinite().all()):
+        return math.nan
+    values = torch.linalg.svdvals(x)
+    # below this a singular value is rounding
+    values = values[values > values[0] * max(x.shape) * torch.finfo(x.dtype).eps]
+    return torch.special.entr(values / values.sum()).sum().exp().item()
+
+
+def effective_negatives(logits: Tensor, positives: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How many negatives each image and each text in effect competes with: (N,) and (M,).
+
+    exp of the entropy of a row's (column's) softmax over its negatives alone: from 1, one of them has it all, to their
+    number, all have the same. 0 for a row without negatives. logits: (N, M), scaled. positives: (N, M) bool; left out,
+    the diagonal. Raises ValueError for other shapes.
+    """
+    logits = _lift(logits)
+    if logits.ndim != 2 or logits.numel() == 0:
+        raise ValueError(f"logits must be a matrix with entries; their shape is {tuple(logits.shape)}")
+    if positives is None:
+        if logits.shape[0] != logits.shape[1]:
+            raise ValueError(f"logits {tuple(logits.shape)} have no diagonal; pass positives of that shape")
+        positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    if positives.shape != logits.shape or positives.dtype != torch.bool:
+        raise ValueError(
+            f"positives {tuple(positives.shape)} {positives.dtype} and logits {tuple(logits.shape)} must have one "
+            "shape, and positives be bool"
+        )
+    return _negatives_of_rows(logits, positives), _negatives_of_rows(logits.T, positives.T)
+
+
+def _negatives_of_rows(logits: Tensor, positives: Tensor) -> Tensor:
+    p = logits.masked_fill(positives, -torch.inf).softmax(1).masked_fill(positives, 0)
+    return torch.where(positives.all(1), 0, torch.special.entr(p).sum(1).exp())
+
+
+def _lift(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _rows(x: Tensor, name: str) -> Tensor:
+    if x.ndim != 2 or x.numel() == 0:
+        raise ValueError(f"{name} must be (N, E) with entries; its shape is {tuple(x.shape)}")
+    return _lift(x)
+
+
+def _pairs(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    if image.shape != text.shape:
+        raise ValueError(f"image {tuple(image.shape)} and text {tuple(text.shape)} must have one shape, (N, E)")
+    return _rows(image, "image"), _rows(text, "text")
