@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from miniclip.config import ModelConfig
+from miniclip.config import ModelConfig, load_config_file
 from miniclip.data.transforms import Preprocess
 from miniclip.models import DualEncoder, create_model
 from miniclip.tokenizer import Tokenizer
@@ -84,6 +84,29 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> tuple[Dua
     return model, preprocess, Tokenizer(context_length=_known(config.context_length))
 
 
+def load_unfinished(
+    run_dir: str | Path, device: str | torch.device = "cpu"
+) -> tuple[DualEncoder, Preprocess, Tokenizer]:
+    """What `load` gives, from the newest checkpoint of a run that is still training or was cut off.
+
+    Raises FileNotFoundError if there is none, and ValueError, naming the file, if it cannot be read.
+    """
+    run_dir = Path(run_dir)
+    found = [path / WEIGHTS for path in _checkpoints(run_dir) if (path / WEIGHTS).is_file()]
+    if not found or not (run_dir / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{run_dir} holds neither a model nor a checkpoint with {WEIGHTS}; name the directory of a run, or one "
+            "that miniclip.save_model wrote"
+        )
+    config = load_config_file(run_dir / "config.yaml")
+    try:
+        model = assemble(config.model, with_scalars(load_file(found[-1])), device)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{found[-1]} does not hold the model of {run_dir / 'config.yaml'}: {error}") from error
+    preprocess = Preprocess(_known(config.model.image_size), resize=config.data.resize)
+    return model, preprocess, Tokenizer(context_length=model.context_length)
+
+
 def assemble(config: ModelConfig, state: dict[str, Tensor], device: str | torch.device) -> DualEncoder:
     """The model of a config with these weights, in evaluation mode; no initial weights are drawn.
 
@@ -103,7 +126,7 @@ def with_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _known(value: int | None) -> int:
     if value is None:
-        raise ValueError("the model config lacks context_length; it was not written by miniclip.save_model")
+        raise ValueError("the model config lacks image_size or context_length; it was not written by miniclip")
     return value
 
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from miniclip.evaluation.options import at_least, check_output, device_of, image_size_of, load_model, pairs_of
 from miniclip.printing import printable
 
 if TYPE_CHECKING:
-    import torch
-
     from miniclip.data.sources import LabelledSource, PairSource
 
 Source = TypeVar("Source")
@@ -28,6 +25,7 @@ _EXAMPLES = """examples:
   eval.py zeroshot  --checkpoint runs/flickr8k --data photos/ --split test --templates openai80 --json result.json
   eval.py zeroshot  --checkpoint runs/a runs/b --data photos/ --templates "a photo of a {}." "a drawing of a {}."
   eval.py retrieval --checkpoint runs/shapes --data shapes --examples examples.png
+  eval.py matrix    --checkpoint runs/flickr8k --data photos/ --size 512
 """
 
 
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a class name that the terminal cannot show costs no results
     try:
-        (_zero_shot if arguments.command == "zeroshot" else _retrieval)(arguments)
+        {"zeroshot": _zero_shot, "retrieval": _retrieval, "matrix": _matrix}[arguments.command](arguments)
     except (ValueError, OSError) as error:
         print(f"eval.py: error: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -65,15 +63,12 @@ def _zero_shot(arguments: argparse.Namespace) -> None:
         given = arguments.templates
         templates = resolve_templates(given[0] if len(given) == 1 else given)
     options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
-    device = _device(arguments.device)
+    device = device_of(arguments.device)
     sources = _open_for(arguments.checkpoint, lambda image_size: _labelled(arguments, image_size))
     task = arguments.task or arguments.data
-
-    from miniclip.checkpoint import load
-
     results = {}
     for directory, source in sources.items():
-        model, preprocess, tokenizer = load(directory, device)
+        model, preprocess, tokenizer = load_model(directory, device)
         results[directory] = zero_shot(model, preprocess, tokenizer, source, templates, task=task, options=options)
     _save_json(arguments, results, templates)
     if arguments.confusion:
@@ -93,14 +88,11 @@ def _retrieval(arguments: argparse.Namespace) -> None:
     from miniclip.evaluation.retrieval import count_retrieval, encode_pairs
 
     options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
-    device = _device(arguments.device)
-    sources = _open_for(arguments.checkpoint, lambda image_size: _pairs(arguments, image_size))
-
-    from miniclip.checkpoint import load
-
+    device = device_of(arguments.device)
+    sources = _open_for(arguments.checkpoint, lambda image_size: _readable_pairs(arguments, image_size))
     results = {}
     for directory, source in sources.items():
-        model, preprocess, tokenizer = load(directory, device)
+        model, preprocess, tokenizer = load_model(directory, device)
         pairs = encode_pairs(model, preprocess, tokenizer, source, options)
         results[directory] = count_retrieval(pairs)
         if arguments.examples:
@@ -108,6 +100,19 @@ def _retrieval(arguments: argparse.Namespace) -> None:
             write_examples(source, pairs, arguments.examples, title=title)
     _save_json(arguments, results, None)
     print_retrieval(results, f"retrieval: {arguments.data}, {arguments.split}")
+
+
+def _readable_pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
+    from miniclip.data.subset import readable
+
+    source = pairs_of(arguments, image_size)
+    return readable(source, "skip") if arguments.on_bad == "skip" else source
+
+
+def _matrix(arguments: argparse.Namespace) -> None:
+    from miniclip.inspection.command import run
+
+    run(arguments)
 
 
 def _short(source: str) -> str:
@@ -143,49 +148,11 @@ def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
     return readable(source, "skip") if arguments.on_bad == "skip" else source
 
 
-def _pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
-    from miniclip.config import DataConfig
-    from miniclip.data.sources import open_source
-    from miniclip.data.subset import Subset, readable
-
-    columns = arguments.caption_column
-    caption_column = columns[0] if columns and len(columns) == 1 else columns
-    data = {"source": arguments.data, "name": arguments.name, "size": arguments.size}
-    data |= {"image_column": arguments.image_column, "caption_column": caption_column, "on_bad": arguments.on_bad}
-    split = arguments.split
-    if split not in ("train", "validation", "test") and arguments.data != "shapes":
-        # the source's own word for a split
-        data["test_split"], split = split, "test"
-    source = open_source(
-        DataConfig(**data), split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
-    )
-    if len(source) == 0:
-        raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
-    if arguments.limit is not None:
-        source = Subset(source, range(min(arguments.limit, len(source))))
-    return readable(source, "skip") if arguments.on_bad == "skip" else source
-
-
 def _open_for(directories: Sequence[str], open_at: Callable[[int], Source]) -> dict[str, Source]:
     """Checkpoint -> the data, opened once for each picture size the checkpoints take."""
-    sizes = {directory: _image_size(directory) for directory in directories}
+    sizes = {directory: image_size_of(directory) for directory in directories}
     sources = {size: open_at(size) for size in set(sizes.values())}
     return {directory: sources[size] for directory, size in sizes.items()}
-
-
-def _image_size(directory: str) -> int:
-    from miniclip.checkpoint import PREPROCESS, WEIGHTS
-
-    folder = next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
-    if folder is None:
-        raise FileNotFoundError(
-            f"--checkpoint {directory}: no {WEIGHTS} there, nor in its model folder; name the directory of a run "
-            "that has finished, or one that miniclip.save_model wrote"
-        )
-    try:
-        return int(json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
 
 
 def _check_outputs(arguments: argparse.Namespace, picture: str) -> None:
@@ -194,30 +161,8 @@ def _check_outputs(arguments: argparse.Namespace, picture: str) -> None:
     if getattr(arguments, picture) and len(arguments.checkpoint) > 1:
         raise ValueError(f"--{picture} draws one model; give one --checkpoint, not {len(arguments.checkpoint)}")
     for option in ("json", picture):
-        target = getattr(arguments, option)
-        if target is None:
-            continue
-        path = Path(target)
-        if path.is_dir():
-            raise ValueError(f"--{option} {target} is a folder; name a file")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"--{option} {target}: the folder {path.parent} does not exist; make it first")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise PermissionError(f"--{option} {target}: no permission to write there")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here ({reason}); use auto or cpu") from error
-    return device
+        if getattr(arguments, option) is not None:
+            check_output(f"--{option}", getattr(arguments, option))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -225,22 +170,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"eval.py: error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
-        return value
-
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     from miniclip.data.shapes import TASKS
+    from miniclip.inspection.command import add_options
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="eval.py", description="Evaluate trained models.", epilog=_EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="zeroshot|retrieval")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="zeroshot|retrieval|matrix")
 
     zeroshot = commands.add_parser(
         "zeroshot", help="classify pictures by prompts", epilog=_EXAMPLES, formatter_class=raw
@@ -267,11 +203,20 @@ def _parser() -> argparse.ArgumentParser:
     retrieval.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", required=True, help=data_help)
     caption_help = "column or columns of the captions; found by itself if left out"
     retrieval.add_argument("--caption_column", nargs="+", metavar="NAME", help=caption_help)
-    retrieval.add_argument("--limit", type=_at_least(1), metavar="N", help="take only the first N pictures")
+    retrieval.add_argument("--limit", type=at_least(1), metavar="N", help="take only the first N pictures")
     retrieval.add_argument("--examples", metavar="FILE", help="draw example images with their best captions as PNG")
 
-    for command in (zeroshot, retrieval):
-        command.add_argument("--checkpoint", nargs="+", required=True, metavar="DIR", help="run or model directories")
+    matrix = commands.add_parser(
+        "matrix", help="look at the N x N matrix: numbers, picture, page", epilog=_EXAMPLES, formatter_class=raw
+    )
+    add_options(matrix)
+
+    for command in (zeroshot, retrieval, matrix):
+        if command is not matrix:
+            command.add_argument(
+                "--checkpoint", nargs="+", required=True, metavar="DIR", help="run or model directories"
+            )
+            command.add_argument("--json", metavar="FILE", help="write the results as JSON")
         command.add_argument("--split", default="test", help="split of --data (default: test)")
         command.add_argument("--name", metavar="CONFIG", help="configuration of a Hub data set that has several")
         command.add_argument(
@@ -279,11 +224,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         on_bad_help = "a picture that cannot be read: stop, or skip, count and name it (default: stop)"
         command.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help=on_bad_help)
-        command.add_argument("--size", type=_at_least(1), default=1000, help="number of scenes (default: 1000)")
-        command.add_argument("--seed", type=_at_least(0), default=0, help="seed of the scenes (default: 0)")
-        command.add_argument("--json", metavar="FILE", help="write the results as JSON")
+        if command is matrix:
+            command.add_argument("--size", type=at_least(2), default=256, help="number of pairs, N (default: 256)")
+            command.add_argument("--seed", type=at_least(0), default=0, help="which pairs are drawn (default: 0)")
+        else:
+            command.add_argument("--size", type=at_least(1), default=1000, help="number of scenes (default: 1000)")
+            command.add_argument("--seed", type=at_least(0), default=0, help="seed of the scenes (default: 0)")
         command.add_argument(
-            "--batch_size", type=_at_least(1), default=256, help="items encoded at a time (default: 256)"
+            "--batch_size", type=at_least(1), default=256, help="items encoded at a time (default: 256)"
         )
         command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")

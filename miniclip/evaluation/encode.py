@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from miniclip.data.transforms import Preprocess
-from miniclip.models import DualEncoder
 from miniclip.tokenizer import Tokenizer, caption_lengths, trim_padding
 
 
@@ -24,6 +23,40 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int, /) -> Image.Image: ...
+
+
+class HasWidth(Protocol):
+    @property
+    def embed_dim(self) -> int | None: ...
+
+
+class TwoTowers(Protocol):
+    """What encodes: a DualEncoder, or another module with its own towers. Features need not have unit length."""
+
+    @property
+    def config(self) -> HasWidth: ...
+
+    @property
+    def logit_scale(self) -> nn.Parameter: ...  # 0-dim, the natural logarithm
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None: ...
+
+    def encode_image(self, image: Tensor, /) -> Tensor: ...
+
+    def encode_text(self, text: Tensor, /) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> object: ...
+
+
+class TextTokenizer(Protocol):
+    """Texts -> (N, L) int64. Rows of miniclip's own Tokenizer reach the model trimmed, those of any other whole."""
+
+    def __call__(self, texts: list[str], /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +82,7 @@ DEFAULT = EncodeOptions()
 
 
 def encode_images(
-    model: DualEncoder, images: Pictures, preprocess: Preprocess, options: EncodeOptions = DEFAULT
+    model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions = DEFAULT
 ) -> Tensor:
     """All pictures -> (N, E) float32 on the CPU, unit length. The model stays on its device and keeps its mode.
 
@@ -78,23 +111,26 @@ def encode_images(
 
 
 def encode_texts(
-    model: DualEncoder, tokenizer: Tokenizer, texts: Sequence[str], options: EncodeOptions = DEFAULT
+    model: TwoTowers, tokenizer: TextTokenizer, texts: Sequence[str], options: EncodeOptions = DEFAULT
 ) -> Tensor:
     """All texts -> (N, E) float32 on the CPU, unit length, in the order given. Equal texts get identical embeddings.
 
-    Texts are sorted by length, so that every batch is trimmed to texts of about its own length.
+    Texts of miniclip's Tokenizer are sorted by length, so that every batch is trimmed to about its own length.
     """
     if not texts:
         return torch.empty(0, _width(model))
     # Each text once: it saves work, and equal texts would otherwise differ in the last bit from batch to batch.
     place = {text: k for k, text in enumerate(dict.fromkeys(texts))}
     tokens = tokenizer(list(place))
-    order = caption_lengths(tokens).argsort(stable=True)
+    # Another tokenizer may pad with what is not zero, or end without the highest id.
+    trims = isinstance(tokenizer, Tokenizer)
+    order = caption_lengths(tokens).argsort(stable=True) if trims else torch.arange(len(tokens))
     device = _device(model)
     result = torch.empty(len(place), _width(model))
     with _evaluating(model, options, len(place), "texts") as advance:
         for rows in order.split(options.batch_size):
-            result[rows] = _unit(model.encode_text(trim_padding(tokens[rows]).to(device)))
+            batch = trim_padding(tokens[rows]) if trims else tokens[rows]
+            result[rows] = _unit(model.encode_text(batch.to(device)))
             advance(len(rows))
     return result[[place[text] for text in texts]]
 
@@ -103,11 +139,11 @@ def _unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1).cpu()
 
 
-def _device(model: nn.Module) -> torch.device:
+def _device(model: TwoTowers) -> torch.device:
     return next(model.parameters()).device
 
 
-def _width(model: DualEncoder) -> int:
+def _width(model: TwoTowers) -> int:
     width = model.config.embed_dim
     assert width is not None  # a model's config is resolved
     return width
@@ -118,7 +154,7 @@ class _Advance(Protocol):
 
 
 @contextmanager
-def _evaluating(model: nn.Module, options: EncodeOptions, total: int, what: str) -> Iterator[_Advance]:
+def _evaluating(model: TwoTowers, options: EncodeOptions, total: int, what: str) -> Iterator[_Advance]:
     """Evaluation mode, no gradients, the precision asked for, a progress bar; every module gets its own mode back."""
     from tqdm import tqdm
 

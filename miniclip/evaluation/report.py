@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SHOWN_CLASSES = 20
+_WORDS = ("direction", "most often taken for", "unit", "how to read it")
 
 
 def print_zero_shot(
     results: Mapping[str, ZeroShotResult], title: str = "zero-shot", console: Console | None = None
 ) -> None:
     """One row for each result; the keys name the rows (a checkpoint, a task). A single result also gets its classes."""
-    console = console or _console()
+    console = console or open_console()
     columns = ("pictures", "classes", "top-1 %", "top-5 %", "class recall %", "chance %")
-    table = _table(title, "", columns)
+    table = new_table(title, "", columns)
     for name, r in results.items():
         figures = (r.top1, r.top5, r.mean_per_class_recall, r.chance)
-        table.add_row(_plain(name), str(r.n), str(len(r.classes)), *map(_percent, figures))
+        table.add_row(plain(name), str(r.n), str(len(r.classes)), *map(_percent, figures))
     console.print(table)
     for note in dict.fromkeys(note for r in results.values() for note in r.notes):
-        console.print(_plain(note))
+        console.print(plain(note))
     if len(results) == 1:
         (result,) = results.values()
         if result.confusion and len(result.classes) <= _SHOWN_CLASSES:
@@ -44,14 +45,14 @@ def print_retrieval(
     results: Mapping[str, RetrievalResult], title: str = "retrieval", console: Console | None = None
 ) -> None:
     """Two rows for each result, one a direction; the keys name them."""
-    console = console or _console()
+    console = console or open_console()
     columns = ("direction", "queries", "candidates", "R@1 %", "R@5 %", "R@10 %", "median rank", "chance R@10 %")
-    table = _table(title, "", columns)
+    table = new_table(title, "", columns)
     for name, r in results.items():
         recalls = (r.image_to_text_r1, r.image_to_text_r5, r.image_to_text_r10)
         median, chance = f"{r.image_to_text_median_rank:g}", _percent(r.chance_image_to_text_r10)
         sizes = (str(r.n_images), str(r.n_texts))
-        table.add_row(_plain(name), "image -> text", *sizes, *map(_percent, recalls), median, chance)
+        table.add_row(plain(name), "image -> text", *sizes, *map(_percent, recalls), median, chance)
         recalls = (r.text_to_image_r1, r.text_to_image_r5, r.text_to_image_r10)
         median, chance = f"{r.text_to_image_median_rank:g}", _percent(r.chance_text_to_image_r10)
         table.add_row("", "text -> image", *sizes[::-1], *map(_percent, recalls), median, chance)
@@ -59,7 +60,7 @@ def print_retrieval(
     shared = max(r.shared_texts for r in results.values())
     if shared:
         console.print(
-            _plain(f"{shared} captions stand with more than one image; the other image's copy counts as wrong")
+            plain(f"{shared} captions stand with more than one image; the other image's copy counts as wrong")
         )
 
 
@@ -69,10 +70,10 @@ def to_json(result: ZeroShotResult | RetrievalResult) -> dict[str, Any]:
     return values
 
 
-def write_json(path: str | Path, values: Any) -> None:
+def write_json(path: str | Path, values: Any, indent: int | None = 2) -> None:
     """Write values; path holds either what it held before or all of it. Raises ValueError for NaN or infinity."""
     path = Path(path)
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(values, indent=indent, allow_nan=False) + "\n"
     if path.exists() and not path.is_file():  # /dev/stdout, a pipe: written to, not replaced
         path.write_text(text, encoding="utf-8")
         return
@@ -91,16 +92,17 @@ def write_json(path: str | Path, values: Any) -> None:
 
 
 def _class_table(result: ZeroShotResult) -> Table:
-    table = _table("by class", "class", ("pictures", "recall %", "most often taken for"))
+    table = new_table("by class", "class", ("pictures", "recall %", "most often taken for"))
     for k, (name, recall) in enumerate(zip(result.classes, result.per_class_recall or (), strict=True)):
         row = (result.confusion or ())[k]
         wrong = [count if j != k else 0 for j, count in enumerate(row)]
         rival = f"{result.classes[wrong.index(max(wrong))]} ({max(wrong)})" if max(wrong) else ""
-        table.add_row(_plain(name), str(sum(row)), _percent(recall), _plain(rival))
+        table.add_row(plain(name), str(sum(row)), _percent(recall), plain(rival))
     return table
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Rich's console for the terminal, or a wide one for a log file."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -108,18 +110,19 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+def new_table(title: str, first: str, columns: Sequence[str]) -> Table:
+    """An empty one; columns of words stand left, those of figures right."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=_plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column(first, overflow="fold")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("direction", "most often taken for") else "right")
+        table.add_column(name, justify="left" if name in _WORDS else "right")
     return table
 
 
-def _plain(text: str) -> Any:
+def plain(text: str) -> Any:
     """Text that rich shows as it is: names come from data, [red] in one is no markup, and no escape passes."""
     from rich.text import Text
 

@@ -16,9 +16,14 @@ from torch import Tensor
 
 from miniclip import metrics
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_images, encode_texts
-from miniclip.models import DualEncoder
-from miniclip.tokenizer import Tokenizer
+from miniclip.evaluation.encode import (
+    DEFAULT,
+    EncodeOptions,
+    TextTokenizer,
+    TwoTowers,
+    encode_images,
+    encode_texts,
+)
 
 if TYPE_CHECKING:
     from miniclip.data.sources import PairSource
@@ -66,9 +71,9 @@ class RankedCaption(NamedTuple):
 
 
 def encode_pairs(
-    model: DualEncoder,
+    model: TwoTowers,
     preprocess: Preprocess,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     source: PairSource,
     options: EncodeOptions = DEFAULT,
 ) -> PairEmbeddings:
@@ -83,9 +88,9 @@ def encode_pairs(
 
 
 def retrieval(
-    model: DualEncoder,
+    model: TwoTowers,
     preprocess: Preprocess,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     source: PairSource,
     *,
     options: EncodeOptions = DEFAULT,

@@ -17,9 +17,14 @@ from torch import Tensor
 
 from miniclip import metrics
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_images, encode_texts
-from miniclip.models import DualEncoder
-from miniclip.tokenizer import Tokenizer
+from miniclip.evaluation.encode import (
+    DEFAULT,
+    EncodeOptions,
+    TextTokenizer,
+    TwoTowers,
+    encode_images,
+    encode_texts,
+)
 
 if TYPE_CHECKING:
     from miniclip.data.sources import LabelledSource
@@ -109,8 +114,8 @@ def fill_templates(classes: Sequence[str], templates: Sequence[str]) -> list[lis
 
 
 def build_classifier(
-    model: DualEncoder,
-    tokenizer: Tokenizer,
+    model: TwoTowers,
+    tokenizer: TextTokenizer,
     prompts: Sequence[Sequence[str]],
     options: EncodeOptions = DEFAULT,
 ) -> Tensor:
@@ -135,9 +140,9 @@ def check_classes(task: str, classes: Sequence[str]) -> None:
 
 
 def zero_shot(
-    model: DualEncoder,
+    model: TwoTowers,
     preprocess: Preprocess,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     dataset: LabelledSource,
     templates: str | Sequence[str] | None = None,
     *,

@@ -1,0 +1,114 @@
+"""What the commands of eval.py share: their checks, the data they open, the device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from miniclip.data.sources import PairSource
+    from miniclip.data.transforms import Preprocess
+    from miniclip.evaluation.encode import TextTokenizer, TwoTowers
+
+
+def pairs_of(arguments: argparse.Namespace, image_size: int) -> PairSource:
+    """The captioned pictures that --data and its companions name."""
+    from miniclip.config import DataConfig
+    from miniclip.data.sources import open_source
+    from miniclip.data.subset import Subset
+
+    columns = arguments.caption_column
+    caption_column = columns[0] if columns and len(columns) == 1 else columns
+    data = {"source": arguments.data, "name": arguments.name, "size": arguments.size}
+    data |= {"image_column": arguments.image_column, "caption_column": caption_column, "on_bad": arguments.on_bad}
+    split = arguments.split
+    if split not in ("train", "validation", "test") and arguments.data != "shapes":
+        # the source's own word for a split
+        data["test_split"], split = split, "test"
+    source = open_source(
+        DataConfig(**data), split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
+    )
+    if len(source) == 0:
+        raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
+    if arguments.limit is not None:
+        source = Subset(source, range(min(arguments.limit, len(source))))
+    return source
+
+
+OPEN_CLIP = "open_clip:"
+
+
+def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Preprocess, TextTokenizer]:
+    """A run, finished or not, a model directory, or a model of open_clip."""
+    if checkpoint.startswith(OPEN_CLIP):
+        from miniclip.interop.open_clip import load_open_clip
+
+        return load_open_clip(checkpoint, device)
+    from miniclip.checkpoint import WEIGHTS, load, load_unfinished
+
+    whole = any((folder / WEIGHTS).is_file() for folder in (Path(checkpoint), Path(checkpoint) / "model"))
+    return (load if whole else load_unfinished)(checkpoint, device)
+
+
+def image_size_of(directory: str) -> int:
+    """Side of the pictures that the model of a --checkpoint takes, in pixels; no weights are read."""
+    if directory.startswith(OPEN_CLIP):
+        from miniclip.interop.open_clip import open_clip_image_size
+
+        return open_clip_image_size(directory)
+    from miniclip.checkpoint import PREPROCESS, WEIGHTS
+
+    folder = next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"--checkpoint {directory}: no {WEIGHTS} there, nor in its model folder; name the directory of a run "
+            "that has finished, or one that miniclip.save_model wrote"
+        )
+    try:
+        return int(json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
+
+
+def check_output(option: str, target: str) -> None:
+    """Raise ValueError or OSError if a file cannot be written there; option: what the message calls it."""
+    path = Path(target)
+    if path.is_dir():
+        raise ValueError(f"{option} {target} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {target}: the folder {path.parent} does not exist; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{option} {target}: no permission to write there")
+
+
+def device_of(name: str) -> torch.device:
+    """What --device names; auto takes a GPU if there is one. Raises ValueError if it cannot be used."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}); use auto or cpu") from error
+    return device
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """An argparse type."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
+        return value
+
+    return number

@@ -1,0 +1,1 @@
+"""Models of other code bases, in the form that evaluation takes."""
