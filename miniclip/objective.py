@@ -87,7 +87,7 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
             where = slice(part.start + offset, part.stop + offset)
             found = torch.arange(where.start, where.stop, device=logits.device) if diagonal else positives(where)
             if soft:
-                return rows(logits, found, targets=_likeness(image, text, where, config.soft_scale))
+                return rows(logits, found, targets=likeness(image, text, where, config.soft_scale))
             return rows(logits, found)
 
         return tiled_loss(queries, keys, embeddings.scale, embeddings.bias, weights, of_tile)
@@ -115,8 +115,10 @@ def _of_texts(weights: Tensor, captions: int) -> Tensor:
     return weights.repeat_interleave(captions) / captions
 
 
-def _likeness(image: Tensor, text: Tensor, rows: slice, scale: float) -> Tensor:
-    """(b, N) in [0, 1]: how alike pair i of the rows and pair j are, by the mean of the two cosines, each to its kind.
+def likeness(image: Tensor, text: Tensor, rows: slice, scale: float) -> Tensor:
+    """The soft loss's targets, (b, N) in [0, 1]: how alike pair i of the rows and pair j are, image and text together.
+
+    By the mean of the cosine of the two images and that of the two texts; 1 for a pair and itself.
 
     Without a gradient, for a target that moves with the prediction would make all embeddings equal.
     """

@@ -58,7 +58,7 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
     run_dir = Path(config.run.dir)
     if config.run.overwrite:
-        for folder in ("checkpoints", "model"):
+        for folder in ("checkpoints", "model", "matrix", "inspection"):
             shutil.rmtree(run_dir / folder, ignore_errors=True)
         events = f"{config.log.project}/**/events.out.tfevents.*"
         for pattern in ("metrics.jsonl", "results.json", "examples.png", "confusion_*.png", events):
@@ -67,6 +67,9 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
     _trim_metrics(run_dir / "metrics.jsonl", first_step)
+    for matrix in (run_dir / "matrix").glob("step_*"):
+        if int(matrix.stem.removeprefix("step_")) > first_step:
+            matrix.unlink()
 
 
 def _trim_metrics(path: Path, first_step: int) -> None:

@@ -386,16 +386,24 @@ class LogConfig:
         trackers: Accelerate's trackers, e.g. tensorboard, wandb; an empty list has none.
         project: name under which the trackers file the run.
         progress: show a progress bar.
+        matrix_every: steps between pictures of the matrix of one fixed batch of validation pairs, which
+            `eval.py matrix` shows along the training; 0 keeps none.
+        matrix_size: pairs of that batch.
     """
 
     every: int = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     project: str = "miniclip"
     progress: bool = True
+    matrix_every: int = 0
+    matrix_size: int = 64
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"log.every={self.every} must be at least 1 step")
+        _require(self.matrix_every >= 0, f"log.matrix_every={self.matrix_every} must be 0 or more steps")
+        _require(2 <= self.matrix_size <= 1024, f"log.matrix_size={self.matrix_size} must lie in [2, 1024] pairs")
         _require(
-            re.fullmatch(r"\w[\w-]*", self.project) is not None and self.project not in ("checkpoints", "model"),
+            re.fullmatch(r"\w[\w-]*", self.project) is not None
+            and self.project not in ("checkpoints", "model", "matrix", "inspection"),
             f"log.project={self.project!r} must be a plain name of letters, digits, - and _, e.g. miniclip",
         )

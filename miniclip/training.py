@@ -3,6 +3,7 @@
 config.yaml      the resolved configuration
 metrics.jsonl    a line for each logged step
 checkpoints/     states to go on from
+matrix/          the matrix of one fixed batch along the training, with log.matrix_every
 model/           weights, model config, preprocessing
 results.json     the final tables; examples.png is the sheet of pictures with their best captions
 """
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from miniclip.checkpoint import (
     Progress,
@@ -42,6 +42,8 @@ from miniclip.data.weights import picture_weights
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
 from miniclip.gradcache import cached_backward
 from miniclip.hardware import build_accelerator, share_cores, tune_for_device
+from miniclip.inspection.history import MatrixLog, open_matrix_log
+from miniclip.inspection.watch import at_clamp, local, step_figures, tower_norms
 from miniclip.matrix import shares
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
@@ -94,6 +96,7 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     # opened before the training, so that nothing can be missing after it
     test = open_suite(config, "test") if main else None
     validation = open_suite(config, "validation") if main and config.eval.every else None
+    matrices = open_matrix_log(config, preprocess) if main and config.log.matrix_every else None
     batches = TrainBatches(
         len(pairs),
         config.data.batch_size,
@@ -122,7 +125,7 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
-    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, batches, progress, validation)
+    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, batches, progress, validation, matrices)
     loader = training_loader(pairs, batches, config.data, pin=accelerator.device.type == "cuda")
     loop.run(iter(loader), pairs.bad)
 
@@ -213,10 +216,12 @@ class _Loop:
         batches: TrainBatches,
         progress: Progress,
         validation: Suite | None,
+        matrices: MatrixLog | None,
     ) -> None:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
         self.optimizer, self.preprocess, self.batches, self.validation = optimizer, preprocess, batches, validation
-        self.progress, self.run_dir = progress, Path(config.run.dir)
+        self.progress, self.run_dir, self.matrices = progress, Path(config.run.dir), matrices
+        self.clamped: list[bool] = []  # the logit scale, in the steps since the last line of the log
         self.bad: dict[str, None] = {}  # names in the order of their first failure
 
     def run(self, loader: Iterator[Batch], bad: list[str]) -> None:
@@ -239,15 +244,19 @@ class _Loop:
         self.prepared.train()
         waited, since, since_step = 0.0, time.perf_counter(), first
         with bar:
+            if config.log.matrix_every and not first:
+                self._keep_matrix(0)
+                since = time.perf_counter()
             for step in range(first, steps):
                 start = time.perf_counter()
                 batch = _next(loader)
                 waited += time.perf_counter() - start
-                values = self._step(step, batch)
                 done = step + 1
+                logged = done % config.log.every == 0 or done == steps
+                values = self._step(step, batch, logged)
                 self.bad.update(dict.fromkeys(batch.bad))
                 bar.update()
-                if done % config.log.every == 0 or done == steps:
+                if logged:
                     elapsed, samples = time.perf_counter() - since, (done - since_step) * config.data.batch_size
                     # decoupled's is 0 for two pairs
                     chance = chance_loss(config.loss, config.data.batch_size, config.data.captions_per_image, step) or 1
@@ -272,17 +281,19 @@ class _Loop:
                     self._save(done)
                 if config.eval.every and done % config.eval.every == 0 and done < steps:
                     self._evaluate(done)
+                if config.log.matrix_every and (done % config.log.matrix_every == 0 or done == steps):
+                    self._keep_matrix(done)
                 since += time.perf_counter() - pause  # neither counts as training time
 
     def _save(self, step: int) -> None:
         # with FSDP a process holds a part of each, and all of them have to stop
-        broken = sum(not bool(torch.isfinite(_local(p)).all()) for p in self.model.parameters())
+        broken = sum(not bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
         if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
         save_checkpoint(self.accelerator, self.run_dir, self.progress._replace(step=step), self.config.run.keep)
 
-    def _step(self, step: int, batch: Batch) -> dict[str, Any]:
-        """Forward, loss, backward, update; returns what is logged of it."""
+    def _step(self, step: int, batch: Batch, logged: bool) -> dict[str, Any]:
+        """Forward, loss, backward, update; returns what is logged of it, if it is."""
         config, accelerator, device = self.config, self.accelerator, self.accelerator.device
         image = self.preprocess.normalize(batch.image.to(device, non_blocking=True))
         if config.model.image_encoder == "resnet":
@@ -326,15 +337,17 @@ class _Loop:
                 f"loss {value}, gradient norm {norm} at step {step + 1} (lr {rate:.2e}, logit scale {scale:.1f}); "
                 f"the step was not taken. {self._advice()}"
             )
+        self.clamped.append(at_clamp(scale))
+        values: dict[str, Any] = {}
+        if logged:
+            values = {"loss": value, "logit_scale": scale, "lr": rate, "grad_norm": norm}
+            values |= tower_norms(self.model, norm) | step_figures(embeddings, known)
+            values["scale_clamped"] = sum(self.clamped) / len(self.clamped)
+            self.clamped.clear()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.clamp_logit_scale_()
-        return {
-            "loss": value,
-            "logit_scale": scale,
-            "lr": rate,
-            "grad_norm": norm,
-        }
+        return values
 
     def _no_sync(self) -> AbstractContextManager[None]:
         if self.accelerator.num_processes == 1:
@@ -355,14 +368,24 @@ class _Loop:
 
     def _evaluate(self, step: int) -> None:
         """The configured tasks on the validation split, on the main process; the others wait."""
-        model = self.model
-        if self.accelerator.distributed_type == "FSDP":
-            state = self.accelerator.get_state_dict(self.prepared)
-            if self.validation is not None:
-                model = assemble(self.config.model, with_scalars(state), self.accelerator.device)
+        model = self._whole_model(self.validation is not None)
         if self.validation is not None:
             self._log(step, evaluate(self.config, self.validation, model, self.preprocess).scalars())
         self.accelerator.wait_for_everyone()
+
+    def _keep_matrix(self, step: int) -> None:
+        """The matrix of the fixed batch, on the main process; the others wait."""
+        model = self._whole_model(self.matrices is not None)
+        if self.matrices is not None:
+            self.matrices.write(step, model)
+        self.accelerator.wait_for_everyone()
+
+    def _whole_model(self, wanted: bool) -> DualEncoder:
+        """The model as it stands, put together from its shares where FSDP divides it; every process calls it."""
+        if self.accelerator.distributed_type != "FSDP":
+            return self.model
+        state = self.accelerator.get_state_dict(self.prepared)
+        return assemble(self.config.model, with_scalars(state), self.accelerator.device) if wanted else self.model
 
     def summary(self) -> dict[str, Any]:
         """Time and pace of all steps, those before a resume included, without evaluation and checkpoints.
@@ -372,12 +395,6 @@ class _Loop:
         seconds, samples = self.progress.seconds, self.progress.samples
         pace = samples / seconds if seconds else None
         return {"steps": self.batches.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": list(self.bad)}
-
-
-def _local(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter that FSDP has sharded; else the parameter."""
-    local: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return local
 
 
 def _next(loader: Iterator[Batch]) -> Batch:

@@ -19,6 +19,7 @@ from test_training import TINY
 import miniclip
 from miniclip.config import ConfigError, ModelConfig, load_config
 from miniclip.hardware import tune_fsdp
+from miniclip.inspection.history import read_history
 from miniclip.models import create_model
 from miniclip.training import train
 
@@ -65,18 +66,22 @@ def assert_same_weights(first: Path, second: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("micro", ["null", "2"])
 def test_sharded_equals_one_process(config_file: str, tmp_path: Path, micro: str) -> None:
-    """Also evaluated on the way, which takes the whole model out of the shards."""
-    options = ["--eval.tasks", "[retrieval]", "--eval.every", "3"]
+    """Also evaluated and its matrix kept on the way, which takes the whole model out of the shards."""
+    options = ["--eval.tasks", "[retrieval]", "--eval.every", "3", "--log.matrix_every", "3"]
     sharded(config_file, tmp_path / "two", *options, "--train.micro_batch_size", micro)
     whole(config_file, tmp_path / "one", *options)
     assert_same_weights(tmp_path / "two", tmp_path / "one")
     two, one = (
         [json.loads(line) for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()] for d in ("two", "one")
     )
-    for name in ("loss", "grad_norm", "logit_scale", "eval/recall@10_text_to_image"):
+    figures = ("loss", "grad_norm", "grad_norm_image", "grad_norm_text", "cosine_positive", "rank_text", "logit_scale")
+    for name in (*figures, "eval/recall@10_text_to_image"):
         expected = [line[name] for line in one if name in line]
         assert expected
         assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-5)
+    ours, theirs = (read_history(tmp_path / d) for d in ("two", "one"))
+    assert ours is not None and theirs is not None and ours.steps == theirs.steps == [0, 3, 6]
+    torch.testing.assert_close(ours.cosines.float(), theirs.cosines.float(), rtol=0, atol=2e-3)
     model, _, _ = miniclip.load(tmp_path / "two")
     assert model.logit_scale.shape == ()
 

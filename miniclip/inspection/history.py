@@ -1,0 +1,142 @@
+"""The matrix along the training: one fixed batch of validation pairs, looked at again and again.
+
+    matrix/batch.json                    captions and names of the n pairs
+    matrix/step_00000100.safetensors     cosine (n, n) float16, and the figures of that step in the header
+
+Small enough to keep: 64 pairs take 10 kB a step.
+"""
+
+from __future__ import annotations
+
+import json
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from miniclip.config import Config, LossConfig
+from miniclip.data.sources import open_source
+from miniclip.data.transforms import Preprocess
+from miniclip.evaluation.encode import EncodeOptions
+from miniclip.evaluation.report import write_json
+from miniclip.inspection.contents import History
+from miniclip.inspection.figures import batch_figures
+from miniclip.inspection.sample import Sample, draw
+from miniclip.inspection.views import Handed
+from miniclip.losses import LOSSES
+from miniclip.models import DualEncoder
+from miniclip.objective import chance_loss
+from miniclip.tokenizer import Tokenizer
+
+FOLDER, BATCH = "matrix", "batch.json"
+
+
+class MatrixLog:
+    """Writes the matrix of one fixed batch into a run directory, whenever it is asked to."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        sample: Sample,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        loss: LossConfig,
+        options: EncodeOptions,
+    ) -> None:
+        self.folder, self.sample, self.preprocess, self.tokenizer = run_dir / FOLDER, sample, preprocess, tokenizer
+        self.loss, self.options = loss, options
+        self.positives = sample.positives(loss.positives, tokenizer)
+
+    def write(self, step: int, model: DualEncoder) -> dict[str, float]:
+        """Store the matrix as it is after `step` steps; returns the figures of the batch, its loss among them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / BATCH).exists():
+            write_json(self.folder / BATCH, {"captions": self.sample.captions, "names": self.sample.names})
+        image, text = self.sample.encode(model, self.preprocess, self.tokenizer, self.options)
+        scale = float(model.logit_scale.detach().exp())
+        bias = None if model.logit_bias is None else float(model.logit_bias.detach())
+        cosine = image @ text.T
+        handed = Handed.of(self.loss, image, text, cosine, scale, bias, step)
+        loss = float(LOSSES[self.loss.name](handed.logits, self.positives, **handed.settings))
+        chance = chance_loss(self.loss, len(image), 1, step) or 1
+        figures = {"loss": loss, "loss_over_chance": loss / chance, "logit_scale": scale}
+        figures |= batch_figures(image, text, scale, bias, self.positives)
+        path = self.folder / f"step_{step:08d}.safetensors"
+        part = path.with_suffix(".part")
+        save_file({"cosine": cosine.half()}, part, metadata={"figures": json.dumps(figures)})
+        part.replace(path)
+        return figures
+
+
+def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
+    """Of log.matrix_size pairs of the validation split: a batch that the model learns by heart would tell less.
+
+    config: with its model resolved. Raises what open_source and draw do.
+    """
+    source = open_source(
+        config.data,
+        "validation",
+        seed=config.run.seed,
+        image_size=preprocess.image_size,
+        eval_size=max(config.eval.size, config.log.matrix_size),
+    )
+    sample = draw(source, config.log.matrix_size, config.run.seed, preprocess, on_bad=config.data.on_bad)
+    assert config.model.context_length is not None
+    options = EncodeOptions(config.eval.batch_size, "bf16" if config.train.precision == "bf16" else "fp32")
+    tokenizer = Tokenizer(context_length=config.model.context_length)
+    return MatrixLog(Path(config.run.dir), sample, preprocess, tokenizer, config.loss, options)
+
+
+def read_history(run_dir: Path) -> History | None:
+    """What MatrixLog and the log of the training left in run_dir; None without a matrix.
+
+    Raises ValueError that names a file that cannot be read.
+    """
+    paths = sorted((run_dir / FOLDER).glob("step_*.safetensors"))
+    if not paths:
+        return None
+    cosines, lines = [], []
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as stored:
+                cosines.append(stored.get_tensor("cosine"))
+                lines.append(json.loads(stored.metadata()["figures"]))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a matrix of a training ({error}); delete it to do without it") from error
+    batch = run_dir / FOLDER / BATCH
+    try:
+        captions = [str(text) for text in json.loads(batch.read_text(encoding="utf-8"))["captions"]]
+        stacked = torch.stack(cosines)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{batch} does not go with the matrices beside it ({error}); delete {batch.parent}") from error
+    figures = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
+    return History(
+        steps=[int(path.stem.removeprefix("step_")) for path in paths],
+        cosines=stacked,
+        scale=figures["logit_scale"],
+        figures=figures,
+        captions=captions,
+        training=training_log(run_dir),
+    )
+
+
+def training_log(run_dir: Path) -> dict[str, list[float]]:
+    """The lines of metrics.jsonl that tell of training steps: name -> values, NaN where a line lacks one.
+
+    Without the file, or without such a line, it is empty. A half-written last line is passed over.
+    """
+    path = run_dir / "metrics.jsonl"
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if isinstance(line, dict) and "loss" in line:
+            lines.append(line)
+    names = dict.fromkeys(name for line in lines for name in line)
+    # null stands for what was not finite
+    return {name: [nan if line.get(name) is None else line[name] for line in lines] for name in names}

@@ -1,0 +1,90 @@
+"""N pairs of a source, drawn by a seed: their pictures, captions and names, and which of them belong together."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from miniclip.data.images import BadImage
+from miniclip.data.sources import PairSource
+from miniclip.data.transforms import Preprocess
+from miniclip.evaluation.encode import DEFAULT, EncodeOptions, TextTokenizer, TwoTowers, encode_images, encode_texts
+from miniclip.matrix import Positives
+
+THUMBNAIL = 64  # side, in pixels
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pair k is squares[k] with captions[k].
+
+    squares: as the image encoder takes them. thumbnails: of THUMBNAIL pixels. names: files or rows. bad: what could not
+    be read and was passed over.
+    """
+
+    squares: list[Image.Image]
+    thumbnails: list[Image.Image]
+    captions: list[str]
+    names: list[str]
+    bad: list[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def image(self, index: int) -> Image.Image:
+        return self.squares[index]
+
+    def positives(self, kind: str, tokenizer: TextTokenizer) -> Tensor:
+        """(N, N) bool; kind as in matrix.Positives.of. Captions are equal if their tokens are."""
+        own = torch.arange(len(self))
+        equal = torch.unique(tokenizer(self.captions), dim=0, return_inverse=True)[1]
+        return Positives.of(kind, own, equal[:, None]).of_images(slice(None))
+
+    def encode(
+        self,
+        model: TwoTowers,
+        preprocess: Preprocess,
+        tokenizer: TextTokenizer,
+        options: EncodeOptions = DEFAULT,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of the images and of the texts, (N, E) float32, unit length."""
+        return encode_images(model, self, preprocess, options), encode_texts(model, tokenizer, self.captions, options)
+
+
+def draw(
+    source: PairSource, size: int, seed: int, preprocess: Preprocess, *, on_bad: str = "stop", progress: bool = False
+) -> Sample:
+    """size pairs, or all if there are fewer: rows without replacement, and one caption of each, by the seed alone.
+
+    on_bad: skip takes another row for a picture that cannot be read; stop raises its BadImage. Raises ValueError if
+    fewer than two pairs are left, which make no matrix.
+    """
+    from tqdm import tqdm
+
+    rows = list(range(len(source)))
+    random.Random(f"{seed} rows").shuffle(rows)
+    small = Preprocess(THUMBNAIL, resize=preprocess.resize)
+    sample = Sample([], [], [], [], [])
+    with tqdm(total=min(size, len(rows)), desc="reading pairs", leave=False, disable=not progress) as bar:
+        for row in rows:
+            if len(sample) == size:
+                break
+            try:
+                picture = source.image(row)
+            except BadImage as error:
+                if on_bad == "stop":
+                    raise
+                sample.bad.append(str(error))
+                continue
+            sample.squares.append(preprocess.to_square(picture))
+            sample.thumbnails.append(small.to_square(picture))
+            sample.captions.append(random.Random(f"{seed} caption {row}").choice(source.captions(row)))
+            sample.names.append(source.name(row))
+            bar.update()
+    if len(sample) < 2:
+        raise ValueError(f"a matrix needs at least 2 pairs; {len(sample)} of {len(source)} pictures can be read")
+    return sample

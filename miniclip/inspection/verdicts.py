@@ -1,0 +1,178 @@
+"""What stands out, in words: the evidence, and what to try. Nothing stands out in a healthy run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+from miniclip.inspection.contents import History, Verdict
+from miniclip.inspection.watch import at_clamp
+
+FLAT = 0.98  # loss / chance from which on nothing has been learnt
+LEARNT = 0.6  # loss / chance of pairs that are known by heart
+COLLAPSED_RANK = 2.0  # directions
+COLLAPSED_UNIFORMITY = -0.1  # nats; all cosines of one side about 0.975
+SAME = 0.9  # share of equal images or captions that makes them constant
+DUPLICATES = 0.05  # share of pairs with a false negative
+STILL_TOWER = 1e-3  # gradient norm over that of the other tower
+FALLEN = 0.5  # scale over where it began
+RISEN = 0.1  # loss / chance of the fixed batch above its lowest
+
+Log = Mapping[str, list[float]]
+
+
+def verdicts(
+    figures: Mapping[str, float],
+    same_images: float,
+    same_texts: float,
+    log: Log,
+    history: History | None = None,
+) -> list[Verdict]:
+    """What the figures of the pairs and the log of the training say, gravest first.
+
+    figures: by the names of FIGURES, of pairs that were not trained on. same_images, same_texts: the largest share of
+    the pairs that have one and the same image, or caption. log: metrics.jsonl, name -> values, or empty.
+    """
+    found = [_learning(figures, same_images, same_texts, log), _collapse(figures, same_images, same_texts)]
+    found += [_tower(log), _scale(figures, log), _duplicates(figures), _overfitting(figures, history)]
+    return [verdict for verdict in found if verdict is not None]
+
+
+def _learning(figures: Mapping[str, float], same_images: float, same_texts: float, log: Log) -> Verdict | None:
+    for share, kind, name in ((same_images, "constant_images", "image"), (same_texts, "constant_captions", "caption")):
+        if share >= SAME:
+            return Verdict(
+                kind,
+                f"Nearly all pairs have the same {name}",
+                [f"{_percent(share)} of the pairs share one {name}."],
+                [f"Look at the {name} column that the config's data section names, and at a few rows of the data."],
+            )
+    held_out, trained = figures["loss_over_chance"], _end(log, "loss_over_chance")
+    learnt = trained if trained is not None else figures.get("training_loss_over_chance")
+    if held_out <= FLAT or (learnt is not None and learnt <= FLAT):
+        return None
+    evidence = [f"The loss of these pairs is {held_out:.2f} of its chance value."]
+    if trained is not None:
+        evidence.append(f"So was that of the last training steps: {trained:.2f}.")
+    lowest = min((v for v in log.get("loss_over_chance", []) if math.isfinite(v)), default=math.inf)
+    if lowest < FLAT - RISEN:
+        evidence.append(f"It had been down to {lowest:.2f} before.")
+        advice = ["Lower optim.lr, or lengthen optim.warmup_steps: the training has diverged."]
+        return Verdict("diverged", "The model has lost what it had learnt", evidence, advice)
+    return Verdict(
+        "flat",
+        "The loss is flat at chance: nothing is told apart",
+        evidence,
+        [
+            "Run `python -m miniclip.doctor` with this config: it tries to overfit 128 pairs, at lower rates too, and "
+            "tells shuffled pairs, constant images and empty captions.",
+            "Open a few pairs below: does each caption describe its picture?",
+            "Try a tenth of optim.lr.",
+        ],
+    )
+
+
+def _collapse(figures: Mapping[str, float], same_images: float, same_texts: float) -> Verdict | None:
+    sides = []
+    for side, same in (("image", same_images), ("text", same_texts)):
+        rank, spread = figures[f"rank_{side}"], figures[f"uniformity_{side}"]
+        if same < SAME and (rank < COLLAPSED_RANK or spread > COLLAPSED_UNIFORMITY):
+            sides.append(f"The {side}s use {rank:.1f} directions; their uniformity is {spread:.2f} (0 is one point).")
+    advice = [
+        "Lower optim.lr, or lengthen optim.warmup_steps.",
+        "With loss.name=hinge, begin with loss.hardest=0, or set loss.hardest_warmup.",
+        "With a frozen or pretrained encoder, check that its pictures are normalised as it expects.",
+    ]
+    return Verdict("collapsed", "The embeddings have collapsed", sides, advice) if sides else None
+
+
+def _tower(log: Log) -> Verdict | None:
+    image, text = _end(log, "grad_norm_image"), _end(log, "grad_norm_text")
+    if image is None or text is None or max(image, text) == 0:
+        return None
+    for name, own, other in (("image", image, text), ("text", text, image)):
+        if own <= STILL_TOWER * other:
+            return Verdict(
+                "one_tower",
+                f"The {name} encoder is not learning",
+                [f"Its gradient norm was {own:.1e} in the last steps, that of the other encoder {other:.1e}."],
+                [
+                    "Are its parameters frozen (requires_grad), or detached on the way to the loss?",
+                    f"Is what it reads constant? Look at the {name}s of the pairs below.",
+                ],
+            )
+    return None
+
+
+def _scale(figures: Mapping[str, float], log: Log) -> Verdict | None:
+    scale, clamped = figures["logit_scale"], _end(log, "scale_clamped")
+    if at_clamp(scale) and clamped != 0:
+        evidence = [f"The logit scale is {scale:.1f}."]
+        if clamped is not None:
+            evidence.append(f"It stood at the clamp in {_percent(clamped)} of the last steps.")
+        if scale > 2:
+            evidence.append(f"The loss of these pairs would be lowest at {figures['best_scale']:.1f}.")
+            advice = ["Usual after long training on much data; on little data the model is learning it by heart."]
+            advice.append("Stop earlier, augment more, or add label smoothing (loss.smoothing).")
+            return Verdict("scale_clamped", "The logit scale stands at its upper clamp", evidence, advice)
+        advice = ["Nothing is gained by telling pairs apart: look for shuffled pairs and for false negatives."]
+        return Verdict("scale_fallen", "The logit scale has fallen to its lower clamp", evidence, advice)
+    scales = [v for v in log.get("logit_scale", []) if math.isfinite(v)]
+    if scales and scales[-1] < FALLEN * scales[0]:
+        return Verdict(
+            "scale_fallen",
+            "The logit scale is falling",
+            [f"It went from {scales[0]:.1f} to {scales[-1]:.1f}."],
+            [
+                "A flat matrix costs less than a wrong one: look for wrong captions and for false negatives.",
+                "Lower optim.lr, or lengthen optim.warmup_steps.",
+            ],
+        )
+    return None
+
+
+def _duplicates(figures: Mapping[str, float]) -> Verdict | None:
+    share = figures["unseen_duplicates"]
+    if share <= DUPLICATES:
+        return None
+    return Verdict(
+        "false_negatives",
+        "The loss pushes duplicates apart",
+        [f"{_percent(share)} of the pairs have a duplicate that counts as a negative; the list below names them."],
+        [
+            "loss.positives=text makes equal captions positives; identity, the default, equal picture files, too.",
+            "Captions that differ in case or punctuation alone, and copies of a picture, are best merged in the data.",
+        ],
+    )
+
+
+def _overfitting(figures: Mapping[str, float], history: History | None) -> Verdict | None:
+    evidence = []
+    trained, held_out = figures.get("training_loss_over_chance"), figures["loss_over_chance"]
+    if trained is not None and trained < LEARNT and held_out > FLAT:
+        evidence.append(f"Loss / chance is {trained:.2f} on training pairs, {held_out:.2f} on these.")
+    if history is not None:
+        curve = history.figures["loss_over_chance"].tolist()
+        lowest = min(curve)
+        if curve[-1] > lowest + RISEN:
+            step = history.steps[curve.index(lowest)]
+            evidence.append(
+                f"Loss / chance of the fixed batch was lowest at step {step}, {lowest:.2f}; now it is {curve[-1]:.2f}."
+            )
+    advice = [
+        "Stop earlier; use more data, more augmentation (data.augment, data.flip, data.colour_jitter) or more "
+        "optim.weight_decay; or train a smaller model.",
+        "If it never fell on these pairs, are the captions shuffled? `python -m miniclip.doctor` tells.",
+    ]
+    return Verdict("overfitting", "The model is learning its pairs by heart", evidence, advice) if evidence else None
+
+
+def _end(log: Log, name: str) -> float | None:
+    """Median of the last tenth of the lines, at least one; None without any."""
+    values = [v for v in log.get(name, []) if math.isfinite(v)]
+    return median(values[-max(1, len(values) // 10) :]) if values else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,61 @@
+"""What the log of a training says of a step, beyond its loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from miniclip.inspection.figures import PAIRS, batch_figures
+from miniclip.matrix import gather, shares, world_size
+from miniclip.models import DualEncoder, Embeddings
+from miniclip.models.clip import MAX_LOGIT_SCALE
+from miniclip.objective import GlobalBatch
+
+
+@torch.no_grad()
+def step_figures(embeddings: Embeddings, batch: GlobalBatch) -> dict[str, float]:
+    """batch_figures of the first PAIRS pairs of the global batch, each picture with its first caption.
+
+    embeddings: of this process; every process calls it.
+    """
+    n, captions = len(batch.positives.image), batch.positives.captions
+    sizes = shares(n, world_size())
+    image = gather(embeddings.image.detach(), sizes)[:PAIRS]
+    text = gather(embeddings.text.detach(), [size * captions for size in sizes])[::captions][:PAIRS]
+    positives = batch.positives.of_images(slice(0, len(image)))[:, ::captions][:, : len(text)]
+    bias = None if embeddings.bias is None else float(embeddings.bias)
+    return batch_figures(image, text, float(embeddings.scale), bias, positives)
+
+
+def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
+    """2-norm of each tower's gradient, of which total is that of the whole, before it was clipped.
+
+    Call it after the clipping: that changes the lengths, but not their ratio. A tower without gradients has 0.
+    """
+    squares = torch.zeros(3, dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = 0 if name.startswith("visual.") else 2 if name in ("logit_scale", "logit_bias") else 1
+            squares[part] += local(parameter.grad).double().square().sum().cpu()
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        device = next(model.parameters()).device
+        shared = squares.to(device)
+        dist.all_reduce(shared)
+        squares = shared.cpu()
+    image, text, _ = (squares.sqrt() * (total / math.sqrt(float(squares.sum()) or 1.0))).tolist()
+    return {"grad_norm_image": image, "grad_norm_text": text}
+
+
+def local(parameter: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP has sharded; else the tensor."""
+    part: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return part
+
+
+def at_clamp(scale: float) -> bool:
+    """Whether the logit scale stands at an end of what DualEncoder.clamp_logit_scale_ leaves it."""
+    return scale >= math.exp(MAX_LOGIT_SCALE) * (1 - 1e-5) or scale <= 1 + 1e-5

@@ -1,0 +1,125 @@
+"""The matrix along the training: what a run writes, keeps on a resume, and what is read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from test_training import TINY
+
+from miniclip.checkpoint import load
+from miniclip.config import ConfigError, LogConfig, load_config
+from miniclip.data.shapes import SceneSource
+from miniclip.inspection.figures import FIGURES
+from miniclip.inspection.history import read_history, training_log
+from miniclip.inspection.sample import draw
+from miniclip.training import train
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"log": TINY["log"] | {"matrix_every": 2, "matrix_size": 5}}))
+    return str(path)
+
+
+def run(config_file: str, directory: Path, *options: str) -> None:
+    train(load_config(["--config", config_file, "--run.dir", str(directory), *options]))
+
+
+@pytest.fixture(scope="module")
+def finished(config_file: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    run(config_file, directory, "--train.max_steps", "5")
+    return directory
+
+
+def test_a_run_leaves_its_matrices(finished: Path) -> None:
+    history = read_history(finished)
+    assert history is not None
+    assert history.steps == [0, 2, 4, 5]
+    assert history.cosines.shape == (4, 5, 5) and history.cosines.dtype == torch.float16
+    assert len(history.captions) == 5
+    assert {"loss", "loss_over_chance", "logit_scale", "r1_image_to_text", "rank_text"} <= set(history.figures)
+    assert history.training["step"] == [1, 2, 3, 4, 5]
+    assert sum(path.stat().st_size for path in (finished / "matrix").iterdir()) < 10_000
+
+
+def test_the_last_matrix_is_that_of_the_finished_model(finished: Path) -> None:
+    """Drawn again from the source, and encoded by the model that was saved."""
+    history = read_history(finished)
+    assert history is not None
+    model, preprocess, tokenizer = load(finished)
+    sample = draw(SceneSource("validation", 16, seed=0, image_size=32), 5, 0, preprocess)
+    image, text = sample.encode(model, preprocess, tokenizer)
+    assert sample.captions == history.captions
+    torch.testing.assert_close(history.cosines[-1].float(), image @ text.T, rtol=0, atol=6e-4)
+    scale = float(model.logit_scale.detach().exp())
+    assert float(history.scale[-1]) == pytest.approx(scale)
+    logits = scale * (image @ text.T)
+    diagonal = torch.arange(5)
+    loss = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+    assert float(history.figures["loss"][-1]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(history.figures["loss_over_chance"][-1]) == pytest.approx(float(loss) / math.log(5), rel=1e-5)
+    assert not torch.equal(history.cosines[0], history.cosines[-1])
+
+
+def test_every_line_of_the_log_has_the_figures(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    of_a_step = set(FIGURES) - {"training_loss_over_chance", "unseen_duplicates", "best_scale"}
+    for line in lines:
+        assert of_a_step <= set(line)
+        whole = math.hypot(line["grad_norm_image"], line["grad_norm_text"])
+        assert 0.9 * line["grad_norm"] < whole <= line["grad_norm"] * (1 + 1e-6)  # the rest is the scale's
+        assert line["scale_clamped"] == 0
+
+
+def test_looking_changes_nothing(config_file: str, finished: Path, tmp_path: Path) -> None:
+    run(config_file, tmp_path / "blind", "--train.max_steps", "5", "--log.matrix_every", "0", "--log.every", "5")
+    assert not (tmp_path / "blind" / "matrix").exists()
+    looked, blind = (load(directory)[0].state_dict() for directory in (finished, tmp_path / "blind"))
+    assert all(torch.equal(looked[name], blind[name]) for name in looked)
+
+
+def test_a_resume_does_the_steps_after_its_checkpoint_again(config_file: str, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(config_file, directory, "--train.max_steps", "3")
+    (directory / "matrix" / "step_00000009.safetensors").write_bytes(b"of a step that the checkpoint has not seen")
+    run(config_file, directory, "--train.max_steps", "6", "--run.resume", "true")
+    history = read_history(directory)
+    assert history is not None and history.steps == [0, 2, 3, 4, 6]
+    run(config_file, directory, "--train.max_steps", "2", "--run.overwrite", "true", "--log.matrix_every", "0")
+    assert not (directory / "matrix").exists() and read_history(directory) is None
+
+
+def test_a_damaged_matrix_is_named(config_file: str, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(config_file, directory, "--train.max_steps", "2")
+    (directory / "matrix" / "step_00000002.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="step_00000002"):
+        read_history(directory)
+    (directory / "matrix" / "step_00000002.safetensors").unlink()
+    (directory / "matrix" / "batch.json").unlink()
+    with pytest.raises(ValueError, match=r"batch\.json"):
+        read_history(directory)
+
+
+def test_reads_the_log_of_a_training_that_was_killed(tmp_path: Path) -> None:
+    lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None, "lr": 0.1}, {"step": 2, "eval/top1": 0.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    log = training_log(tmp_path)
+    assert set(log) == {"step", "loss", "lr"} and log["step"] == [1, 2]
+    assert log["loss"][0] == 2.0 and math.isnan(log["loss"][1]) and math.isnan(log["lr"][0]) and log["lr"][1] == 0.1
+    assert training_log(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(("key", "value"), [("matrix_every", -1), ("matrix_size", 1), ("matrix_size", 1025)])
+def test_settings_out_of_range_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"log.{key}"):
+        LogConfig(**{key: value})

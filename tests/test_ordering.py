@@ -1,0 +1,89 @@
+"""Orders: planted clusters lie together, scipy on the plain vectors agrees, and small or equal sets work."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
+from torch import Tensor
+
+from miniclip.inspection import ordering
+from miniclip.inspection.ordering import orders
+
+
+def draw(n: int, e: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, e, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cluster(image: Tensor, text: Tensor) -> list[int]:
+    return orders(image, text, torch.zeros(len(image)), ["a"] * len(image))["cluster"]
+
+
+def joined(image: Tensor, text: Tensor) -> np.ndarray:
+    parts = [part.numpy() / np.linalg.norm(part.numpy(), axis=1, keepdims=True) for part in (image, text)]
+    return np.concatenate(parts, axis=1)
+
+
+def test_by_hand() -> None:
+    found = orders(draw(4, 3), draw(4, 3, 1), torch.tensor([1.0, 5.0, -2.0, 5.0]), ["ccc", "dd", "a", "bb"])
+    assert list(found) == ["index", "loss", "cluster", "length"]
+    assert found["index"] == [0, 1, 2, 3]
+    assert found["loss"] == [1, 3, 0, 2]
+    assert found["length"] == [2, 1, 3, 0]
+    assert sorted(found["cluster"]) == [0, 1, 2, 3]
+
+
+def test_clusters_of_the_joined_vectors_lie_together() -> None:
+    kinds = torch.randint(5, (40,), generator=torch.Generator().manual_seed(0))
+    # neither the images nor the texts alone tell the five apart
+    image = draw(2, 8)[kinds % 2] + 0.05 * draw(40, 8, 1)
+    text = draw(3, 8, 2)[kinds // 2] + 0.05 * draw(40, 8, 3)
+    along = [int(kinds[i]) for i in cluster(image, text)]
+    assert 1 + sum(a != b for a, b in pairwise(along)) == len(set(along)) == 5
+
+
+@pytest.mark.parametrize("n", [3, 20, 60])
+@pytest.mark.parametrize("optimal", [True, False])
+def test_leaves_equal_scipys_on_the_vectors(n: int, optimal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "OPTIMAL_UP_TO", n if optimal else n - 1)
+    image, text = 7 * draw(n, 6), draw(n, 6, 1)
+    expected = leaves_list(linkage(joined(image, text), "average", "euclidean", optimal_ordering=optimal))
+    assert cluster(image, text) == expected.tolist()
+
+
+def test_neighbours_of_an_optimal_order_are_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = draw(60, 6), draw(60, 6, 1)
+    x = joined(image, text)
+
+    def walk() -> float:
+        return sum(float(np.linalg.norm(x[a] - x[b])) for a, b in pairwise(cluster(image, text)))
+
+    optimal = walk()
+    monkeypatch.setattr(ordering, "OPTIMAL_UP_TO", 0)
+    assert optimal < 0.97 * walk()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 600])
+def test_small_and_equal_sets(n: int) -> None:
+    same = draw(1, 6).expand(n, 6)
+    for image in (same, draw(n, 6), torch.zeros(n, 6), same.float(), same.half()):
+        found = orders(image, image, torch.zeros(n), [""] * n)
+        assert all(sorted(order) == list(range(n)) for order in found.values())
+        assert found["loss"] == found["length"] == list(range(n))
+
+
+def test_errors() -> None:
+    x = draw(4, 3)
+    fine = (x, x, torch.zeros(4), list("abcd"))
+    for place, wrong in enumerate((x[:3], x[:, :2], torch.zeros(3), list("abc"))):
+        arguments = list(fine)
+        arguments[place] = wrong
+        with pytest.raises(ValueError, match="of the same pairs"):
+            orders(*arguments)
+    broken = x.clone()
+    broken[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="pair 2 are not finite"):
+        orders(x, broken, *fine[2:])
