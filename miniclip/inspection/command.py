@@ -162,7 +162,7 @@ def _print(inspection: Inspection) -> None:
             out.print(plain(f"  {sentence}"))
     if not inspection.verdicts:
         out.print("Nothing stands out.")
-    suspects = inspection.false_negatives
+    suspects = [cell for cell in inspection.false_negatives if not cell.positive]
     if suspects:
         duplicates = sum(cell.duplicate is not None for cell in suspects)
         out.print(f"{len(suspects)} suspected false negatives, {duplicates} of them duplicates by text or image")

@@ -70,7 +70,8 @@ function showDetails() {
   if (!waiting.map(matrix).every(Boolean)) whenReady(waiting, () => state.i === i && state.j === j && showDetails());
   const [kind, sentence] = kindOf(i, j);
   const side = (k, what) => element("div", { class: "side" }, picture(k, what), element("div", {},
-    element("p", { class: "who" }, element("b", {}, `${what} ${k}`), element("span", { title: data.names[k] }, data.names[k])),
+    element("p", { class: "who" }, element("b", {}, `${what} ${k}`)),
+    element("p", { class: "who name", title: data.names[k] }, data.names[k]),
     element("p", { class: "caption" }, data.captions[k])));
   const rows = numbersOf(i, j).map(([label, value, unit]) => element("tr", {}, element("th", { scope: "row" }, label), element("td", { class: "number" }, value), element("td", { class: "unit" }, unit)));
   box.replaceChildren(
@@ -93,7 +94,7 @@ function fillList(id, cells) {
   $(`${id}-count`).textContent = cells.length;
   const item = (cell) => {
     const { i, j, cosine, margin, duplicate, positive } = cell, badges = [];
-    if (duplicate) badges.push(element("span", { class: "badge false" }, duplicate === "both" ? "both" : SAME[duplicate]));
+    if (duplicate) badges.push(element("span", { class: "badge false" }, SAME[duplicate]));
     if (positive && i !== j) badges.push(element("span", { class: "badge positive" }, "counted as positive"));
     const button = element("button", { type: "button", "data-i": i, "data-j": j, "aria-label": `Image ${i} and text ${j}, cosine ${format(cosine)}, margin ${format(margin)}` },
       element("span", { class: "pictures" }, picture(i, "Image"), i === j ? "" : picture(j, "Text")),

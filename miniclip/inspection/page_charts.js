@@ -72,6 +72,13 @@ function atScale(values, scale) {
   return known(values[k - 1]) && known(values[k]) ? values[k - 1] + share * (values[k] - values[k - 1]) : null;
 }
 
+// Names of the curves in their colours, at the right end of a title.
+function keyTo(right, y, curves) {
+  const key = svg("text", { x: right, y, class: "tick end" });
+  for (const [kind, label] of curves) key.append(svg("tspan", { class: `key ${kind}`, dx: 8 }, label));
+  return key;
+}
+
 const mean = (a, b) => a.map((value, k) => (known(value) && known(b[k]) ? (value + b[k]) / 2 : null));
 
 function drawTemperature() {
@@ -80,13 +87,14 @@ function drawTemperature() {
   const marks = [
     { x: learned, kind: "learned", label: `learned scale ${format(learned)}` },
     { x: best[state.loss], kind: "best", label: `lowest ${state.loss} loss at ${format(best[state.loss])}` },
-    { x: state.scale, kind: "now", label: `scale ${format(state.scale)}` },
   ];
+  if (state.scale !== learned) marks.push({ x: state.scale, kind: "now", label: `scale ${format(state.scale)}` });
   const ticksX = [1, 3, 10, 30, 100, 300].filter((x) => x >= scales[0] && x <= scales.at(-1));
   const common = { marks, logX: true, rangeX: scales };
   if (curve) chart(target, { x: 0, y: 0, width, height: 72 }, { ...common, title: `${state.loss} loss`, series: [{ name: "loss", kind: "first", xs: scales, ys: curve }] });
   const lower = { x: 0, y: curve ? 76 : 0, width, height: curve ? 84 : 160 };
-  chart(target, lower, { ...common, ticksX, zero: true, title: "effective negatives", series: [{ name: "images", kind: "first", xs: scales, ys: negatives_rows }, { name: "texts", kind: "second", xs: scales, ys: negatives_columns }] });
+  const places = chart(target, lower, { ...common, ticksX, zero: true, title: "effective negatives", series: [{ name: "images", kind: "first", xs: scales, ys: negatives_rows }, { name: "texts", kind: "second", xs: scales, ys: negatives_columns }] });
+  target.append(keyTo(places.right, lower.y + 11, [["first", "images"], ["second", "texts"]]));
 
   $("temperature-value").textContent = format(state.scale);
   $("temperature").setAttribute("aria-valuetext", `scale ${format(state.scale)}`);
@@ -97,7 +105,7 @@ function drawTemperature() {
   if (curve) {
     parts.push(`${state.loss} loss: ${format(at(curve), 4)} here, lowest ${format(atScale(curve, best[state.loss]), 4)} at ${format(best[state.loss])}. `);
   } else parts.push(`The ${state.loss} loss works on cosines; the scale does not enter. `);
-  parts.push(element("span", { class: "learned" }, "Dashed: learned"), curve ? ", " : ".");
+  parts.push(element("span", { class: "learned" }, `Dashed: learned, ${format(learned)}`), curve ? "; " : ".");
   if (curve) parts.push(element("span", { class: "best" }, "dotted: best"), ".");
   $("temperature-text").replaceChildren(...parts);
   const late = state.scale !== learned && divides(state.view);
@@ -108,49 +116,78 @@ function drawTemperature() {
 // Free energy: sorted, one curve for the images and one for the texts.
 const energyOrders = data.free_energy.map((side) => side.map((_, k) => k).sort((a, b) => (side[a] ?? Infinity) - (side[b] ?? Infinity)));
 let energyPlaces = null;
+const energyChosen = { side: 0, rank: -1 };
 function drawEnergy() {
-  const target = $("energy"), height = 170, width = fit(target, height), ranks = data.captions.map((_, k) => k);
+  const target = $("energy"), height = 185, width = fit(target, height), ranks = data.captions.map((_, k) => k);
   const series = [0, 1].map((side) => ({ name: side ? "texts" : "images", kind: side ? "second" : "first", xs: ranks, ys: energyOrders[side].map((k) => data.free_energy[side][k]) }));
-  energyPlaces = chart(target, { x: 0, y: 0, width, height }, { title: "free energy, nats", series });
-  const key = svg("text", { x: energyPlaces.right, y: 11, class: "tick end" });
-  key.append(svg("tspan", { class: "key first" }, "images"), svg("tspan", {}, "   "), svg("tspan", { class: "key second" }, "texts"));
-  target.append(key, svg("circle", { id: "energy-dot", r: 4, class: "dot", visibility: "hidden" }));
+  energyPlaces = chart(target, { x: 0, y: 0, width, height: height - 15 }, { title: "free energy, nats", series });
+  const { left, right } = energyPlaces;
+  target.append(svg("text", { x: left, y: height - 2 }, "fits best"), svg("text", { x: right, y: height - 2, class: "end" }, "fits worst"));
+  target.append(keyTo(right, 11, [["first", "images"], ["second", "texts"]]), svg("circle", { id: "energy-dot", r: 4, class: "dot", visibility: "hidden" }));
+  showEnergy();
 }
 
+const energyOf = (side, rank) => data.free_energy[side][energyOrders[side][rank]];
+
 function energyAt(event) {
-  const box = $("energy").getBoundingClientRect(), { left, right, placeX, placeY } = energyPlaces;
-  const x = event.clientX - box.left, y = event.clientY - box.top;
-  const rank = Math.min(n - 1, Math.max(0, Math.round(((x - left) / (right - left)) * (n - 1))));
-  const options = [0, 1].map((side) => ({ side, k: energyOrders[side][rank], rank })).filter(({ side, k }) => known(data.free_energy[side][k]));
-  const height = ({ side, k }) => placeY(data.free_energy[side][k]);
-  const found = options.sort((a, b) => Math.abs(height(a) - y) - Math.abs(height(b) - y))[0];
-  return found && { ...found, x: placeX(found.rank), y: height(found) };
+  const box = $("energy").getBoundingClientRect(), { left, right, placeY } = energyPlaces;
+  const rank = Math.min(n - 1, Math.max(0, Math.round(((event.clientX - box.left - left) / (right - left)) * (n - 1))));
+  const apart = [0, 1].map((side) => (known(energyOf(side, rank)) ? Math.abs(placeY(energyOf(side, rank)) - event.clientY + box.top) : Infinity));
+  Object.assign(energyChosen, { side: apart[1] < apart[0] ? 1 : 0, rank });
+}
+
+function showEnergy() {
+  const { side, rank } = energyChosen, dot = $("energy-dot"), { left, right, placeY } = energyPlaces;
+  if (rank < 0) return;
+  const k = energyOrders[side][rank], value = energyOf(side, rank);
+  dot.setAttribute("cx", left + (n > 1 ? rank / (n - 1) : 0.5) * (right - left));
+  dot.setAttribute("cy", known(value) ? placeY(value) : 0);
+  dot.setAttribute("class", `dot ${side ? "second" : "first"}`);
+  dot.setAttribute("visibility", known(value) ? "visible" : "hidden");
+  $("energy-note").textContent = `${side ? "Text" : "Image"} ${k} (${data.names[k]}), rank ${rank + 1} of ${n}: ${format(value, 4)} nats. ${data.captions[k]}`;
 }
 
 function listenToEnergy() {
-  $("energy").addEventListener("pointermove", (event) => {
-    const found = energyAt(event), dot = $("energy-dot");
-    if (!found) return;
-    dot.setAttribute("cx", found.x);
-    dot.setAttribute("cy", found.y);
-    dot.setAttribute("class", `dot ${found.side ? "second" : "first"}`);
-    dot.setAttribute("visibility", "visible");
-    const what = found.side ? "Text" : "Image";
-    $("energy-note").textContent = `${what} ${found.k} (${data.names[found.k]}), rank ${found.rank + 1} of ${n}: ${format(data.free_energy[found.side][found.k], 4)} nats. ${data.captions[found.k]}`;
-  });
+  const pinIt = () => showCell(energyOrders[energyChosen.side][energyChosen.rank], energyOrders[energyChosen.side][energyChosen.rank]);
+  const follow = (event) => {
+    energyAt(event);
+    showEnergy();
+  };
+  $("energy").addEventListener("pointermove", follow);
   $("energy").addEventListener("click", (event) => {
-    const found = energyAt(event);
-    if (found) showCell(found.k, found.k);
+    follow(event);
+    pinIt();
+  });
+  $("energy").addEventListener("focus", () => {
+    if (energyChosen.rank < 0) energyChosen.rank = n - 1;
+    showEnergy();
+  });
+  $("energy").addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -n, End: n }[event.key];
+    if (step) energyChosen.rank = Math.min(n - 1, Math.max(0, energyChosen.rank + step * (event.shiftKey ? 10 : 1)));
+    else if (event.key === "ArrowUp" || event.key === "ArrowDown") energyChosen.side = 1 - energyChosen.side;
+    else if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    if (event.key === "Enter" || event.key === " ") pinIt();
+    else showEnergy();
   });
 }
 
 // Over time: the matrix of the fixed batch at a step, and curves with a mark at that step.
 const past = data.history;
-let pastRange = null;
+let pastRange = null, pastCell = null;
 const pastCosine = (i, j) => HALF[matrix("m-history")[(state.step * past.n + i) * past.n + j]];
 
 function drawPast() {
   if (!matrix("m-history")) return;
+  drawPastMatrix();
+  $("step-value").textContent = `${past.steps[state.step]}`;
+  $("step").setAttribute("aria-valuetext", `step ${past.steps[state.step]}`);
+  drawCurves();
+}
+
+function drawPastMatrix() {
   const size = past.n, halves = matrix("m-history"), canvas = $("history-matrix");
   if (!pastRange) {
     pastRange = { low: Infinity, high: -Infinity };
@@ -163,10 +200,32 @@ function drawPast() {
   for (let k = 0; k < levels.length; k++) levels[k] = clampLevel((HALF[halves[start + k]] - low) / (high - low || 1));
   sizeCanvas(canvas);
   paint(canvas, levels, size, { x: 0, y: 0, span: 1 }, paletteOf("cosine"), false, {});
+  if (pastCell) outlinePast(canvas);
   canvas.dataset.step = past.steps[state.step];
-  $("step-value").textContent = `${past.steps[state.step]}`;
-  $("step").setAttribute("aria-valuetext", `step ${past.steps[state.step]}`);
-  drawCurves();
+}
+
+function outlinePast(canvas) {
+  const context = canvas.getContext("2d"), ratio = Number(canvas.dataset.ratio), cell = canvas.width / past.n, size = Math.max(cell, 7 * ratio);
+  const [x, y] = [pastCell.j, pastCell.i].map((k) => (k + 0.5) * cell - size / 2);
+  for (const [colour, line] of [["#000000", 4], ["#ffffff", 2]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = line * ratio;
+    context.strokeRect(x, y, size, size);
+  }
+}
+
+function choosePast(i, j) {
+  if (!matrix("m-history")) return;
+  const inside = (k) => Math.min(past.n - 1, Math.max(0, k));
+  pastCell = { i: inside(i), j: inside(j) };
+  drawPastMatrix();
+  notePast();
+}
+
+function notePast() {
+  if (!pastCell) return;
+  const { i, j } = pastCell, own = i === j ? "its own text" : `text ${j}: ${past.captions[j]}`;
+  $("history-note").textContent = `Step ${past.steps[state.step]}, cosine ${pastCosine(i, j).toFixed(3)}. Image ${i} (${past.captions[i]}) with ${own}`;
 }
 
 function drawCurves() {
@@ -184,9 +243,7 @@ function drawCurves() {
   charts.forEach(([title, series, keys], k) => {
     const target = $("history-curves").children[k], width = fit(target, 130);
     const places = chart(target, { x: 0, y: 0, width, height: 130 }, { title, series: series.filter(Boolean), rangeX, ticksX: rangeX, zero: k === 3, marks: [{ x: now, kind: "now", label: `step ${now}` }] });
-    const key = svg("text", { x: places.right, y: 11, class: "tick end" });
-    for (const [kind, label] of keys) key.append(svg("tspan", { class: `key ${kind}`, dx: 8 }, label));
-    target.append(key);
+    target.append(keyTo(places.right, 11, keys));
   });
 }
 
@@ -202,13 +259,19 @@ function startPast() {
   $("step").addEventListener("input", () => {
     state.step = Number($("step").value);
     drawPast();
+    notePast();
   });
   $("history-matrix").addEventListener("pointermove", (event) => {
     const box = $("history-matrix").getBoundingClientRect();
-    const [i, j] = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((f) => Math.min(past.n - 1, Math.max(0, Math.floor(f * past.n))));
-    if (!matrix("m-history")) return;
-    const own = i === j ? "its own text" : `text ${j}: ${past.captions[j]}`;
-    $("history-note").textContent = `Step ${past.steps[state.step]}, cosine ${pastCosine(i, j).toFixed(3)}. Image ${i} (${past.captions[i]}) with ${own}`;
+    choosePast(...[(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((f) => Math.floor(f * past.n)));
+  });
+  $("history-matrix").addEventListener("focus", () => pastCell || choosePast(0, 0));
+  $("history-matrix").addEventListener("keydown", (event) => {
+    const step = event.shiftKey ? 10 : 1;
+    const steps = { ArrowUp: [-step, 0], ArrowDown: [step, 0], ArrowLeft: [0, -step], ArrowRight: [0, step] }[event.key];
+    if (!steps || !pastCell || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    choosePast(pastCell.i + steps[0], pastCell.j + steps[1]);
   });
   whenReady(["m-history"], () => {
     drawPast();

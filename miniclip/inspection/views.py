@@ -22,7 +22,7 @@ from miniclip.losses import LOSSES
 from miniclip.objective import chance_loss, likeness
 from miniclip.rows import ON_COSINES
 
-_SCALES = 41  # points of the temperature curves, evenly spaced in the logarithm
+_SCALES = 25  # points of the temperature curves, evenly spaced in the logarithm
 END = 2**62  # the step at which settings that move along the training have arrived
 
 
@@ -152,7 +152,7 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
         values = [value(name, at) for at in grid]
         k = values.index(min(values))
         around = (grid[max(k - 1, 0)], grid[min(k + 1, _SCALES - 1)])
-        found = minimize_scalar(partial(value, name), bounds=around, method="bounded", options={"xatol": 1e-3})
+        found = minimize_scalar(partial(value, name), bounds=around, method="bounded", options={"xatol": 5e-3})
         # the search keeps inside its bounds, and the lowest may lie on one
         best[name] = math.exp(float(found.x) if float(found.fun) < values[k] else grid[k])
     scales = torch.tensor(sorted({math.exp(at) for at in grid} | {learned, *best.values()}), dtype=torch.float64)
