@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from miniclip.evaluation.cli import main
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.zeroshot import ZeroShotResult, zero_shot
+from miniclip.metrics import median_rank, recall_at_k, retrieval_ranks_from_embeddings
 from miniclip.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -265,6 +267,32 @@ def test_a_terminal_without_the_letters_still_gets_its_table(checkpoint: str, fo
     )
     assert done.returncode == 0, done.stderr
     assert "vert p?le" in done.stdout
+
+
+def test_a_model_of_open_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its figures are those of its own code: scenes are squares of the model's size, so nothing is resized."""
+    torch.manual_seed(3)
+    theirs = open_clip.create_model("ViT-S-32-alt")
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    theirs.eval()
+    name = f"open_clip:ViT-S-32-alt:{tmp_path / 'weights.pt'}"
+    result = tmp_path / "result.json"
+    arguments = ["--checkpoint", name, "--json", str(result), "--size", "6"]
+    assert main(["retrieval", "--data", "shapes", *arguments]) == 0
+    source = SceneSource("test", 6, image_size=224)
+    preprocess = open_clip.image_transform(224, is_train=False)
+    texts = [text for k in range(6) for text in source.captions(k)]
+    with torch.no_grad():
+        image = theirs.encode_image(torch.stack([preprocess(source.image(k)) for k in range(6)]), normalize=True)
+        text = theirs.encode_text(open_clip.tokenize(texts), normalize=True)
+    owner = torch.arange(6).repeat_interleave(5)
+    ranks = retrieval_ranks_from_embeddings(image, text, owner)
+    (found,) = json.loads(result.read_text())["results"]
+    assert found["text_to_image_median_rank"] == median_rank(ranks.text_to_image)
+    assert found["image_to_text_r1"] == recall_at_k(ranks.image_to_text, 1)
+    assert main(["zeroshot", "--task", "shape", *arguments]) == 0
+    assert main(["retrieval", "--data", "shapes", "--checkpoint", "open_clip:ViT-S-32-alt"]) == 2
+    assert "ViT-S-32-alt" in capsys.readouterr().err
 
 
 def test_the_script_runs() -> None:

@@ -160,6 +160,12 @@ def _overfitting(figures: Mapping[str, float], history: History | None) -> Verdi
             evidence.append(
                 f"Loss / chance of the fixed batch was lowest at step {step}, {lowest:.2f}; now it is {curve[-1]:.2f}."
             )
+            recall = (history.figures["r1_image_to_text"] + history.figures["r1_text_to_image"]) / 2
+            best = int(recall.argmax())
+            evidence.append(
+                f"Its R@1 was highest at step {history.steps[best]}, {_percent(float(recall[best]))}; now it is "
+                f"{_percent(float(recall[-1]))}. Where R@1 still rises, only the certainty is too high."
+            )
     advice = [
         "Stop earlier; use more data, more augmentation (data.augment, data.flip, data.colour_jitter) or more "
         "optim.weight_decay; or train a smaller model.",
