@@ -117,8 +117,11 @@ function fillList(id, cells) {
   }
 }
 
+// What stands between backticks is code.
+const coded = (text) => text.split(/`([^`]*)`/).map((part, k) => (k % 2 ? element("code", {}, part) : part));
+
 function fillFindings() {
-  const sentences = (kind, title, texts) => texts.length ? [element("h4", {}, title), element("ul", { class: kind }, ...texts.map((text) => element("li", {}, text)))] : [];
+  const sentences = (kind, title, texts) => texts.length ? [element("h4", {}, title), element("ul", { class: kind }, ...texts.map((text) => element("li", {}, ...coded(text))))] : [];
   $("verdicts").append(...data.verdicts.map(({ kind, title, evidence, advice }) =>
     element("article", { class: "verdict", "data-kind": kind }, element("h3", {}, title), ...sentences("evidence", "What it rests on", evidence), ...sentences("advice", "What to try", advice))));
   if (!data.verdicts.length) $("verdicts").append(element("p", { class: "calm" }, "Nothing stands out."));

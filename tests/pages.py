@@ -1,0 +1,69 @@
+"""What the tests of the page share: a browser, an inspection, and the page of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import inspecting
+import pytest
+import torch
+from browsing import BIAS, N, Visits, plain, started
+
+from miniclip.config import LossConfig
+from miniclip.inspection.contents import Cell, Inspection, Verdict
+from miniclip.inspection.report import write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visits]:
+    visits = Visits(browser)
+    yield visits
+    visits.close()
+    assert visits.complaints == []
+
+
+@pytest.fixture(scope="module")
+def found() -> Inspection:
+    """Pairs 3 and 20 have equal captions, and text 20 stands out in row 3; one plain colour a picture."""
+    captions = [f"{'long ' * (7 * k % 5)}caption {k}" for k in range(N)]
+    captions[20] = captions[3]
+    positives = torch.eye(N, dtype=torch.bool)
+    positives[3, 20] = positives[20, 3] = True
+    loss = LossConfig(name="sigmoid")
+    built = inspecting.inspection(
+        N, captions=captions, loss=loss, bias=BIAS, positives=positives, history=inspecting.history(), seed=46
+    )
+    cosine = built.cosine.tolist()
+    kinds: list[tuple[int, int, Any, bool]] = [(3, 20, "text", True), (5, 6, "image", False), (7, 1, "both", False)]
+    return replace(
+        built,
+        thumbnails=plain(N),
+        false_negatives=[Cell(i, j, cosine[i][j], 0.125, kind, positive) for i, j, kind, positive in kinds],
+        hardest_negatives=[Cell(k, k + 1, cosine[k][k + 1], -0.0625) for k in range(15)],
+        worst_positives=[Cell(k, k, cosine[k][k], -0.5, positive=True) for k in (9, 4)],
+        verdicts=[
+            Verdict("collapsed", "Everything is one point", ["The rank is 1."], ["Train longer.", "Or `not <b>`."])
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def written(found: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(found, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def page(visit: Visits, written: Path) -> Page:
+    return visit(written)
