@@ -57,6 +57,10 @@ class LabelledSource(Protocol):
         """File or row, for messages."""
 
 
+class NoCaptions(ValueError):
+    """Pictures without a caption."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """A PairSource over a table: picture i is row rows[i] of it."""
@@ -151,12 +155,13 @@ def _by_picture(
                     blank += 1
     silent = [row for row, texts in zip(rows, captions, strict=True) if not texts]
     _report(table, config.on_bad, no_picture, "no picture")
-    _report(table, config.on_bad, silent, "no caption")
+    _report(table, config.on_bad, silent, "no caption", NoCaptions)
     if blank > len(silent):
         log.warning("%s: %d empty captions were left out beside others of the same picture", table.label, blank)
     kept = [i for i, texts in enumerate(captions) if texts]
     if not kept:
-        raise ValueError(f"{table.label}: no row has both a picture and a caption ({', '.join(columns)})")
+        error = NoCaptions if silent else ValueError
+        raise error(f"{table.label}: no row has both a picture and a caption ({', '.join(columns)})")
     return np.array([rows[i] for i in kept]), [captions[i] for i in kept]
 
 
@@ -170,11 +175,13 @@ def _texts(value: Any, column: str, table: Table, row: int) -> Sequence[str | No
     return texts
 
 
-def _report(table: Table, on_bad: str, rows: Sequence[int], problem: str) -> None:
+def _report(
+    table: Table, on_bad: str, rows: Sequence[int], problem: str, error: type[ValueError] = ValueError
+) -> None:
     if not rows:
         return
     named = ", ".join(table.where(row) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
     message = f"{table.label}: {len(rows)} of {len(table)} rows have {problem}: {named}"
     if on_bad == "stop":
-        raise ValueError(f"{message}; mend or remove them, or set data.on_bad to skip")
+        raise error(f"{message}; mend or remove them, or set data.on_bad to skip")
     log.warning("%s; skipped", message)

@@ -69,8 +69,9 @@ def false_negatives(
     """Pairs of pairs that are duplicates, or of which an entry stands above both diagonal entries beside it.
 
     Of (i, j) and (j, i) the one with the higher cosine. First the duplicates that the loss counts as negatives, then
-    what is no duplicate and a negative, last the duplicates that count as positives already; by margin among
-    themselves. limit cuts the end.
+    what is no duplicate and a negative, last the duplicates that count as positives already; by cosine among
+    themselves: a high cosine says that the model takes the two for the same; a wide margin, often, only that one of the
+    two pairs is badly embedded itself. limit cuts the end.
     """
     _require_square(cosine, positives, same_text, same_image)
     kinds = _kinds(same_text, same_image)
@@ -80,7 +81,7 @@ def false_negatives(
     wins = cosine > cosine.T
     chosen = wins | (~wins.T).triu(1)  # one of the two entries; of equal ones, the first
     i, j = (listed & chosen).nonzero(as_tuple=True)
-    order = margins[i, j].argsort(descending=True, stable=True)
+    order = cosine[i, j].argsort(descending=True, stable=True)
     place = torch.where(kinds > 0, 2 * known, 1)  # 0, 1 or 2, as they are to be read
     order = order[place[i, j][order].argsort(stable=True)][:limit]
     return _cells(i[order], j[order], cosine, margins, kinds, known)

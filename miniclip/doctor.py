@@ -1,0 +1,221 @@
+"""The short form before a long run: python -m miniclip.doctor --config configs/shapes.yaml [--section.key VALUE ...]
+
+Three stages of about a minute: the data, learning a few pairs by heart, and captions against chance. The first that
+finds something ends it, for what comes after would only say so again. Nothing is written into run.dir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miniclip.config import Config, ConfigError, load_config
+from miniclip.printing import printable
+
+if TYPE_CHECKING:
+    from miniclip.checkup.data import Stage
+    from miniclip.data.sources import PairSource
+
+PAIRS = 128  # learnt by heart
+HELD_OUT = 512
+TRAINED_ON = 4096  # pictures at least, where there are as many
+
+
+def doctor_main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if nothing was found, 1 after verdicts, 2 after a line about what cannot be run as asked.
+
+    MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of that line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m miniclip.doctor",
+        description="Look for what would spoil a long run. Takes the options of train.py (see train.py --help), and:",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="time of each training (default: 60), up to thrice if need be"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all that was found")
+    own, rest = parser.parse_known_args(arguments)
+    try:
+        if not 0 < own.seconds < math.inf:
+            raise ConfigError(f"--seconds {own.seconds} must be above 0 and finite")
+        if own.json and not Path(own.json).absolute().parent.is_dir():
+            raise ConfigError(f"--json {own.json}: there is no such folder")
+        config = load_config(rest)
+        # torch takes seconds to import: --help and a wrong key do not wait for it
+        from miniclip.data.images import BadImage
+    except ConfigError as error:
+        return _fail(error)
+    try:
+        stages = examine(config, own.seconds)
+        if own.json:
+            from miniclip.evaluation.report import write_json
+
+            write_json(own.json, _values(config, stages))
+    except (ConfigError, BadImage, OSError, ValueError) as error:
+        if os.environ.get("MINICLIP_DEBUG"):
+            raise
+        return _fail(error)
+    return 1 if any(stage.verdicts for stage in stages) else 0
+
+
+def examine(config: Config, seconds: float) -> list[Stage]:
+    """The stages up to the first that finds something, each printed as it ends. seconds: of each training.
+
+    Raises ConfigError, ValueError or FileNotFoundError for what training would refuse before its first step, other than
+    captions without content.
+    """
+    import torch
+
+    from miniclip.checkup.data import check_data
+    from miniclip.checkup.fit import check_fit
+    from miniclip.checkup.pairs import check_pairs
+    from miniclip.checkup.trial import Setting, fixed_batch
+    from miniclip.data.loader import TrainingPairs
+    from miniclip.data.subset import Subset
+    from miniclip.data.transforms import Preprocess
+    from miniclip.data.weights import picture_weights
+    from miniclip.hardware import build_accelerator, share_cores
+    from miniclip.models import resolve
+    from miniclip.tokenizer import Tokenizer
+
+    config = config.with_start()
+    config = replace(config, model=resolve(config.model))
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("the doctor takes one process; start it with python -m miniclip.doctor")
+    assert config.model.image_size is not None
+    assert config.model.context_length is not None
+    preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
+    accelerator = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
+    if accelerator.device.type == "cpu":
+        share_cores(config.train.cpu_threads, 1)
+    setting = Setting(config, accelerator, preprocess, seconds)
+    stages: list[Stage] = []
+
+    def done(stage: Stage) -> bool:
+        """Whether this was the last one."""
+        stages.append(stage)
+        _show(stage)
+        return bool(stage.verdicts)
+
+    opened = [_open(config, split) for split in ("train", "validation")]
+    for found in opened:
+        if isinstance(found, str):
+            done(_silent(found))
+            return stages
+    source, held_out = (found for found in opened if not isinstance(found, str))
+    if len(source) < config.data.batch_size:
+        raise ConfigError(
+            f"{config.data.source} has {len(source)} pictures in split {config.data.train_split!r}, fewer than "
+            f"data.batch_size={config.data.batch_size}; use a batch of at most {len(source)}, or more data"
+        )
+    picture_weights(source, config.data)
+    generator = torch.Generator().manual_seed(config.run.seed)
+    rows = torch.randperm(len(source), generator=generator)[: max(TRAINED_ON, 4 * config.data.batch_size)].tolist()
+    if done(check_data(config, source, rows)):
+        return stages
+    if done(check_fit(setting, fixed_batch(setting, source, rows, PAIRS))):
+        return stages
+    pairs = TrainingPairs(
+        Subset(source, rows),
+        setting.augment(config.data.augment),
+        Tokenizer(config.model.context_length),
+        seed=config.run.seed,
+        cache=config.data.cache,
+        on_bad="skip",
+        captions=config.data.captions_per_image,
+        progress=config.log.progress,
+    )
+    order = torch.randperm(len(held_out), generator=generator).tolist()
+    fits = stages[-1].told
+    if not done(check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fits)):
+        told = all(stage.told for stage in stages)
+        print("healthy: start the long run" if told else "nothing found, but not all of it could be told; see above")
+    return stages
+
+
+def _open(config: Config, split: str) -> PairSource | str:
+    """A split of the source, or how it says that it has no captions."""
+    from miniclip.data.sources import NoCaptions, open_source
+
+    assert config.model.image_size is not None
+    try:
+        return open_source(
+            config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=config.eval.size
+        )
+    except NoCaptions as error:
+        return str(error)
+
+
+def _silent(message: str) -> Stage:
+    from miniclip.checkup.data import DATA_TITLE, Stage, empty_captions
+
+    return Stage("data", DATA_TITLE, {}, [empty_captions([printable(message)])], [])
+
+
+def _values(config: Config, stages: Sequence[Stage]) -> dict[str, Any]:
+    found = [verdict._asdict() for stage in stages for verdict in stage.verdicts]
+    plain = {
+        stage.name: {"title": stage.title, "figures": stage.figures, "notes": stage.notes, "runs": list(stage.runs)}
+        for stage in stages
+    }
+    told = all(stage.told for stage in stages)
+    values = {"healthy": not found, "all_told": told, "verdicts": found, "stages": plain, "config": config.to_dict()}
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    """What is not finite becomes null, which JSON can say."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _show(stage: Stage) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from miniclip.evaluation.report import open_console, plain
+
+    console = open_console()
+    heading = "not so: " if stage.verdicts else ""
+    table = Table(title=plain(heading + stage.title), box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.title_justify, table.title_style = "left", "bold red" if stage.verdicts else "bold"
+    for name, value in stage.figures.items():
+        for i, one in enumerate(value if isinstance(value, list) else [value]):
+            table.add_row("" if i else name.removeprefix("share_").replace("_", " "), plain(_told(name, one)))
+    if stage.figures:
+        console.print(table)
+    for note in stage.notes:
+        console.print(plain(note))
+    for verdict in stage.verdicts:
+        console.print(plain(f"{verdict.kind}: {verdict.title}"), style="bold red")
+        for sentence in verdict.evidence:
+            console.print(plain(f"  found: {sentence}"))
+        for sentence in verdict.advice:
+            console.print(plain(f"  try:   {sentence}"))
+
+
+def _told(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1%}" if name.startswith("share_") else f"{value:.3g}"
+    return str(value)
+
+
+def _fail(error: Exception) -> int:
+    print(f"doctor: error: {printable(str(error))}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(doctor_main())

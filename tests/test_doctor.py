@@ -1,0 +1,298 @@
+"""Five sick configurations and three healthy ones: each of the sick has its one verdict, and the healthy have none."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import miniclip.checkup.pairs
+import miniclip.checkup.trial
+from miniclip.checkup.pairs import Course, permutation_z
+from miniclip.data.shapes import SceneSource
+from miniclip.doctor import doctor_main
+from miniclip.models import DualEncoder, create_model
+
+ROOT = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {
+    "model": {
+        "embed_dim": 32,
+        "image_encoder": "vit",
+        "image_size": 32,
+        "patch_size": 8,
+        "image_width": 64,
+        "image_layers": 2,
+        "image_heads": 2,
+        "text_width": 32,
+        "text_heads": 2,
+        "text_layers": 2,
+        "context_length": 32,
+    },
+    "data": {"source": "shapes", "size": 400, "batch_size": 32, "augment": "none"},
+    "optim": {"lr": 3e-3, "warmup_steps": 5},
+    "train": {"max_steps": 6, "precision": "fp32", "cpu_threads": 1},
+    "eval": {"size": 128},
+    "log": {"progress": False},
+}
+RESNET = ["--model.image_encoder", "resnet", "--model.image_layers", "[1,1,1,1]", "--model.patch_size", "null"]
+RESNET += ["--model.image_width", "8", "--train.precision", "bf16"]
+SIGMOID = ["--loss.name", "sigmoid", "--model.logit_bias_init", "balanced"]
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 160, 0),
+    "blue": (0, 0, 255),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "yellow": (255, 255, 0),
+    "grey": (128, 128, 128),
+    "purple": (160, 0, 160),
+}
+
+Doctor = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Doctor:
+    """Runs it on SMALL with options; checks that exit code and JSON agree, and returns the JSON."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    # a busy machine does not change what is found
+    monkeypatch.setattr(miniclip.checkup.trial, "LONGEST", 1000)
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(SMALL))
+    run_dir = tmp_path / "run"
+
+    def run(*options: str) -> dict[str, Any]:
+        # a seed of the caller's, to see that the outcome does not hang on one
+        seed = os.environ.get("DOCTOR_SEED", "0")
+        arguments = ["--config", str(config), "--run.dir", str(run_dir), "--run.seed", seed, *options]
+        code = doctor_main([*arguments, "--json", str(tmp_path / "found.json")])
+        shown = capsys.readouterr()
+        assert code in (0, 1), shown.err
+        found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
+        assert code == len(found["verdicts"])
+        assert found["healthy"] == (code == 0)
+        assert ("healthy: start the long run" in shown.out) == (code == 0 and found["all_told"]), shown.out
+        assert not run_dir.exists()
+        print(shown.out)
+        return found
+
+    return run
+
+
+def kinds(found: dict[str, Any]) -> list[str]:
+    return [verdict["kind"] for verdict in found["verdicts"]]
+
+
+def write_pairs(
+    folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str], held_out: int = 100
+) -> list[str]:
+    """A table of files and captions, the last ones for validation; returns the option that names it."""
+    folder.mkdir()
+    rows = []
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        picture.save(folder / f"{i}.png")
+        split = "train" if i < len(pictures) - held_out else "validation"
+        rows.append({"file_name": f"{i}.png", "caption": caption, "split": split})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--data.source", str(folder / "pairs.jsonl")]
+
+
+def scenes(count: int) -> tuple[list[Image.Image], list[str]]:
+    source = SceneSource("train", count, seed=1, image_size=32)
+    return [source.image(i) for i in range(count)], [source.captions(i)[0] for i in range(count)]
+
+
+def noise(count: int) -> tuple[list[Image.Image], list[str]]:
+    """Noisy squares, each with its colour's name."""
+    rng = np.random.default_rng(0)
+    names = [list(COLOURS)[i % len(COLOURS)] for i in range(count)]
+    pixels = [np.clip(rng.normal(COLOURS[name], 30, (32, 32, 3)), 0, 255).astype(np.uint8) for name in names]
+    return [Image.fromarray(one) for one in pixels], names
+
+
+def test_shuffled_captions(doctor: Doctor, tmp_path: Path) -> None:
+    pictures, captions = scenes(400)
+    random.Random(0).shuffle(captions)
+    found = doctor(*write_pairs(tmp_path / "data", pictures, captions), "--seconds", "2")
+    assert kinds(found) == ["shuffled"]
+    assert found["stages"]["overfit"]["runs"][0]["outcome"] == "fits"
+    assert all(abs(run["z"]) < 5 for run in found["stages"]["pairs"]["runs"])
+
+
+def test_constant_images(doctor: Doctor, tmp_path: Path) -> None:
+    _, captions = scenes(100)
+    pictures = [Image.new("RGB", (32, 32), (90, 90, 90))] * 100
+    assert kinds(doctor(*write_pairs(tmp_path / "data", pictures, captions, 40))) == ["constant_images"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "options"),
+    [(" ", []), (" ", ["--data.on_bad", "skip"]), (".", []), ("!!! ...", ["--data.on_bad", "skip"])],
+)
+def test_empty_captions(doctor: Doctor, tmp_path: Path, caption: str, options: list[str]) -> None:
+    pictures, _ = scenes(100)
+    found = doctor(*write_pairs(tmp_path / "data", pictures, [caption] * 100, 40), *options)
+    assert kinds(found) == ["empty_captions"]
+
+
+def test_one_caption_for_most(doctor: Doctor, tmp_path: Path) -> None:
+    pictures, captions = scenes(100)
+    captions = ["A photo." if i % 3 else caption for i, caption in enumerate(captions)]
+    found = doctor(*write_pairs(tmp_path / "data", pictures, captions, 40))
+    assert kinds(found) == ["constant_captions"]
+    assert "a photo" in found["verdicts"][0]["evidence"][0]
+
+
+@pytest.mark.parametrize("options", [[], RESNET], ids=["vit", "resnet"])
+def test_rate_too_high(doctor: Doctor, options: list[str]) -> None:
+    found = doctor("--optim.lr", str(100 * SMALL["optim"]["lr"]), "--seconds", "2", *options)
+    assert kinds(found) == ["rate_too_high"]
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_frozen_tower(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tower: str) -> None:
+    def frozen(*arguments: Any) -> DualEncoder:
+        model = create_model(*arguments)
+        for name, parameter in model.named_parameters():
+            if name not in ("logit_scale", "logit_bias") and name.startswith("visual.") == (tower == "image"):
+                parameter.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(miniclip.checkup.trial, "create_model", frozen)
+    found = doctor("--seconds", "3")
+    assert kinds(found) == ["one_tower"]
+    assert found["verdicts"][0]["title"] == f"the {tower} encoder is not learning"
+
+
+@pytest.mark.parametrize("options", [[], SIGMOID, RESNET], ids=["softmax", "sigmoid", "resnet"])
+def test_healthy_scenes(doctor: Doctor, options: list[str]) -> None:
+    found = doctor(*options)
+    assert kinds(found) == []
+    assert found["stages"]["data"]["figures"]["pictures"] == 400
+    (course,) = found["stages"]["pairs"]["runs"]
+    assert course["z"] > 6
+    assert course["loss"] < course["shuffled"]
+
+
+def test_healthy_files(doctor: Doctor, tmp_path: Path) -> None:
+    """Many equal captions, which are one positive."""
+    found = doctor(*write_pairs(tmp_path / "data", *noise(300)))
+    assert kinds(found) == []
+    assert found["stages"]["data"]["figures"]["caption_columns"] == "caption"
+    assert found["stages"]["data"]["notes"]  # on the captions that stand more than once
+
+
+@pytest.mark.parametrize(("on_bad", "expected"), [("stop", ["unreadable"]), ("skip", [])])
+def test_unreadable_pictures(doctor: Doctor, tmp_path: Path, on_bad: str, expected: list[str]) -> None:
+    options = write_pairs(tmp_path / "data", *noise(200))
+    for i in (3, 7, 150):
+        (tmp_path / "data" / f"{i}.png").write_bytes(b"no picture")
+    found = doctor(*options, "--data.on_bad", on_bad)
+    assert kinds(found) == expected
+    assert found["stages"]["data"]["figures"]["share_unreadable"] == 2 / 95  # 5 are set aside for the test
+
+
+def test_rate_too_low(doctor: Doctor) -> None:
+    """Nothing moves, at lower rates neither: no fault of one tower."""
+    found = doctor("--optim.lr", "1e-9", "--seconds", "2", "--data.size", "48")
+    assert kinds(found) == ["no_overfit"]
+    assert len(found["stages"]["overfit"]["runs"]) == 3
+
+
+def test_loss_that_is_no_number(doctor: Doctor) -> None:
+    found = doctor("--optim.lr", "1e38", "--optim.warmup_steps", "0", "--seconds", "1")
+    assert kinds(found) == ["not_finite"]
+    assert {run["outcome"] for run in found["stages"]["overfit"]["runs"]} == {"not finite"}
+
+
+def test_a_rate_that_only_a_few_pairs_put_up_with(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out pairs at chance, but not at a tenth of the rate: the pairs are not shuffled."""
+
+    def watched(setting: Any, pairs: Any, held_out: Any, lr: float, steps: int | None = None) -> Course:
+        low = lr < SMALL["optim"]["lr"]
+        return Course(lr, steps=80, z=9.0 if low else 1.0, sure=low)
+
+    monkeypatch.setattr(miniclip.checkup.pairs, "watch", watched)
+    assert kinds(doctor()) == ["rate_too_high"]
+
+
+def test_too_few_held_out_pairs(doctor: Doctor) -> None:
+    found = doctor("--eval.size", "20", "--model.context_length", "8")
+    assert kinds(found) == []
+    assert found["stages"]["data"]["figures"]["tokens_longest"] > 8
+    assert any("cut at 8 tokens" in note for note in found["stages"]["data"]["notes"])
+    assert not found["all_told"]
+    assert "20 held-out pairs are too few" in found["stages"]["pairs"]["notes"][0]
+
+
+def test_too_few_steps_say_nothing(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is too slow is no illness."""
+    monkeypatch.setattr(miniclip.checkup.trial, "LONGEST", 1)
+    found = doctor("--seconds", "0.001")
+    assert kinds(found) == []
+    assert not found["all_told"]
+    assert "Too few steps" in found["stages"]["overfit"]["notes"][0]
+
+
+def test_permutation_z_against_all_permutations() -> None:
+    similarity = torch.randn(5, 5, generator=torch.Generator().manual_seed(3))
+    sums = [sum(float(similarity[i, j]) for i, j in enumerate(order)) for order in permutations(range(5))]
+    mean = math.fsum(sums) / len(sums)
+    deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in sums) / len(sums))
+    assert permutation_z(similarity) == pytest.approx((float(similarity.trace()) - mean) / deviation, rel=1e-6)
+    assert permutation_z(torch.eye(9)) == pytest.approx(8)
+    assert permutation_z(torch.ones(4, 4)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--optim.rate", "1"], "did you mean"),
+        (["--data.source", "/nowhere/at/all.csv"], "/nowhere/at/all.csv"),
+        (["--data.batch_size", "401"], "use a batch of at most 400"),
+        (["--seconds", "0"], "--seconds"),
+        (["--json", "/nowhere/found.json"], "--json"),
+    ],
+)
+def test_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(SMALL))
+    assert doctor_main(["--config", str(config), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("doctor: error: ")
+    assert said in error
+
+
+@pytest.mark.slow
+def test_really_started(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    command = [sys.executable, "-m", "miniclip.doctor", "--config", "small.yaml", "--json", "found.json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "healthy: start the long run" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["healthy"]
+    assert list(found["stages"]) == ["data", "overfit", "pairs"]
+    assert {path.name for path in tmp_path.iterdir()} == {"small.yaml", "found.json"}
+    refused = subprocess.run(
+        [*command, "--optim.lr", "-1"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.strip().count("\n") == 0
