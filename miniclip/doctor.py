@@ -21,6 +21,7 @@ from miniclip.printing import printable
 if TYPE_CHECKING:
     from miniclip.checkup.data import Stage
     from miniclip.data.sources import PairSource
+    from miniclip.inspection.contents import Verdict
 
 PAIRS = 128  # learnt by heart
 HELD_OUT = 512
@@ -73,7 +74,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     """
     import torch
 
-    from miniclip.checkup.data import check_data
+    from miniclip.checkup.data import DATA_TITLE, Stage, check_data
     from miniclip.checkup.fit import check_fit
     from miniclip.checkup.pairs import check_pairs
     from miniclip.checkup.trial import Setting, fixed_batch
@@ -82,6 +83,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     from miniclip.data.transforms import Preprocess
     from miniclip.data.weights import picture_weights
     from miniclip.hardware import build_accelerator, share_cores
+    from miniclip.inspection.contents import Verdict
     from miniclip.models import resolve
     from miniclip.tokenizer import Tokenizer
 
@@ -108,10 +110,10 @@ def examine(config: Config, seconds: float) -> list[Stage]:
 
     opened = [_open(config, split) for split in ("train", "validation")]
     for found in opened:
-        if isinstance(found, str):
-            done(_silent(found))
+        if isinstance(found, Verdict):
+            done(Stage("data", DATA_TITLE, {}, [found], []))
             return stages
-    source, held_out = (found for found in opened if not isinstance(found, str))
+    source, held_out = (found for found in opened if not isinstance(found, Verdict))
     if len(source) < config.data.batch_size:
         raise ConfigError(
             f"{config.data.source} has {len(source)} pictures in split {config.data.train_split!r}, fewer than "
@@ -142,9 +144,11 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     return stages
 
 
-def _open(config: Config, split: str) -> PairSource | str:
-    """A split of the source, or how it says that it has no captions."""
+def _open(config: Config, split: str) -> PairSource | Verdict:
+    """A split of the source, or what is wrong if there is nothing in it to learn from."""
+    from miniclip.checkup.data import constant_images, empty_captions
     from miniclip.data.sources import NoCaptions, open_source
+    from miniclip.data.splits import OnePicture
 
     assert config.model.image_size is not None
     try:
@@ -152,13 +156,9 @@ def _open(config: Config, split: str) -> PairSource | str:
             config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=config.eval.size
         )
     except NoCaptions as error:
-        return str(error)
-
-
-def _silent(message: str) -> Stage:
-    from miniclip.checkup.data import DATA_TITLE, Stage, empty_captions
-
-    return Stage("data", DATA_TITLE, {}, [empty_captions([printable(message)])], [])
+        return empty_captions([printable(str(error))])
+    except OnePicture as error:
+        return constant_images(1.0, [printable(str(error))])
 
 
 def _values(config: Config, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -138,6 +139,16 @@ def test_constant_images(doctor: Doctor, tmp_path: Path) -> None:
     _, captions = scenes(100)
     pictures = [Image.new("RGB", (32, 32), (90, 90, 90))] * 100
     assert kinds(doctor(*write_pairs(tmp_path / "data", pictures, captions, 40))) == ["constant_images"]
+
+
+def test_one_picture_in_a_table_without_splits(doctor: Doctor, tmp_path: Path) -> None:
+    """Parts are carved off by picture, and there is only one."""
+    _, captions = scenes(100)
+    columns = {"image": [Image.new("RGB", (32, 32), (90, 90, 90))] * 100, "caption": captions}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "train.parquet")
+    found = doctor("--data.source", str(tmp_path / "data"))
+    assert kinds(found) == ["constant_images"] and "all 100 pictures" in found["verdicts"][0]["evidence"][0]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from miniclip.data.columns import caption_columns, image_column
 from miniclip.data.images import BadImage
 from miniclip.data.pictures import TextLists
 from miniclip.data.sources import PairSource, open_source
-from miniclip.data.splits import carve
+from miniclip.data.splits import OnePicture, carve
 from miniclip.data.subset import Subset
 from miniclip.data.tables import read_file
 
@@ -334,6 +334,8 @@ def test_carve_by_hand() -> None:
     assert len(carve([str(i) for i in range(120_000)], ["test"])["test"]) == 5000
     with pytest.raises(ValueError, match="2 pictures are too few"):
         carve(["a", "b", "a"], ["validation", "test"])
+    with pytest.raises(OnePicture, match="all 3 pictures are the same"):
+        carve(["a", "a", "a"], ["test"])
 
 
 def test_carving_keeps_equal_bytes_together(tmp_path: Path) -> None:

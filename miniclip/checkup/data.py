@@ -89,14 +89,8 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
             )
         )
     elif len(readable) > 1 and same > MOST:
-        verdicts.append(
-            Verdict(
-                "constant_images",
-                "the pictures are all the same" if same > 0.95 else "most pictures are the same",
-                [f"{same:.0%} of {len(readable)} decoded pictures look the same at {THUMBNAIL} x {THUMBNAIL} pixels"],
-                ["Check data.image_column and how the pictures were made: nothing can be learnt from one picture."],
-            )
-        )
+        evidence = f"{same:.0%} of {len(readable)} decoded pictures look the same at {THUMBNAIL} x {THUMBNAIL} pixels"
+        verdicts.append(constant_images(same, [evidence]))
     if empty > EMPTY:
         verdicts.append(empty_captions([f"{empty:.0%} of {len(ids)} captions have no letter and no digit"]))
     elif len(captions) > 1 and commonest > MOST:
@@ -119,6 +113,16 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
     if bad and not verdicts:
         notes.append(f"{len(bad)} of {len(pictures)} pictures cannot be read and are skipped.")
     return Stage("data", DATA_TITLE, figures, verdicts, notes)
+
+
+def constant_images(share: float, evidence: list[str]) -> Verdict:
+    """share: of the pictures that are one and the same."""
+    return Verdict(
+        "constant_images",
+        "the pictures are all the same" if share > 0.95 else "most pictures are the same",
+        evidence,
+        ["Check data.image_column and how the pictures were made: nothing can be learnt from one picture."],
+    )
 
 
 def empty_captions(evidence: list[str]) -> Verdict:

@@ -175,9 +175,7 @@ def _texts(value: Any, column: str, table: Table, row: int) -> Sequence[str | No
     return texts
 
 
-def _report(
-    table: Table, on_bad: str, rows: Sequence[int], problem: str, error: type[ValueError] = ValueError
-) -> None:
+def _report(table: Table, on_bad: str, rows: Sequence[int], problem: str, error: type[ValueError] = ValueError) -> None:
     if not rows:
         return
     named = ", ".join(table.where(row) for row in rows[:5]) + (", …" if len(rows) > 5 else "")

@@ -101,15 +101,21 @@ def resolve_splits(parts: dict[str, Part], config: DataConfig, role: str) -> tup
     return pool, [r for r in ("validation", "test") if found[r] is None]
 
 
+class OnePicture(ValueError):
+    """All rows have the same picture."""
+
+
 def carve(keys: Sequence[str], missing: Sequence[str]) -> dict[str, np.ndarray]:
     """Role -> positions, for the training split and those carved off it: 5% each, at least 1 and at most 5000 pictures.
 
     The order of the pictures' hashes decides, so neither the order of the rows nor the machine matters; equal keys go
-    together. Raises ValueError if there are too few pictures.
+    together. Raises OnePicture if all are the same one, ValueError if there are too few.
     """
     where: dict[str, list[int]] = {}
     for position, key in enumerate(keys):
         where.setdefault(key, []).append(position)
+    if len(where) == 1 < len(keys):
+        raise OnePicture(f"all {len(keys)} pictures are the same one; check data.image_column")
     if len(where) <= len(missing):
         raise ValueError(f"{len(where)} pictures are too few to set some aside for {' and '.join(missing)}; add more")
     order = sorted(where, key=lambda key: hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
