@@ -138,7 +138,7 @@ def expected(found: Inspection, view: str, loss: str, scale: float = SCALE) -> n
 
 def half_a_step(array: np.ndarray, bits: int = 10) -> np.ndarray:
     """How far rounding to float16 (or to fewer bits of mantissa) of array / largest may move an entry."""
-    return np.abs(array) * 2.0 ** -(bits + 1) * 1.0001 + np.abs(array).max() * 2.0 ** -(bits + 15)
+    return np.abs(array) * 2.0 ** -(bits + 1) * 1.0001 + np.abs(array).max() * 2.0 ** -(bits + 30)
 
 
 def until(page: Page, expression: str, seconds: float = 10.0) -> None:

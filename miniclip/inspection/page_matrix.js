@@ -40,13 +40,13 @@ const halfLevels = new Map();
 function levelsOfHalves(view, id) {
   if (halfLevels.has(id)) return halfLevels.get(id);
   let low = 0, high = 0;
-  if (view === "gradient") [low, high] = [-1, 1];
+  if (view === "gradient") [low, high] = [-32768, 32768]; // what the largest entry is written as
   else for (const bits of matrix(id)) {
     const value = HALF[bits];
     if (value < low) low = value;
     else if (value > high) high = value;
   }
-  if (low === high) high = 1;
+  if (low === high) high = 32768;
   const table = new Uint16Array(65536), from = root(low), width = root(high) - from;
   for (let bits = 0; bits < 65536; bits++) table[bits] = clampLevel((root(HALF[bits]) - from) / width);
   const found = { table, low: low * data.factors[id], high: high * data.factors[id] };

@@ -27,6 +27,7 @@ SCRIPTS = ("page_data.js", "page_matrix.js", "page_charts.js", "page.js")
 THUMBNAIL = 64
 _SHEET = 16  # thumbnails along each side of a sheet
 _EXACT = 512  # pairs; beyond, all matrices are gzipped, and pair losses and gradients rounded to 5 bits of mantissa
+_FULL = 2.0**15  # what the largest float16 of a matrix becomes: so high up, small ones keep all of their digits
 _PLAIN_BYTES = 2**21  # beyond, the matrices of the history are gzipped
 
 
@@ -152,8 +153,9 @@ def _matrices(inspection: Inspection) -> tuple[list[str], dict[str, float]]:
         for kind in ("pair_loss", "gradient"):
             values = getattr(view, kind).double().numpy()
             largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
-            halves = (values / largest).astype("<f2")
-            factors[f"m-{kind}-{name}"] = largest
+            factor = largest / _FULL
+            halves = (values / factor).astype("<f2")
+            factors[f"m-{kind}-{name}"] = factor
             blocks.append(_array(f"m-{kind}-{name}", _rounded(halves) if packed else halves, packed))
     if inspection.history:
         cosines = inspection.history.cosines.numpy().astype("<f2")
