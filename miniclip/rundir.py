@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ from miniclip.config import Config, ConfigError, load_config_file, save_config
 
 # What may change between a run and its resume; the rest decides which pairs a step sees.
 _FREE = ("data.workers", "data.on_bad")
+
+
+MATRICES = "matrix"  # folder of the matrices of a fixed batch
+
+
+def kept_matrices(run_dir: Path) -> list[Path]:
+    """The matrices of the fixed batch, in the order of their steps."""
+    files = (run_dir / MATRICES).glob("step_*.safetensors")
+    return sorted(path for path in files if re.fullmatch(r"step_\d{8,}", path.stem))
 
 
 def check_run_dir(config: Config) -> None:
@@ -67,7 +77,7 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
     _trim_metrics(run_dir / "metrics.jsonl", first_step)
-    for matrix in (run_dir / "matrix").glob("step_*"):
+    for matrix in kept_matrices(run_dir):
         if int(matrix.stem.removeprefix("step_")) > first_step:
             matrix.unlink()
 

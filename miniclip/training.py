@@ -276,13 +276,14 @@ class _Loop:
                     self.progress = Progress(done, self.progress.seconds + elapsed, self.progress.samples + samples)
                     waited, since, since_step = 0.0, time.perf_counter(), done
                 pause = time.perf_counter()
-                every = config.run.checkpoint_every
+                every, looked = config.run.checkpoint_every, config.log.matrix_every
+                # before the checkpoint: a resume drops the matrices that come after it
+                if looked and (done % looked == 0 or done == steps):
+                    self._keep_matrix(done)
                 if done == steps or (every and done % every == 0):
                     self._save(done)
                 if config.eval.every and done % config.eval.every == 0 and done < steps:
                     self._evaluate(done)
-                if config.log.matrix_every and (done % config.log.matrix_every == 0 or done == steps):
-                    self._keep_matrix(done)
                 since += time.perf_counter() - pause  # neither counts as training time
 
     def _save(self, step: int) -> None:

@@ -51,6 +51,7 @@ def found() -> Inspection:
         built,
         thumbnails=plain(N),
         false_negatives=[Cell(i, j, cosine[i][j], 0.125, kind, positive) for i, j, kind, positive in kinds],
+        suspects=250,
         hardest_negatives=[Cell(k, k + 1, cosine[k][k + 1], -0.0625) for k in range(15)],
         worst_positives=[Cell(k, k, cosine[k][k], -0.5, positive=True) for k in (9, 4)],
         verdicts=[

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import save_file
 from test_training import TINY
 
 from miniclip.checkpoint import load
@@ -55,7 +56,7 @@ def test_the_last_matrix_is_that_of_the_finished_model(finished: Path) -> None:
     history = read_history(finished)
     assert history is not None
     model, preprocess, tokenizer = load(finished)
-    sample = draw(SceneSource("validation", 16, seed=0, image_size=32), 5, 0, preprocess)
+    sample = draw(SceneSource("validation", 5, seed=0, image_size=32), 5, 0, preprocess)
     image, text = sample.encode(model, preprocess, tokenizer)
     assert sample.captions == history.captions
     torch.testing.assert_close(history.cosines[-1].float(), image @ text.T, rtol=0, atol=6e-4)
@@ -90,11 +91,33 @@ def test_a_resume_does_the_steps_after_its_checkpoint_again(config_file: str, tm
     directory = tmp_path / "run"
     run(config_file, directory, "--train.max_steps", "3")
     (directory / "matrix" / "step_00000009.safetensors").write_bytes(b"of a step that the checkpoint has not seen")
-    run(config_file, directory, "--train.max_steps", "6", "--run.resume", "true")
+    (directory / "matrix" / "step_final.safetensors").write_bytes(b"somebody else's")
+    # how much is evaluated may change on the way, the fixed batch may not
+    run(config_file, directory, "--train.max_steps", "6", "--run.resume", "true", "--eval.size", "30")
     history = read_history(directory)
     assert history is not None and history.steps == [0, 2, 3, 4, 6]
     run(config_file, directory, "--train.max_steps", "2", "--run.overwrite", "true", "--log.matrix_every", "0")
     assert not (directory / "matrix").exists() and read_history(directory) is None
+
+
+def test_another_batch_is_refused_on_a_resume(config_file: str, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(config_file, directory, "--train.max_steps", "2")
+    with pytest.raises(ConfigError, match=r"log\.matrix_size"):
+        run(config_file, directory, "--train.max_steps", "4", "--run.resume", "true", "--log.matrix_size", "6")
+    run(config_file, directory, "--train.max_steps", "2", "--run.overwrite", "true", "--log.matrix_size", "6")
+
+
+def test_too_few_validation_pairs_name_the_option(config_file: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    lines = ["file_name,caption,split"]
+    for k in range(12):
+        SceneSource("train", 12, image_size=32).image(k).save(tmp_path / "pairs" / f"{k}.png")
+        lines.append(f"{k}.png,scene {k},{('train', 'validation')[k == 0]}")
+    (tmp_path / "pairs" / "pairs.csv").write_text("\n".join(lines) + "\n")
+    options = ["--data.source", str(tmp_path / "pairs" / "pairs.csv"), "--eval.tasks", "[]"]
+    with pytest.raises(ConfigError, match=r"log\.matrix_every=2.*1 of 1 pictures.*set it to 0"):
+        run(config_file, tmp_path / "run", *options)
 
 
 def test_a_damaged_matrix_is_named(config_file: str, tmp_path: Path) -> None:
@@ -103,7 +126,16 @@ def test_a_damaged_matrix_is_named(config_file: str, tmp_path: Path) -> None:
     (directory / "matrix" / "step_00000002.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="step_00000002"):
         read_history(directory)
+    for figures in ([], {"loss": 1.0}, {"logit_scale": "ten"}):
+        header = {"figures": json.dumps(figures)}
+        save_file({"cosine": torch.zeros(5, 5)}, directory / "matrix" / "step_00000002.safetensors", metadata=header)
+        with pytest.raises(ValueError, match="step_00000002"):
+            read_history(directory)
     (directory / "matrix" / "step_00000002.safetensors").unlink()
+    captions = json.loads((directory / "matrix" / "batch.json").read_text())["captions"]
+    (directory / "matrix" / "batch.json").write_text(json.dumps({"captions": captions[1:]}))
+    with pytest.raises(ValueError, match=r"batch\.json"):
+        read_history(directory)
     (directory / "matrix" / "batch.json").unlink()
     with pytest.raises(ValueError, match=r"batch\.json"):
         read_history(directory)
@@ -111,10 +143,14 @@ def test_a_damaged_matrix_is_named(config_file: str, tmp_path: Path) -> None:
 
 def test_reads_the_log_of_a_training_that_was_killed(tmp_path: Path) -> None:
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None, "lr": 0.1}, {"step": 2, "eval/top1": 0.5}]
-    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo'
+    text = (
+        "".join(json.dumps(line) + "\n" for line in lines)
+        + 'no JSON\n{"step": 3, "loss": [1], "lr": "x"}\n{"step": 4, "loss": 1e400}\n{"step": 5, "lo'
+    )
     (tmp_path / "metrics.jsonl").write_text(text)
     log = training_log(tmp_path)
-    assert set(log) == {"step", "loss", "lr"} and log["step"] == [1, 2]
+    assert set(log) == {"step", "loss", "lr"} and log["step"] == [1, 2, 3, 4]
+    assert math.isnan(log["loss"][2]) and math.isnan(log["lr"][2])
     assert log["loss"][0] == 2.0 and math.isnan(log["loss"][1]) and math.isnan(log["lr"][0]) and log["lr"][1] == 0.1
     assert training_log(tmp_path / "none") == {}
 

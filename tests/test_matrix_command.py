@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from miniclip.config import load_config
 from miniclip.data.shapes import SceneSource
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.cli import main
+from miniclip.evaluation.options import load_model
 from miniclip.inspection.sample import draw
 from miniclip.training import train
 
@@ -72,6 +75,20 @@ def test_an_unfinished_run_is_read_from_its_checkpoint(run_directory: Path, tmp_
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
     assert main(["matrix", "--checkpoint", str(running), "--size", "4", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
+    assert main(["retrieval", "--checkpoint", str(running), "--data", "shapes", "--size", "4"]) == 0
+
+
+def test_a_run_that_went_on_is_read_from_its_newest_checkpoint(run_directory: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    config = load_config(["--config", str(run / "config.yaml"), "--run.dir", str(run), "--run.resume", "true"])
+    steps = replace(config.train, max_steps=8)
+    with pytest.MonkeyPatch.context() as patch:  # cut off before its end
+        patch.setattr("miniclip.training.save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(config, train=steps))
+    newest, _, _ = load_model(str(run), torch.device("cpu"))
+    found, old = newest.logit_scale.detach(), load(run)[0].logit_scale.detach()
+    assert not torch.equal(found, old) and torch.equal(found, load_unfinished(run)[0].logit_scale.detach())
 
 
 def test_an_exported_model_on_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +130,7 @@ def test_a_model_of_open_clip(tmp_path: Path) -> None:
         (["--checkpoint", "{run}", "--out", "{run}/config.yaml"], "is a file"),
         (["--checkpoint", "{run}/model"], "add --data"),
         (["--checkpoint", "{run}", "--size", "1"], "at least 2"),
+        (["--checkpoint", "{run}", "--size", "4097"], "at most 4096"),
         (["--checkpoint", "{run}", "--device", "cuda:9"], "--device"),
         (["--checkpoint", "{run}", "--data", "nowhere/at/all"], "nowhere"),
     ],

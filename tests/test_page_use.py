@@ -169,7 +169,8 @@ def test_lists_name_their_cells_and_pin_them(visit: Visits, written: Path, found
     for name, cells in lists.items():
         items = page.locator(f"#{name} li")
         assert items.count() == min(len(cells), 12)
-        assert page.locator(f"#{name}-count").inner_text() == str(len(cells))
+        count = "3 of 250" if name == "false-negatives" else str(len(cells))
+        assert page.locator(f"#{name}-count").inner_text() == count
         if len(cells) > 12:
             page.locator(f"#{name} + button.more").click()
             assert items.count() == len(cells)

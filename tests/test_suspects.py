@@ -16,6 +16,7 @@ from miniclip.data.shapes import SceneSource
 from miniclip.inspection.contents import Cell, Duplicate
 from miniclip.inspection.suspects import (
     THRESHOLD,
+    count_false_negatives,
     false_negatives,
     hardest_negatives,
     same_images,
@@ -277,6 +278,7 @@ def test_lists_equal_a_loop(seed: int, limit: int) -> None:
     suspects.sort(key=lambda one: (2 * one.positive if one.duplicate else 1, -one.cosine))
     assert len(suspects) > 10
     assert false_negatives(*tensors, limit=limit) == suspects[:limit]
+    assert count_false_negatives(*tensors) == sum(not one.positive for one in suspects)
 
     negatives = [cell(i, j) for i in range(n) for j in range(n) if not yes[i][j]]
     assert hardest_negatives(*tensors, limit=limit) == sorted(negatives, key=lambda one: -one.margin)[:limit]

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from miniclip.inspection.contents import History, Verdict
-from miniclip.inspection.verdicts import verdicts
+from miniclip.inspection.verdicts import Repeats, verdicts
 
 HEALTHY = {
     "loss_over_chance": 0.5,
     "training_loss_over_chance": 0.3,
+    "r1_image_to_text": 0.2,
+    "r1_text_to_image": 0.2,
     "rank_image": 40.0,
     "rank_text": 35.0,
     "uniformity_image": -2.9,
@@ -30,24 +32,28 @@ LOG = {
 }
 
 
+MANY = Repeats(0.01, 100)
+
+
 def judge(
     changed: dict[str, float] | None = None,
     log: dict[str, list[float]] | None = None,
-    same_images: float = 0.01,
-    same_texts: float = 0.02,
+    images: Repeats = MANY,
+    texts: Repeats = MANY,
     history: History | None = None,
 ) -> list[Verdict]:
-    return verdicts(HEALTHY | (changed or {}), same_images, same_texts, LOG | (log or {}), history)
+    return verdicts(HEALTHY | (changed or {}), images, texts, LOG | (log or {}), history)
 
 
 def test_a_healthy_run_has_none() -> None:
     assert judge() == []
     assert judge(history=inspecting.history()) == []
-    assert verdicts({k: v for k, v in HEALTHY.items() if not k.startswith("training")}, 0.01, 0.01, {}) == []
+    assert verdicts({k: v for k, v in HEALTHY.items() if not k.startswith("training")}, MANY, MANY, {}) == []
 
 
 FLAT = [1.0, 1.01, 0.99]
-AT_CHANCE = {"loss_over_chance": 0.995, "training_loss_over_chance": 0.99}
+LUCK = {"r1_image_to_text": 0.02, "r1_text_to_image": 0.01}
+AT_CHANCE = {"loss_over_chance": 0.995, "training_loss_over_chance": 0.99} | LUCK
 
 
 @pytest.mark.parametrize(
@@ -55,6 +61,7 @@ AT_CHANCE = {"loss_over_chance": 0.995, "training_loss_over_chance": 0.99}
     [
         ("flat", AT_CHANCE, {"loss_over_chance": FLAT}),
         ("diverged", AT_CHANCE, {"loss_over_chance": [1.0, 0.5, 1.2]}),
+        ("overconfident", AT_CHANCE | {"r1_image_to_text": 0.1}, {"loss_over_chance": FLAT}),
         ("collapsed", {"rank_image": 1.2}, {}),
         ("collapsed", {"uniformity_text": -0.01}, {}),
         ("one_tower", {}, {"grad_norm_text": [0.3, 0.0, 0.0]}),
@@ -75,11 +82,20 @@ def test_each_illness_has_its_verdict(kind: str, changed: dict[str, float], log:
 
 def test_constant_data_is_named_instead_of_what_follows_from_it() -> None:
     flat = {"loss_over_chance": 1.0, "training_loss_over_chance": 1.0, "rank_image": 1.0, "uniformity_image": 0.0}
-    (verdict,) = judge(flat, {"loss_over_chance": FLAT}, same_images=1.0)
+    (verdict,) = judge(flat, {"loss_over_chance": FLAT}, images=Repeats(1.0, 1))
     assert verdict.kind == "constant_images" and "100 %" in verdict.evidence[0]
     flat = {"loss_over_chance": 1.0, "training_loss_over_chance": 1.0, "rank_text": 1.0, "uniformity_text": 0.0}
-    (verdict,) = judge(flat, {"loss_over_chance": FLAT}, same_texts=0.95)
+    (verdict,) = judge(flat, {"loss_over_chance": FLAT}, texts=Repeats(0.95, 2))
     assert verdict.kind == "constant_captions"
+
+
+def test_few_different_captions_have_few_directions() -> None:
+    assert judge({"rank_text": 1.9}, texts=Repeats(0.5, 2)) == []
+    assert [verdict.kind for verdict in judge({"rank_text": 1.9}, texts=Repeats(0.5, 8))] == ["collapsed"]
+
+
+def test_a_model_without_a_log_may_stand_at_the_clamp() -> None:
+    assert verdicts(HEALTHY | {"logit_scale": 117.0}, MANY, MANY, {}) == []
 
 
 def test_the_tower_that_stands_still_is_named() -> None:
@@ -95,6 +111,14 @@ def test_overfitting_is_dated_by_the_fixed_batch() -> None:
     (verdict,) = judge(history=history)
     assert verdict.kind == "overfitting"
     assert "step 20" in verdict.evidence[0] and "0.60" in verdict.evidence[0] and "0.75" in verdict.evidence[0]
+
+
+def test_what_never_fell_is_no_overfitting() -> None:
+    history = inspecting.history()
+    history.figures["loss_over_chance"] = torch.tensor([1.5, 1.1, 1.4, 1.6], dtype=torch.float64)
+    assert [verdict.kind for verdict in judge(history=history)] == []
+    history.figures["loss_over_chance"] = torch.tensor([1.0, 0.6, 0.65, 0.75], dtype=torch.float64)
+    assert judge(log={"loss_over_chance": [1.0, 0.8, 0.7]}, history=history) == []  # nor is the training any better
 
 
 def test_gravest_first_and_several_at_once() -> None:

@@ -105,7 +105,7 @@ def _retrieval(arguments: argparse.Namespace) -> None:
 def _readable_pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
     from miniclip.data.subset import readable
 
-    source = pairs_of(arguments, image_size)
+    source = pairs_of(arguments, image_size, arguments.limit)
     return readable(source, "skip") if arguments.on_bad == "skip" else source
 
 
@@ -223,11 +223,14 @@ def _parser() -> argparse.ArgumentParser:
             "--image_column", metavar="NAME", help="column of the pictures; found by itself if left out"
         )
         on_bad_help = "a picture that cannot be read: stop, or skip, count and name it (default: stop)"
-        command.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help=on_bad_help)
         if command is matrix:
-            command.add_argument("--size", type=at_least(2), default=256, help="number of pairs, N (default: 256)")
+            # None: as the run was trained, where the data is its own
+            command.add_argument("--on_bad", choices=("stop", "skip"), help=on_bad_help)
+            size_help = "number of pairs, N, at most 4096 (default: 256)"
+            command.add_argument("--size", type=at_least(2, 4096), default=256, help=size_help)
             command.add_argument("--seed", type=at_least(0), default=0, help="which pairs are drawn (default: 0)")
         else:
+            command.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help=on_bad_help)
             command.add_argument("--size", type=at_least(1), default=1000, help="number of scenes (default: 1000)")
             command.add_argument("--seed", type=at_least(0), default=0, help="seed of the scenes (default: 0)")
         command.add_argument(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miniclip.config import load_config_file
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from miniclip.evaluation.encode import TextTokenizer, TwoTowers
 
 
-def pairs_of(arguments: argparse.Namespace, image_size: int) -> PairSource:
-    """The captioned pictures that --data and its companions name."""
+def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None = None) -> PairSource:
+    """The captioned pictures that --data and its companions name, the first limit of them."""
     from miniclip.config import DataConfig
     from miniclip.data.sources import open_source
     from miniclip.data.subset import Subset
@@ -36,8 +38,8 @@ def pairs_of(arguments: argparse.Namespace, image_size: int) -> PairSource:
     )
     if len(source) == 0:
         raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
-    if arguments.limit is not None:
-        source = Subset(source, range(min(arguments.limit, len(source))))
+    if limit is not None:
+        source = Subset(source, range(min(limit, len(source))))
     return source
 
 
@@ -45,15 +47,25 @@ OPEN_CLIP = "open_clip:"
 
 
 def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Preprocess, TextTokenizer]:
-    """A run, finished or not, a model directory, or a model of open_clip."""
+    """A run, a model directory, or a model of open_clip; of a run that went on after its end, the newest checkpoint."""
     if checkpoint.startswith(OPEN_CLIP):
         from miniclip.interop.open_clip import load_open_clip
 
         return load_open_clip(checkpoint, device)
     from miniclip.checkpoint import WEIGHTS, load, load_unfinished
 
-    whole = any((folder / WEIGHTS).is_file() for folder in (Path(checkpoint), Path(checkpoint) / "model"))
-    return (load if whole else load_unfinished)(checkpoint, device)
+    finished = next((f for f in (Path(checkpoint), Path(checkpoint) / "model") if (f / WEIGHTS).is_file()), None)
+    newest = max((path.stat().st_mtime for path in _checkpoints(checkpoint)), default=0.0)
+    if finished is None or (finished / WEIGHTS).stat().st_mtime < newest:
+        return load_unfinished(checkpoint, device)
+    return load(checkpoint, device)
+
+
+def _checkpoints(directory: str) -> list[Path]:
+    """Weights of a run's checkpoints, in the order of the steps."""
+    from miniclip.checkpoint import WEIGHTS
+
+    return sorted(Path(directory).glob(f"checkpoints/step_*[0-9]/{WEIGHTS}"))
 
 
 def image_size_of(directory: str) -> int:
@@ -65,10 +77,14 @@ def image_size_of(directory: str) -> int:
     from miniclip.checkpoint import PREPROCESS, WEIGHTS
 
     folder = next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
+    if folder is None and _checkpoints(directory) and (Path(directory) / "config.yaml").is_file():
+        size = load_config_file(Path(directory) / "config.yaml").model.image_size
+        assert size is not None  # a run saves its config resolved
+        return size
     if folder is None:
         raise FileNotFoundError(
-            f"--checkpoint {directory}: no {WEIGHTS} there, nor in its model folder; name the directory of a run "
-            "that has finished, or one that miniclip.save_model wrote"
+            f"--checkpoint {directory}: no {WEIGHTS} there, nor in its model folder, nor a checkpoint; name the "
+            "directory of a run, or one that miniclip.save_model wrote"
         )
     try:
         return int(json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["image_size"])
@@ -102,13 +118,15 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
-    """An argparse type."""
+def at_least(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """An argparse type, of integers from lowest to highest."""
 
     def number(text: str) -> int:
         value = int(text)
         if value < lowest:
             raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
+        if highest is not None and value > highest:
+            raise argparse.ArgumentTypeError(f"{value} must be at most {highest}")
         return value
 
     return number

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from miniclip.config import LossConfig
 from miniclip.energy import free_energy
-from miniclip.inspection.contents import Figure, History, Inspection
+from miniclip.inspection.contents import Figure, History, Inspection, Temperature
 from miniclip.inspection.figures import FIGURES, batch_figures
 from miniclip.inspection.ordering import orders
 from miniclip.inspection.sample import Sample
 from miniclip.inspection.suspects import (
+    count_false_negatives,
     false_negatives,
     hardest_negatives,
     same_images,
@@ -22,7 +23,7 @@ from miniclip.inspection.suspects import (
     unseen_duplicates,
     worst_positives,
 )
-from miniclip.inspection.verdicts import verdicts
+from miniclip.inspection.verdicts import Repeats, verdicts
 from miniclip.inspection.views import loss_views, temperature
 from miniclip.metrics import cosine_matrix
 
@@ -45,9 +46,10 @@ def build(
     """Everything about the matrix of these pairs.
 
     image, text: (N, E) float, unit length, N at least 2. positives: (N, N) bool, with the diagonal. scale, bias: the
-    model's; scale is the factor, not its logarithm. loss: what the model was trained with; left out, softmax, or
-    sigmoid for a model with a bias. training_loss_over_chance: of as many pairs that were trained on. log: the
-    training's, name -> values. Raises ValueError if shapes do not fit, or for embeddings that are not finite.
+    model's; scale is the factor, not its logarithm. loss: what the model was trained with, if that is known; else the
+    figures are softmax's, or sigmoid's for a model with a bias. training_loss_over_chance: of as many pairs that were
+    trained on. log: the training's, name -> values. Raises ValueError if shapes do not fit, or for embeddings that are
+    not finite.
     """
     n = len(sample)
     if image.shape != text.shape or image.ndim != 2 or len(image) != n or positives.shape != (n, n):
@@ -55,12 +57,11 @@ def build(
         raise ValueError(f"{n} pairs need embeddings of one shape (N, E) and positives (N, N); got {shapes}")
     if not (bool(image.isfinite().all()) and bool(text.isfinite().all()) and math.isfinite(scale)):
         raise ValueError("the model's embeddings or its scale are not finite; its weights are damaged or diverged")
-    if loss is None:
-        loss = LossConfig(name="softmax" if bias is None else "sigmoid")
+    opened = loss.name if loss is not None else "softmax" if bias is None else "sigmoid"
     # rounded to float32, so that equal embeddings tie exactly
     cosine = cosine_matrix(image, text).double()
     losses = loss_views(image.double(), text.double(), cosine, positives, scale, bias, loss)
-    view = losses[loss.name]
+    view = losses[opened]
     curves = temperature(cosine, positives, scale, losses)
     equal_text, equal_image = same_texts(sample.captions), same_images(sample.thumbnails)
     log = log or {}
@@ -70,7 +71,7 @@ def build(
         **batch_figures(image, text, scale, bias, positives),
         "unseen_duplicates": unseen_duplicates(positives, equal_text, equal_image),
         "logit_scale": scale,
-        "best_scale": curves.best.get(loss.name, math.nan),
+        "best_scale": _inside(curves, opened),
     }
     if training_loss_over_chance is not None:
         values["training_loss_over_chance"] = training_loss_over_chance
@@ -79,7 +80,7 @@ def build(
             values[name] = log[name][-1]
     if log.get("scale_clamped"):
         values["scale_clamped"] = mean(log["scale_clamped"])  # each of as many steps, but for the last
-    found = verdicts(values, _most(equal_image), _most(equal_text), log, history)
+    found = verdicts(values, _repeats(equal_image), _repeats(equal_text), log, history)
     lists = (cosine, positives, equal_text, equal_image)
     return Inspection(
         title=title,
@@ -91,13 +92,14 @@ def build(
         positives=positives,
         scale=scale,
         bias=bias,
-        loss=loss.name,
+        loss=opened,
         orders=orders(image, text, view.row_loss + view.column_loss, sample.captions),
         losses=losses,
         temperature=curves,
         figures=[_figure(name, values[name], view.unit) for name in FIGURES if name in values],
         verdicts=found,
         false_negatives=false_negatives(*lists),
+        suspects=count_false_negatives(*lists),
         hardest_negatives=hardest_negatives(*lists),
         worst_positives=worst_positives(cosine, positives),
         free_energy=free_energy(scale * cosine + (bias or 0.0)),
@@ -110,6 +112,13 @@ def _figure(name: str, value: float, loss_unit: str) -> Figure:
     return Figure(name, label, value if math.isfinite(value) else None, loss_unit if name == "loss" else unit, help_)
 
 
-def _most(same: Tensor) -> float:
-    """Share of the items in the largest group of equal ones."""
-    return float(same.sum(1).max()) / len(same)
+def _repeats(same: Tensor) -> Repeats:
+    groups = int((~same.tril(-1).any(1)).sum())
+    return Repeats(float(same.sum(1).max()) / len(same), groups)
+
+
+def _inside(curves: Temperature, name: str) -> float:
+    """The best scale, or NaN where the loss still falls at an end of the curve, or does not look at it."""
+    best = curves.best.get(name, math.nan)
+    ends = (float(curves.scales[0]), float(curves.scales[-1]))
+    return math.nan if any(math.isclose(best, end, rel_tol=1e-3) for end in ends) else best

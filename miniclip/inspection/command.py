@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.config import Config, LossConfig, load_config_file
+from miniclip.config import Config, load_config_file
 from miniclip.evaluation.options import OPEN_CLIP, device_of, load_model, pairs_of
 from miniclip.printing import printable
 
@@ -36,6 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--{given[0]} belongs to --data; without it, the run's own data is read as its config says"
             )
     folder = _out(arguments, config)
+    if arguments.on_bad is None:
+        arguments.on_bad = "stop" if arguments.data is not None or config is None else config.data.on_bad
 
     from miniclip.inspection.numbers import write_numbers
     from miniclip.inspection.picture import write_picture
@@ -55,39 +56,35 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
     from miniclip.evaluation.encode import EncodeOptions
     from miniclip.inspection.build import build
     from miniclip.inspection.history import read_history, training_log
-    from miniclip.inspection.sample import draw
+    from miniclip.inspection.sample import draw, scale_and_bias
     from miniclip.inspection.views import own_loss_over_chance
 
     options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
     model, preprocess, tokenizer = load_model(arguments.checkpoint, device_of(arguments.device))
     run_dir = Path(arguments.checkpoint)
     history = read_history(run_dir) if config is not None else None
-    loss = config.loss if config is not None else LossConfig(name="softmax" if model.logit_bias is None else "sigmoid")
-    if arguments.positives:
-        loss = replace(loss, positives=arguments.positives)
-    scale = float(model.logit_scale.detach().exp())
-    bias = None if model.logit_bias is None else float(model.logit_bias.detach())
+    loss = None if config is None else config.loss
+    kind = arguments.positives or ("identity" if loss is None else loss.positives)
+    scale, bias = scale_and_bias(model)
 
-    def embed(split: str) -> tuple[Sample, Tensor, Tensor, Tensor]:
+    def embed(split: str, size: int) -> tuple[Sample, Tensor, Tensor, Tensor]:
         source = _source(arguments, config, preprocess, split)
-        sample = draw(
-            source, arguments.size, arguments.seed, preprocess, on_bad=arguments.on_bad, progress=options.progress
-        )
+        sample = draw(source, size, arguments.seed, preprocess, on_bad=arguments.on_bad, progress=options.progress)
         if sample.bad:
             named = printable("; ".join(sample.bad[:5]))
             print(f"{len(sample.bad)} pictures cannot be read and are passed over: {named}")
         image, text = sample.encode(model, preprocess, tokenizer, options)
-        return sample, image, text, sample.positives(loss.positives, tokenizer)
+        return sample, image, text, sample.positives(kind, tokenizer)
 
-    sample, image, text, positives = embed(arguments.split)
+    sample, image, text, positives = embed(arguments.split, arguments.size)
     learnt = None
     # as many pairs that were trained on: beside them shows what has been learnt by heart
-    if arguments.data is None and config is not None and arguments.split != "train":
-        known, *trained = embed("train")
+    if arguments.data is None and loss is not None and arguments.split != "train":
+        known, *trained = embed("train", len(sample))
         if len(known) == len(sample):
             learnt = own_loss_over_chance(trained[0], trained[1], trained[2], scale, bias, loss)
     data = arguments.data or (config.data.source if config is not None else "")
-    model_name = Path(arguments.checkpoint).name
+    model_name = Path(arguments.checkpoint).resolve().name
     return build(
         sample,
         image,
@@ -103,8 +100,8 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
             "split": arguments.split,
             "pairs": str(len(sample)),
             "seed": str(arguments.seed),
-            "loss": loss.name,
-            "positives": loss.positives,
+            "trained with": "not known" if loss is None else loss.name,
+            "positives": kind,
             "precision": arguments.precision,
         },
         training_loss_over_chance=learnt,
@@ -162,10 +159,8 @@ def _print(inspection: Inspection) -> None:
             out.print(plain(f"  {sentence}"))
     if not inspection.verdicts:
         out.print("Nothing stands out.")
-    suspects = [cell for cell in inspection.false_negatives if not cell.positive]
-    if suspects:
-        duplicates = sum(cell.duplicate is not None for cell in suspects)
-        out.print(f"{len(suspects)} suspected false negatives, {duplicates} of them duplicates by text or image")
+    if inspection.suspects:
+        out.print(f"{inspection.suspects} suspected false negatives; the page lists them, duplicates first")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -180,4 +175,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help=out_help)
     positives_help = "which pairs count as positives, as loss.positives (default: as the run was trained)"
     parser.add_argument("--positives", choices=("diagonal", "text", "identity"), help=positives_help)
-    parser.set_defaults(limit=None)

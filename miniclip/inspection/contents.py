@@ -123,7 +123,8 @@ class Inspection:
     captions, names: N each; the latter are files or rows. thumbnails: N RGB squares of one size. cosine: (N, N).
     positives: (N, N) bool. scale, bias: learned. loss: the name in losses that the page opens with. orders: name
     (index, loss, cluster, length) -> permutation of the N pairs. losses: all of miniclip.losses.LOSSES.
-    figures, verdicts: see there. false_negatives, hardest_negatives, worst_positives: the worst first.
+    figures, verdicts: see there. false_negatives, hardest_negatives, worst_positives: the worst first, or the first of
+    them. suspects: how many there are of the first kind, less those that the loss counts as positives.
     free_energy: (N,) of the images and (N,) of the texts, in nats.
     """
 
@@ -147,3 +148,4 @@ class Inspection:
     worst_positives: list[Cell]
     free_energy: tuple[Tensor, Tensor]
     history: History | None = None
+    suspects: int = 0

@@ -63,8 +63,10 @@ FIGURES: dict[str, Meaning] = {
     "unseen_duplicates": Meaning(
         "false negatives", "", "Share of pairs with a duplicate, by text or image, that the loss counts as a negative."
     ),
-    "logit_scale": Meaning("logit scale", "", "The learned inverse temperature, 1 to 100."),
-    "best_scale": Meaning("best scale", "", "Where the loss of these pairs would be lowest."),
+    "logit_scale": Meaning("logit scale", "", "The learned inverse temperature; training keeps it between 1 and 100."),
+    "best_scale": Meaning(
+        "best scale", "", "Where the loss of these pairs would be lowest; - if it falls on to an end."
+    ),
     "scale_clamped": Meaning("steps at the clamp", "", "Share of the steps in which the scale stood at 1 or at 100."),
     "grad_norm_image": Meaning("gradient norm, image encoder", "", "Before clipping, in the last steps."),
     "grad_norm_text": Meaning("gradient norm, text encoder", "", "Before clipping, in the last steps."),

@@ -17,21 +17,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from miniclip.config import Config, LossConfig
+from miniclip.config import Config, ConfigError, LossConfig
 from miniclip.data.sources import open_source
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.report import write_json
 from miniclip.inspection.contents import History
 from miniclip.inspection.figures import batch_figures
-from miniclip.inspection.sample import Sample, draw
+from miniclip.inspection.sample import Sample, TooFewPairs, draw, scale_and_bias
 from miniclip.inspection.views import Handed
 from miniclip.losses import LOSSES
 from miniclip.models import DualEncoder
 from miniclip.objective import chance_loss
+from miniclip.printing import printable
+from miniclip.rundir import MATRICES, kept_matrices
 from miniclip.tokenizer import Tokenizer
 
-FOLDER, BATCH = "matrix", "batch.json"
+BATCH = "batch.json"
 
 
 class MatrixLog:
@@ -46,18 +48,17 @@ class MatrixLog:
         loss: LossConfig,
         options: EncodeOptions,
     ) -> None:
-        self.folder, self.sample, self.preprocess, self.tokenizer = run_dir / FOLDER, sample, preprocess, tokenizer
+        self.folder, self.sample, self.preprocess, self.tokenizer = run_dir / MATRICES, sample, preprocess, tokenizer
         self.loss, self.options = loss, options
         self.positives = sample.positives(loss.positives, tokenizer)
 
-    def write(self, step: int, model: DualEncoder) -> dict[str, float]:
-        """Store the matrix as it is after `step` steps; returns the figures of the batch, its loss among them."""
+    def write(self, step: int, model: DualEncoder) -> None:
+        """Store the matrix as it is after `step` steps, and the figures of the batch, its loss among them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / BATCH).exists():
             write_json(self.folder / BATCH, {"captions": self.sample.captions, "names": self.sample.names})
         image, text = self.sample.encode(model, self.preprocess, self.tokenizer, self.options)
-        scale = float(model.logit_scale.detach().exp())
-        bias = None if model.logit_bias is None else float(model.logit_bias.detach())
+        scale, bias = scale_and_bias(model)
         cosine = image @ text.T
         handed = Handed.of(self.loss, image, text, cosine, scale, bias, step)
         loss = float(LOSSES[self.loss.name](handed.logits, self.positives, **handed.settings))
@@ -68,26 +69,42 @@ class MatrixLog:
         part = path.with_suffix(".part")
         save_file({"cosine": cosine.half()}, part, metadata={"figures": json.dumps(figures)})
         part.replace(path)
-        return figures
+
+    def check_same_batch(self) -> None:
+        """Raise ConfigError if the folder holds the matrices of another batch, which these would not go with."""
+        path = self.folder / BATCH
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["captions"] != self.sample.captions:
+            raise ConfigError(
+                f"the matrices in {self.folder} are of another batch; set log.matrix_size back, or delete that folder"
+            )
 
 
 def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
     """Of log.matrix_size pairs of the validation split: a batch that the model learns by heart would tell less.
 
-    config: with its model resolved. Raises what open_source and draw do.
+    config: with its model resolved. Raises what open_source does, and ConfigError if there are too few pairs, or if a
+    run that is resumed has another fixed batch.
     """
+    size = config.log.matrix_size
     source = open_source(
-        config.data,
-        "validation",
-        seed=config.run.seed,
-        image_size=preprocess.image_size,
-        eval_size=max(config.eval.size, config.log.matrix_size),
+        config.data, "validation", seed=config.run.seed, image_size=preprocess.image_size, eval_size=size
     )
-    sample = draw(source, config.log.matrix_size, config.run.seed, preprocess, on_bad=config.data.on_bad)
+    try:
+        sample = draw(source, size, config.run.seed, preprocess, on_bad=config.data.on_bad)
+    except TooFewPairs as error:
+        raise ConfigError(
+            f"log.matrix_every={config.log.matrix_every}: {error} of the validation split; set it to 0"
+        ) from error
+    if sample.bad:
+        named = printable("; ".join(sample.bad[:5]))
+        print(f"{len(sample.bad)} validation pictures cannot be read and are left out of the fixed batch: {named}")
     assert config.model.context_length is not None
     options = EncodeOptions(config.eval.batch_size, "bf16" if config.train.precision == "bf16" else "fp32")
     tokenizer = Tokenizer(context_length=config.model.context_length)
-    return MatrixLog(Path(config.run.dir), sample, preprocess, tokenizer, config.loss, options)
+    log = MatrixLog(Path(config.run.dir), sample, preprocess, tokenizer, config.loss, options)
+    if config.run.resume:
+        log.check_same_batch()
+    return log
 
 
 def read_history(run_dir: Path) -> History | None:
@@ -95,7 +112,7 @@ def read_history(run_dir: Path) -> History | None:
 
     Raises ValueError that names a file that cannot be read.
     """
-    paths = sorted((run_dir / FOLDER).glob("step_*.safetensors"))
+    paths = kept_matrices(run_dir)
     if not paths:
         return None
     cosines, lines = [], []
@@ -103,13 +120,16 @@ def read_history(run_dir: Path) -> History | None:
         try:
             with safe_open(path, framework="pt") as stored:
                 cosines.append(stored.get_tensor("cosine"))
-                lines.append(json.loads(stored.metadata()["figures"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                lines.append({k: float(v) for k, v in json.loads(stored.metadata()["figures"]).items()})
+                lines[-1]["logit_scale"]  # which the page cannot do without
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a matrix of a training ({error}); delete it to do without it") from error
-    batch = run_dir / FOLDER / BATCH
+    batch = run_dir / MATRICES / BATCH
     try:
         captions = [str(text) for text in json.loads(batch.read_text(encoding="utf-8"))["captions"]]
         stacked = torch.stack(cosines)
+        if stacked.shape[1:] != (len(captions), len(captions)):
+            raise ValueError(f"{len(captions)} captions and matrices {tuple(stacked.shape[1:])}")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{batch} does not go with the matrices beside it ({error}); delete {batch.parent}") from error
     figures = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
@@ -126,17 +146,25 @@ def read_history(run_dir: Path) -> History | None:
 def training_log(run_dir: Path) -> dict[str, list[float]]:
     """The lines of metrics.jsonl that tell of training steps: name -> values, NaN where a line lacks one.
 
-    Without the file, or without such a line, it is empty. A half-written last line is passed over.
+    Without the file, or without such a line, it is empty. What is not a line of JSON, such as a half-written last one,
+    is passed over.
     """
     path = run_dir / "metrics.jsonl"
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
-            break
+        except ValueError:
+            continue
         if isinstance(line, dict) and "loss" in line:
             lines.append(line)
     names = dict.fromkeys(name for line in lines for name in line)
-    # null stands for what was not finite
-    return {name: [nan if line.get(name) is None else line[name] for line in lines] for name in names}
+    return {name: [_number(line.get(name)) for line in lines] for name in names}
+
+
+def _number(value: Any) -> float:
+    """NaN for null, which stands for what was not finite, and for whatever else is no number."""
+    try:
+        return float(value) if isinstance(value, int | float) else nan
+    except OverflowError:
+        return nan

@@ -35,6 +35,7 @@ def write_numbers(inspection: Inspection, path: Path) -> None:
         "figures": {figure.name: figure.value for figure in inspection.figures},
         "verdicts": [verdict._asdict() for verdict in inspection.verdicts],
         "false_negatives": _cells(inspection.false_negatives),
+        "suspected_false_negatives": inspection.suspects,
         "hardest_negatives": _cells(inspection.hardest_negatives),
         "worst_positives": _cells(inspection.worst_positives),
         "free_energy_of_images": _list(inspection.free_energy[0]),

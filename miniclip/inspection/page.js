@@ -89,9 +89,9 @@ function announce() {
 
 // Lists of cells.
 const FIRST = 12;
-function fillList(id, cells) {
+function fillList(id, cells, all = cells.length) {
   const list = $(id);
-  $(`${id}-count`).textContent = cells.length;
+  $(`${id}-count`).textContent = all > cells.length ? `${cells.length} of ${all}` : cells.length;
   const item = (cell) => {
     const { i, j, cosine, margin, duplicate, positive } = cell, badges = [];
     if (duplicate) badges.push(element("span", { class: "badge false" }, SAME[duplicate]));
@@ -128,7 +128,7 @@ function fillFindings() {
   $("figures").tBodies[0].append(...data.figures.map(({ name, label, value, unit, help }) =>
     element("tr", { "data-name": name }, element("th", { scope: "row" }, label), element("td", { class: "number" }, `${format(value)}${unit ? `\u00a0${unit}` : ""}`), element("td", { class: "help" }, help))));
   for (const [label, value] of data.about) $("about-list").append(element("dt", {}, label), element("dd", {}, value));
-  fillList("false-negatives", data.false_negatives);
+  fillList("false-negatives", data.false_negatives, data.suspects);
   fillList("hardest-negatives", data.hardest_negatives);
   fillList("worst-positives", data.worst_positives);
 }

@@ -103,7 +103,7 @@ def _temperature(axes: Axes, inspection: Inspection) -> None:
     other.set_ylim(bottom=0)
     handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
     labels = [*axes.get_legend_handles_labels()[1], *other.get_legend_handles_labels()[1]]
-    axes.legend(handles, labels, fontsize=8, frameon=False, loc="center right")
+    axes.legend(handles, labels, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
 
 
 def _figures(axes: Axes, inspection: Inspection) -> None:

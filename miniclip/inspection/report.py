@@ -107,6 +107,7 @@ def _contents(inspection: Inspection, factors: dict[str, float], sheets: int) ->
         "figures": [figure._asdict() | {"value": _number(figure.value)} for figure in inspection.figures],
         "verdicts": [verdict._asdict() for verdict in inspection.verdicts],
         "false_negatives": [_cell(cell) for cell in inspection.false_negatives],
+        "suspects": inspection.suspects,
         "hardest_negatives": [_cell(cell) for cell in inspection.hardest_negatives],
         "worst_positives": [_cell(cell) for cell in inspection.worst_positives],
         "free_energy": [_numbers(side) for side in inspection.free_energy],

@@ -18,6 +18,10 @@ from miniclip.matrix import Positives
 THUMBNAIL = 64  # side, in pixels
 
 
+class TooFewPairs(ValueError):
+    """Not enough to make a matrix of."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Pair k is squares[k] with captions[k].
@@ -55,12 +59,18 @@ class Sample:
         return encode_images(model, self, preprocess, options), encode_texts(model, tokenizer, self.captions, options)
 
 
+def scale_and_bias(model: TwoTowers) -> tuple[float, float | None]:
+    """The factor on the cosines and what is added to them, None for a model that adds nothing."""
+    bias = model.logit_bias
+    return float(model.logit_scale.detach().exp()), None if bias is None else float(bias.detach())
+
+
 def draw(
     source: PairSource, size: int, seed: int, preprocess: Preprocess, *, on_bad: str = "stop", progress: bool = False
 ) -> Sample:
     """size pairs, or all if there are fewer: rows without replacement, and one caption of each, by the seed alone.
 
-    on_bad: skip takes another row for a picture that cannot be read; stop raises its BadImage. Raises ValueError if
+    on_bad: skip takes another row for a picture that cannot be read; stop raises its BadImage. Raises TooFewPairs if
     fewer than two pairs are left, which make no matrix.
     """
     from tqdm import tqdm
@@ -86,5 +96,5 @@ def draw(
             sample.names.append(source.name(row))
             bar.update()
     if len(sample) < 2:
-        raise ValueError(f"a matrix needs at least 2 pairs; {len(sample)} of {len(source)} pictures can be read")
+        raise TooFewPairs(f"a matrix needs at least 2 pairs; {len(sample)} of {len(source)} pictures can be read")
     return sample

@@ -74,17 +74,18 @@ def false_negatives(
     two pairs is badly embedded itself. limit cuts the end.
     """
     _require_square(cosine, positives, same_text, same_image)
-    kinds = _kinds(same_text, same_image)
-    margins = _margins(cosine)
-    known = positives & positives.T
-    listed = (kinds > 0) | ((margins > 0) & ~known)
-    wins = cosine > cosine.T
-    chosen = wins | (~wins.T).triu(1)  # one of the two entries; of equal ones, the first
-    i, j = (listed & chosen).nonzero(as_tuple=True)
+    kinds, margins, known = _kinds(same_text, same_image), _margins(cosine), positives & positives.T
+    i, j = ((kinds > 0) & _chosen(cosine) | _suspected(cosine, positives, kinds)).nonzero(as_tuple=True)
     order = cosine[i, j].argsort(descending=True, stable=True)
     place = torch.where(kinds > 0, 2 * known, 1)  # 0, 1 or 2, as they are to be read
     order = order[place[i, j][order].argsort(stable=True)][:limit]
     return _cells(i[order], j[order], cosine, margins, kinds, known)
+
+
+def count_false_negatives(cosine: Tensor, positives: Tensor, same_text: Tensor, same_image: Tensor) -> int:
+    """How many false_negatives lists without a limit, less the duplicates that the loss counts as positives."""
+    _require_square(cosine, positives, same_text, same_image)
+    return int(_suspected(cosine, positives, _kinds(same_text, same_image)).sum())
 
 
 def hardest_negatives(
@@ -116,6 +117,17 @@ def unseen_duplicates(positives: Tensor, same_text: Tensor, same_image: Tensor) 
     _require_square(positives, same_text, same_image)
     unseen = (same_text | same_image) & ~(positives & positives.T)
     return unseen.any(1).double().mean().item()
+
+
+def _suspected(cosine: Tensor, positives: Tensor, kinds: Tensor) -> Tensor:
+    """(N, N) bool: what the loss counts as a negative, and is a duplicate or above both diagonal entries."""
+    return _chosen(cosine) & ((kinds > 0) | (_margins(cosine) > 0)) & ~(positives & positives.T)
+
+
+def _chosen(cosine: Tensor) -> Tensor:
+    """One of (i, j) and (j, i), for i other than j: the higher; of equal ones, the first."""
+    wins = cosine > cosine.T
+    return wins | (~wins.T).triu(1)
 
 
 def _margins(cosine: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import median
+from typing import NamedTuple
 
 from miniclip.inspection.contents import History, Verdict
 from miniclip.inspection.watch import at_clamp
@@ -19,28 +20,44 @@ STILL_TOWER = 1e-3  # gradient norm over that of the other tower
 FALLEN = 0.5  # scale over where it began
 RISEN = 0.1  # loss / chance of the fixed batch above its lowest
 
+NEAR_CHANCE = 3.0  # R@1 over 1/N up to which it may be luck
+TELLING = 8  # different images or captions that the rank of their embeddings says something about
+
 Log = Mapping[str, list[float]]
+
+
+class Repeats(NamedTuple):
+    """Of the images, or of the captions, of the pairs. share: in the largest group of equal ones. distinct: groups."""
+
+    share: float
+    distinct: int
 
 
 def verdicts(
     figures: Mapping[str, float],
-    same_images: float,
-    same_texts: float,
+    images: Repeats,
+    texts: Repeats,
     log: Log,
     history: History | None = None,
 ) -> list[Verdict]:
     """What the figures of the pairs and the log of the training say, gravest first.
 
-    figures: by the names of FIGURES, of pairs that were not trained on. same_images, same_texts: the largest share of
-    the pairs that have one and the same image, or caption. log: metrics.jsonl, name -> values, or empty.
+    figures: by the names of FIGURES, of pairs that were not trained on. images, texts: of those pairs. log:
+    metrics.jsonl, name -> values, or empty.
     """
-    found = [_learning(figures, same_images, same_texts, log), _collapse(figures, same_images, same_texts)]
-    found += [_tower(log), _scale(figures, log), _duplicates(figures), _overfitting(figures, history)]
-    return [verdict for verdict in found if verdict is not None]
+    constant = _constant(images, texts)
+    found = [_collapse(figures, images, texts), _tower(log), _scale(figures, log)]
+    if constant is None:
+        found = [_learning(figures, images.distinct, log), *found, _duplicates(figures)]
+        found.append(_overfitting(figures, log, history))
+    return [verdict for verdict in (constant, *found) if verdict is not None]
 
 
-def _learning(figures: Mapping[str, float], same_images: float, same_texts: float, log: Log) -> Verdict | None:
-    for share, kind, name in ((same_images, "constant_images", "image"), (same_texts, "constant_captions", "caption")):
+def _constant(images: Repeats, texts: Repeats) -> Verdict | None:
+    for share, kind, name in (
+        (images.share, "constant_images", "image"),
+        (texts.share, "constant_captions", "caption"),
+    ):
         if share >= SAME:
             return Verdict(
                 kind,
@@ -48,6 +65,10 @@ def _learning(figures: Mapping[str, float], same_images: float, same_texts: floa
                 [f"{_percent(share)} of the pairs share one {name}."],
                 [f"Look at the {name} column that the config's data section names, and at a few rows of the data."],
             )
+    return None
+
+
+def _learning(figures: Mapping[str, float], n: int, log: Log) -> Verdict | None:
     held_out, trained = figures["loss_over_chance"], _end(log, "loss_over_chance")
     learnt = trained if trained is not None else figures.get("training_loss_over_chance")
     if held_out <= FLAT or (learnt is not None and learnt <= FLAT):
@@ -60,6 +81,13 @@ def _learning(figures: Mapping[str, float], same_images: float, same_texts: floa
         evidence.append(f"It had been down to {lowest:.2f} before.")
         advice = ["Lower optim.lr, or lengthen optim.warmup_steps: the training has diverged."]
         return Verdict("diverged", "The model has lost what it had learnt", evidence, advice)
+    recall = (figures["r1_image_to_text"] + figures["r1_text_to_image"]) / 2
+    if recall > NEAR_CHANCE / n:
+        evidence.append(f"But R@1 is {_percent(recall)}, {recall * n:.0f} times as much as by chance.")
+        evidence.append(f"The logit scale is {figures['logit_scale']:.1f}; {figures['best_scale']:.1f} would be best.")
+        advice = ["It knows something of these pairs, and is far too sure of it: see what the temperature does."]
+        advice.append("Were the pairs that it was trained on like these? If so, it has learnt those by heart.")
+        return Verdict("overconfident", "The model is confident and often wrong", evidence, advice)
     return Verdict(
         "flat",
         "The loss is flat at chance: nothing is told apart",
@@ -73,11 +101,12 @@ def _learning(figures: Mapping[str, float], same_images: float, same_texts: floa
     )
 
 
-def _collapse(figures: Mapping[str, float], same_images: float, same_texts: float) -> Verdict | None:
+def _collapse(figures: Mapping[str, float], images: Repeats, texts: Repeats) -> Verdict | None:
     sides = []
-    for side, same in (("image", same_images), ("text", same_texts)):
+    for side, of in (("image", images), ("text", texts)):
         rank, spread = figures[f"rank_{side}"], figures[f"uniformity_{side}"]
-        if same < SAME and (rank < COLLAPSED_RANK or spread > COLLAPSED_UNIFORMITY):
+        flat = of.distinct >= TELLING and rank < COLLAPSED_RANK
+        if of.share < SAME and (flat or spread > COLLAPSED_UNIFORMITY):
             sides.append(f"The {side}s use {rank:.1f} directions; their uniformity is {spread:.2f} (0 is one point).")
     advice = [
         "Lower optim.lr, or lengthen optim.warmup_steps.",
@@ -107,10 +136,10 @@ def _tower(log: Log) -> Verdict | None:
 
 def _scale(figures: Mapping[str, float], log: Log) -> Verdict | None:
     scale, clamped = figures["logit_scale"], _end(log, "scale_clamped")
-    if at_clamp(scale) and clamped != 0:
+    # without a log nobody knows of a clamp: published models stand at 100 and above
+    if at_clamp(scale) and clamped:
         evidence = [f"The logit scale is {scale:.1f}."]
-        if clamped is not None:
-            evidence.append(f"It stood at the clamp in {_percent(clamped)} of the last steps.")
+        evidence.append(f"It stood at the clamp in {_percent(clamped)} of the last steps.")
         if scale > 2:
             evidence.append(f"The loss of these pairs would be lowest at {figures['best_scale']:.1f}.")
             advice = ["Usual after long training on much data; on little data the model is learning it by heart."]
@@ -141,13 +170,14 @@ def _duplicates(figures: Mapping[str, float]) -> Verdict | None:
         "The loss pushes duplicates apart",
         [f"{_percent(share)} of the pairs have a duplicate that counts as a negative; the list below names them."],
         [
-            "loss.positives=text makes equal captions positives; identity, the default, equal picture files, too.",
-            "Captions that differ in case or punctuation alone, and copies of a picture, are best merged in the data.",
+            "loss.positives=text or identity makes captions of equal tokens positives.",
+            "Captions that differ in punctuation alone, and copies of a picture under other names, stay negatives: "
+            "merge them in the data.",
         ],
     )
 
 
-def _overfitting(figures: Mapping[str, float], history: History | None) -> Verdict | None:
+def _overfitting(figures: Mapping[str, float], log: Log, history: History | None) -> Verdict | None:
     evidence = []
     trained, held_out = figures.get("training_loss_over_chance"), figures["loss_over_chance"]
     if trained is not None and trained < LEARNT and held_out > FLAT:
@@ -155,15 +185,18 @@ def _overfitting(figures: Mapping[str, float], history: History | None) -> Verdi
     if history is not None:
         curve = history.figures["loss_over_chance"].tolist()
         lowest = min(curve)
-        if curve[-1] > lowest + RISEN:
+        end = _end(log, "loss_over_chance")
+        # what never fell was not learnt, and what the training does not know any better is no over-fitting
+        if lowest < FLAT and curve[-1] > lowest + RISEN and (end is None or end < curve[-1] - RISEN):
             step = history.steps[curve.index(lowest)]
             evidence.append(
-                f"Loss / chance of the fixed batch was lowest at step {step}, {lowest:.2f}; now it is {curve[-1]:.2f}."
+                f"Loss / chance of the run's fixed batch was lowest at step {step}, {lowest:.2f}; at its end it is "
+                f"{curve[-1]:.2f}."
             )
             recall = (history.figures["r1_image_to_text"] + history.figures["r1_text_to_image"]) / 2
             best = int(recall.argmax())
             evidence.append(
-                f"Its R@1 was highest at step {history.steps[best]}, {_percent(float(recall[best]))}; now it is "
+                f"Its R@1 was highest at step {history.steps[best]}, {_percent(float(recall[best]))}; at the end it is "
                 f"{_percent(float(recall[-1]))}. Where R@1 still rises, only the certainty is too high."
             )
     advice = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,22 +33,23 @@ def loss_views(
     positives: Tensor,
     scale: float,
     bias: float | None,
-    trained: LossConfig,
+    trained: LossConfig | None,
 ) -> dict[str, LossView]:
-    """The matrix under each of LOSSES: `trained` with its own settings, the others with the defaults.
+    """The matrix under each of LOSSES: `trained`, if known, with its own settings, the others with the defaults.
 
     image, text: (N, E) float64, unit length; the soft loss's targets come from them. cosine: (N, N) float64. positives:
     (N, N) bool. scale, bias: the model's; a sigmoid loss that finds no bias gets the best one for this matrix.
     """
     views = {}
     for name in LOSSES:
-        config = trained if name == trained.name else LossConfig(name=name)  # type: ignore[arg-type]
+        known = trained if trained is not None and trained.name == name else None
+        config = known or LossConfig(name=name)  # type: ignore[arg-type]
         if config.pairwise and bias is None:
             own_bias: float | None = best_bias(scale * cosine, int(positives.sum()))
         else:
             own_bias = None if name in ON_COSINES else bias
         handed = Handed.of(config, image, text, cosine, scale, own_bias)
-        views[name] = replace(_view(config, handed, positives), bias=own_bias, trained=name == trained.name)
+        views[name] = replace(_view(config, handed, positives), bias=own_bias, trained=known is not None)
     return views
 
 
@@ -138,6 +139,7 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
     cosine = cosine.float()
     low, high = math.log(min(1.0, learned)), math.log(max(100.0, learned))
 
+    @cache
     def value(name: str, log_scale: float) -> float:
         view = losses[name]
         settings: dict[str, Any] = dict(view.settings)
@@ -154,22 +156,22 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
         around = (grid[max(k - 1, 0)], grid[min(k + 1, _SCALES - 1)])
         found = minimize_scalar(partial(value, name), bounds=around, method="bounded", options={"xatol": 5e-3})
         # the search keeps inside its bounds, and the lowest may lie on one
-        best[name] = math.exp(float(found.x) if float(found.fun) < values[k] else grid[k])
-    scales = torch.tensor(sorted({math.exp(at) for at in grid} | {learned, *best.values()}), dtype=torch.float64)
+        best[name] = float(found.x) if float(found.fun) < values[k] else grid[k]
+    points = sorted({*grid, math.log(learned), *best.values()})
     curves = []
-    for scale in scales.tolist():
-        logits = scale * cosine
+    for at in points:
+        logits = math.exp(at) * cosine
         rows, columns = effective_negatives(logits, positives)
         curves.append((_entropy(logits, 1), _entropy(logits, 0), float(rows.mean()), float(columns.mean())))
     entropy_rows, entropy_columns, negatives_rows, negatives_columns = torch.tensor(curves, dtype=torch.float64).T
     return Temperature(
-        scales=scales,
+        # the learned one as it was given, not to the last bit of its logarithm
+        scales=torch.tensor(
+            [learned if at == math.log(learned) else math.exp(at) for at in points], dtype=torch.float64
+        ),
         learned=learned,
-        loss={
-            name: torch.tensor([value(name, math.log(s)) for s in scales.tolist()], dtype=torch.float64)
-            for name in scaled
-        },
-        best=best,
+        loss={name: torch.tensor([value(name, at) for at in points], dtype=torch.float64) for name in scaled},
+        best={name: math.exp(at) for name, at in best.items()},
         entropy_rows=entropy_rows,
         entropy_columns=entropy_columns,
         negatives_rows=negatives_rows,

@@ -36,17 +36,21 @@ def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
 
     Call it after the clipping: that changes the lengths, but not their ratio. A tower without gradients has 0.
     """
-    squares = torch.zeros(3, dtype=torch.float64)
+    parts: tuple[list[Tensor], ...] = ([], [], [])
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             part = 0 if name.startswith("visual.") else 2 if name in ("logit_scale", "logit_bias") else 1
-            squares[part] += local(parameter.grad).double().square().sum().cpu()
+            parts[part].append(local(parameter.grad))
+    device = next(model.parameters()).device
+    # the empty sum has no device of its own
+    norms = torch.stack([torch.nn.utils.get_total_norm(part).to(device) for part in parts])
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        device = next(model.parameters()).device
-        shared = squares.to(device)
-        dist.all_reduce(shared)
-        squares = shared.cpu()
-    image, text, _ = (squares.sqrt() * (total / math.sqrt(float(squares.sum()) or 1.0))).tolist()
+        squares = norms.square()
+        dist.all_reduce(squares)
+        norms = squares.sqrt()
+    image, text, rest = norms.tolist()
+    share = total / (math.hypot(image, text, rest) or 1.0)
+    image, text = image * share, text * share
     return {"grad_norm_image": image, "grad_norm_text": text}
 
 
