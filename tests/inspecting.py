@@ -64,7 +64,6 @@ def history(n: int = 6, steps: int = 4) -> History:
     return History(
         steps=[20 * k for k in range(steps)],
         cosines=cosines,
-        scale=figures["logit_scale"],
         figures=figures,
         captions=[f"fixed {k}" for k in range(n)],
         training=training,

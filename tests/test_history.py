@@ -61,7 +61,7 @@ def test_the_last_matrix_is_that_of_the_finished_model(finished: Path) -> None:
     assert sample.captions == history.captions
     torch.testing.assert_close(history.cosines[-1].float(), image @ text.T, rtol=0, atol=6e-4)
     scale = float(model.logit_scale.detach().exp())
-    assert float(history.scale[-1]) == pytest.approx(scale)
+    assert float(history.figures["logit_scale"][-1]) == pytest.approx(scale)
     logits = scale * (image @ text.T)
     diagonal = torch.arange(5)
     loss = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2

@@ -102,14 +102,14 @@ class Verdict(NamedTuple):
 class History:
     """One fixed batch of n held-out pairs along the training, and the curves of the run.
 
-    steps: S, rising. cosines: (S, n, n) float16. scale: (S,). figures: name -> (S,) of the fixed batch, among them
-    loss, r1_image_to_text and r1_text_to_image. captions: of the n pairs. training: name -> values of metrics.jsonl,
-    among them step, loss, loss_over_chance and logit_scale, all of one length; NaN where a line lacks one.
+    steps: S, rising. cosines: (S, n, n) float16. figures: name -> (S,) of the fixed batch, among them loss,
+    logit_scale, r1_image_to_text and r1_text_to_image. captions: of the n pairs. training: name -> values of
+    metrics.jsonl, among them step, loss, loss_over_chance and logit_scale, all of one length; NaN where a line lacks
+    one.
     """
 
     steps: list[int]
     cosines: Tensor
-    scale: Tensor
     figures: dict[str, Tensor]
     captions: list[str]
     training: dict[str, list[float]]

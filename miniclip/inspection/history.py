@@ -136,7 +136,6 @@ def read_history(run_dir: Path) -> History | None:
     return History(
         steps=[int(path.stem.removeprefix("step_")) for path in paths],
         cosines=stacked,
-        scale=figures["logit_scale"],
         figures=figures,
         captions=captions,
         training=training_log(run_dir),

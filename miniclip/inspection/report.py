@@ -137,7 +137,7 @@ def _history(history: History) -> dict[str, Any]:
     return {
         "n": history.cosines.shape[1],
         "steps": history.steps,
-        "scale": _numbers(history.scale),
+        "scale": _numbers(history.figures["logit_scale"]),
         "figures": _named(history.figures),
         "captions": history.captions,
         "training": _named(history.training),
