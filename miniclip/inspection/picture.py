@@ -103,7 +103,7 @@ def _temperature(axes: Axes, inspection: Inspection) -> None:
     other.set_ylim(bottom=0)
     handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
     labels = [*axes.get_legend_handles_labels()[1], *other.get_legend_handles_labels()[1]]
-    axes.legend(handles, labels, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
+    axes.legend(handles, labels, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
 
 
 def _figures(axes: Axes, inspection: Inspection) -> None:
@@ -114,8 +114,8 @@ def _figures(axes: Axes, inspection: Inspection) -> None:
         y = 1 - (k + 0.5) / len(rows)
         value = "-" if row.value is None else f"{row.value:.3g}"
         axes.text(0.02, y, row.label, fontsize=9, color=_INK, va="center")
-        axes.text(0.78, y, value, fontsize=9, color=_INK, va="center", ha="right", family="monospace")
-        axes.text(0.80, y, row.unit, fontsize=8, color=_FAINT, va="center")
+        axes.text(0.83, y, value, fontsize=9, color=_INK, va="center", ha="right", family="monospace")
+        axes.text(0.85, y, row.unit, fontsize=8, color=_FAINT, va="center")
 
 
 def _verdicts(axes: Axes, inspection: Inspection) -> None:
@@ -126,7 +126,7 @@ def _verdicts(axes: Axes, inspection: Inspection) -> None:
         for sentence in verdict.evidence:
             lines += [(line, _INK, False) for line in wrap(sentence, 66)]
         for sentence in verdict.advice:
-            lines += [(line, _FAINT, False) for line in wrap(sentence, 66)]
+            lines += [(line, _FAINT, False) for line in wrap(f"Try: {sentence}", 66)]
         lines.append(("", _INK, False))
     for k, (text, colour, bold) in enumerate(lines[:22] or [("Nothing stands out.", _INK, True)]):
         axes.text(
