@@ -329,7 +329,9 @@ def test_more_than_512_pairs_are_rounded_and_say_so(visit: Visits, tmp_path: Pat
     page.select_option("#view", "gradient")
     until(page, "document.getElementById('matrix').dataset.view === 'gradient'")
     ours = expected(built, "gradient", "softmax")
-    close = np.abs(values(page, "gradient", n, 16) - ours[::16]) <= (half_a_step(ours, 5) + half_a_step(ours))[::16]
+    flushed = np.abs(ours).max() * 2.0**-17
+    off = np.abs(values(page, "gradient", n, 16) - ours[::16])
+    close = off <= (half_a_step(ours, 5) + half_a_step(ours) + flushed)[::16]
     assert close.all()
     assert np.array_equal(values(page, "cosine", n, 16), built.cosine.float().double().numpy()[::16])
     i, j = 512, 300  # of the third sheet of pictures, and of the second
