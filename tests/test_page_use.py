@@ -304,7 +304,8 @@ def test_two_pairs_and_numbers_that_are_none(visit: Visits, tmp_path: Path) -> N
     built = inspecting.inspection(2)
     nan = math.nan
     history = inspecting.history(2, 1)
-    history = replace(history, figures={"loss": torch.tensor([nan])}, training={"step": [1.0, 2.0], "loss": [nan, 1.0]})
+    figures = {"loss": torch.tensor([nan]), "logit_scale": torch.tensor([nan])}
+    history = replace(history, figures=figures, training={"step": [1.0, 2.0], "loss": [nan, 1.0]})
     losses = dict(built.losses)
     broken = losses["softmax"].gradient.clone()
     broken[0, 1] = nan
