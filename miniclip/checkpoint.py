@@ -92,7 +92,7 @@ def load_unfinished(
     Raises FileNotFoundError if there is none, and ValueError, naming the file, if it cannot be read.
     """
     run_dir = Path(run_dir)
-    found = [path / WEIGHTS for path in _checkpoints(run_dir) if (path / WEIGHTS).is_file()]
+    found = checkpoint_weights(run_dir)
     if not found or not (run_dir / "config.yaml").is_file():
         raise FileNotFoundError(
             f"{run_dir} holds neither a model nor a checkpoint with {WEIGHTS}; name the directory of a run, or one "
@@ -177,6 +177,11 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
             f"{found[-1]} cannot be loaded into this model ({str(error).splitlines()[0]}); "
             "keep the run's model config, or delete that directory to go on from the one before"
         ) from error
+
+
+def checkpoint_weights(run_dir: Path) -> list[Path]:
+    """Files of weights in a run's checkpoints, in the order of their steps; FSDP's hold theirs in another form."""
+    return [path / WEIGHTS for path in _checkpoints(run_dir) if (path / WEIGHTS).is_file()]
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:

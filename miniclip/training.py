@@ -48,7 +48,7 @@ from miniclip.matrix import shares
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
 from miniclip.optim import build_optimizer, learning_rate
-from miniclip.printing import printable
+from miniclip.printing import first_few
 from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
 from miniclip.tokenizer import Tokenizer
 
@@ -183,8 +183,7 @@ def _training_pairs(config: Config, preprocess: Preprocess, accelerator: Acceler
         progress=progress,
     )
     if pairs.bad and accelerator.is_main_process:
-        named = printable("; ".join(pairs.bad[:5]))
-        print(f"{len(pairs.bad)} pictures cannot be read and are left out: {named}")
+        print(f"{len(pairs.bad)} pictures cannot be read and are left out: {first_few(pairs.bad)}")
     return pairs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from test_rows import draw, groups
 
 from miniclip.entries import ENTRIES, hinge_entries
 from miniclip.losses import LOSSES
@@ -35,14 +35,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ROWS] + [
 variants = pytest.mark.parametrize(
     ("name", "settings"), VARIANTS, ids=["-".join([n, *(f"{k}={v}" for k, v in s.items())]) for n, s in VARIANTS]
 )
-
-
-def draw(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
-    return spread * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def groups(rows: list[int], columns: list[int]) -> Tensor:
-    return torch.tensor(rows)[:, None] == torch.tensor(columns)
 
 
 POSITIVES = {

@@ -20,6 +20,7 @@ from miniclip.data.subset import Subset
 from miniclip.data.transforms import Augment, Preprocess
 from miniclip.gradcache import cached_backward
 from miniclip.hardware import tune_for_device
+from miniclip.inspection.watch import tower_of
 from miniclip.matrix import Positives
 from miniclip.models import Embeddings, create_model
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
@@ -86,8 +87,8 @@ class Trial:
         self.prepared.train()
         self.towers: dict[str, list[nn.Parameter]] = {"image": [], "text": []}
         for name, parameter in self.model.named_parameters():
-            if name not in ("logit_scale", "logit_bias"):
-                self.towers["image" if name.startswith("visual.") else "text"].append(parameter)
+            if tower := tower_of(name):
+                self.towers[tower].append(parameter)
         self.before = {tower: [p.detach().clone() for p in own] for tower, own in self.towers.items()}
 
     def inputs(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

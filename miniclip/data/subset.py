@@ -10,7 +10,7 @@ from PIL import Image
 
 from miniclip.data.images import BadImage
 from miniclip.data.sources import LabelledSource, PairSource
-from miniclip.printing import printable
+from miniclip.printing import first_few
 
 Source = TypeVar("Source", PairSource, LabelledSource)
 
@@ -65,6 +65,5 @@ def readable(source: Source, on_bad: str) -> Source:
         return source
     if on_bad == "stop":
         raise BadImage(f"{bad[0]} (one of {len(bad)}); mend or remove it, or set on_bad to skip")
-    named = printable("; ".join(map(str, bad[:5])))
-    print(f"{len(bad)} evaluation pictures cannot be read and are left out: {named}")
+    print(f"{len(bad)} evaluation pictures cannot be read and are left out: {first_few(bad)}")
     return cast(Source, Subset(source, [row for row, error in enumerate(errors) if error is None]))

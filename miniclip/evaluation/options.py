@@ -52,20 +52,20 @@ def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Prepro
         from miniclip.interop.open_clip import load_open_clip
 
         return load_open_clip(checkpoint, device)
-    from miniclip.checkpoint import WEIGHTS, load, load_unfinished
+    from miniclip.checkpoint import WEIGHTS, checkpoint_weights, load, load_unfinished
 
-    finished = next((f for f in (Path(checkpoint), Path(checkpoint) / "model") if (f / WEIGHTS).is_file()), None)
-    newest = max((path.stat().st_mtime for path in _checkpoints(checkpoint)), default=0.0)
+    finished = _finished(checkpoint)
+    newest = max((path.stat().st_mtime for path in checkpoint_weights(Path(checkpoint))), default=0.0)
     if finished is None or (finished / WEIGHTS).stat().st_mtime < newest:
         return load_unfinished(checkpoint, device)
     return load(checkpoint, device)
 
 
-def _checkpoints(directory: str) -> list[Path]:
-    """Weights of a run's checkpoints, in the order of the steps."""
+def _finished(directory: str) -> Path | None:
+    """Folder of the finished model in a run or model directory."""
     from miniclip.checkpoint import WEIGHTS
 
-    return sorted(Path(directory).glob(f"checkpoints/step_*[0-9]/{WEIGHTS}"))
+    return next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
 
 
 def image_size_of(directory: str) -> int:
@@ -74,10 +74,10 @@ def image_size_of(directory: str) -> int:
         from miniclip.interop.open_clip import open_clip_image_size
 
         return open_clip_image_size(directory)
-    from miniclip.checkpoint import PREPROCESS, WEIGHTS
+    from miniclip.checkpoint import PREPROCESS, WEIGHTS, checkpoint_weights
 
-    folder = next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
-    if folder is None and _checkpoints(directory) and (Path(directory) / "config.yaml").is_file():
+    folder = _finished(directory)
+    if folder is None and checkpoint_weights(Path(directory)) and (Path(directory) / "config.yaml").is_file():
         size = load_config_file(Path(directory) / "config.yaml").model.image_size
         assert size is not None  # a run saves its config resolved
         return size

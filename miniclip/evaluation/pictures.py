@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption, best_captions
-from miniclip.printing import printable
+from miniclip.printing import one_line
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -41,11 +41,11 @@ def confusion_png(
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if title:
-        axes.set_title(_one_line(title, 80), parse_math=False)
+        axes.set_title(one_line(title, 80), parse_math=False)
     if c <= _NAMED_CLASSES:
         # parse_math=False: a $ in a name is a dollar, not the start of a formula.
         text: dict[str, Any] = {"fontsize": 9 if c <= 40 else 7, "parse_math": False}
-        names = [_one_line(name, 24) for name in classes]
+        names = [one_line(name, 24) for name in classes]
         axes.set_xticks(range(c), names, rotation=45 if c <= 20 else 90, ha="right" if c <= 20 else "center", **text)
         if c <= 20:
             for label in axes.get_xticklabels():
@@ -104,7 +104,7 @@ def example_sheet(
     sheet = Image.new("RGB", (width, head + rows * (card_height + _PAD) + _PAD + foot), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((_PAD, _PAD + 4), _one_line(title, 110), fill=_INK, font=_font(30, bold=True))
+        draw.text((_PAD, _PAD + 4), one_line(title, 110), fill=_INK, font=_font(30, bold=True))
     for k, (image, ranked) in enumerate(zip(images, captions, strict=True)):
         x = _PAD + k % columns * (card_width + _PAD)
         y = head + _PAD + k // columns * (card_height + _PAD)
@@ -167,15 +167,9 @@ def _font(size: int, bold: bool = False) -> FreeTypeFont:
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf", size)
 
 
-def _one_line(text: str, limit: int) -> str:
-    """Text from data -> printable characters on one line, cut with an ellipsis to `limit` characters."""
-    text = printable(text)
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
 def _wrap(text: str, font: FreeTypeFont, width: int, lines: int) -> list[str]:
     """Greedy wrapping to `width` pixels; words beyond the last line, and the end of a longer word, become "…"."""
-    words = _one_line(text, 400).split() or ["(empty)"]
+    words = one_line(text, 400).split() or ["(empty)"]
     result: list[str] = []
     while words and len(result) < lines:
         line = words.pop(0)

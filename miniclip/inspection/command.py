@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from miniclip.config import Config, load_config_file
 from miniclip.evaluation.options import OPEN_CLIP, device_of, load_model, pairs_of
-from miniclip.printing import printable
+from miniclip.printing import first_few
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
     from miniclip.inspection.build import build
     from miniclip.inspection.history import read_history, training_log
     from miniclip.inspection.sample import draw, scale_and_bias
-    from miniclip.inspection.views import own_loss_over_chance
+    from miniclip.inspection.views import loss_figures
 
     options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
     model, preprocess, tokenizer = load_model(arguments.checkpoint, device_of(arguments.device))
@@ -71,8 +71,7 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
         source = _source(arguments, config, preprocess, split)
         sample = draw(source, size, arguments.seed, preprocess, on_bad=arguments.on_bad, progress=options.progress)
         if sample.bad:
-            named = printable("; ".join(sample.bad[:5]))
-            print(f"{len(sample.bad)} pictures cannot be read and are passed over: {named}")
+            print(f"{len(sample.bad)} pictures cannot be read and are passed over: {first_few(sample.bad)}")
         image, text = sample.encode(model, preprocess, tokenizer, options)
         return sample, image, text, sample.positives(kind, tokenizer)
 
@@ -82,7 +81,7 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
     if arguments.data is None and loss is not None and arguments.split != "train":
         known, *trained = embed("train", len(sample))
         if len(known) == len(sample):
-            learnt = own_loss_over_chance(trained[0], trained[1], trained[2], scale, bias, loss)
+            learnt = loss_figures(trained[0], trained[1], trained[2], scale, bias, loss)["loss_over_chance"]
     data = arguments.data or (config.data.source if config is not None else "")
     model_name = Path(arguments.checkpoint).resolve().name
     return build(

@@ -149,3 +149,8 @@ class Inspection:
     free_energy: tuple[Tensor, Tensor]
     history: History | None = None
     suspects: int = 0
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, N), scale * cosine + bias."""
+        return self.scale * self.cosine + (self.bias or 0.0)

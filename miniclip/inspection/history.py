@@ -25,11 +25,9 @@ from miniclip.evaluation.report import write_json
 from miniclip.inspection.contents import History
 from miniclip.inspection.figures import batch_figures
 from miniclip.inspection.sample import Sample, TooFewPairs, draw, scale_and_bias
-from miniclip.inspection.views import Handed
-from miniclip.losses import LOSSES
+from miniclip.inspection.views import loss_figures
 from miniclip.models import DualEncoder
-from miniclip.objective import chance_loss
-from miniclip.printing import printable
+from miniclip.printing import first_few
 from miniclip.rundir import MATRICES, kept_matrices
 from miniclip.tokenizer import Tokenizer
 
@@ -59,15 +57,11 @@ class MatrixLog:
             write_json(self.folder / BATCH, {"captions": self.sample.captions, "names": self.sample.names})
         image, text = self.sample.encode(model, self.preprocess, self.tokenizer, self.options)
         scale, bias = scale_and_bias(model)
-        cosine = image @ text.T
-        handed = Handed.of(self.loss, image, text, cosine, scale, bias, step)
-        loss = float(LOSSES[self.loss.name](handed.logits, self.positives, **handed.settings))
-        chance = chance_loss(self.loss, len(image), 1, step) or 1
-        figures = {"loss": loss, "loss_over_chance": loss / chance, "logit_scale": scale}
+        figures = loss_figures(image, text, self.positives, scale, bias, self.loss, step) | {"logit_scale": scale}
         figures |= batch_figures(image, text, scale, bias, self.positives)
         path = self.folder / f"step_{step:08d}.safetensors"
         part = path.with_suffix(".part")
-        save_file({"cosine": cosine.half()}, part, metadata={"figures": json.dumps(figures)})
+        save_file({"cosine": (image @ text.T).half()}, part, metadata={"figures": json.dumps(figures)})
         part.replace(path)
 
     def check_same_batch(self) -> None:
@@ -96,8 +90,8 @@ def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
             f"log.matrix_every={config.log.matrix_every}: {error} of the validation split; set it to 0"
         ) from error
     if sample.bad:
-        named = printable("; ".join(sample.bad[:5]))
-        print(f"{len(sample.bad)} validation pictures cannot be read and are left out of the fixed batch: {named}")
+        count, named = len(sample.bad), first_few(sample.bad)
+        print(f"{count} validation pictures cannot be read and are left out of the fixed batch: {named}")
     assert config.model.context_length is not None
     options = EncodeOptions(config.eval.batch_size, "bf16" if config.train.precision == "bf16" else "fp32")
     tokenizer = Tokenizer(context_length=config.model.context_length)

@@ -55,11 +55,10 @@ def write_numbers(inspection: Inspection, path: Path) -> None:
         "losses": {name: _loss(view, whole) for name, view in inspection.losses.items()},
     }
     if whole:
-        logits = inspection.scale * inspection.cosine + (inspection.bias or 0.0)
         values["cosine"] = _list(inspection.cosine)
         values["positives"] = inspection.positives.tolist()
-        values["row_probability"] = _list(logits.softmax(1))
-        values["column_probability"] = _list(logits.softmax(0))
+        values["row_probability"] = _list(inspection.logits.softmax(1))
+        values["column_probability"] = _list(inspection.logits.softmax(0))
     if inspection.history is not None:
         history = inspection.history
         values["history"] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from miniclip.inspection.contents import Inspection
-from miniclip.printing import printable
+from miniclip.printing import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,10 +47,9 @@ def write_picture(inspection: Inspection, path: Path) -> None:
 
     view = inspection.losses[inspection.loss]
     order = inspection.orders["cluster"]
-    logits = inspection.scale * inspection.cosine + (inspection.bias or 0.0)
     figure = Figure(figsize=(16, 9.4), dpi=100, layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(5, 4))
-    figure.suptitle(_line(inspection.title, 140), fontsize=13, color=_INK, parse_math=False)
+    figure.suptitle(one_line(inspection.title, 140), fontsize=13, color=_INK, parse_math=False)
 
     def heat_map(place: int, title: str, label: str, values: Tensor, **colours: Any) -> None:
         axes = figure.add_subplot(grid[0, place])
@@ -63,12 +62,11 @@ def write_picture(inspection: Inspection, path: Path) -> None:
         axes.set_yticks([])
 
     heat_map(0, "cosine similarity", "cosine", inspection.cosine, cmap="cividis")
-    probability = logits.softmax(1)
     heat_map(
         1,
         "probability of a text, given the image",
         "probability",
-        probability,
+        inspection.logits.softmax(1),
         cmap="cividis",
         norm=PowerNorm(0.4, 0, 1),
     )
@@ -139,8 +137,3 @@ def _verdicts(axes: Axes, inspection: Inspection) -> None:
             weight="bold" if bold else "normal",
             parse_math=False,
         )
-
-
-def _line(text: str, limit: int) -> str:
-    text = printable(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip.inspection.contents import Cell, History, Inspection, LossView
+from miniclip.inspection.sample import THUMBNAIL
 
 SCRIPTS = ("page_data.js", "page_matrix.js", "page_charts.js", "page.js")
-THUMBNAIL = 64
 _SHEET = 16  # thumbnails along each side of a sheet
 _EXACT = 512  # pairs; beyond, all matrices are gzipped, and pair losses and gradients rounded to 5 bits of mantissa
 _FULL = 2.0**15  # what the largest float16 of a matrix becomes: so high up, small ones keep all of their digits

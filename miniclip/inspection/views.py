@@ -80,13 +80,20 @@ class Handed(NamedTuple):
         return cls(scale * cosine + (bias or 0.0), settings, scale)
 
 
-def own_loss_over_chance(
-    image: Tensor, text: Tensor, positives: Tensor, scale: float, bias: float | None, config: LossConfig
-) -> float:
-    """The loss of these pairs over its chance value; axes as in loss_views."""
-    handed = Handed.of(config, image, text, image @ text.T, scale, bias)
+def loss_figures(
+    image: Tensor,
+    text: Tensor,
+    positives: Tensor,
+    scale: float,
+    bias: float | None,
+    config: LossConfig,
+    step: int = END,
+) -> dict[str, float]:
+    """The loss of these pairs as training computes it at a step, and over its chance value; axes as in loss_views."""
+    handed = Handed.of(config, image, text, image @ text.T, scale, bias, step)
     value = float(LOSSES[config.name](handed.logits, positives, **handed.settings))
-    return value / (chance_loss(config, len(image), 1, END) or 1.0)
+    # decoupled's chance is 0 for two pairs
+    return {"loss": value, "loss_over_chance": value / (chance_loss(config, len(image), 1, step) or 1)}
 
 
 def _view(config: LossConfig, handed: Handed, positives: Tensor) -> LossView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -36,14 +37,13 @@ def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
 
     Call it after the clipping: that changes the lengths, but not their ratio. A tower without gradients has 0.
     """
-    parts: tuple[list[Tensor], ...] = ([], [], [])
+    parts: dict[str | None, list[Tensor]] = {"image": [], "text": [], None: []}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            part = 0 if name.startswith("visual.") else 2 if name in ("logit_scale", "logit_bias") else 1
-            parts[part].append(local(parameter.grad))
+            parts[tower_of(name)].append(local(parameter.grad))
     device = next(model.parameters()).device
     # the empty sum has no device of its own
-    norms = torch.stack([torch.nn.utils.get_total_norm(part).to(device) for part in parts])
+    norms = torch.stack([torch.nn.utils.get_total_norm(part).to(device) for part in parts.values()])
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         squares = norms.square()
         dist.all_reduce(squares)
@@ -52,6 +52,13 @@ def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
     share = total / (math.hypot(image, text, rest) or 1.0)
     image, text = image * share, text * share
     return {"grad_norm_image": image, "grad_norm_text": text}
+
+
+def tower_of(parameter: str) -> Literal["image", "text"] | None:
+    """Which encoder a DualEncoder's parameter of this name belongs to; None for scale and bias."""
+    if parameter in ("logit_scale", "logit_bias"):
+        return None
+    return "image" if parameter.startswith("visual.") else "text"
 
 
 def local(parameter: Tensor) -> Tensor:
