@@ -77,16 +77,14 @@ def tune_fsdp(accelerator: Accelerator) -> None:
 
 
 def tune_for_device(model: DualEncoder, device: torch.device, compiled: bool) -> None:
-    """Memory format, length groups, allocator and compiler for the device that the model will run on."""
+    """Memory format, packed captions, allocator and compiler for the device that the model will run on."""
     if model.config.image_encoder == "resnet":
         model.visual.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_freed_memory()
-        # on a GPU the host would have to wait for the lengths
-        model.length_groups = 4
     if compiled:
         model.visual.compile()
-        model.transformer.compile(dynamic=True)
+    model.packs = True
 
 
 def share_cores(threads: int | None, processes: int) -> None:

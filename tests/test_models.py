@@ -215,38 +215,41 @@ def test_the_last_block_for_one_token_equals_the_whole_block() -> None:
         torch.testing.assert_close(block(x, causal, at)[:, 0], whole[torch.arange(3), at], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("groups", [2, 3, 4, 50])
-def test_length_groups_and_trimming_are_exact(groups: int) -> None:
+def test_packing_and_trimming_are_exact() -> None:
     ends = [20, 3, 9, 9, 41, 1, 12]
     text = captions(ends)
     weights = torch.randn(len(ends), 256, generator=torch.Generator().manual_seed(2))
 
-    def run(text: Tensor, groups: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(text: Tensor, packs: bool) -> tuple[Tensor, dict[str, Tensor]]:
         model = build(VIT).train()
-        model.length_groups = groups
+        model.packs = packs
         embeddings = model.encode_text(text, normalize=True)
         (embeddings * weights).sum().backward()
         return embeddings.detach(), gradients(model)
 
-    embeddings, grads = run(text, groups=1)
+    embeddings, grads = run(text, packs=False)
     assert "token_embedding.weight" in grads and "positional_embedding" in grads
-    for other, count in ((text, groups), (text[:, : max(ends) + 1], 1), (text[:, : max(ends) + 1], groups)):
-        same, same_grads = run(other, count)
+    trimmed = text[:, : max(ends) + 1]
+    for other, packs in ((text, True), (trimmed, False), (trimmed, True)):
+        same, same_grads = run(other, packs)
         torch.testing.assert_close(same, embeddings, rtol=0, atol=1e-6)
         assert_close_by_norm(same_grads, grads, 1e-5)
 
 
-def test_length_groups_really_trim() -> None:
+def test_packing_computes_no_padding() -> None:
     model = build(VIT)
     seen: list[tuple[int, ...]] = []
-    model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:-1])))
     text = captions([20, 3, 9, 41])
     model.encode_text(text)
     assert seen == [(4, 77)]
     seen.clear()
-    model.length_groups = 2
+    model.packs = True
     model.encode_text(text)
-    assert seen == [(2, 10), (2, 42)]
+    assert seen == [(21 + 4 + 10 + 42,)]
+    seen.clear()
+    model.encode_text(text[:1])
+    assert seen == [(21,)]
 
 
 @BOTH

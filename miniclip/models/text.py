@@ -6,20 +6,20 @@ Axes: `B` batch, `L` tokens, `D` width, `E` embedding.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniclip.models.transformer import Block, Transformer
+from miniclip.models.transformer import Block, Packed, Transformer
 
 
 class TextTower(nn.Module):
     """Token ids -> (B, E).
 
     The end token has the greatest id of the vocabulary, so `argmax` over a row finds it; what stands after it is
-    padding. Causal attention never looks at that padding, hence cutting it off changes nothing.
+    padding. Causal attention never looks at that padding, hence leaving it out changes nothing.
 
-    length_groups: captions are sorted by length and run in so many groups, each cut to its longest caption. The result
-    is the same for every value; 1 takes the batch as it comes and does not cut it. On a GPU, more than 1 makes the host
-    wait for the lengths.
+    packs: compute the captions' own tokens alone, sorted by length, instead of the padded batch; the result is the
+    same. The host then waits for the lengths.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TextTower(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.length_groups = 1
+        self.packs = False
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.transformer = Transformer(width, heads, layers, activation, checkpointing)
@@ -68,21 +68,20 @@ class TextTower(nn.Module):
                 f"{self.context_length}, as the tokenizer returns them"
             )
         ends = text.argmax(dim=-1)
-        if self.length_groups == 1 or len(text) < 2:
-            return self._encode(self.token_embedding(text), ends)
-        order = ends.argsort()
-        groups = order.chunk(self.length_groups)
-        cut = [text[rows, : int(ends[rows[-1]]) + 1] for rows in groups]
-        # One look-up for all groups, since the gradient of each is as big as the whole token table.
-        tokens = self.token_embedding(torch.cat([part.flatten() for part in cut]))
-        parts = tokens.split([part.numel() for part in cut])
-        encoded = [
-            self._encode(part.view(*ids.shape, -1), ends[rows])
-            for part, ids, rows in zip(parts, cut, groups, strict=True)
-        ]
-        return torch.cat(encoded)[order.argsort()]
-
-    def _encode(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        x = tokens + self.positional_embedding[: tokens.shape[1]]
+        if self.packs:
+            return self._packed_features(text, ends)
+        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
         x = self.transformer(x, at=ends, causal=True)
         return self.ln_final(x) @ self.text_projection
+
+    def _packed_features(self, text: Tensor, ends: Tensor) -> Tensor:
+        lengths, order = (ends + 1).cpu().sort(stable=True)
+        starts = F.pad(lengths.cumsum(0), (1, 0))
+        runs = [(int(count), int(length)) for length, count in zip(*lengths.unique(return_counts=True), strict=True)]
+        own = torch.arange(text.shape[1]) < lengths[:, None]  # (B, L), of the sorted captions
+        position = torch.arange(text.shape[1]).expand_as(own)[own].to(text.device)
+        chosen = (order[:, None] * text.shape[1] + torch.arange(text.shape[1]))[own].to(text.device)
+        x = self.token_embedding(text.flatten()[chosen]) + F.embedding(position, self.positional_embedding)
+        packed = Packed(runs, starts.int().to(text.device))
+        x = self.transformer(x, at=starts[1:].to(text.device) - 1, causal=True, packed=packed)
+        return self.ln_final(x[order.argsort().to(text.device)]) @ self.text_projection

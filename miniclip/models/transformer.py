@@ -1,16 +1,20 @@
 """The pre-LayerNorm Transformer that both towers share.
 
-Axes: `B` batch, `L` tokens, `D` width, `H` heads. Parameter names are those of OpenAI's released CLIP weights.
+Axes: `B` batch, `L` tokens, `T` tokens of all sequences, `D` width, `H` heads, `d` width of a head.
+Parameter names are those of OpenAI's released CLIP weights.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class QuickGELU(nn.Module):
@@ -29,9 +33,9 @@ def make_activation(name: str) -> nn.Module:
     raise ValueError(f"activation {name!r} is unknown; use 'gelu' or 'quick_gelu'")
 
 
-def tokens_at(x: Tensor, at: Tensor) -> Tensor:
-    """One token a row. x: (B, L, D); at: (B,) int64 positions in [0, L). Returns (B, D)."""
-    return x[torch.arange(len(x), device=x.device), at]
+def tokens_at(x: Tensor, at: Tensor, packed: Packed | None = None) -> Tensor:
+    """One token a sequence. x: (B, L, D), at: (B,) in [0, L) -> (B, 1, D). Packed x: (T, D), at in [0, T) -> (B, D)."""
+    return x[at] if packed is not None else x[torch.arange(len(x), device=x.device), at][:, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -40,11 +44,55 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causa
     On a CPU, half precision is widened: torch's half-precision kernel there takes several times as long to go
     backward as its float32 one.
     """
-    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+    if q.device.type == "cpu" and q.dtype in HALF:
         with torch.autocast("cpu", enabled=False):
             wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal)
         return wide.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+
+
+class Packed(NamedTuple):
+    """Sequences one behind the other without padding, the shorter ones first.
+
+    runs: (how many, how long) of each stretch of sequences of one length. starts: (B + 1,) int32, where each begins,
+    and the end.
+    """
+
+    runs: list[tuple[int, int]]
+    starts: Tensor
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    """Causal attention within each sequence. k, v: (T, H, d); q: (T, H, d), or (B, H, d), the last token of each.
+
+    Returns q's shape and dtype. Sequences of one length go together; on a GPU in half precision all of them do, where
+    torch has a kernel for it (2.10 and later).
+    """
+    single = len(q) == len(packed.starts) - 1
+    if q.device.type == "cuda" and q.dtype in HALF and (varlen := _varlen_attention()) is not None:
+        longest = packed.runs[-1][1]
+        first = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if single else packed.starts
+        window = (-1, -1) if single else (-1, 0)
+        return varlen(q, k, v, first, packed.starts, 1 if single else longest, longest, window_size=window)
+    if q.device.type == "cpu" and q.dtype in HALF:
+        with torch.autocast("cpu", enabled=False):
+            return attend_packed(q.float(), k.float(), v.float(), packed).to(q.dtype)
+    sizes = [count * length for count, length in packed.runs]
+    asked = [count for count, _ in packed.runs] if single else sizes
+    parts = []
+    for (count, _), *run in zip(packed.runs, q.split(asked), k.split(sizes), v.split(sizes), strict=True):
+        q, k, v = (t.unflatten(0, (count, -1)).transpose(1, 2) for t in run)  # (b l) h d -> b h l d
+        parts.append(attend(q, k, v, is_causal=not single).transpose(1, 2).flatten(0, 1))  # b h l d -> (b l) h d
+    return torch.cat(parts)
+
+
+@cache
+def _varlen_attention() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 class Attention(nn.Module):
@@ -62,20 +110,24 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, causal: bool, at: Tensor | None = None) -> Tensor:
-        """x: (B, L, D). With `at` (B,) only those tokens ask, and the result is (B, 1, D); otherwise (B, L, D)."""
+    def forward(self, x: Tensor, causal: bool, at: Tensor | None = None, packed: Packed | None = None) -> Tensor:
+        """x: (B, L, D), or (T, D) if packed. With `at` (B,) only those tokens ask, and the result has as many."""
         width = x.shape[-1]
         if at is None:
             q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-            mask = None
         else:
             w_q, w_kv = self.in_proj_weight.split([width, 2 * width])
             b_q, b_kv = self.in_proj_bias.split([width, 2 * width])
-            q = F.linear(tokens_at(x, at)[:, None], w_q, b_q)
+            q = F.linear(tokens_at(x, at, packed), w_q, b_q)
             k, v = F.linear(x, w_kv, b_kv).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))  # ... (h d) -> ... h d
+        if packed is not None:
+            return self.out_proj(attend_packed(q, k, v, packed).flatten(-2))  # t h d -> t (h d)
+        mask = None
+        if at is not None and causal:
             # (B, 1, 1, L): a single query cannot use is_causal, which would let it see the first key only.
-            mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None] if causal else None
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # b l (h d) -> b h l d
+            mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None]
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # b l h d -> b h l d
         out = attend(q, k, v, mask, is_causal=causal and at is None)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # b h l d -> b l (h d)
 
@@ -103,10 +155,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, activation)
 
-    def forward(self, x: Tensor, causal: bool, at: Tensor | None = None) -> Tensor:
-        """x: (B, L, D) -> (B, L, D), or (B, 1, D) with only the tokens `at` (B,)."""
-        attended = self.attn(self.ln_1(x), causal, at)
-        x = (x if at is None else tokens_at(x, at)[:, None]) + attended
+    def forward(self, x: Tensor, causal: bool, at: Tensor | None = None, packed: Packed | None = None) -> Tensor:
+        """x: (B, L, D), or (T, D) if packed -> the same; with `at` (B,) only those tokens, (B, 1, D) or (B, D)."""
+        attended = self.attn(self.ln_1(x), causal, at, packed)
+        x = (x if at is None else tokens_at(x, at, packed)) + attended
         return x + self.mlp(self.ln_2(x))
 
 
@@ -122,12 +174,15 @@ class Transformer(nn.Module):
         self.checkpointing = checkpointing
         self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
 
-    def forward(self, x: Tensor, at: Tensor, causal: bool = False) -> Tensor:
-        """x: (B, L, D); at: (B,) int64, the token to return; causal: a token sees itself and earlier ones. -> (B, D)"""
+    def forward(self, x: Tensor, at: Tensor, causal: bool = False, packed: Packed | None = None) -> Tensor:
+        """x: (B, L, D); at: (B,) int64, the token to return; causal: a token sees itself and earlier ones. -> (B, D)
+
+        packed: x is (T, D) instead, and `at` counts in T: the last token of each sequence, which see the earlier ones.
+        """
         last = len(self.resblocks) - 1
         for index, block in enumerate(self.resblocks):
-            x = run_block(self.checkpointing, block, x, causal, at if index == last else None)
-        return x[:, 0]
+            x = run_block(self.checkpointing, block, x, causal, at if index == last else None, packed)
+        return x if packed is not None else x[:, 0]
 
 
 def run_block(checkpointing: bool, block: nn.Module, *inputs: Any, **options: Any) -> Tensor:
