@@ -12,7 +12,7 @@ from typing import Any
 from miniclip.config import Config, ConfigError, load_config_file, save_config
 
 # What may change between a run and its resume; the rest decides which pairs a step sees.
-_FREE = ("data.workers", "data.on_bad")
+_FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir")
 
 
 MATRICES = "matrix"  # folder of the matrices of a fixed batch

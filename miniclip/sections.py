@@ -119,9 +119,15 @@ class DataConfig:
     """Captioned pictures: the built-in scenes, or anything that the `datasets` library reads.
 
     Args:
-        source: shapes, a Hub name (jxie/flickr8k), a folder of Parquet files or of images with metadata.jsonl, or a
-            CSV or JSONL file with image paths.
+        source: shapes; a Hub name (jxie/flickr8k); a Parquet file, or a folder or pattern of them; a folder of pictures
+            with metadata.jsonl, or with a text file beside each; a CSV, TSV or JSONL file with image paths; WebDataset
+            tars (shards/{000..031}.tar, here or behind a URL); or a list of such sources.
         name: configuration of a Hub data set that has several.
+        revision: branch, tag or commit of a Hub data set.
+        mixing: share of every batch that comes from each source of a list; without it they are one data set.
+        streaming: read the training split in order, shard by shard, instead of a picture here and there; for data that
+            do not fit on the disk, or lie behind a URL.
+        shuffle_buffer: pairs among which a stream is shuffled, besides the order of its shards.
         train_split: split that is trained on.
         validation_split: split that is evaluated during training.
         test_split: split of the final tables.
@@ -136,8 +142,11 @@ class DataConfig:
         weight_column: column of the weights or classes.
         weights_for: the weight multiplies the picture's share of the loss (loss), or how often it is drawn (sampler).
         size: number of training scenes (source shapes only).
-        cache: decode every picture once, shrink it and keep it in memory.
-        on_bad: a picture that cannot be read: stop, or skip it, count it and go on.
+        cache: decode every picture once, shrink it and keep it in files that are mapped into memory; captions are
+            tokenised once, too. Another run over the same data starts at once.
+        cache_dir: folder of those files; ~/.cache/miniclip if left out, or what MINICLIP_CACHE names.
+        max_bad_fraction: share of the pictures that may be unreadable or without a caption. Up to there they are
+            skipped, counted and named; beyond, the run stops with the list. 0 stops at the first.
         resize: crop keeps the central square, squash keeps the content and loses the aspect ratio.
         augment: crop (CLIP: a random square of the resized picture), resized_crop (square of random area) or none.
         crop_scale: smallest and largest share of the area that resized_crop takes.
@@ -145,8 +154,12 @@ class DataConfig:
         colour_jitter: largest relative change of brightness, contrast and saturation.
     """
 
-    source: str = "shapes"
+    source: str | list[str] = "shapes"
     name: str | None = None
+    revision: str | None = None
+    mixing: list[float] | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 8192
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str = "test"
@@ -160,7 +173,8 @@ class DataConfig:
     weights_for: Literal["loss", "sampler"] = "loss"
     size: int = 20000
     cache: bool = True
-    on_bad: Literal["stop", "skip"] = "stop"
+    cache_dir: str | None = None
+    max_bad_fraction: float = 0.01
     resize: Literal["crop", "squash"] = "crop"
     augment: Literal["crop", "resized_crop", "none"] = "crop"
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -168,7 +182,35 @@ class DataConfig:
     colour_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(bool(self.source), "data.source is empty; name shapes, a Hub data set, a folder or a CSV/JSONL file")
+        _require(
+            bool(self.source) and all(self.sources),
+            "data.source is empty; name shapes, a Hub data set, a folder, a CSV/JSONL file or tars",
+        )
+        _require(
+            "shapes" not in self.sources or len(self.sources) == 1,
+            "data.source: the built-in scenes (shapes) stand alone; leave them out of the list",
+        )
+        if self.mixing is not None:
+            _require(
+                len(self.mixing) == len(self.sources) > 1,
+                f"data.mixing has {len(self.mixing)} shares and data.source {len(self.sources)} sources; give one for "
+                "each of several, or leave data.mixing out",
+            )
+            _require(
+                all(0 < share < math.inf for share in self.mixing),
+                f"data.mixing={self.mixing}: every share must be above 0; leave out what you do not want",
+            )
+        _require(
+            not (self.streaming and self.sources == ["shapes"]),
+            "data.streaming has no use for the built-in scenes, which are drawn where they are needed; set it to false",
+        )
+        _require(
+            not (self.streaming and self.weights != "none"),
+            "data.weights needs to know all pictures beforehand; use data.streaming=false, or data.weights=none",
+        )
+        _require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer} must be at least 1 pair")
+        bad = self.max_bad_fraction
+        _require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the pictures; use a value in [0, 1]")
         _require(
             self.batch_size >= 2,
             f"data.batch_size={self.batch_size}: a contrastive loss needs at least 2 pairs; use e.g. 256",
@@ -188,6 +230,16 @@ class DataConfig:
         _require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is a probability; use a value in [0, 1]")
         _require(0 <= self.colour_jitter < 1, f"data.colour_jitter={self.colour_jitter} must lie in [0, 1)")
+
+    @property
+    def sources(self) -> list[str]:
+        """data.source as a list."""
+        return [self.source] if isinstance(self.source, str) else list(self.source)
+
+    @property
+    def label(self) -> str:
+        """data.source in messages and titles."""
+        return ", ".join(self.sources)
 
 
 # which options belong to which loss; with another one they must keep their defaults
@@ -328,6 +380,10 @@ class TrainConfig:
         micro_batch_size: pairs that go through the towers at a time, for each process; the loss still sees the whole
             batch (gradient caching). None takes the batch at once.
         compile: run the towers through torch.compile.
+        small_vocabulary: train only the rows of the token table that the training captions use. The finished model has
+            the whole table and takes any text.
+        patch_dropout: share of a ViT's patches that training leaves out at random (FLIP, arXiv:2212.00794); 0 for none.
+        profile_steps: write a trace of that many steps, after a few to warm up, to trace.json in the run directory.
         cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
     """
 
@@ -336,6 +392,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     micro_batch_size: int | None = None
     compile: bool = False
+    small_vocabulary: bool = False
+    patch_dropout: float = 0.0
+    profile_steps: int = 0
     cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -350,6 +409,9 @@ class TrainConfig:
         )
         micro = self.micro_batch_size
         _require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
+        drop = self.patch_dropout
+        _require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
+        _require(self.profile_steps >= 0, f"train.profile_steps={self.profile_steps} must be 0 or more")
         threads = self.cpu_threads
         _require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")
 

@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from miniclip.config import DataConfig
+from miniclip.data.bad import TooManyBad
 from miniclip.data.columns import caption_columns, image_column
 from miniclip.data.images import BadImage
-from miniclip.data.pictures import TextLists
-from miniclip.data.sources import PairSource, open_source
+from miniclip.data.sources import NoCaptions, PairSource, open_source
 from miniclip.data.splits import OnePicture, carve
 from miniclip.data.subset import Subset
 from miniclip.data.tables import read_file
+from miniclip.data.texts import TextLists
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +257,7 @@ def test_a_column_of_values_goes_with_the_pictures(tmp_path: Path, caplog: pytes
     write_parquet(tmp_path / "p" / "test.parquet", columns)
     for source, expected in ((csv_file, [2, 0, 5, 3]), (jsonl, [2, 0, 5, 3]), (str(tmp_path / "p"), None)):
         with caplog.at_level(logging.WARNING):
-            opened = open_source(DataConfig(source=source, on_bad="skip"), "test")
+            opened = open_source(DataConfig(source=source, max_bad_fraction=0.5), "test")
         values = opened.column("value")
         if expected is None:  # every row is a picture of its own; the one without a caption is gone
             assert values == [line[3] for line in lines if line[0] and line[1] and line[2] == "test"]
@@ -471,23 +472,60 @@ def test_rows_without_caption_or_picture(tmp_path: Path, caplog: pytest.LogCaptu
     rows = [{"image": n, "captions": c, "split": "test"} for n, c in zip(names, captions, strict=True)]
     rows.insert(1, {"image": "", "captions": ["x"], "split": "test"})
     source = write_jsonl(tmp_path / "l.jsonl", rows)
-    with pytest.raises(ValueError, match=r"1 of 7 rows have no picture: l\.jsonl line 2; .*data\.on_bad to skip"):
-        open_source(DataConfig(source=source), "test")
+    named = (
+        r"l\.jsonl line 2: no picture in column image; l\.jsonl line 4: no text in column captions; l\.jsonl line 5: no"
+    )
+    with pytest.raises(
+        TooManyBad, match=rf"l\.jsonl: 4 of 7 pictures cannot be used, .*=0\.57 allows: {named}"
+    ) as error:
+        open_source(DataConfig(source=source, max_bad_fraction=0.57), "test")  # 3.99 of 7
+    assert not isinstance(error.value, NoCaptions)
+    with caplog.at_level(logging.WARNING):
+        found = contents(open_source(DataConfig(source=source, max_bad_fraction=0.572), "test"))  # 4.004 of 7
+    assert found == {0: ["a"], 1: ["b"], 5: ["f"]}
+    assert "4 of 7 rows are skipped: l.jsonl line 2: no picture" in caplog.text
+    assert "2 captions are empty or no text; their pictures have others" in caplog.text  # " " and None
     rows.pop(1)
     write_jsonl(tmp_path / "l.jsonl", rows)
-    with pytest.raises(
-        ValueError, match=r"3 of 6 rows have no caption: l\.jsonl line 3, l\.jsonl line 4, l\.jsonl line 5"
-    ):
+    with pytest.raises(NoCaptions, match=r"3 of 6 pictures"):
         open_source(DataConfig(source=source), "test")
-    with caplog.at_level(logging.WARNING):
-        found = contents(open_source(DataConfig(source=source, on_bad="skip"), "test"))
-    assert found == {0: ["a"], 1: ["b"], 5: ["f"]}
-    assert "3 of 6 rows have no caption" in caplog.text and "empty captions were left out" in caplog.text
     columns = {"image": [*cells(2), {"bytes": None, "path": None}, None], "text": ["a", "", "b", "c"]}
     write_parquet(tmp_path / "p" / "test.parquet", columns)
-    with pytest.raises(ValueError, match="2 of 4 rows have no picture: test row 2, test row 3"):
+    named = "test row 1: no text in column text; test row 2: no picture in column image; test row 3: no picture"
+    with pytest.raises(TooManyBad, match=f"3 of 4 pictures .* {named}"):
         open_source(DataConfig(source=str(tmp_path / "p")), "test")
-    assert contents(open_source(DataConfig(source=str(tmp_path / "p"), on_bad="skip"), "test")) == {0: ["a"]}
+    source = open_source(DataConfig(source=str(tmp_path / "p"), max_bad_fraction=0.75), "test")
+    assert contents(source) == {0: ["a"]}
+
+
+def test_bad_rows_are_counted_in_their_split(tmp_path: Path) -> None:
+    rows = [
+        {"image": n, "text": "t", "split": "test" if i < 4 else "train"} for i, n in enumerate(pictures(tmp_path, 60))
+    ]
+    rows[2]["text"] = ""
+    source = write_jsonl(tmp_path / "l.jsonl", rows)
+    with pytest.raises(NoCaptions, match="1 of 4 pictures"):
+        open_source(DataConfig(source=source, max_bad_fraction=0.2), "test")
+    assert len(open_source(DataConfig(source=source, max_bad_fraction=0), "train")) == 53  # 5% of 56 are set aside
+
+
+def test_captions_that_are_no_text_are_bad_rows(tmp_path: Path) -> None:
+    values = [3, "b", None, {"a": 1}, True, "f", ["g", None, 7], [8]]
+    rows = [{"image": n, "text": t, "split": "test"} for n, t in zip(pictures(tmp_path, 8), values, strict=True)]
+    source = write_jsonl(tmp_path / "l.jsonl", rows)
+    found = contents(open_source(DataConfig(source=source, max_bad_fraction=0.625), "test"))
+    assert found == {1: ["b"], 5: ["f"], 6: ["g"]}
+    with pytest.raises(
+        NoCaptions, match=r"5 of 8 .* line 1: no text in column text, but 3; l\.jsonl line 3: no text in c"
+    ):
+        open_source(DataConfig(source=source, max_bad_fraction=0.6), "test")
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.01, 1.0])
+def test_data_without_any_caption(tmp_path: Path, allowed: float) -> None:
+    rows = [{"image": n, "text": " ", "split": "test"} for n in pictures(tmp_path, 8)]
+    with pytest.raises(NoCaptions):
+        open_source(DataConfig(source=write_jsonl(tmp_path / "l.jsonl", rows), max_bad_fraction=allowed), "test")
 
 
 @pytest.mark.parametrize(
@@ -501,11 +539,15 @@ def test_rows_without_caption_or_picture(tmp_path: Path, caplog: pytest.LogCaptu
         ("a.csv", "", "the header has the one column|has no rows"),
         ("a.jsonl", '{"image": "a"}\n\n{broken\n', "line 3: not JSON"),
         ("a.jsonl", "[1]\n", "line 1: expected an object"),
-        ("a.jsonl", '{"image": "a.png", "text": "t"}\n{"image": "b.png", "text": 3}\n', "line 2: text holds 3"),
+        (
+            "a.jsonl",
+            '{"image": "a.png", "text": "t"}\n{"image": "b.png", "text": 3}\n',
+            "line 2: no text in column text, but 3",
+        ),
         (
             "a.jsonl",
             '{"image": "a.png", "text": "t"}\n{"image": 3, "text": "t"}\n',
-            "line 2: image is 3, expected a path",
+            "line 2: no picture in column image",
         ),
         ("a.parquet.txt", "\xff\xfe", "not UTF-8"),
         ("a.xlsx", "x", "expected a file that ends in"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from miniclip.data.patterns import did_you_mean
 from miniclip.data.tables import Kind, Table
 
 IMAGE_NAMES = (
@@ -17,7 +18,7 @@ CAPTION_NAMES = (
     ("description", "descriptions", "alt_text", "prompt", "title", "comment"),
 )
 CAPTION_FAMILY = re.compile(r"(captions?|texts?|sentences?|txt|comments?|descriptions?)[ _-]?(\d+)", re.IGNORECASE)
-LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "fine_label", "coarse_label", "target")
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "fine_label", "coarse_label", "target", "cls")
 
 
 def image_column(table: Table, wanted: str | None, option: str = "data.image_column") -> str:
@@ -30,7 +31,7 @@ def image_column(table: Table, wanted: str | None, option: str = "data.image_col
     if len(found) > 1 and "image" in found:
         return "image"
     if not found:
-        found = [c for c in _named(table.columns, IMAGE_NAMES) if table.kind(c) == "text"]
+        found = [c for c in _named(table.columns, IMAGE_NAMES) if "." not in c and table.kind(c) == "text"]
         if len(found) > 1 and "file_name" in found:  # the imagefolder format's own name
             return "file_name"
     return _the_one(table, found, "picture", option)
@@ -48,11 +49,15 @@ def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str
             _check_kind(table, column, ("text", "texts"), "text or lists of text", option)
         return columns
     texts = [c for c in table.columns if c != image and table.kind(c) in ("text", "texts")]
+    nested = [c for c in texts if "." in c]
+    texts = [c for c in texts if c not in nested]
     family = [c for c in texts if CAPTION_FAMILY.fullmatch(c)]
     usual = _named(texts, CAPTION_NAMES[0])
     if family and not usual and len({_stem(c) for c in family}) == 1:
         return sorted(family, key=lambda c: int(c[len(_stem(c)) :].lstrip(" _-")))
-    found = family + usual or next((f for names in CAPTION_NAMES[1:] if (f := _named(texts, names))), [])
+    # a field inside an object counts only if no column of its own does
+    tiers = [(texts, names) for names in CAPTION_NAMES[1:]] + [(nested, names) for names in CAPTION_NAMES]
+    found = family + usual or next((f for where, names in tiers if (f := _named(where, names))), [])
     return [_the_one(table, found, "caption", option)]
 
 
@@ -78,7 +83,7 @@ def _stem(column: str) -> str:
 
 
 def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
-    return [c for c in columns if c.lower() in names]
+    return [c for c in columns if c.lower().rpartition(".")[2] in names]
 
 
 def _the_one(table: Table, found: list[str], what: str, option: str) -> str:
@@ -91,7 +96,10 @@ def _the_one(table: Table, found: list[str], what: str, option: str) -> str:
 def _check_present(table: Table, columns: Sequence[str], option: str) -> None:
     absent = [c for c in columns if c not in table.columns]
     if absent:
-        raise ValueError(f"{table.label} has no column {', '.join(absent)} ({option}), but {', '.join(table.columns)}")
+        raise ValueError(
+            f"{table.label} has no column {', '.join(absent)} ({option}), but {', '.join(table.columns)}"
+            f"{did_you_mean(absent[0], table.columns)}"
+        )
 
 
 def _check_kind(table: Table, column: str, kinds: Sequence[Kind], what: str, option: str) -> None:

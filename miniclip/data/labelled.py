@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from miniclip.data.arrow import ArrowTable
 from miniclip.data.columns import image_column, label_column
+from miniclip.data.folders import table_files
 from miniclip.data.images import EXTENSIONS, decode_image, path_inside
-from miniclip.data.pictures import CellPictures, FilePictures, TextLists, check_some_exist, picture_column
+from miniclip.data.patterns import SPLIT_NAMES
+from miniclip.data.pictures import Pictures, check_some_exist, picture_column
 from miniclip.data.sources import LabelledSource
 from miniclip.data.splits import Part, find_split, read_parts
-from miniclip.data.tables import SPLIT_NAMES, ArrowTable, table_files
+from miniclip.data.texts import TextLists
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ DATA_EXTENSIONS = (".parquet", ".arrow", ".tar", ".zip", ".json", ".gz")
 class LabelledRows:
     """A LabelledSource over a table: item i is row rows[i]."""
 
-    pictures: FilePictures | CellPictures
+    pictures: Pictures
     rows: np.ndarray
     labels: np.ndarray
     classes: list[str]
@@ -79,12 +82,14 @@ def open_labelled(
     image_column: str | None = None,
     label_column: str | None = None,
     name: str | None = None,
+    revision: str | None = None,
     image_size: int | None = None,
 ) -> LabelledSource:
     """One split of a labelled data set.
 
-    path_or_name: a folder with one sub-folder a class, perhaps below a level of splits; a folder of Parquet files; a
-    CSV or JSONL file, or a folder with one (file_name, label); a Hub name. name: configuration of a Hub set.
+    path_or_name: a folder with one sub-folder a class, perhaps below a level of splits; or what read_tables takes: a
+    CSV or JSONL file, or a folder with one (file_name, label), Parquet files, tars, a Hub name. name, revision: of a
+    Hub set.
     split: "train", "validation", "test" or the source's own word; a source with one split only is taken whole.
     classnames_file: what the classes are called in a prompt: lines `folder<TAB>phrase` or a JSON object; or lines or a
     JSON list with the names alone. Those go by name if they equal the labels, else by order: sorted folders or labels,
@@ -96,7 +101,7 @@ def open_labelled(
     at_least = None if image_size is None else 2 * image_size
     if path.is_dir() and not table_files(path) and not _holds_data(path):
         return _open_folders(path, split, classnames_file, at_least)
-    parts = read_parts(str(path_or_name), name, image_column, "image_column")
+    parts = read_parts(str(path_or_name), name, image_column, "image_column", revision)
     chosen = _pick(parts, split, str(path_or_name))
     return _open_rows(parts, chosen, classnames_file, image_column, label_column, at_least)
 

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from miniclip.data.arrow import ArrowTable
 from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
-from miniclip.data.tables import ArrowTable, Table
-
-
-class TextLists:
-    """Many short lists of strings in two arrays and one blob: small, and shared by forked workers without copies."""
-
-    def __init__(self, lists: Iterable[Sequence[str]]) -> None:
-        encoded: list[bytes] = []
-        counts = [0]
-        for texts in lists:
-            encoded.extend(text.encode("utf-8", "surrogatepass") for text in texts)
-            counts.append(len(encoded))
-        self._first = np.array(counts, dtype=np.int64)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._blob = b"".join(encoded)
-
-    def __len__(self) -> int:
-        return len(self._first) - 1
-
-    def __getitem__(self, index: int) -> list[str]:
-        first, last = self._first[index], self._first[index + 1]
-        ends = self._ends[first : last + 1].tolist()
-        return [self._blob[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+from miniclip.data.patterns import near_file
+from miniclip.data.stamps import digest, stamp
+from miniclip.data.tables import Table
+from miniclip.data.tars import TarTable
+from miniclip.data.texts import TextLists
 
 
 @dataclass(frozen=True)
@@ -45,6 +27,7 @@ class FilePictures:
 
     missing: bool (rows of the table,), where there is no picture at all; nothing is decoded.
     keys: what tells the pictures of some rows apart, stable over machines and the order of rows.
+    fingerprint: of the picture files of some rows; those inside a table are told by the table's own.
     """
 
     table: Table
@@ -59,12 +42,16 @@ class FilePictures:
         return f"{self.paths[row][0]} ({self.table.where(row)})"
 
     def missing(self) -> np.ndarray:
-        return np.array([not self.paths[row][0] for row in range(len(self.paths))], dtype=bool)
+        return np.array([not path for path in self.paths.firsts()], dtype=bool)
 
     def keys(self, rows: Iterable[int]) -> list[str]:
         root = self.table.roots[0]
         paths = (os.path.normpath(self.paths[row][0]) for row in rows)
         return [os.path.relpath(path, root) if path[:1] in ("/", "\\") else path for path in paths]
+
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        paths = self.paths.firsts()
+        return _stamps(self.table.roots[0], (paths[row] for row in rows))
 
 
 @dataclass(frozen=True)
@@ -123,16 +110,65 @@ class CellPictures:
             return paths
         return [_contents(_field(cell, "bytes"), path) for cell, path in zip(cells, paths, strict=True)]
 
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        paths: list[str | None] = []
+        for chunk in self.table.chunks(self.column):
+            data, files = _field(chunk, "bytes"), _field(chunk, "path")
+            if files is None or (data is not None and data.null_count == 0):
+                paths += [None] * len(chunk)
+            else:
+                inside = np.zeros(len(chunk), dtype=bool) if data is None else np.asarray(data.is_valid())
+                paths += [None if i else p for i, p in zip(inside, files.to_pylist(), strict=True)]
+        return _stamps(self.table.roots[0], (path for row in rows if (path := paths[row]) is not None))
 
-def picture_column(table: Table, column: str, at_least: int | None = None) -> FilePictures | CellPictures:
-    """The pictures of a column. Raises ValueError if a path leads out of the table's folder, or is not text."""
+
+@dataclass(frozen=True)
+class TarPictures:
+    """Pictures that are members of tars. The same methods as FilePictures."""
+
+    table: TarTable
+    field: str
+    at_least: int | None
+
+    def image(self, row: int) -> Image.Image:
+        name = self.name(row)
+        try:
+            data = self.table.read(self.field, row)
+        except OSError as error:
+            raise BadImage(f"{name}: cannot be read ({error})") from error
+        if data is None:
+            raise BadImage(f"{name}: the sample has no picture")
+        return decode_image(data, name, at_least=self.at_least)
+
+    def name(self, row: int) -> str:
+        return self.table.where(row)
+
+    def missing(self) -> np.ndarray:
+        return self.table.fields[self.field][:, 1] < 0
+
+    def keys(self, rows: Iterable[int]) -> list[str]:
+        rows = list(rows)
+        keys = [self.table.key(row) for row in rows]
+        # each tar may count its samples from 0
+        return keys if len(set(keys)) == len(keys) else [self.table.where(row) for row in rows]
+
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        return ""
+
+
+Pictures = FilePictures | CellPictures | TarPictures
+
+
+def picture_column(table: Table, column: str, at_least: int | None = None) -> Pictures:
+    """The pictures of a column; where it holds no text, there is none. Raises ValueError if a path leads out of the
+    table's folder."""
+    if isinstance(table, TarTable):
+        return TarPictures(table, column, at_least)
     if isinstance(table, ArrowTable) and table.kind(column) == "image":
         return CellPictures(table, column, at_least)
     paths: list[list[str]] = []
     for row, path in enumerate(table.values(column)):
-        if path is not None and not isinstance(path, str):
-            raise ValueError(f"{table.label}, {table.where(row)}: {column} is {path!r}, expected a path")
-        path = path.strip() if path else ""
+        path = path.strip() if isinstance(path, str) else ""
         if path and leaves_folder(table.roots[0], path):
             raise ValueError(
                 f"{table.label}, {table.where(row)}: {path!r} leads out of {table.roots[0]}; "
@@ -142,9 +178,9 @@ def picture_column(table: Table, column: str, at_least: int | None = None) -> Fi
     return FilePictures(table, TextLists(paths), at_least)
 
 
-def check_some_exist(pictures: FilePictures | CellPictures, rows: np.ndarray) -> None:
+def check_some_exist(pictures: Pictures, rows: np.ndarray) -> None:
     """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
-    if isinstance(pictures, CellPictures) or not len(rows):
+    if not isinstance(pictures, FilePictures) or not len(rows):
         return
     sample = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
     root = pictures.table.roots[0]
@@ -152,6 +188,7 @@ def check_some_exist(pictures: FilePictures | CellPictures, rows: np.ndarray) ->
         raise FileNotFoundError(
             f"{pictures.name(int(sample[0]))} was not found below {root}, nor were {len(sample) - 1} others; "
             f"paths in {pictures.table.label} are taken from its own folder"
+            f"{near_file(Path(root) / pictures.paths[int(sample[0])][0])}"
         )
 
 
@@ -171,3 +208,7 @@ def _contents(data: Any, path: str) -> str:
         return path
     # Head and length: equal pictures always share a key; at worst two different ones share it too, and stay together.
     return f"{len(buffer)}:{hashlib.blake2b(memoryview(buffer)[:65536], digest_size=16).hexdigest()}"
+
+
+def _stamps(root: str, paths: Iterable[str]) -> str:
+    return digest(root, "\0".join(f"{path} {stamp(f'{root}/{path}' if path[:1] != '/' else path)}" for path in paths))

@@ -29,6 +29,7 @@ from miniclip.data.captions import (
     write_captions,
 )
 from miniclip.data.drawing import CELLS, RGB, TONE_RGB, render
+from miniclip.data.stamps import digest
 
 __all__ = ["COLOURS", "HELD_OUT", "SEEN", "SHAPES", "TASKS", "Scene", "SceneSource", "SceneTask", "scene_task"]
 
@@ -178,6 +179,9 @@ class SceneSource(_Scenes):
     def captions(self, index: int) -> list[str]:
         # A stream of their own: a change of the grammar leaves the pictures as they are.
         return write_captions(self._draws(index, self._stream + 1), self.scene(index), self.captions_per_image)
+
+    def fingerprint(self) -> str:
+        return digest(self._name, self.size, self.seed, self.image_size, self.captions_per_image)
 
 
 class SceneTask(_Scenes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +10,10 @@ import numpy as np
 
 from miniclip.config import DataConfig
 from miniclip.data.columns import image_column
+from miniclip.data.patterns import near_name
 from miniclip.data.pictures import FilePictures, picture_column
-from miniclip.data.tables import Table, read_tables
+from miniclip.data.reading import read_tables
+from miniclip.data.tables import Table
 
 ROLES = ("train", "validation", "test")
 ALIASES = {"train": ("training",), "validation": ("val", "valid", "dev"), "test": ("testing", "eval")}
@@ -28,13 +29,17 @@ class Part(NamedTuple):
 
 
 def read_parts(
-    source: str, name: str | None = None, wanted_image: str | None = None, option: str = "data.image_column"
+    source: str,
+    name: str | None = None,
+    wanted_image: str | None = None,
+    option: str = "data.image_column",
+    revision: str | None = None,
 ) -> dict[str, Part]:
     """Split name -> rows, by the source's own splits or, if it has one only, by a column called "split".
 
     Raises what read_tables does, and ValueError if a row names no split, or a picture lies in two.
     """
-    tables = read_tables(source, name)
+    tables = read_tables(source, name, revision)
     only = next(iter(tables.values()))
     column = next((c for c in only.columns if c.lower() == "split" and only.kind(c) == "text"), None)
     if len(tables) > 1 or column is None:
@@ -126,5 +131,5 @@ def carve(keys: Sequence[str], missing: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _near(name: str, parts: dict[str, Part]) -> str:
-    near = difflib.get_close_matches(name, parts, 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = near_name(name, parts)
+    return f" (did you mean {near}?)" if near is not None else ""
