@@ -10,4 +10,5 @@ import tempfile
 _home = tempfile.mkdtemp(prefix="miniclip-tests-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ |= {"HF_HOME": _home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "Agg"}
+os.environ["MINICLIP_CACHE"] = f"{_home}/prepared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import accumulate, chain
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from miniclip.config import DataConfig
 from miniclip.data.images import BadImage
-from miniclip.data.loader import Batch, Draw, TrainBatches, TrainingPairs, training_loader
+from miniclip.data.loader import Ahead, Batch, TrainingPairs, training_loader
+from miniclip.data.order import Draw, TrainBatches, portions
+from miniclip.data.prepared import prepare
 from miniclip.data.transforms import Augment
 from miniclip.tokenizer import Tokenizer
 
@@ -38,20 +44,27 @@ class Fake:
     def name(self, index: int) -> str:
         return f"row {index}"
 
+    def fingerprint(self) -> str:
+        return f"{type(self).__qualname__} {self.size} {self.broken}"
+
 
 def pairs(
     source: Fake,
     *,
     cache: bool = True,
-    on_bad: str = "stop",
     seed: int = 0,
     captions: int = 1,
     weights: torch.Tensor | None = None,
 ) -> TrainingPairs:
-    augment = Augment(16, flip=0.5)
-    return TrainingPairs(
-        source, augment, Tokenizer(), seed=seed, cache=cache, on_bad=on_bad, captions=captions, weights=weights
-    )
+    return pairs_of(source, Augment(16, flip=0.5), cache, seed=seed, captions=captions, weights=weights)
+
+
+def pairs_of(source: Fake, augment: Augment, cache: bool, **options: Any) -> TrainingPairs:
+    prepared = None
+    if cache:
+        label = type(source).__name__
+        prepared = prepare(source, augment, Tokenizer(), folder=None, label=label, allowed=1, progress=False)
+    return TrainingPairs(source, augment, Tokenizer(), prepared=prepared, **options)
 
 
 def test_an_epoch_has_every_row_at_most_once() -> None:
@@ -133,7 +146,7 @@ def load(
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one[:4], two[:4], strict=True)
+        torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one[:5], two[:5], strict=True)
     )
 
 
@@ -152,7 +165,10 @@ def test_batch_contents() -> None:
         assert batch.image.dtype == torch.uint8
         assert batch.image.shape == (4, 3, 16, 16)
         assert batch.image[:, 0, 0, 0].tolist() == batch.image_id.tolist()
-        assert batch.text.shape[1] == int(batch.text.argmax(1).max()) + 1 < 77
+        assert batch.image.is_contiguous(memory_format=torch.channels_last)
+        assert batch.lengths == (batch.text.argmax(1) + 1).tolist()
+        assert batch.text.shape[1] == max(batch.lengths) < 77
+        assert batch.look.shape == (4, 1) and set(batch.look.flatten().tolist()) <= {-1.0, 1.0}
         for row, (text,) in zip(batch.image_id.tolist(), texts_of(batch), strict=True):
             assert text in Fake(9).captions(row)
             drawn[text.startswith("the")] += 1
@@ -241,7 +257,9 @@ def test_one_caption_is_drawn_by_choice() -> None:
     for batch, wanted in zip(load(pairs(Many(9), seed=5), steps=6), draws, strict=True):
         for i, (epoch, row) in enumerate(wanted):
             rng = random.Random(seed_of(5, epoch, row))
-            assert torch.equal(batch.image[i], augment(row_of.image(row), rng))
+            square = augment.square(np.asarray(augment.store(row_of.image(row))), rng)
+            assert torch.equal(batch.image[i], torch.from_numpy(square).permute(2, 0, 1))
+            assert batch.look[i].tolist() == augment.look(rng)
             choices.add(text := rng.choice(row_of.captions(row)))
             assert texts_of(batch)[i] == [text]
     assert {text[-1] for text in choices} == set("abcde")
@@ -316,9 +334,7 @@ def test_a_row_that_comes_twice_is_seen_in_two_ways(cache: bool) -> None:
         def image(self, index: int) -> Image.Image:
             return Image.frombytes("RGB", (40, 40), random.Random(index).randbytes(40 * 40 * 3))
 
-    source = TrainingPairs(
-        Noise(9), Augment(16, "resized_crop"), Tokenizer(), seed=0, cache=cache, on_bad="stop", captions=2
-    )
+    source = pairs_of(Noise(9), Augment(16, "resized_crop"), cache, seed=0, captions=2)
     batches = load(source, steps=10, draw_weights=torch.eye(9)[6])
     assert all(batch.image_id.tolist() == [6] * 4 for batch in batches)
     seen = Counter(picture.numpy().tobytes() for batch in batches for picture in batch.image)
@@ -341,7 +357,7 @@ def test_no_weights_no_weight() -> None:
 def test_weights_are_those_of_the_pictures_in_the_batch(cache: bool, broken: tuple[int, ...]) -> None:
     """Also where others are left out of the cache, or are replaced as they come up."""
     weights = torch.tensor([float(square) for square in accumulate(range(1, 18, 2))])  # 1, 4, 9, ...
-    source = pairs(Fake(9, broken), cache=cache, on_bad="skip", captions=2, weights=weights)
+    source = pairs(Fake(9, broken), cache=cache, captions=2, weights=weights)
     assert len(source) == (9 - len(broken) if cache else 9)
     seen: Counter[int] = Counter()
     batches = load(source, steps=12)
@@ -354,41 +370,133 @@ def test_weights_are_those_of_the_pictures_in_the_batch(cache: bool, broken: tup
             assert all(text.endswith(f" {row}") for text in texts)
         seen.update(shown)
     assert set(seen) == set(range(9)) - set(broken)
-    assert bool(source.bad) == (cache and bool(broken)) and any(b.bad for b in batches) == (not cache and bool(broken))
+    assert any(b.bad for b in batches) == (not cache and bool(broken))
 
 
 def test_the_sampler_goes_by_the_pictures_that_are_left() -> None:
     """A picture that is left out of the cache moves the ones after it: rows says which weights remain."""
     weights = torch.tensor([0.0, 2, 9, 0, 1, 0, 0, 0, 0])
-    source = pairs(Fake(9, broken=(0, 2)), on_bad="skip", weights=weights)
+    source = pairs(Fake(9, broken=(0, 2)), weights=weights)
     batches = load(source, steps=20, draw_weights=weights[source.rows])
     drawn = Counter(row for batch in batches for row in batch.image_id.tolist())
     assert set(drawn) == {1, 4} and 40 < drawn[1] < 66  # 53.3 +- 4.2 of 80
 
 
-def test_a_cache_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import psutil
-
-    monkeypatch.setattr("miniclip.data.loader.SAMPLED", 3)
-    per_picture = 18 * 23 * 3  # 16 x 20 with its shorter side at 9/8 of 16
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": per_picture * 9})())
-    assert len(pairs(Fake(9))) == 9
-    with pytest.raises(ValueError, match=r"10 pictures in 0\.0 GB.*data\.cache to false"):
-        pairs(Fake(10))
-
-
 @pytest.mark.parametrize("cache", [True, False])
-def test_bad_pictures_stop_or_are_named(cache: bool) -> None:
-    with pytest.raises(BadImage, match=r"row 3: cut short; .*data\.on_bad"):
-        load(pairs(Fake(9, broken=(3,)), cache=cache), steps=2)
-    source = pairs(Fake(9, broken=(3, 4)), cache=cache, on_bad="skip")
+def test_bad_pictures_are_named(cache: bool) -> None:
+    source = pairs(Fake(9, broken=(3, 4)), cache=cache)
     batches = load(source, steps=2 * (len(source) // 4))
     assert not {3, 4} & {row for b in batches for row in b.image_id.tolist()}
-    assert {*source.bad, *(name for b in batches for name in b.bad)} == {"row 3: cut short", "row 4: cut short"}
+    named = source.prepared.bad if source.prepared is not None else [name for b in batches for name in b.bad]
+    assert set(named) == {"row 3: cut short", "row 4: cut short"}
     assert len(source) == (7 if cache else 9)
 
 
 def test_all_bad() -> None:
-    source = pairs(Fake(4, broken=(0, 1, 2, 3)), cache=False, on_bad="skip")
+    source = pairs(Fake(4, broken=(0, 1, 2, 3)), cache=False)
     with pytest.raises(BadImage, match="no picture of the training split"):
         load(source, steps=1)
+
+
+# ---- several sources
+
+
+@pytest.mark.parametrize(
+    ("mixing", "batch_size"), [([1, 1], 8), ([0.7, 0.2, 0.1], 10), ([3, 2, 2, 1], 5), ([0.99, 0.01], 4)]
+)
+def test_portions_add_up_and_follow_the_shares(mixing: list[float], batch_size: int) -> None:
+    steps = 1000
+    counts = np.array([portions(mixing, batch_size, step) for step in range(steps)])
+    assert (counts.sum(1) == batch_size).all()
+    exact = np.array(mixing) / sum(mixing) * batch_size
+    assert (counts >= np.floor(exact + 1e-9)).all() and (counts <= np.ceil(exact - 1e-9)).all()
+    assert np.abs(counts.cumsum(0) - np.outer(np.arange(1, steps + 1), exact)).max() < 4
+
+
+def test_portions_by_hand() -> None:
+    assert [portions([3, 1], 4, step) for step in range(3)] == [[3, 1]] * 3
+    # half a pair each: whoever the mark u = 0, 0.618, 0.236, 0.854 falls upon
+    assert [portions([1, 1], 3, step) for step in range(4)] == [[2, 1], [1, 2], [2, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_each_source_has_epochs_of_its_own(world: int) -> None:
+    """10 rows and 30 rows, half and half: the first source comes round three times as often."""
+
+    def batches(first_step: int = 0) -> list[list[Draw]]:
+        shares = [
+            list(
+                TrainBatches(
+                    *(40, 8),
+                    seed=3,
+                    steps=15,
+                    first_step=first_step,
+                    rank=rank,
+                    world=world,
+                    sizes=[10, 30],
+                    mixing=[0.5, 0.5],
+                )
+            )
+            for rank in range(world)
+        ]
+        return [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+
+    drawn = batches()
+    for batch in drawn:
+        assert len(batch) == 8 and sum(row < 10 for _, row in batch) == 4
+    seen = Counter(draw for batch in drawn for draw in batch)
+    assert set(seen.values()) == {1}
+    assert {draw for draw in seen if draw[1] < 10} == {(epoch, row) for epoch in range(6) for row in range(10)}
+    assert {draw for draw in seen if draw[1] >= 10} == {(epoch, row) for epoch in range(2) for row in range(10, 40)}
+    assert batches(first_step=7) == drawn[7:]
+    # the last process does not get the last source
+    assert len({tuple(row < 10 for _, row in batch) for batch in drawn}) > 5
+
+
+def test_wrong_mixing() -> None:
+    for sizes, mixing in (([4, 5], [1, 1]), ([10], [1, 1]), ([10, 0], [1, 1])):
+        with pytest.raises(ValueError, match="mixing takes one size"):
+            TrainBatches(10, 2, seed=0, steps=1, sizes=sizes, mixing=mixing)
+
+
+# ---- reading ahead
+
+
+def test_reading_ahead_keeps_the_order() -> None:
+    assert list(Ahead(range(100))) == list(range(100))
+    ended = Ahead([1])
+    assert [*ended, *ended] == [1]
+
+
+def test_errors_come_in_their_place() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise BadImage("row 3: cut short")
+
+    ahead = Ahead(items())
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(BadImage, match="row 3"):
+        next(ahead)
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+def test_no_more_is_read_than_the_depth_and_closing_ends_the_thread() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(1000):
+            taken.append(i)
+            yield i
+
+    ahead = Ahead(items(), depth=2)
+    assert next(ahead) == 0
+    deadline = time.monotonic() + 10
+    while len(taken) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert len(taken) == 4  # handed out, two in the queue, one in the thread's hands
+    ahead.close()
+    ahead._thread.join(timeout=10)
+    assert not ahead._thread.is_alive()

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
-from miniclip.data.transforms import CLIP_MEAN, CLIP_STD, Augment, Preprocess
+from miniclip.data.transforms import CLIP_MEAN, CLIP_STD, Augment, Preprocess, recolour
 
 
 def coordinates(width: int, height: int) -> Image.Image:
@@ -76,6 +76,12 @@ def test_errors() -> None:
         Preprocess(8, resize="stretch")  # type: ignore[arg-type]
 
 
+def squared(augment: Augment, picture: Image.Image, seed: int) -> torch.Tensor:
+    """(3, S, S) uint8."""
+    square = augment.square(np.asarray(augment.store(picture)), random.Random(seed))
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
 def test_crop_is_a_window_of_the_stored_picture() -> None:
     """CLIP's augmentation: the stored picture's shorter side is 9/8 of the side, and every window of it occurs."""
     augment = Augment(64)
@@ -83,7 +89,7 @@ def test_crop_is_a_window_of_the_stored_picture() -> None:
     assert augment.store(stored) is stored
     corners = set()
     for seed in range(400):
-        square = augment(stored, random.Random(seed))
+        square = squared(augment, stored, seed)
         assert square.shape == (3, 64, 64)
         left, top = int(square[0, 0, 0]), int(square[1, 0, 0])
         assert torch.equal(square[0, 5].int(), torch.arange(left, left + 64, dtype=torch.int32))
@@ -103,34 +109,62 @@ def test_store_is_idempotent_and_keeps_the_aspect_ratio() -> None:
     assert squashed.size == (36, 36)
 
 
-def test_storing_changes_no_draw() -> None:
-    for kind in ("crop", "resized_crop", "none"):
-        augment = Augment(32, kind, flip=0.5, colour_jitter=0.3)
-        picture = noise(100, 80)
-        for seed in range(5):
-            stored = augment(augment.store(picture), random.Random(seed))
-            assert torch.equal(stored, augment(picture, random.Random(seed)))
-        draws = {augment(picture, random.Random(seed)).numpy().tobytes() for seed in range(10)}
-        assert len(draws) == 10
+def test_squares_are_draws() -> None:
+    for kind, count in (("crop", 5), ("resized_crop", 10), ("none", 1)):
+        augment = Augment(32, kind)
+        assert torch.equal(squared(augment, noise(100, 80), 1), squared(augment, noise(100, 80), 1))
+        assert len({squared(augment, noise(100, 80), seed).numpy().tobytes() for seed in range(10)}) >= count
 
 
 def test_resized_crop_takes_the_share_it_is_told() -> None:
-    augment = Augment(50, "resized_crop", crop_scale=(0.25, 0.25))
-    square = augment(coordinates(100, 100), random.Random(3)).float()
+    square = squared(Augment(50, "resized_crop", crop_scale=(0.25, 0.25)), coordinates(100, 100), 3).float()
     assert float(square[0].max() - square[0].min()) == pytest.approx(50, abs=3)
 
 
-def test_flip() -> None:
-    plain, mirrored = Augment(20, "none"), Augment(20, "none", flip=1.0)
-    picture = coordinates(20, 20)
-    assert torch.equal(mirrored(picture, random.Random(0)), plain(picture, random.Random(0)).flip(2))
-    half = [Augment(20, "none", flip=0.5)(picture, random.Random(seed))[0, 0, 0].item() for seed in range(200)]
-    assert 60 < sum(value == 19 for value in half) < 140
+def test_looks() -> None:
+    assert Augment(20).look(random.Random(0)) == [1.0]
+    assert Augment(20, flip=1.0).look(random.Random(0)) == [-1.0]
+    half = [Augment(20, flip=0.5).look(random.Random(seed))[0] for seed in range(200)]
+    assert 60 < sum(value == -1 for value in half) < 140
+    factors = np.array([Augment(8, colour_jitter=0.2).look(random.Random(seed)) for seed in range(300)])
+    assert factors.shape == (300, 4) and (factors[:, 0] == 1).all()
+    assert 0.8 <= factors[:, 1:].min() < 0.81 and 1.19 < factors[:, 1:].max() <= 1.2
+    assert np.abs(np.corrcoef(factors[:, 1:].T) - np.eye(3)).max() < 0.2  # each on its own
 
 
-def test_jitter_stays_near() -> None:
-    grey = Image.new("RGB", (8, 8), (100, 100, 100))
-    values = [Augment(8, "none", colour_jitter=0.2)(grey, random.Random(seed)).float().mean() for seed in range(50)]
-    assert min(values) >= 79
-    assert max(values) <= 121
-    assert max(values) - min(values) > 20
+def test_mirrored_pictures() -> None:
+    pixels = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
+    looked = recolour(pixels, torch.tensor([[1.0], [-1.0], [1.0]]))
+    assert torch.equal(looked, torch.stack([pixels[0], pixels[1].flip(2), pixels[2]]))
+
+
+def test_colours_change_as_pillow_changes_them() -> None:
+    """Pillow rounds to whole values after each of three steps, and the mean grey, too."""
+    picture = noise(24, 24)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    looks = [
+        [1.0, 1.0, 1.0, 1.0],
+        [1.0, 1.3, 1.0, 1.0],
+        [1.0, 1.0, 0.6, 1.0],
+        [1.0, 1.0, 1.0, 1.4],
+        [-1.0, 0.7, 1.3, 0.5],
+    ]
+    found = recolour(torch.stack([pixels] * len(looks)), torch.tensor(looks))
+    assert found.dtype == torch.float32 and found.min() >= 0 and found.max() <= 255
+    for ours, (mirror, *factors) in zip(found, looks, strict=True):
+        expected = ImageOps.mirror(picture) if mirror < 0 else picture
+        for enhance, factor in zip(
+            (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
+        ):
+            expected = enhance(expected).enhance(factor)
+        difference = (ours - torch.from_numpy(np.array(expected)).permute(2, 0, 1).float()).abs()
+        assert difference.max() < 2.5 and difference.mean() < 1
+    assert torch.equal(found[0], pixels.float())
+
+
+def test_colours_of_one_picture_do_not_depend_on_the_others() -> None:
+    pixels = torch.randint(256, (4, 3, 6, 6), dtype=torch.uint8)
+    looks = torch.rand(4, 4) + 0.5
+    whole = recolour(pixels, looks)
+    for i in range(4):
+        torch.testing.assert_close(recolour(pixels[i : i + 1], looks[i : i + 1])[0], whole[i], rtol=0, atol=1e-4)

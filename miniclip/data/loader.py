@@ -1,112 +1,108 @@
-"""Pairs -> batches: which rows make up a step, which caption of a picture is drawn, and the pictures' cache.
+"""Pairs -> batches: the random square of a picture, the draw of its captions, and the loader that brings them along.
 
-Every random choice of a step derives from (seed, epoch, row), never from a worker's state: a run that is killed and
-resumed, or repeated with another number of workers, sees the same batches.
+Every random choice derives from (seed, epoch, row), so that it does not matter which process makes it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import queue
 import random
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from miniclip.config import DataConfig
 from miniclip.data.images import BadImage
+from miniclip.data.order import Draw, TrainBatches, mix, number_of
 from miniclip.data.sources import PairSource
+from miniclip.data.store import Prepared
 from miniclip.data.transforms import Augment
-from miniclip.matrix import shares
-from miniclip.tokenizer import Tokenizer, trim_padding
+from miniclip.tokenizer import Tokenizer, caption_lengths
 
-# one presentation of one picture: (epoch, row), and its place in the epoch where a row may come several times
-Draw = tuple[int, ...]
-SAMPLED = 100  # pictures that are stored before the size of the cache is estimated
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """image: uint8 (B, 3, S, S). text: int64 (B K, L), K captions for each picture, no longer than the longest.
-    image_id (B,), text_id (B, K): int64, equal for the same row of the source (pictures in files: the same file), and
-    for captions of equal tokens. weight: float32 (B,), or None if all are the same. bad: names of pictures that could
-    not be read and were replaced."""
+    """image: uint8 (B, 3, S, S), in memory channels last. look: float32 (B, 1 or 4), as recolour takes it.
+    text: int64 (B K, L), K captions for each picture, no longer than the longest. image_id (B,), text_id (B, K): int64,
+    equal for the same row of the source (pictures in files: the same file), and for captions of equal tokens. weight:
+    float32 (B,), or None if all are the same. lengths: tokens of each caption. bad: names of pictures that could not be
+    read and were replaced."""
 
     image: Tensor
+    look: Tensor
     text: Tensor
     image_id: Tensor
     text_id: Tensor
     weight: Tensor | None
+    lengths: list[int]
     bad: list[str]
 
+    def to(self, device: torch.device) -> Batch:
+        """All tensors on a device, copied while the host goes on."""
+        moved = [x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self]
+        return Batch(*moved)  # type: ignore[arg-type]
 
-class TrainBatches(Sampler[list[Draw]]):
-    """This process's share of every global batch, epoch after epoch, from any step on.
 
-    Each epoch is a new permutation of the rows; what is left over after the last whole batch is dropped, since
-    filling it up would repeat pairs, which are then false negatives of one another. With draw_weights (rows,), an epoch
-    is as many independent draws instead, each row as likely as its weight.
-    """
+class Example(NamedTuple):
+    """One picture of a batch. square: uint8 (S, S, 3). captions: uint16 (length,) each, without padding."""
 
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        *,
-        seed: int,
-        steps: int,
-        first_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        draw_weights: Tensor | None = None,
-    ) -> None:
-        if rows < batch_size:
-            advice = f"use a batch of at most {rows}, or more data" if rows > 1 else "it needs at least 2"
-            raise ValueError(
-                f"the training split has {rows} usable pictures, data.batch_size is {batch_size}; {advice}"
-            )
-        if batch_size < world:
-            raise ValueError(f"data.batch_size={batch_size} leaves some of {world} processes without a pair; raise it")
-        if draw_weights is not None and (len(draw_weights) != rows or not float(draw_weights.sum()) > 0):
-            raise ValueError(f"draw_weights must be {rows} numbers, and not all of them 0")
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.steps, self.first_step, self.rank, self.world = steps, first_step, rank, world
-        self.per_epoch = rows // batch_size
-        self.draw_weights = draw_weights
+    square: np.ndarray
+    look: list[float]
+    captions: list[np.ndarray]
+    image_id: int
 
-    def __len__(self) -> int:
-        return max(0, self.steps - self.first_step)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        sizes = shares(self.batch_size, self.world)
-        offset = sum(sizes[: self.rank])
-        order, order_epoch = torch.empty(0, dtype=torch.long), -1
-        for step in range(self.first_step, self.steps):
-            epoch, position = divmod(step, self.per_epoch)
-            if epoch != order_epoch:
-                generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-                order, order_epoch = self._order(generator), epoch
-            start = position * self.batch_size + offset
-            rows = order[start : start + sizes[self.rank]].tolist()
-            if self.draw_weights is None:
-                yield [(epoch, row) for row in rows]
-            else:
-                yield [(epoch, row, start + i) for i, row in enumerate(rows)]
+def make_example(
+    stored: np.ndarray, captions: Sequence[np.ndarray], image_id: int, augment: Augment, count: int, rng: random.Random
+) -> Example:
+    """The random choices of one presentation: square, look, and count of the captions."""
+    return Example(augment.square(stored, rng), augment.look(rng), draw_captions(captions, count, rng), image_id)
 
-    def _order(self, generator: torch.Generator) -> Tensor:
-        if self.draw_weights is None:
-            return torch.randperm(self.rows, generator=generator)
-        # not torch.multinomial, which takes no more than 2^24 rows
-        cumulative = self.draw_weights.double().cumsum(0)
-        draws = torch.rand(self.rows, generator=generator, dtype=torch.float64) * cumulative[-1]
-        return torch.searchsorted(cumulative, draws, right=True)
+
+def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str]) -> Batch:
+    """Examples, at least one -> their batch."""
+    pixels = torch.from_numpy(np.stack([example.square for example in examples]))
+    captions = [caption for example in examples for caption in example.captions]
+    text = np.zeros((len(captions), max(map(len, captions))), dtype=np.int64)
+    for row, caption in zip(text, captions, strict=True):
+        row[: len(caption)] = caption
+    return Batch(
+        pixels.permute(0, 3, 1, 2),  # b h w c -> b c h w
+        torch.tensor([example.look for example in examples]),
+        torch.from_numpy(text),
+        torch.tensor([example.image_id for example in examples]),
+        # what the text encoder sees: captions that differ in their spaces alone, or past its context, are equal
+        torch.tensor([number_of(caption.tobytes()) for caption in captions]).view(len(examples), -1),
+        weight,
+        [len(caption) for caption in captions],
+        bad,
+    )
+
+
+def draw_captions(captions: Sequence[T], count: int, rng: random.Random) -> list[T]:
+    """count captions, none of them twice before all have had their turn."""
+    drawn: list[T] = []
+    while len(drawn) < count:
+        drawn += rng.sample(captions, min(len(captions), count - len(drawn)))
+    return drawn
+
+
+def token_rows(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
+    """Of each caption uint16 (length,): start token, ids, end token, cut to the context."""
+    tokens = tokenizer(captions)
+    lengths = caption_lengths(tokens).tolist()
+    rows = tokens.numpy().astype(np.uint16)
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 class TrainingPairs(Dataset[Batch]):
-    """A source with its cache, its random transform and its draw of one caption a picture."""
+    """A source with its random transform and its draw of captions, out of a prepared cache or read as they come up."""
 
     def __init__(
         self,
@@ -115,22 +111,14 @@ class TrainingPairs(Dataset[Batch]):
         tokenizer: Tokenizer,
         *,
         seed: int,
-        cache: bool,
-        on_bad: str,
+        prepared: Prepared | None = None,
         captions: int = 1,
         weights: Tensor | None = None,
-        progress: bool = False,
     ) -> None:
         """captions: of each picture in a batch. weights: (len(source),) float32, of the pictures, or None."""
-        self.captions, self.weights = captions, weights
-        self.source, self.augment, self.tokenizer = source, augment, tokenizer
-        self.seed, self.on_bad = seed, on_bad
-        self.rows = list(range(len(source)))
-        self.bad: list[str] = []
-        self.pictures: list[Image.Image] = []
-        self.texts: list[list[str]] = []
-        if cache:
-            self._fill_cache(progress)
+        self.source, self.augment, self.tokenizer, self.seed = source, augment, tokenizer, seed
+        self.prepared, self.captions, self.weights = prepared, captions, weights
+        self.rows = np.arange(len(source)) if prepared is None else prepared.rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,95 +128,41 @@ class TrainingPairs(Dataset[Batch]):
         """The weights of the rows that are left, as TrainBatches takes them."""
         return None if self.weights is None else self.weights[self.rows]
 
-    def _fill_cache(self, progress: bool) -> None:
-        from tqdm import tqdm
-
-        def read(row: int) -> Image.Image | BadImage:
-            try:
-                return self.augment.store(self.source.image(row))
-            except BadImage as error:
-                return error
-
-        rows: list[int] = []
-        size = 0  # bytes
-        with ThreadPoolExecutor(4) as pool:
-            results = pool.map(read, self.rows)
-            for row, picture in enumerate(
-                tqdm(results, total=len(self.rows), desc="reading pictures", unit="", leave=False, disable=not progress)
-            ):
-                if isinstance(picture, BadImage):
-                    self._refuse(picture, self.bad)
-                    continue
-                rows.append(row)
-                self.pictures.append(picture)
-                size += picture.width * picture.height * 3
-                if len(rows) == SAMPLED:
-                    self._check_memory(size)
-                self.texts.append(self.source.captions(row))
-        self.rows = rows
-
-    def _check_memory(self, sampled: int) -> None:
-        """The first pictures tell what all of them take; raises ValueError before the machine swaps."""
-        import psutil
-
-        needed, free = sampled / SAMPLED * len(self.rows), psutil.virtual_memory().available
-        if needed > free:
-            raise ValueError(
-                f"data.cache would keep {len(self.rows)} pictures in {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
-                "memory are free; set data.cache to false, and data.workers to a few"
-            )
-
-    def _refuse(self, error: BadImage, bad: list[str]) -> None:
-        """Stop with advice, or note the name in bad, as on_bad says."""
-        if self.on_bad == "stop":
-            raise BadImage(f"{error}; mend or remove it, or set data.on_bad to skip") from error
-        bad.append(str(error))
-
-    def _picture(self, index: int, bad: list[str]) -> tuple[Image.Image, int]:
-        """The picture at index, or the next one that can be read, and where that one stands."""
-        if self.pictures:
-            return self.pictures[index], index
-        for distance in range(len(self.rows)):
-            found = (index + distance) % len(self.rows)
-            try:
-                return self.source.image(self.rows[found]), found
-            except BadImage as error:
-                self._refuse(error, bad)
-        raise BadImage("no picture of the training split can be read; check data.source and data.image_column")
+    def vocabulary(self) -> Tensor:
+        """The token ids that the captions use, ascending, int64; without a cache all are tokenised for it."""
+        if self.prepared is not None:
+            return torch.from_numpy(self.prepared.vocabulary())
+        used: set[int] = set()
+        for row in range(len(self)):
+            for ids in token_rows(self.tokenizer, self.source.captions(row)):
+                used.update(ids.tolist())
+        return torch.tensor(sorted(used))
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
-        images: list[Tensor] = []
-        captions: list[str] = []
-        found: list[int] = []
         bad: list[str] = []
-        for draw in draws:
-            rng = random.Random(_mix(self.seed, *draw))
-            picture, position = self._picture(draw[1], bad)
-            texts = self.texts[position] if self.pictures else self.source.captions(self.rows[position])
-            images.append(self.augment(picture, rng))
-            captions += _draw(texts, self.captions, rng)
-            found.append(self.rows[position])
-        tokens = self.tokenizer(captions)
-        return Batch(
-            torch.stack(images),
-            trim_padding(tokens),
-            torch.tensor(found),
-            # what the text encoder sees: captions that differ in their spaces alone, or past its context, are equal
-            torch.tensor([_hash(row.tobytes()) for row in tokens.numpy()]).view(len(found), -1),
-            None if self.weights is None else self.weights[found],
-            bad,
-        )
+        examples = [self._example(draw, bad) for draw in draws]
+        found = [example.image_id for example in examples]
+        return collate(examples, None if self.weights is None else self.weights[found], bad)
 
-    def __getitem__(self, draw: Draw) -> Batch:
-        return self.__getitems__([draw])
+    def _example(self, draw: Draw, bad: list[str]) -> Example:
+        rng = random.Random(mix(self.seed, *draw))
+        if self.prepared is not None:
+            at = draw[1]
+            stored, captions = self.prepared.picture(at), self.prepared.tokens(at)
+        else:
+            stored, at = self._picture(draw[1], bad)
+            captions = token_rows(self.tokenizer, self.source.captions(at))
+        return make_example(stored, captions, int(self.rows[at]), self.augment, self.captions, rng)
 
-
-def _draw(texts: list[str], count: int, rng: random.Random) -> list[str]:
-    """count captions, none of them twice before all have had their turn."""
-    drawn: list[str] = []
-    while len(drawn) < count:
-        drawn += rng.sample(texts, min(len(texts), count - len(drawn)))
-    return drawn
+    def _picture(self, index: int, bad: list[str]) -> tuple[np.ndarray, int]:
+        """The picture at index, or the next one that can be read, and where that one stands."""
+        for distance in range(len(self)):
+            found = (index + distance) % len(self)
+            try:
+                return np.asarray(self.augment.store(self.source.image(found))), found
+            except BadImage as error:
+                bad.append(str(error))
+        raise BadImage("no picture of the training split can be read; check data.source and data.image_column")
 
 
 def training_loader(pairs: TrainingPairs, batches: TrainBatches, config: DataConfig, pin: bool) -> DataLoader[Batch]:
@@ -236,22 +170,56 @@ def training_loader(pairs: TrainingPairs, batches: TrainBatches, config: DataCon
     return DataLoader(
         pairs,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         pin_memory=pin,
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _mix(*numbers: int) -> int:
-    """A seed from several numbers: equal only for equal numbers. In [0, 2^63)."""
-    return (_hash(b",".join(str(number).encode() for number in numbers)) >> 1) & (2**63 - 1)
+class Ahead(Generic[T]):
+    """An iterator that a thread of its own keeps a few items ahead; what it raises is raised here, in its place."""
 
+    def __init__(self, items: Iterable[T], depth: int = 2) -> None:
+        self._queue: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True)
+        self._thread.start()
 
-def _hash(data: bytes) -> int:
-    """A number in [-2^63, 2^63) that is the same in every process."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
+    def _run(self, items: Iterable[T]) -> None:
+        try:
+            for item in items:
+                if not self._put((True, item)):
+                    return
+            self._put((False, StopIteration()))
+        except BaseException as error:  # whatever it is, the consumer has to hear of it
+            self._put((False, error))
+
+    def _put(self, entry: tuple[bool, Any]) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._closed.is_set():
+            raise StopIteration
+        good, item = self._queue.get()
+        if good:
+            return item
+        self.close()
+        raise item
+
+    def close(self) -> None:
+        """End the thread; items that it has read ahead are lost."""
+        self._closed.set()

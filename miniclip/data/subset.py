@@ -8,8 +8,10 @@ from typing import Any, TypeVar, cast
 
 from PIL import Image
 
+from miniclip.data.bad import BadCount
 from miniclip.data.images import BadImage
 from miniclip.data.sources import LabelledSource, PairSource
+from miniclip.data.stamps import digest
 from miniclip.printing import first_few
 
 Source = TypeVar("Source", PairSource, LabelledSource)
@@ -44,11 +46,14 @@ class Subset:
     def name(self, index: int) -> str:
         return cast(str, self.source.name(self.rows[index]))
 
+    def fingerprint(self) -> str:
+        return digest(self.source.fingerprint(), *self.rows)
 
-def readable(source: Source, on_bad: str) -> Source:
-    """Try every picture; returns the source if all can be read, else, with on_bad=skip, the rows that can.
 
-    Those left out are counted and named. Raises BadImage with on_bad=stop.
+def readable(source: Source, allowed: float) -> Source:
+    """Try every picture; returns the source if all can be read, else the rows that can.
+
+    Those left out are counted and named; above the allowed share of all it raises TooManyBad.
     """
 
     def error_of(row: int) -> BadImage | None:
@@ -60,10 +65,9 @@ def readable(source: Source, on_bad: str) -> Source:
 
     with ThreadPoolExecutor(4) as pool:
         errors = list(pool.map(error_of, range(len(source))))
-    bad = [error for error in errors if error is not None]
-    if not bad:
+    bad = BadCount(len(source), allowed)
+    bad.add(error for error in errors if error is not None)
+    if not len(bad):
         return source
-    if on_bad == "stop":
-        raise BadImage(f"{bad[0]} (one of {len(bad)}); mend or remove it, or set on_bad to skip")
-    print(f"{len(bad)} evaluation pictures cannot be read and are left out: {first_few(bad)}")
+    print(f"{len(bad)} evaluation pictures cannot be read and are left out: {first_few(bad.names)}")
     return cast(Source, Subset(source, [row for row, error in enumerate(errors) if error is None]))

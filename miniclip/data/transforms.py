@@ -1,5 +1,8 @@
 """Pictures to tensors: the fixed transform of evaluation, and the random one of training.
 
+The random one has two halves: squares are cut out where the data are loaded, and mirrored and recoloured all at once on
+the device that trains.
+
 Axes: B batch, H height, W width, S side of the square that the image encoder takes.
 """
 
@@ -11,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from torch import Tensor
 
 # Channel statistics of CLIP's own training set (OpenAI's release; also open_clip's OPENAI_DATASET_MEAN and _STD).
@@ -63,7 +66,7 @@ class Preprocess:
         return image_to_tensor(self.to_square(image.convert("RGB")))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> float32 of the same shape and device, mean 0 and deviation 1 over CLIP's data."""
+        """0 to 255, (..., 3, H, W) -> float32 of the same shape and device, mean 0, deviation 1 over CLIP's data."""
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1) * 255
         return (pixels.float() - mean) / std
@@ -83,7 +86,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Augment:
-    """The random transform of training: one picture, one generator -> one square.
+    """The random transform of training: one picture, one generator -> one square, and how it is to look.
 
     image_size: side S in pixels.
     kind: "crop" takes a random S x S square of the picture whose shorter side is 9/8 S (CLIP, section 2.4: "a random
@@ -124,20 +127,45 @@ class Augment:
         size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
-        """RGB picture, stored or not -> uint8 (3, S, S). The same state of rng gives the same square."""
-        image, size = self.store(image), self.image_size
+    def square(self, stored: np.ndarray, rng: random.Random) -> np.ndarray:
+        """A stored picture, uint8 (H, W, 3) -> uint8 (S, S, 3). The same state of rng gives the same square."""
+        (height, width, _), size = stored.shape, self.image_size
         if self.kind == "crop":
-            left, top = rng.randint(0, image.width - size), rng.randint(0, image.height - size)
-            image = image.crop((left, top, left + size, top + size))
-        elif self.kind == "resized_crop":
-            side = min(image.size) * rng.uniform(*self.crop_scale) ** 0.5
-            x, y = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+            left, top = rng.randint(0, width - size), rng.randint(0, height - size)
+            return stored[top : top + size, left : left + size]
+        if self.kind == "resized_crop":
+            side = min(height, width) * rng.uniform(*self.crop_scale) ** 0.5
+            x, y = rng.uniform(0, width - side), rng.uniform(0, height - side)
             box = (x, y, x + side, y + side)
-            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        if self.flip and rng.random() < self.flip:
-            image = ImageOps.mirror(image)
-        if self.colour_jitter:
-            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                image = enhance(image).enhance(1 + rng.uniform(-self.colour_jitter, self.colour_jitter))
-        return image_to_tensor(image)
+            return np.asarray(Image.fromarray(stored).resize((size, size), Image.Resampling.BILINEAR, box=box))
+        return stored
+
+    def look(self, rng: random.Random) -> list[float]:
+        """-1 to mirror the square, else 1; with colour_jitter also the factors of brightness, contrast, saturation."""
+        mirror = -1.0 if self.flip and rng.random() < self.flip else 1.0
+        changes = 3 if self.colour_jitter else 0
+        return [mirror, *(1 + rng.uniform(-self.colour_jitter, self.colour_jitter) for _ in range(changes))]
+
+
+# Luma of ITU-R BT.601, which Pillow greys pictures with.
+_GREY = (0.299, 0.587, 0.114)
+
+
+def recolour(pixels: Tensor, looks: Tensor) -> Tensor:
+    """Mirror squares and change their colours, as Pillow's ImageEnhance does, without its rounding to whole values.
+
+    pixels: uint8 (B, 3, S, S). looks: float32 (B, 1) or (B, 4), as `Augment.look` gives them. Returns values of 0 to
+    255: uint8 if they are only mirrored, else float32.
+    """
+    mirror, *factors = looks[:, :, None, None, None].unbind(1)
+    pixels = torch.where(mirror < 0, pixels.flip(-1), pixels)
+    if not factors:
+        return pixels
+    brightness, contrast, saturation = factors
+    x = pixels.float()
+    grey = torch.tensor(_GREY, device=x.device).view(3, 1, 1)
+    x = x.mul_(brightness).clamp_(0, 255)
+    mean = (x * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    x = x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
+    mean = (x * grey).sum(1, keepdim=True)
+    return x.sub_(mean).mul_(saturation).add_(mean).clamp_(0, 255)

@@ -1,0 +1,153 @@
+"""The files of a prepared cache, and how they are mapped into memory.
+
+A store is one folder. It holds numbered parts (pixels one after another, and small arrays that say where each picture
+lies), and "all", which is written last and holds the small arrays of the whole. Everything is raw bytes, JSON and .npy
+without pickles. prepared.py builds it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+ALL = "all"
+
+
+class Unusable(ValueError):
+    """A store, or a part of one, that must be prepared anew. The message is empty if there is none."""
+
+
+class Arrays(NamedTuple):
+    """places: int64 (pictures, 4), row of the source, start in the pixels of its part, height, width. captions: number
+    of each picture. lengths: of each caption, in tokens. tokens: uint16. In "all", captions and lengths are running
+    sums that start with 0."""
+
+    places: np.ndarray
+    captions: np.ndarray
+    lengths: np.ndarray
+    tokens: np.ndarray
+
+
+class Prepared:
+    """A finished store, mapped read-only. Cheap to pickle: a process that unpickles it maps the files itself.
+
+    rows: int64 (pictures,), the position in the source of each picture that could be read, ascending. bad: why the
+    others could not. directory: where it lies. nbytes: of pixels and tokens.
+    """
+
+    def __init__(self, directory: Path, stamp: str) -> None:
+        """stamp: what the store must have been made from. Raises Unusable."""
+        self.directory, self._stamp = directory, stamp
+        about, arrays = _load(directory / ALL, stamp, mapped=True)
+        self._places, self._captions, self._lengths, self._tokens = arrays
+        with _refusing():
+            self.bad: list[str] = about["bad"]
+            self._part: int = about["part"]
+            sizes: list[int] = about["pixels"]
+            # All at once: were a file opened only when it is needed, another run could have replaced it by then.
+            self._pixels = [_mapped(directory / part_name(i) / "pixels", size) for i, size in enumerate(sizes)]
+            _check(len(self._captions) == len(self) + 1, "captions and pictures differ in number")
+            _check(int(self._captions[-1]) == len(self._lengths) - 1, "the captions do not add up")
+            _check(int(self._lengths[-1]) == len(self._tokens), "the tokens do not add up")
+        self.rows = np.ascontiguousarray(self._places[:, 0])
+        self.nbytes = sum(sizes) + self._tokens.nbytes
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3) RGB, read-only, as Augment.store gave it; the pixels stay in the file."""
+        row, start, height, width = self._places[index].tolist()
+        return np.ndarray((height, width, 3), np.uint8, self._pixels[row // self._part], start)
+
+    def tokens(self, index: int) -> list[np.ndarray]:
+        """Of each caption uint16 (length,), read-only: what the tokenizer gives, without the padding."""
+        first, last = self._captions[index : index + 2].tolist()
+        ends = self._lengths[first : last + 1].tolist()
+        return [self._tokens[a:b] for a, b in pairwise(ends)]
+
+    def vocabulary(self) -> np.ndarray:
+        """The token ids in use, ascending, int64."""
+        used = np.zeros(2**16, dtype=bool)
+        used[self._tokens] = True
+        return np.flatnonzero(used)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Prepared, (self.directory, self._stamp)
+
+
+def part_name(part: int) -> str:
+    return f"{part:03d}"
+
+
+def running_sums(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, dtype=np.int64), counts.cumsum()])
+
+
+def save_part(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
+    for name, array in arrays._asdict().items():
+        # by way of memory: into a file, np.save takes no notice of a full disk
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        (path / f"{name}.npy").write_bytes(buffer.getbuffer())
+    (path / "about.json").write_text(json.dumps(about), encoding="ascii")
+
+
+def load_part(path: Path, stamp: str, rows: int) -> tuple[dict[str, Any], Arrays]:
+    """A finished part that was made of so many rows of the source. Raises Unusable."""
+    about, arrays = _load(path, stamp, mapped=False)
+    with _refusing():
+        _check(about["rows"] == rows == len(arrays.places) + len(about["bad"]), "pictures are missing")
+        pixels = int((arrays.places[:, 2] * arrays.places[:, 3] * 3).sum())
+        _check((path / "pixels").stat().st_size == pixels == about["pixels"], "its pixels have another size")
+        _check(len(arrays.captions) == len(arrays.places), "captions and pictures differ in number")
+        _check(int(arrays.captions.sum()) == len(arrays.lengths), "the captions do not add up")
+        _check(int(arrays.lengths.sum()) == len(arrays.tokens), "the tokens do not add up")
+    return about, arrays
+
+
+def _load(path: Path, stamp: str, mapped: bool) -> tuple[dict[str, Any], Arrays]:
+    """What save_part has written. Raises Unusable, also if it was made from something else than `stamp` says."""
+    with _refusing():
+        if not path.is_dir():
+            raise Unusable
+        about = json.loads((path / "about.json").read_text(encoding="ascii"))
+        if about["stamp"] != stamp:
+            raise Unusable("has changed since it was prepared")
+        mode: Literal["r"] | None = "r" if mapped else None
+        files = [np.load(path / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in Arrays._fields]
+        arrays = Arrays(*(np.asarray(file) for file in files))  # a memmap is slow to slice
+        _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 4, "an array has another shape")
+        _check([a.dtype for a in arrays] == [np.int64] * 3 + [np.uint16], "an array has another type")
+    return about, arrays
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        _check(os.fstat(file.fileno()).st_size == size, "its pixels have another size")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""  # nothing cannot be mapped
+
+
+def _check(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ValueError(problem)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What is wrong with a file, as Unusable."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise Unusable(f"was prepared, but the files are damaged ({error})") from error
