@@ -1,0 +1,60 @@
+"""How fast a run is, and what it does with its time: for the log and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from miniclip.data.loader import Batch
+from miniclip.flops import Flops
+
+
+class Pace:
+    """Adds up the steps since the last line of the log.
+
+    peak: FLOP/s that this process's device reaches in large matrix products.
+    """
+
+    def __init__(self, device: torch.device, flops: Flops, peak: float) -> None:
+        self.device, self.flops, self.peak = device, flops, peak
+        self.clear()
+
+    def clear(self) -> None:
+        self.waited, self.tokens, self.pixels, self.work = 0.0, 0, 0, 0.0
+
+    def add(self, batch: Batch, waited: float) -> None:
+        """One step of this process. waited: seconds until its batch was there."""
+        self.waited += waited
+        self.tokens += sum(batch.lengths)
+        self.pixels += batch.image.shape[0] * batch.image.shape[-1] * batch.image.shape[-2]
+        self.work += self.flops.step(len(batch.image), batch.lengths)
+
+    def counts(self) -> torch.Tensor:
+        """(3,) float64: tokens, pixels and FLOPs of this process; `values` takes their sum over the processes."""
+        return torch.tensor([self.tokens, self.pixels, self.work], dtype=torch.float64)
+
+    def values(self, counts: torch.Tensor, processes: int, seconds: float) -> dict[str, float]:
+        """What is logged. data_wait: share of the time. mfu: model FLOPs over what the devices could have done."""
+        tokens, pixels, work = counts.tolist()
+        return {
+            "data_wait": self.waited / seconds,
+            "tokens_per_s": tokens / seconds,
+            "pixels_per_s": pixels / seconds,
+            "mfu": work / seconds / (self.peak * processes),
+            "memory_peak_gb": peak_memory(self.device) / 1e9,
+        }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: what torch had allocated on the GPU at most, or the largest size of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return float(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)  # Linux counts in KiB

@@ -1,0 +1,41 @@
+"""What the log says of a run's pace, worked out by hand."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import pytest
+import torch
+
+from miniclip.data.loader import Batch
+from miniclip.flops import Flops
+from miniclip.pace import Pace, peak_memory
+
+
+def batch(pictures: int, side: int, lengths: list[int]) -> Batch:
+    values: dict[str, Any] = dict.fromkeys(Batch._fields)
+    return Batch(**values | {"image": torch.zeros(pictures, 3, side, side), "lengths": lengths})
+
+
+def test_values_by_hand() -> None:
+    # a picture costs 100, a caption of L tokens 10 + 2 L + L^2
+    pace = Pace(torch.device("cpu"), Flops(100.0, (10.0, 2.0, 1.0)), peak=1000.0)
+    pace.add(batch(2, 8, [3, 5]), waited=0.5)
+    pace.add(batch(1, 8, [4]), waited=0.25)
+    work = 3 * (3 * 100 + 3 * 10 + 2 * (3 + 5 + 4) + 9 + 25 + 16)
+    assert pace.counts().tolist() == [12, 3 * 64, work]
+    # another process did as much
+    values = pace.values(2 * pace.counts(), processes=2, seconds=3.0)
+    memory = values.pop("memory_peak_gb")
+    assert values == pytest.approx({"data_wait": 0.25, "tokens_per_s": 8, "pixels_per_s": 128, "mfu": work / 3 / 1000})
+    assert memory == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.2)
+    pace.clear()
+    assert pace.counts().tolist() == [0, 0, 0] and pace.waited == 0
+
+
+def test_the_peak_grows_with_what_is_used() -> None:
+    before = peak_memory(torch.device("cpu"))
+    block = bytearray(before.__int__() // 8 + 50_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    assert peak_memory(torch.device("cpu")) > before + 0.5 * 50_000_000
