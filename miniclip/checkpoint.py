@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -131,11 +133,13 @@ def _known(value: int | None) -> int:
 
 
 class Progress(NamedTuple):
-    """How far a run has come. seconds, samples: of all its steps so far, those before a resume included."""
+    """How far a run has come. seconds, samples: of all its steps so far, those before a resume included. feed: where a
+    stream of data stands, by plain values."""
 
     step: int = 0
     seconds: float = 0.0
     samples: int = 0
+    feed: Mapping[str, Any] = MappingProxyType({})
 
 
 def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, keep: int) -> None:
@@ -153,7 +157,7 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress,
     accelerator.save_state(str(part))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _write_json(part / "progress.json", progress._asdict())
+        _write_json(part / "progress.json", progress._replace(feed=dict(progress.feed))._asdict())
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
         for old in _checkpoints(run_dir)[:-keep]:
@@ -171,12 +175,24 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
         return Progress()
     try:
         accelerator.load_state(str(found[-1]))
+        _check_optimizer(accelerator)
         return Progress(**_read_json(found[-1] / "progress.json"))
     except Exception as error:
         raise ValueError(
             f"{found[-1]} cannot be loaded into this model ({str(error).splitlines()[0]}); "
             "keep the run's model config, or delete that directory to go on from the one before"
         ) from error
+
+
+def _check_optimizer(accelerator: Accelerator) -> None:
+    # torch would say so only in the first step, without the cause
+    for optimizer in accelerator._optimizers:
+        for parameter, state in optimizer.state.items():
+            if state["exp_avg"].shape != parameter.shape:
+                raise ValueError(
+                    f"its optimiser has a parameter of shape {tuple(state['exp_avg'].shape)} where this run has "
+                    f"{tuple(parameter.shape)}: train.small_vocabulary or the captions of the data are others"
+                )
 
 
 def checkpoint_weights(run_dir: Path) -> list[Path]:

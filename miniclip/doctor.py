@@ -77,15 +77,12 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     from miniclip.checkup.data import DATA_TITLE, Stage, check_data
     from miniclip.checkup.fit import check_fit
     from miniclip.checkup.pairs import check_pairs
-    from miniclip.checkup.trial import Setting, fixed_batch
-    from miniclip.data.loader import TrainingPairs
-    from miniclip.data.subset import Subset
+    from miniclip.checkup.trial import Setting, fixed_batch, trial_pairs
     from miniclip.data.transforms import Preprocess
     from miniclip.data.weights import picture_weights
     from miniclip.hardware import build_accelerator, share_cores
     from miniclip.inspection.contents import Verdict
     from miniclip.models import resolve
-    from miniclip.tokenizer import Tokenizer
 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
@@ -116,7 +113,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     source, held_out = (found for found in opened if not isinstance(found, Verdict))
     if len(source) < config.data.batch_size:
         raise ConfigError(
-            f"{config.data.source} has {len(source)} pictures in split {config.data.train_split!r}, fewer than "
+            f"{config.data.label} has {len(source)} pictures in split {config.data.train_split!r}, fewer than "
             f"data.batch_size={config.data.batch_size}; use a batch of at most {len(source)}, or more data"
         )
     picture_weights(source, config.data)
@@ -126,16 +123,8 @@ def examine(config: Config, seconds: float) -> list[Stage]:
         return stages
     if done(check_fit(setting, fixed_batch(setting, source, rows, PAIRS))):
         return stages
-    pairs = TrainingPairs(
-        Subset(source, rows),
-        setting.augment(config.data.augment),
-        Tokenizer(config.model.context_length),
-        seed=config.run.seed,
-        cache=config.data.cache,
-        on_bad="skip",
-        captions=config.data.captions_per_image,
-        progress=config.log.progress,
-    )
+    augment, captions = config.data.augment, config.data.captions_per_image
+    pairs = trial_pairs(setting, source, rows, augment, captions, config.log.progress)
     order = torch.randperm(len(held_out), generator=generator).tolist()
     fits = stages[-1].told
     if not done(check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fits)):

@@ -1,6 +1,7 @@
 """The loop: configuration -> a run directory with metrics, checkpoints, the model and its results.
 
 config.yaml      the resolved configuration
+trace.json       what some steps spend their time on, with train.profile_steps; chrome://tracing or Perfetto show it
 metrics.jsonl    a line for each logged step
 checkpoints/     states to go on from
 matrix/          the matrix of one fixed batch along the training, with log.matrix_every
@@ -15,7 +16,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,23 +34,22 @@ from miniclip.checkpoint import (
     with_scalars,
 )
 from miniclip.config import Config, ConfigError
-from miniclip.data.images import BadImage
-from miniclip.data.loader import Batch, TrainBatches, TrainingPairs, training_loader
-from miniclip.data.sources import open_source
-from miniclip.data.transforms import Augment, Preprocess
-from miniclip.data.weights import picture_weights
+from miniclip.data.loader import Batch
+from miniclip.data.transforms import Preprocess, recolour
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
+from miniclip.feed import Feed, open_feed
+from miniclip.flops import forward_flops, matmul_peak
 from miniclip.gradcache import cached_backward
 from miniclip.hardware import build_accelerator, share_cores, tune_for_device
 from miniclip.inspection.history import MatrixLog, open_matrix_log
 from miniclip.inspection.watch import at_clamp, local, step_figures, tower_norms
-from miniclip.matrix import shares
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
+from miniclip.models.vit import VisionTransformer
+from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
 from miniclip.optim import build_optimizer, learning_rate
-from miniclip.printing import first_few
+from miniclip.pace import Pace
 from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
-from miniclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,6 +70,11 @@ def train(config: Config) -> dict[str, Any]:
     check_run_dir(config)
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if config.train.patch_dropout and config.model.image_encoder != "vit":
+        raise ConfigError(
+            f"train.patch_dropout={config.train.patch_dropout} drops patches, which a ResNet does not have; use a ViT, "
+            "e.g. model.preset=tiny-vit, or set it to 0"
+        )
     accelerator = build_accelerator(config)
     try:
         return _train(config, accelerator)
@@ -85,6 +89,10 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     sharded = accelerator.distributed_type == "FSDP"
+    if sharded and config.train.small_vocabulary:
+        raise ConfigError(
+            "train.small_vocabulary does not go with FSDP, which shares the token table out already; set it to false"
+        )
     if sharded and config.data.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"FSDP wants equal shares: data.batch_size={config.data.batch_size} must be a multiple of "
@@ -92,23 +100,20 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         )
     assert config.model.image_size is not None
     preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
-    pairs = _training_pairs(config, preprocess, accelerator)
+    feed = open_feed(config, accelerator)
     # opened before the training, so that nothing can be missing after it
     test = open_suite(config, "test") if main else None
     validation = open_suite(config, "validation") if main and config.eval.every else None
     matrices = open_matrix_log(config, preprocess) if main and config.log.matrix_every else None
-    batches = TrainBatches(
-        len(pairs),
-        config.data.batch_size,
-        seed=config.run.seed,
-        steps=_steps(config, len(pairs)),
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        draw_weights=pairs.draw_weights if config.data.weights_for == "sampler" else None,
-    )
 
     torch.manual_seed(config.run.seed)
     model = create_model(config.model)
+    # the weights are the same everywhere, dropped patches are not
+    torch.manual_seed(config.run.seed + accelerator.process_index)
+    if config.train.small_vocabulary:
+        use_small_vocabulary_(model, feed.vocabulary())
+    if isinstance(model.visual, VisionTransformer):
+        model.visual.patch_dropout = config.train.patch_dropout
     tune_for_device(model, accelerator.device, config.train.compile)
     if sharded:
         model.flatten_scalars_()
@@ -116,18 +121,16 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     if sharded:
         prepared.forward = accelerator.autocast()(prepared.forward)  # which Accelerate leaves out for FSDP
     progress = _resume(config, accelerator, optimizer)
-    batches.first_step = progress.step
-    if progress.step > batches.steps:
+    if progress.step > feed.steps:
         raise ConfigError(f"the run in {config.run.dir} stands at step {progress.step}, past train.max_steps or epochs")
     if main:
         prepare_run_dir(config, progress.step)
-        _announce(config, accelerator, model, len(pairs), batches)
+        _announce(config, accelerator, model, feed, progress.step)
     accelerator.wait_for_everyone()
     accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
-    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, batches, progress, validation, matrices)
-    loader = training_loader(pairs, batches, config.data, pin=accelerator.device.type == "cuda")
-    loop.run(iter(loader), pairs.bad)
+    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, feed, progress, validation, matrices)
+    loop.run()
 
     state = accelerator.get_state_dict(prepared)
     results: dict[str, Any] = {}
@@ -140,14 +143,6 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     return results
 
 
-def _steps(config: Config, rows: int) -> int:
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    assert config.train.epochs is not None
-    # rounded first: 1.1 epochs of 100 batches are 110 steps, not the 111 of 110.00000000000001
-    return math.ceil(round(config.train.epochs * (rows // config.data.batch_size), 6))
-
-
 def _resume(config: Config, accelerator: Accelerator, optimizer: Any) -> Progress:
     """Load the newest checkpoint, if there is one; the optimiser's options remain those of the config."""
     progress = load_checkpoint(accelerator, Path(config.run.dir)) if config.run.resume else Progress()
@@ -156,48 +151,16 @@ def _resume(config: Config, accelerator: Accelerator, optimizer: Any) -> Progres
     return progress
 
 
-def _training_pairs(config: Config, preprocess: Preprocess, accelerator: Accelerator) -> TrainingPairs:
-    data = config.data
-    assert config.model.image_size is not None
-    source = open_source(data, "train", seed=config.run.seed, image_size=config.model.image_size)
-    if len(source) < data.batch_size:
-        raise ConfigError(
-            f"{data.source} has {len(source)} pictures in split {data.train_split!r}, fewer than "
-            f"data.batch_size={data.batch_size}; use a batch of at most {len(source)}, or more data"
-        )
-    augment = Augment(
-        preprocess.image_size, data.augment, data.crop_scale, data.flip, data.colour_jitter, preprocess.resize
-    )
-    context = config.model.context_length
-    assert context is not None
-    progress = config.log.progress and accelerator.is_main_process
-    pairs = TrainingPairs(
-        source,
-        augment,
-        Tokenizer(context_length=context),
-        seed=config.run.seed,
-        cache=data.cache,
-        on_bad=data.on_bad,
-        captions=data.captions_per_image,
-        weights=picture_weights(source, data),
-        progress=progress,
-    )
-    if pairs.bad and accelerator.is_main_process:
-        print(f"{len(pairs.bad)} pictures cannot be read and are left out: {first_few(pairs.bad)}")
-    return pairs
-
-
-def _announce(config: Config, accelerator: Accelerator, model: DualEncoder, rows: int, batches: TrainBatches) -> None:
+def _announce(config: Config, accelerator: Accelerator, model: DualEncoder, feed: Feed, first_step: int) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{config.model.preset or config.model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
-        f"{rows} pictures of {config.data.source}, {batches.steps} steps of {config.data.batch_size} "
-        f"({batches.steps / batches.per_epoch:.1f} epochs), {config.train.precision}, "
+        f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, {config.train.precision}, "
         f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}"
     )
     if config.run.resume:
-        start = batches.first_step
-        print(f"resuming {config.run.dir} at step {start}" if start else f"{config.run.dir} has no checkpoint: step 0")
+        known = f"resuming {config.run.dir} at step {first_step}"
+        print(known if first_step else f"{config.run.dir} has no checkpoint: step 0")
     sys.stdout.flush()
 
 
@@ -212,23 +175,22 @@ class _Loop:
         model: DualEncoder,
         optimizer: Any,
         preprocess: Preprocess,
-        batches: TrainBatches,
+        feed: Feed,
         progress: Progress,
         validation: Suite | None,
         matrices: MatrixLog | None,
     ) -> None:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
-        self.optimizer, self.preprocess, self.batches, self.validation = optimizer, preprocess, batches, validation
+        self.optimizer, self.preprocess, self.feed, self.validation = optimizer, preprocess, feed, validation
         self.progress, self.run_dir, self.matrices = progress, Path(config.run.dir), matrices
         self.clamped: list[bool] = []  # the logit scale, in the steps since the last line of the log
-        self.bad: dict[str, None] = {}  # names in the order of their first failure
 
-    def run(self, loader: Iterator[Batch], bad: list[str]) -> None:
+    def run(self) -> None:
         """All steps that are left; evaluation and checkpoints in between, and a checkpoint at the end."""
         from tqdm import tqdm
 
-        config, steps, first = self.config, self.batches.steps, self.batches.first_step
-        self.bad.update(dict.fromkeys(bad))
+        config, steps, first = self.config, self.feed.steps, self.progress.step
+        pace = self._pace()
         shown = config.log.progress and self.accelerator.is_main_process
         interval = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file gets a line now and then
         bar = tqdm(
@@ -241,19 +203,20 @@ class _Loop:
             mininterval=interval,
         )
         self.prepared.train()
-        waited, since, since_step = 0.0, time.perf_counter(), first
-        with bar:
+        batches = self.feed.start(first, self.progress.feed)
+        since, since_step = time.perf_counter(), first
+        with bar, self._trace() as trace:
             if config.log.matrix_every and not first:
                 self._keep_matrix(0)
                 since = time.perf_counter()
             for step in range(first, steps):
                 start = time.perf_counter()
-                batch = _next(loader)
-                waited += time.perf_counter() - start
+                batch = next(batches)
+                pace.add(batch, time.perf_counter() - start)
                 done = step + 1
                 logged = done % config.log.every == 0 or done == steps
                 values = self._step(step, batch, logged)
-                self.bad.update(dict.fromkeys(batch.bad))
+                trace.step()
                 bar.update()
                 if logged:
                     elapsed, samples = time.perf_counter() - since, (done - since_step) * config.data.batch_size
@@ -261,19 +224,21 @@ class _Loop:
                     chance = chance_loss(config.loss, config.data.batch_size, config.data.captions_per_image, step) or 1
                     values |= {
                         "loss_over_chance": values["loss"] / chance,
-                        "epoch": done / self.batches.per_epoch,
+                        "epoch": self.feed.epoch(done),
                         "samples_per_s": samples / elapsed,
-                        "data_wait": waited / elapsed,
-                        "bad_pictures": len(self.bad),
+                        "bad_pictures": len(self.feed.bad),
                     }
+                    values |= pace.values(self._total(pace.counts()), self.accelerator.num_processes, elapsed)
+                    pace.clear()
                     self._log(done, values)
                     bar.set_postfix_str(
                         f"loss {values['loss']:.3f} ({values['loss_over_chance']:.2f} of chance), "
-                        f"scale {values['logit_scale']:.1f}, {samples / elapsed:.0f} samples/s",
+                        f"scale {values['logit_scale']:.1f}, {samples / elapsed:.0f} samples/s, "
+                        f"{values['data_wait']:.0%} waiting, MFU {values['mfu']:.0%}",
                         refresh=False,
                     )
                     self.progress = Progress(done, self.progress.seconds + elapsed, self.progress.samples + samples)
-                    waited, since, since_step = 0.0, time.perf_counter(), done
+                    since, since_step = time.perf_counter(), done
                 pause = time.perf_counter()
                 every, looked = config.run.checkpoint_every, config.log.matrix_every
                 # before the checkpoint: a resume drops the matrices that come after it
@@ -290,42 +255,71 @@ class _Loop:
         broken = sum(not bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
         if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
-        save_checkpoint(self.accelerator, self.run_dir, self.progress._replace(step=step), self.config.run.keep)
+        progress = self.progress._replace(step=step, feed=self.feed.state())
+        save_checkpoint(self.accelerator, self.run_dir, progress, self.config.run.keep)
+
+    def _pace(self) -> Pace:
+        """Measures what the device can do."""
+        device, dtype = self.accelerator.device, torch.float32
+        if self.config.train.precision != "fp32":
+            dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float16
+        flops = forward_flops(self.config.model, self.config.train.patch_dropout)
+        return Pace(device, flops, matmul_peak(device, dtype))
+
+    def _total(self, counts: Tensor) -> Tensor:
+        """The sum over the processes."""
+        # a device may lack float64, and float32 is enough for what is only shown
+        return self.accelerator.reduce(counts.float().to(self.accelerator.device)).cpu()
+
+    def _trace(self) -> Any:
+        """A profiler of train.profile_steps steps of the main process, or something that does nothing."""
+        from torch import profiler
+
+        steps = self.config.train.profile_steps if self.accelerator.is_main_process else 0
+        path = str(self.run_dir / "trace.json")
+        return (
+            profiler.profile(
+                schedule=profiler.schedule(wait=1, warmup=2, active=steps, repeat=1),
+                on_trace_ready=lambda found: found.export_chrome_trace(path),
+            )
+            if steps
+            else _NoTrace()
+        )
 
     def _step(self, step: int, batch: Batch, logged: bool) -> dict[str, Any]:
         """Forward, loss, backward, update; returns what is logged of it, if it is."""
-        config, accelerator, device = self.config, self.accelerator, self.accelerator.device
-        image = self.preprocess.normalize(batch.image.to(device, non_blocking=True))
+        config, accelerator = self.config, self.accelerator
+        pixels = recolour(batch.image, batch.look) if config.data.flip or config.data.colour_jitter else batch.image
+        image = self.preprocess.normalize(pixels)
         if config.model.image_encoder == "resnet":
             image = image.contiguous(memory_format=torch.channels_last)
-        text = batch.text.to(device, non_blocking=True)
         weight = batch.weight if config.data.weights_for == "loss" else None
         known = GlobalBatch.gathered(
             config.loss.positives,
-            batch.image_id.to(device),
-            batch.text_id.to(device),
-            None if weight is None else weight.to(device),
-            shares(config.data.batch_size, accelerator.num_processes),
+            batch.image_id,
+            batch.text_id,
+            weight,
+            self.feed.shares(step),
         )
 
         def loss_of(embeddings: Embeddings) -> Tensor:
             return global_loss(embeddings, known, config.loss, step)
 
-        rate = learning_rate(step, self.batches.steps, config.optim)
+        rate = learning_rate(step, self.feed.steps, config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if config.train.micro_batch_size:
             loss, embeddings = cached_backward(
                 self.prepared,
                 image,
-                text,
+                batch.text,
                 loss_of,
                 chunk=config.train.micro_batch_size,
                 backward=accelerator.backward,
                 no_sync=self._no_sync,
             )
         else:
-            embeddings = self.prepared(image, text)
+            embeddings = self.prepared(image, batch.text)
             loss = loss_of(embeddings)
             accelerator.backward(loss)
         # each process has its own rows; their mean is the loss
@@ -394,12 +388,14 @@ class _Loop:
         """
         seconds, samples = self.progress.seconds, self.progress.samples
         pace = samples / seconds if seconds else None
-        return {"steps": self.batches.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": list(self.bad)}
+        return {"steps": self.feed.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": self.feed.bad.names}
 
 
-def _next(loader: Iterator[Batch]) -> Batch:
-    try:
-        return next(loader)
-    except BadImage as error:
-        # out of a loader process the message comes behind that process's traceback
-        raise BadImage(str(error).rstrip().rsplit("BadImage: ", 1)[-1]) from error
+class _NoTrace(nullcontext["_NoTrace"]):
+    """Stands where a profiler would."""
+
+    def __enter__(self) -> _NoTrace:
+        return self
+
+    def step(self) -> None:
+        pass

@@ -153,7 +153,7 @@ def test_one_picture_in_a_table_without_splits(doctor: Doctor, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("caption", "options"),
-    [(" ", []), (" ", ["--data.on_bad", "skip"]), (".", []), ("!!! ...", ["--data.on_bad", "skip"])],
+    [(" ", []), (" ", ["--data.max_bad_fraction", "1"]), (".", []), ("!!! ...", ["--data.max_bad_fraction", "1"])],
 )
 def test_empty_captions(doctor: Doctor, tmp_path: Path, caption: str, options: list[str]) -> None:
     pictures, _ = scenes(100)
@@ -208,12 +208,12 @@ def test_healthy_files(doctor: Doctor, tmp_path: Path) -> None:
     assert found["stages"]["data"]["notes"]  # on the captions that stand more than once
 
 
-@pytest.mark.parametrize(("on_bad", "expected"), [("stop", ["unreadable"]), ("skip", [])])
-def test_unreadable_pictures(doctor: Doctor, tmp_path: Path, on_bad: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(("allowed", "expected"), [("0.02", ["unreadable"]), ("0.04", [])])
+def test_unreadable_pictures(doctor: Doctor, tmp_path: Path, allowed: str, expected: list[str]) -> None:
     options = write_pairs(tmp_path / "data", *noise(200))
     for i in (3, 7, 150):
         (tmp_path / "data" / f"{i}.png").write_bytes(b"no picture")
-    found = doctor(*options, "--data.on_bad", on_bad)
+    found = doctor(*options, "--data.max_bad_fraction", allowed)
     assert kinds(found) == expected
     assert found["stages"]["data"]["figures"]["share_unreadable"] == 2 / 95  # 5 are set aside for the test
 

@@ -107,7 +107,7 @@ def test_an_exported_model_on_a_folder_of_pictures(tmp_path: Path, capsys: pytes
     arguments = ["matrix", "--checkpoint", model, "--data", str(photos), "--split", "train", "--out", str(out)]
     assert main(arguments) == 2  # before any file is written
     assert "broken" in capsys.readouterr().err and not out.exists()
-    assert main([*arguments, "--on_bad", "skip"]) == 0
+    assert main([*arguments, "--max_bad_fraction", "0.5"]) == 0
     assert "pictures cannot be read and are passed over: broken" in capsys.readouterr().out
     values = json.loads((out / "matrix.json").read_text())
     assert 6 <= len(values["pairs"]) <= 12  # some are set aside for the other splits

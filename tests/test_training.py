@@ -306,7 +306,7 @@ def test_evaluation_folders_are_read_before_training(
     assert train_main([*arguments, "--run.dir", str(tmp_path / "stopped")]) == 2
     assert "0.png" in capsys.readouterr().err
     assert not (tmp_path / "stopped").exists()
-    assert train_main([*arguments, "--run.dir", str(tmp_path / "run"), "--data.on_bad", "skip"]) == 0
+    assert train_main([*arguments, "--run.dir", str(tmp_path / "run"), "--data.max_bad_fraction", "0.2"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["zero_shot"][str(tmp_path / "classes")]["n"] == 15
     assert results["retrieval"] is None
@@ -315,7 +315,7 @@ def test_evaluation_folders_are_read_before_training(
     (tmp_path / "classes" / "dark red").mkdir()
     for name in ("dark_red", "dark red"):
         task.image(1).save(tmp_path / "classes" / name / "1.png")
-    assert train_main([*arguments, "--run.dir", str(tmp_path / "same"), "--data.on_bad", "skip"]) == 2
+    assert train_main([*arguments, "--run.dir", str(tmp_path / "same"), "--data.max_bad_fraction", "0.2"]) == 2
     assert "dark red" in capsys.readouterr().err
 
 
@@ -334,7 +334,7 @@ def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path, capsys
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "3.png").write_bytes(b"no picture")
     (folder / "27.png").write_bytes((folder / "27.png").read_bytes()[:100])
-    results = run(config_file, tmp_path / "run", "--data.source", str(folder), "--data.on_bad", "skip")
+    results = run(config_file, tmp_path / "run", "--data.source", str(folder), "--data.max_bad_fraction", "0.2")
     assert "3.png" in " ".join(results["training"]["bad"])
     assert results["retrieval"]["n_images"] == 4
     assert lines(tmp_path / "run")[-1]["bad_pictures"] == 1
@@ -346,3 +346,38 @@ def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path, capsys
         assert message.startswith("train.py: error: ")
         assert "3.png" in message
         assert "\n" not in message
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in lines(run_dir) if "loss" in line]
+
+
+def test_a_small_vocabulary_trains_the_same_and_ends_whole(config_file: str, tmp_path: Path) -> None:
+    """The same losses, and of the finished model the same token table, also for the rows no caption uses."""
+    options = ["--optim.weight_decay", "0.5", "--train.precision", "fp32", "--eval.tasks", "[retrieval]"]
+    whole = run(config_file, tmp_path / "whole", *options)
+    small = run(config_file, tmp_path / "small", *options, "--train.small_vocabulary", "true")
+    assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert small["retrieval"] == whole["retrieval"]
+    tables = [miniclip.load(tmp_path / name)[0].token_embedding.weight for name in ("whole", "small")]
+    assert tables[0].shape == tables[1].shape == (49408, tables[0].shape[1])
+    torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_trace_of_some_steps(config_file: str, tmp_path: Path) -> None:
+    run(config_file, tmp_path / "run", "--train.profile_steps", "1", "--eval.tasks", "[]")
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    names = [event.get("name") for event in trace["traceEvents"]]
+    assert names.count("ProfilerStep#3") == 1 and "aten::addmm" in names
+
+
+def test_patches_can_be_dropped_from_a_vit_alone(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--train.patch_dropout", "0.5", "--eval.tasks", "[]"]
+    resnet = str(ROOT / "configs" / "shapes.yaml")
+    assert train_main(["--config", resnet, "--run.dir", str(tmp_path / "no"), *options]) == 2
+    assert "a ResNet does not have" in capsys.readouterr().err
+    run(config_file, tmp_path / "some", *options)
+    run(config_file, tmp_path / "all", "--eval.tasks", "[]")
+    assert losses(tmp_path / "some") != losses(tmp_path / "all")

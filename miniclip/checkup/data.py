@@ -79,13 +79,13 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
         "examples": [f"{source.name(row)}: {source.captions(row)[0]}" for row in rows[:3]],
     }
     verdicts = []
-    if bad and (config.data.on_bad == "stop" or len(bad) > MOST * len(pictures)):
+    if len(bad) > config.data.max_bad_fraction * len(pictures):
         verdicts.append(
             Verdict(
                 "unreadable",
                 "pictures cannot be read",
                 [f"{len(bad)} of {len(pictures)} pictures cannot be read, e.g. {printable(str(bad[0]))}"],
-                ["Mend or remove them, or set data.on_bad to skip; check data.image_column if it is most of them."],
+                ["Mend or remove them, or raise data.max_bad_fraction; check data.image_column if it is most of them."],
             )
         )
     elif len(readable) > 1 and same > MOST:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from miniclip.checkup.data import Stage
 from miniclip.checkup.trial import TOO_SLOW, Setting, Trial, until
-from miniclip.data.loader import Batch, TrainBatches, TrainingPairs
+from miniclip.data.loader import Batch, TrainingPairs
+from miniclip.data.order import TrainBatches
 from miniclip.inspection.contents import Verdict
 
 CHECK_EVERY = 10  # steps between two looks at the held-out pairs

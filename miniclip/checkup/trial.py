@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from miniclip.config import Config
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainingPairs
+from miniclip.data.prepared import prepare
 from miniclip.data.sources import PairSource
 from miniclip.data.subset import Subset
-from miniclip.data.transforms import Augment, Preprocess
+from miniclip.data.transforms import Augment, Preprocess, recolour
+from miniclip.feed import build_augment
 from miniclip.gradcache import cached_backward
 from miniclip.hardware import tune_for_device
 from miniclip.inspection.watch import tower_of
@@ -45,22 +48,37 @@ class Setting:
     seconds: float
 
     def augment(self, kind: Literal["crop", "resized_crop", "none"]) -> Augment:
-        data, size = self.config.data, self.preprocess.image_size
         if kind == "none":
-            return Augment(size, "none", resize=data.resize)
-        return Augment(size, kind, data.crop_scale, data.flip, data.colour_jitter, data.resize)
+            return Augment(self.preprocess.image_size, "none", resize=self.config.data.resize)
+        return replace(build_augment(self.config), kind=kind)
 
 
 def fixed_batch(setting: Setting, source: PairSource, rows: Sequence[int], count: int) -> Batch:
     """The first readable pairs of rows, as evaluation sees them, a caption each. Raises BadImage if there are none."""
-    rows = rows[: 2 * count]
-    augment, length = setting.augment("none"), setting.config.model.context_length
-    assert length is not None
-    seed = setting.config.run.seed
-    pairs = TrainingPairs(Subset(source, rows), augment, Tokenizer(length), seed=seed, cache=True, on_bad="skip")
+    pairs = trial_pairs(setting, source, rows[: 2 * count], "none")
     if not len(pairs):
         raise BadImage(f"none of {len(rows)} pictures can be read; check data.source and data.image_column")
     return pairs.__getitems__([(0, row) for row in range(min(count, len(pairs)))])
+
+
+def trial_pairs(
+    setting: Setting,
+    source: PairSource,
+    rows: Sequence[int],
+    kind: Literal["crop", "resized_crop", "none"],
+    captions: int = 1,
+    progress: bool = False,
+) -> TrainingPairs:
+    """Those rows of a source that can be read, as training takes them, decoded once."""
+    chosen, length = Subset(source, rows), setting.config.model.context_length
+    assert length is not None
+    augment, tokenizer = setting.augment(kind), Tokenizer(length)
+    with tempfile.TemporaryDirectory() as folder:  # what is mapped stays until it is let go
+        store = prepare(
+            chosen, augment, tokenizer, folder=folder, label="the doctor's pictures", allowed=1.0, progress=progress
+        )
+    seed = setting.config.run.seed
+    return TrainingPairs(chosen, augment, tokenizer, seed=seed, prepared=store, captions=captions)
 
 
 class Step(NamedTuple):
@@ -92,7 +110,7 @@ class Trial:
         self.before = {tower: [p.detach().clone() for p in own] for tower, own in self.towers.items()}
 
     def inputs(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 pixels and ids as the model takes them, on its device."""
+        """Pixels and ids as the model takes them, on its device."""
         image = self.preprocess.normalize(image.to(self.accelerator.device))
         if self.config.model.image_encoder == "resnet":
             image = image.contiguous(memory_format=torch.channels_last)
@@ -109,7 +127,7 @@ class Trial:
     def step(self, batch: Batch) -> Step:
         """As in training; without the update where it would not be finite."""
         config, accelerator = self.config, self.accelerator
-        image, text = self.inputs(batch.image, batch.text)
+        image, text = self.inputs(recolour(batch.image, batch.look), batch.text)
 
         def loss_of(embeddings: Embeddings) -> Tensor:
             return self.loss(embeddings, batch.image_id, batch.text_id)

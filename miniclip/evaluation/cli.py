@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from miniclip.evaluation.options import at_least, check_output, device_of, image_size_of, load_model, pairs_of
+from miniclip.evaluation.options import at_least, check_output, device_of, image_size_of, load_model, pairs_of, share
 from miniclip.printing import printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   eval.py zeroshot  --checkpoint runs/a runs/b --data photos/ --templates "a photo of a {}." "a drawing of a {}."
   eval.py retrieval --checkpoint runs/shapes --data shapes --examples examples.png
   eval.py matrix    --checkpoint runs/flickr8k --data photos/ --size 512
+  eval.py audit     --data photos/ --json audit.json --png audit.png
 """
 
 
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a class name that the terminal cannot show costs no results
     try:
-        {"zeroshot": _zero_shot, "retrieval": _retrieval, "matrix": _matrix}[arguments.command](arguments)
+        commands = {"zeroshot": _zero_shot, "retrieval": _retrieval, "matrix": _matrix, "audit": _audit}
+        commands[arguments.command](arguments)
     except (ValueError, OSError) as error:
         print(f"eval.py: error: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -106,11 +108,17 @@ def _readable_pairs(arguments: argparse.Namespace, image_size: int) -> PairSourc
     from miniclip.data.subset import readable
 
     source = pairs_of(arguments, image_size, arguments.limit)
-    return readable(source, "skip") if arguments.on_bad == "skip" else source
+    return readable(source, arguments.max_bad_fraction) if arguments.max_bad_fraction else source
 
 
 def _matrix(arguments: argparse.Namespace) -> None:
     from miniclip.inspection.command import run
+
+    run(arguments)
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from miniclip.data.audit import run
 
     run(arguments)
 
@@ -145,7 +153,7 @@ def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
         label_column=arguments.label_column,
         image_size=image_size,
     )
-    return readable(source, "skip") if arguments.on_bad == "skip" else source
+    return readable(source, arguments.max_bad_fraction) if arguments.max_bad_fraction else source
 
 
 def _open_for(directories: Sequence[str], open_at: Callable[[int], Source]) -> dict[str, Source]:
@@ -171,12 +179,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from miniclip.data import audit
     from miniclip.data.shapes import TASKS
     from miniclip.inspection.command import add_options
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="eval.py", description="Evaluate trained models.", epilog=_EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="zeroshot|retrieval|matrix")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="zeroshot|retrieval|matrix|audit")
 
     zeroshot = commands.add_parser(
         "zeroshot", help="classify pictures by prompts", epilog=_EXAMPLES, formatter_class=raw
@@ -211,6 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_options(matrix)
 
+    about = "what is in a data set, before training: sizes, lengths, duplicates, leaks"
+    audit.add_options(commands.add_parser("audit", help=about, epilog=_EXAMPLES, formatter_class=raw))
+
     for command in (zeroshot, retrieval, matrix):
         if command is not matrix:
             command.add_argument(
@@ -222,15 +234,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--image_column", metavar="NAME", help="column of the pictures; found by itself if left out"
         )
-        on_bad_help = "a picture that cannot be read: stop, or skip, count and name it (default: stop)"
+        bad_help = "share of the pictures that may be unreadable; they are skipped, counted, named (default: 0)"
         if command is matrix:
             # None: as the run was trained, where the data is its own
-            command.add_argument("--on_bad", choices=("stop", "skip"), help=on_bad_help)
+            command.add_argument("--max_bad_fraction", type=share, metavar="F", help=bad_help)
             size_help = "number of pairs, N, at most 4096 (default: 256)"
             command.add_argument("--size", type=at_least(2, 4096), default=256, help=size_help)
             command.add_argument("--seed", type=at_least(0), default=0, help="which pairs are drawn (default: 0)")
         else:
-            command.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help=on_bad_help)
+            command.add_argument("--max_bad_fraction", type=share, metavar="F", default=0.0, help=bad_help)
             command.add_argument("--size", type=at_least(1), default=1000, help="number of scenes (default: 1000)")
             command.add_argument("--seed", type=at_least(0), default=0, help="seed of the scenes (default: 0)")
         command.add_argument(

@@ -28,7 +28,8 @@ def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None =
     columns = arguments.caption_column
     caption_column = columns[0] if columns and len(columns) == 1 else columns
     data = {"source": arguments.data, "name": arguments.name, "size": arguments.size}
-    data |= {"image_column": arguments.image_column, "caption_column": caption_column, "on_bad": arguments.on_bad}
+    data |= {"image_column": arguments.image_column, "caption_column": caption_column}
+    data |= {"max_bad_fraction": arguments.max_bad_fraction}
     split = arguments.split
     if split not in ("train", "validation", "test") and arguments.data != "shapes":
         # the source's own word for a split
@@ -116,6 +117,14 @@ def device_of(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used here ({reason}); use auto or cpu") from error
     return device
+
+
+def share(text: str) -> float:
+    """An argparse type, of numbers from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} must lie in [0, 1]")
+    return value
 
 
 def at_least(lowest: int, highest: int | None = None) -> Callable[[str], int]:

@@ -51,7 +51,7 @@ def open_suite(config: Config, role: Literal["validation", "test"]) -> Suite:
     """Open every task of eval.tasks, on pictures of that role, and read every picture once.
 
     Raises ConfigError for a task that is neither known nor a folder, ValueError for classes that cannot be told apart,
-    and BadImage for a picture that cannot be read, unless data.on_bad is skip: then it is left out.
+    and TooManyBad if more pictures than data.max_bad_fraction cannot be read; up to there they are left out.
     """
     builtin = config.data.source == "shapes"
     tasks = config.eval.tasks if config.eval.tasks is not None else ["retrieval", *(TASKS if builtin else ())]
@@ -72,11 +72,11 @@ def open_suite(config: Config, role: Literal["validation", "test"]) -> Suite:
             split = config.data.validation_split if role == "validation" else config.data.test_split
             folder = open_labelled(task, split=split, image_size=image_size)
             check_classes(task, folder.classes)
-            labelled[task] = readable(folder, config.data.on_bad)
+            labelled[task] = readable(folder, config.data.max_bad_fraction)
     if "retrieval" not in tasks:
         return Suite(None, labelled)
     pairs = open_source(config.data, role, seed=config.run.seed, image_size=image_size, eval_size=config.eval.size)
-    return Suite(readable(pairs, config.data.on_bad), labelled)
+    return Suite(readable(pairs, config.data.max_bad_fraction), labelled)
 
 
 def evaluate(config: Config, suite: Suite, model: DualEncoder, preprocess: Preprocess) -> SuiteResult:
@@ -96,7 +96,7 @@ def final_evaluation(
     if results.zero_shot:
         print_zero_shot(results.zero_shot)
     if results.retrieval is not None:
-        print_retrieval({config.data.source: results.retrieval})
+        print_retrieval({config.data.label: results.retrieval})
     for name, result in results.zero_shot.items():
         if result.confusion is not None:
             file = "confusion_" + re.sub(r"[^\w.-]+", "_", name.strip("/")) + ".png"
@@ -123,7 +123,7 @@ def _evaluate(
         pairs = encode_pairs(model, preprocess, tokenizer, suite.pairs, options)
         counted = count_retrieval(pairs)
         if sheet_dir is not None:
-            title = f"{config.data.source}: the best of {len(pairs.texts)} captions for each picture"
+            title = f"{config.data.label}: the best of {len(pairs.texts)} captions for each picture"
             write_examples(suite.pairs, pairs, sheet_dir / "examples.png", title=title)
     found = {
         name: zero_shot(model, preprocess, tokenizer, dataset, task=name, options=options)

@@ -35,8 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--{given[0]} belongs to --data; without it, the run's own data is read as its config says"
             )
     folder = _out(arguments, config)
-    if arguments.on_bad is None:
-        arguments.on_bad = "stop" if arguments.data is not None or config is None else config.data.on_bad
+    if arguments.max_bad_fraction is None:
+        own = arguments.data is None and config is not None
+        arguments.max_bad_fraction = config.data.max_bad_fraction if own and config is not None else 0.0
 
     from miniclip.inspection.numbers import write_numbers
     from miniclip.inspection.picture import write_picture
@@ -69,7 +70,9 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
 
     def embed(split: str, size: int) -> tuple[Sample, Tensor, Tensor, Tensor]:
         source = _source(arguments, config, preprocess, split)
-        sample = draw(source, size, arguments.seed, preprocess, on_bad=arguments.on_bad, progress=options.progress)
+        sample = draw(
+            source, size, arguments.seed, preprocess, allowed=arguments.max_bad_fraction, progress=options.progress
+        )
         if sample.bad:
             print(f"{len(sample.bad)} pictures cannot be read and are passed over: {first_few(sample.bad)}")
         image, text = sample.encode(model, preprocess, tokenizer, options)
@@ -82,7 +85,7 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
         known, *trained = embed("train", len(sample))
         if len(known) == len(sample):
             learnt = loss_figures(trained[0], trained[1], trained[2], scale, bias, loss)["loss_over_chance"]
-    data = arguments.data or (config.data.source if config is not None else "")
+    data = arguments.data or (config.data.label if config is not None else "")
     model_name = Path(arguments.checkpoint).resolve().name
     return build(
         sample,

@@ -84,7 +84,7 @@ def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
         config.data, "validation", seed=config.run.seed, image_size=preprocess.image_size, eval_size=size
     )
     try:
-        sample = draw(source, size, config.run.seed, preprocess, on_bad=config.data.on_bad)
+        sample = draw(source, size, config.run.seed, preprocess, allowed=config.data.max_bad_fraction)
     except TooFewPairs as error:
         raise ConfigError(
             f"log.matrix_every={config.log.matrix_every}: {error} of the validation split; set it to 0"

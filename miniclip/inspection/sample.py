@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.data.bad import BadCount
 from miniclip.data.images import BadImage
 from miniclip.data.sources import PairSource
 from miniclip.data.transforms import Preprocess
@@ -66,19 +67,19 @@ def scale_and_bias(model: TwoTowers) -> tuple[float, float | None]:
 
 
 def draw(
-    source: PairSource, size: int, seed: int, preprocess: Preprocess, *, on_bad: str = "stop", progress: bool = False
+    source: PairSource, size: int, seed: int, preprocess: Preprocess, *, allowed: float = 0.0, progress: bool = False
 ) -> Sample:
     """size pairs, or all if there are fewer: rows without replacement, and one caption of each, by the seed alone.
 
-    on_bad: skip takes another row for a picture that cannot be read; stop raises its BadImage. Raises TooFewPairs if
-    fewer than two pairs are left, which make no matrix.
+    allowed: share of the source's pictures that may be unreadable; another row takes the place of each. Raises
+    TooManyBad beyond, and TooFewPairs if fewer than two pairs are left, which make no matrix.
     """
     from tqdm import tqdm
 
     rows = list(range(len(source)))
     random.Random(f"{seed} rows").shuffle(rows)
     small = Preprocess(THUMBNAIL, resize=preprocess.resize)
-    sample = Sample([], [], [], [], [])
+    bad, sample = BadCount(len(rows), allowed), Sample([], [], [], [], [])
     with tqdm(total=min(size, len(rows)), desc="reading pairs", leave=False, disable=not progress) as bar:
         for row in rows:
             if len(sample) == size:
@@ -86,15 +87,14 @@ def draw(
             try:
                 picture = source.image(row)
             except BadImage as error:
-                if on_bad == "stop":
-                    raise
-                sample.bad.append(str(error))
+                bad.add([error])
                 continue
             sample.squares.append(preprocess.to_square(picture))
             sample.thumbnails.append(small.to_square(picture))
             sample.captions.append(random.Random(f"{seed} caption {row}").choice(source.captions(row)))
             sample.names.append(source.name(row))
             bar.update()
+    sample.bad.extend(bad.names)
     if len(sample) < 2:
         raise TooFewPairs(f"a matrix needs at least 2 pairs; {len(sample)} of {len(source)} pictures can be read")
     return sample

@@ -7,23 +7,13 @@ Functions that take several of them raise ValueError if their shapes differ.
 
 from __future__ import annotations
 
-import unicodedata
-
 import numpy as np
-import regex
 import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.data.duplicates import THRESHOLD, bare, small_vector
 from miniclip.inspection.contents import Cell, Duplicate
-
-# Pictures are compared as squares of this side, by the root mean square of the differences of the values, 0 to 255.
-# Measured on thumbnails of 96: 1,000 photos of Flickr8k (144 x 144) against themselves as JPEG of quality 60 to 95, or
-# halved, at most 4.0; halved and then quality 60, 99 % below 5.2. Two different ones of all 8,000 at least 14.0, of
-# 2,000 of CIFAR-10 16.7, of 5,000 built-in scenes 8.9; of 1,644 emoji only variants of one lie below. What JPEG makes
-# of drawings of 64 pixels is more: quality 75 at most 5.1, quality 60 in 99 % below 5.7.
-SIDE = 16
-THRESHOLD = 6.0
 
 KINDS: tuple[Duplicate | None, ...] = (None, "text", "image", "both")
 
@@ -33,19 +23,14 @@ def same_texts(captions: list[str]) -> Tensor:
 
     Compared are letters (with their marks) and digits, in order; captions that have neither equal each other.
     """
-    bare = [_bare(caption) for caption in captions]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(bare))}
-    ids = torch.tensor([numbers[text] for text in bare], dtype=torch.int64)
+    texts = [bare(caption) for caption in captions]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    ids = torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
     return ids[:, None] == ids
 
 
-def _bare(caption: str) -> str:
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
-    return "".join(regex.findall(r"\p{L}\p{M}*|\p{N}", folded))
-
-
 def same_images(thumbnails: list[Image.Image]) -> Tensor:
-    """(N, N) bool: pictures that are equal but for how they were encoded (see THRESHOLD); N RGB pictures of one size.
+    """(N, N) bool: pictures that are equal but for how they were encoded (see small_vector); N RGB ones of one size.
 
     A crop, a mirror image or another frame of one scene is another picture. Raises ValueError for other pictures.
     """
@@ -57,8 +42,8 @@ def same_images(thumbnails: list[Image.Image]) -> Tensor:
             )
     if not thumbnails:
         return torch.zeros(0, 0, dtype=torch.bool)
-    small = np.stack([np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)) for picture in thumbnails])
-    x = torch.from_numpy(small).flatten(1).double()  # integers, so that sums are exact and the answer symmetric
+    small = np.stack([small_vector(picture) for picture in thumbnails])
+    x = torch.from_numpy(small).double()  # integers, so that sums are exact and the answer symmetric
     squares = x.square().sum(1)
     return squares[:, None] + squares - 2 * x @ x.T < x.shape[1] * THRESHOLD**2
 
