@@ -1,20 +1,26 @@
-"""Training throughput against open_clip's own trainer: same towers, same pictures, same batch, one after the other.
+"""Training throughput against open_clip's own trainer: same towers, same JPEG files, same batch, one after the other.
 
     pip install 'open_clip_torch[training]'
-    python benchmarks/throughput.py --data DIR_OR_HUB_NAME [--json FILE]
+    python benchmarks/throughput.py --data DIR_OR_HUB_NAME [--models tiny-resnet ...] [--json FILE]
 
 Both sides are started as a user starts them: `train.py` here, `open_clip_train.main` there, each in a process of its
-own, in turn, `--rounds` times. A step's time runs from the end of one step to the end of the next, the wait for data
-included; the first steps of each process are left out. Decoding before the first step (data.cache here, nothing
-there) does not count. Quote the ratio of medians: absolute figures differ from machine to machine and from hour to
-hour. open_clip's default precision, amp, is fp16, which a CPU only emulates: name it with --precisions if you have
-time.
+own, in turn, `--rounds` times. Both have the whole vocabulary, a context of 77 tokens and no patch dropout, the same
+optimiser and rate, and squares of 90 to 100 % of the area. A step's time runs from the end of one step to the end of
+the next, the wait for data included; the first steps of each process are left out. Quote the ratio of medians: absolute
+figures differ from machine to machine and from hour to hour.
+
+What miniclip does before the first step, once for a data set, is timed apart ("prepared in"): it decodes and shrinks
+the pictures into its cache. open_clip decodes each picture whenever it comes up.
+
+--curve STEPS compares the losses along longer runs of both instead. open_clip's default precision, amp, is fp16, which
+a CPU only emulates: its figure here is fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import re
@@ -22,15 +28,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from miniclip.config import DataConfig, load_config
+from miniclip.config import DataConfig, ModelConfig
 from miniclip.models import resolve
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = 3  # steps at the start of a process: the allocator, the kernels' set-up, the first batch of the workers
+SKIPPED = 2  # steps at the start of a process: the allocator, the kernels' set-up, the first batch of the workers
+LEARNING_RATE, DECAY, BETAS, EPS, WARMUP = 5e-4, 0.2, (0.9, 0.98), 1e-6, 10
+LARGEST = 10_000  # pixels: no picture is decoded at less than its size
 
 OPEN_CLIP = """
 import sys, open_clip
@@ -38,52 +48,168 @@ open_clip.add_model_config(sys.argv[1])
 from open_clip_train.main import main
 main(sys.argv[2:])
 """
+# what its users can ask for, besides its default
+FLAGS = {
+    "fp32": ["--precision", "fp32"],
+    "amp_bf16": ["--precision", "amp_bf16"],
+    "amp_bf16 compiled": ["--precision", "amp_bf16", "--torchcompile"],
+    "pure_bf16": ["--precision", "pure_bf16"],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two towers and a batch. steps: of a process. flags: keys of FLAGS, of which the first is open_clip's default."""
+
+    model: dict[str, Any]
+    batch_size: int
+    steps: int
+    rounds: int
+    flags: tuple[str, ...]
+
+
+TINY_VIT = {"embed_dim": 256, "image_encoder": "vit", "image_size": 64, "image_width": 256, "image_layers": 6}
+TINY_VIT |= {"image_heads": 4, "patch_size": 8, "text_width": 256, "text_heads": 4, "text_layers": 6}
+CASES = {
+    "tiny-resnet": Case({"preset": "tiny-resnet"}, 256, 14, 3, ("fp32", "amp_bf16")),
+    "tiny-vit": Case(TINY_VIT, 256, 10, 2, ("fp32", "amp_bf16")),
+    "ViT-B-32": Case({"preset": "ViT-B-32"}, 256, 5, 2, ("amp_bf16",)),
+}
+
+
+class Step(NamedTuple):
+    """samples a second, seconds of it waiting for data, loss."""
+
+    pace: float
+    waited: float
+    loss: float
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="shapes", help="what data.source takes; the built-in scenes if left out")
-    parser.add_argument("--config", default=str(ROOT / "configs" / "flickr8k.yaml"))
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "amp_bf16"], help="open_clip's --precision")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a process")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--flags", nargs="+", choices=FLAGS, help="of open_clip, in place of the case's own")
+    parser.add_argument("--rounds", type=int, help="in place of the case's own")
+    parser.add_argument("--steps", type=int, help="of a process, in place of the case's own")
+    parser.add_argument("--pictures", type=int, default=6000, help="how many are trained on")
     parser.add_argument("--workers", type=int, default=2, help="open_clip's loader processes")
-    parser.add_argument("--json", type=Path, help="write every step's samples/s here")
+    parser.add_argument("--curve", type=int, metavar="STEPS", help="compare the losses along runs of so many steps")
+    parser.add_argument("--json", type=Path, help="write every step here")
     options = parser.parse_args(arguments)
 
-    config = load_config(["--config", options.config, "--data.source", options.data])
-    model, batch_size = resolve(config.model), config.data.batch_size
-    found: dict[str, list[float]] = {"miniclip": [], **{f"open_clip {p}": [] for p in options.precisions}}
+    found: dict[str, dict[str, list[Step]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        size = model.image_size
-        assert size is not None
-        write_csv(replace(config.data, size=max(config.data.size, batch_size * options.steps)), size, work)
-        (work / "models").mkdir()
-        (work / "models" / "same-towers.json").write_text(json.dumps(open_clip_model(model.__dict__)))
-        for turn in range(options.rounds):
-            for name in found:
-                if name == "miniclip":
-                    paces = run_miniclip(options, work / f"run{turn}")
-                else:
-                    paces = run_open_clip(name.split()[1], options, work, batch_size)
-                found[name] += paces
-                print(f"round {turn + 1}, {name}: median {statistics.median(paces):.1f} samples/s", flush=True)
-    ours = statistics.median(found["miniclip"])
-    print(f"\n{'':24}samples/s   quartiles        miniclip is")
-    for name, paces in found.items():
-        low, middle, high = statistics.quantiles(paces, n=4)
-        print(f"{name:24}{middle:9.1f}   {low:.1f} to {high:.1f}   {ours / middle:9.2f} times as fast")
+        write_files(options.data, options.pictures, work)
+        for name in options.models:
+            case = CASES[name]
+            trial = Trial(name, case, options.curve or options.steps or case.steps, options.workers, work)
+            flags = options.flags or (case.flags[-1:] if options.curve else case.flags)
+            rounds = 1 if options.curve else options.rounds or case.rounds
+            found[name] = compare(trial, flags, rounds)
+            (print_curve if options.curve else print_table)(name, found[name])
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(options.json, found)
 
 
-def open_clip_model(c: dict) -> dict:
-    """A resolved ModelConfig in the words of open_clip's model files."""
+def write_json(path: Path, found: dict[str, dict[str, list[Step]]]) -> None:
+    values = {
+        model: {side: [step._asdict() for step in steps] for side, steps in sides.items()}
+        for model, sides in found.items()
+    }
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def write_files(data: str, pictures: int, work: Path) -> None:
+    """Pictures as JPEG files of full size, and tables of them as both sides read them: a line and a caption each."""
+    from miniclip.data.sources import open_source
+
+    for split, count in (("train", pictures), ("validation", 16), ("test", 16)):
+        config = DataConfig(source=data, size=count)
+        source = open_source(config, split, seed=0, image_size=64 if data == "shapes" else LARGEST, eval_size=count)
+        with (work / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["filepath", "title"])
+            for index in range(min(count, len(source))):
+                path = work / f"{split}{index}.jpg"
+                source.image(index).save(path, quality=95)
+                rows.writerow([path, source.captions(index)[0]])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What both sides run."""
+
+    name: str
+    case: Case
+    steps: int
+    workers: int
+    work: Path
+    device: str = "cpu"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
+        return {**os.environ, **hidden, "PYTHONUNBUFFERED": "1"}
+
+    def miniclip(self, turn: int) -> list[Step]:
+        run_dir = self.work / f"run-{self.name}-{turn}"
+        options = {f"model.{key}": value for key, value in self.case.model.items()}
+        options |= {"run.dir": run_dir, "data.source": self.work, "data.batch_size": self.case.batch_size}
+        options |= {"data.augment": "resized_crop", "data.crop_scale": "[0.9, 1.0]", "data.cache_dir": self.work}
+        options |= {"optim.lr": LEARNING_RATE, "optim.weight_decay": DECAY, "optim.betas": list(BETAS)}
+        options |= {"optim.eps": EPS, "optim.warmup_steps": WARMUP, "optim.schedule": "constant"}
+        options |= {"train.max_steps": self.steps, "log.every": 1, "log.trackers": "[]", "log.progress": "false"}
+        options |= {"eval.tasks": "[]", "run.checkpoint_every": 0}
+        start = time.perf_counter()
+        options |= {"data.workers": 0 if self.device == "cpu" else self.workers}
+        command = [sys.executable, str(ROOT / "train.py"), *(f"--{key}={value}" for key, value in options.items())]
+        result = subprocess.run(command, capture_output=True, text=True, env=self.environment)
+        if result.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{result.stderr[-3000:]}")
+        whole = time.perf_counter() - start
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        lines = [line for line in lines if "samples_per_s" in line]
+        trained = sum(self.case.batch_size / line["samples_per_s"] for line in lines)
+        print(f"  miniclip: {trained:.1f} s of {whole:.1f} s were training", flush=True)
+        return [Step(line["samples_per_s"], line["data_wait"], line["loss"]) for line in lines]
+
+    def open_clip(self, turn: int, flags: str) -> list[Step]:
+        models = self.work / "models"
+        models.mkdir(exist_ok=True)
+        model = open_clip_model(asdict(resolve(ModelConfig(**self.case.model))))
+        (models / f"same-{self.name}.json").write_text(json.dumps(model))
+        command = [sys.executable, "-c", OPEN_CLIP, str(models), "--model", f"same-{self.name}", *FLAGS[flags]]
+        command += ["--train-data", str(self.work / "train.csv"), "--dataset-type", "csv", "--csv-separator", ","]
+        command += ["--batch-size", str(self.case.batch_size), "--workers", str(self.workers), "--epochs", "1000"]
+        command += ["--log-every-n-steps", "1", "--logs", str(self.work / "logs"), "--device", self.device]
+        command += ["--grad-clip-norm", "1.0", "--save-frequency", "0", "--lr-scheduler", "const"]
+        command += ["--lr", str(LEARNING_RATE), "--wd", str(DECAY), "--eps", str(EPS), "--warmup", str(WARMUP)]
+        command += ["--beta1", str(BETAS[0]), "--beta2", str(BETAS[1])]
+        steps: list[Step] = []
+        said: list[str] = []
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(command, env=self.environment, **pipes) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.append(line)
+                pattern = r"Data \(t\): ([\d.]+) Batch \(t\): ([\d.]+), ([\d.e+]+)/s.* Loss: ([\d.]+) \("
+                if match := re.search(pattern, line):
+                    data, step, pace, loss = map(float, match.groups())
+                    steps.append(Step(pace, data / step if step else 0.0, loss))
+                    if len(steps) == self.steps:
+                        process.kill()
+        if len(steps) < self.steps:
+            raise SystemExit("open_clip stopped early:\n" + "".join(said[-20:]))
+        return steps
+
+
+def open_clip_model(c: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a resolved ModelConfig in the words of open_clip's model files."""
     vision = {"image_size": c["image_size"], "layers": c["image_layers"], "width": c["image_width"]}
-    heads = c["image_heads"]
     feature = c["image_width"] * (32 if c["image_encoder"] == "resnet" else 1)
-    vision |= {"patch_size": c["patch_size"], "head_width": feature // heads}
+    vision |= {"patch_size": c["patch_size"], "head_width": feature // c["image_heads"]}
     text = {"context_length": c["context_length"], "vocab_size": c["vocab_size"]}
     text |= {"width": c["text_width"], "heads": c["text_heads"], "layers": c["text_layers"]}
     return {
@@ -94,60 +220,36 @@ def open_clip_model(c: dict) -> dict:
     }
 
 
-def write_csv(data: DataConfig, image_size: int, work: Path) -> None:
-    """The training split as JPEG files, and a line a picture with its first caption, as open_clip reads them."""
-    from miniclip.data.sources import open_source
-
-    source = open_source(data, "train", seed=0, image_size=image_size, eval_size=1)
-    with (work / "train.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["filepath", "title"])
-        for index in range(len(source)):
-            path = work / f"{index}.jpg"
-            source.image(index).save(path, quality=95)
-            rows.writerow([path, source.captions(index)[0]])
+def compare(trial: Trial, flags: Sequence[str], rounds: int) -> dict[str, list[Step]]:
+    """Side -> its steps, those of all rounds but the first few of each."""
+    found: dict[str, list[Step]] = {"miniclip": [], **{f"open_clip {name}": [] for name in flags}}
+    for turn in range(rounds):
+        for side in found:
+            print(f"{trial.name}, round {turn + 1} of {rounds}: {side}", flush=True)
+            steps = trial.miniclip(turn) if side == "miniclip" else trial.open_clip(turn, side.split(" ", 1)[1])
+            found[side] += steps[SKIPPED:]
+    return found
 
 
-def run_miniclip(options: argparse.Namespace, run_dir: Path) -> list[float]:
-    command = [sys.executable, str(ROOT / "train.py"), "--config", options.config, "--data.source", options.data]
-    command += ["--run.dir", str(run_dir), "--train.max_steps", str(options.steps), "--train.epochs", "null"]
-    command += ["--log.every", "1", "--log.trackers", "[]", "--log.progress", "false", "--eval.tasks", "[]"]
-    finished(command)
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line["samples_per_s"] for line in lines if "samples_per_s" in line][SKIPPED:]
+def print_table(name: str, found: dict[str, list[Step]]) -> None:
+    ours = statistics.median(step.pace for step in found["miniclip"])
+    print(f"\n{name:28}samples/s   quartiles        waiting   loss   miniclip is")
+    for side, steps in found.items():
+        low, middle, high = statistics.quantiles([step.pace for step in steps], n=4)
+        waited, loss = statistics.median(s.waited for s in steps), statistics.fmean(s.loss for s in steps)
+        share = f"{ours / middle:9.2f} times as fast"
+        print(f"{side:28}{middle:9.1f}   {f'{low:.1f} to {high:.1f}':17}{waited:6.1%}  {loss:6.3f}{share}")
+    print(flush=True)
 
 
-def run_open_clip(precision: str, options: argparse.Namespace, work: Path, batch_size: int) -> list[float]:
-    command = [sys.executable, "-c", OPEN_CLIP, str(work / "models"), "--model", "same-towers"]
-    command += ["--train-data", str(work / "train.csv"), "--dataset-type", "csv", "--csv-separator", ","]
-    command += ["--batch-size", str(batch_size), "--workers", str(options.workers), "--precision", precision]
-    command += ["--epochs", "1", "--log-every-n-steps", "1", "--logs", str(work / "logs"), "--device", "cpu"]
-    command += ["--grad-clip-norm", "1.0", "--save-frequency", "0"]
-    paces: list[float] = []
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if match := re.search(r"Batch \(t\): [\d.]+, ([\d.e+]+)/s", line):
-                paces.append(float(match[1]))
-                if len(paces) == options.steps:
-                    process.kill()
-    if len(paces) < options.steps:
-        raise SystemExit("open_clip stopped early:\n" + "".join(said[-20:]))
-    return paces[SKIPPED:]
-
-
-def finished(command: Sequence[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{result.stderr[-3000:]}")
+def print_curve(name: str, found: dict[str, list[Step]]) -> None:
+    print(f"\n{name}: mean loss in eighths of the run, and how far a single step lies from its neighbours")
+    for side, steps in found.items():
+        losses = [step.loss for step in steps]
+        parts = [losses[len(losses) * i // 8 : len(losses) * (i + 1) // 8] for i in range(8)]
+        apart = statistics.fmean(abs(a - b) for a, b in itertools.pairwise(losses))
+        print(f"{side:28}{' '.join(f'{statistics.fmean(part):.3f}' for part in parts)}   +- {apart:.3f}")
+    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
     try:
         stages = examine(config, own.seconds)
         if own.json:
-            from miniclip.evaluation.report import write_json
+            from miniclip.console import write_json
 
             write_json(own.json, _values(config, stages))
     except (ConfigError, BadImage, OSError, ValueError) as error:
@@ -136,14 +136,14 @@ def examine(config: Config, seconds: float) -> list[Stage]:
 def _open(config: Config, split: str) -> PairSource | Verdict:
     """A split of the source, or what is wrong if there is nothing in it to learn from."""
     from miniclip.checkup.data import constant_images, empty_captions
-    from miniclip.data.sources import NoCaptions, open_source
+    from miniclip.data.aside import open_pairs
+    from miniclip.data.sources import NoCaptions
     from miniclip.data.splits import OnePicture
 
     assert config.model.image_size is not None
     try:
-        return open_source(
-            config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=config.eval.size
-        )
+        size = max(TRAINED_ON, 4 * config.data.batch_size) if split == "train" else config.eval.size
+        return open_pairs(config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=size)
     except NoCaptions as error:
         return empty_captions([printable(str(error))])
     except OnePicture as error:
@@ -174,7 +174,7 @@ def _show(stage: Stage) -> None:
     from rich import box
     from rich.table import Table
 
-    from miniclip.evaluation.report import open_console, plain
+    from miniclip.console import open_console, plain
 
     console = open_console()
     heading = "not so: " if stage.verdicts else ""

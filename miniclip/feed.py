@@ -15,7 +15,8 @@ from miniclip.data.lanes import Cursor
 from miniclip.data.loader import Ahead, Batch, TrainingPairs, training_loader
 from miniclip.data.order import TrainBatches
 from miniclip.data.prepared import prepare
-from miniclip.data.sources import open_source
+from miniclip.data.sources import PairSource, open_source
+from miniclip.data.store import Prepared
 from miniclip.data.streaming import open_stream
 from miniclip.data.transforms import Augment
 from miniclip.data.weights import picture_weights
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+# what tells one cache of a source from another, besides its files
+READ_BY = ("source", "name", "revision", "train_split", "validation_split", "test_split")
+READ_BY += ("image_column", "caption_column")
 SEEN = 1000  # pairs of a stream, at least, before the share of bad ones among them says much
 
 
@@ -52,38 +56,11 @@ class MapFeed:
                 f"{data.label} has {len(source)} pictures in split {data.train_split!r}, fewer than "
                 f"data.batch_size={data.batch_size}; use a batch of at most {len(source)}, or more data"
             )
-        if data.batch_size < accelerator.num_processes:
-            raise ConfigError(
-                f"data.batch_size={data.batch_size} leaves some of {accelerator.num_processes} processes without a pair"
-            )
+        weights = picture_weights(source, data)
         self.bad = BadCount(len(source), data.max_bad_fraction)
-        context = config.model.context_length
-        assert context is not None
-        augment, tokenizer = build_augment(config), Tokenizer(context_length=context)
-        prepared = None
-        if data.cache:
-            names = (
-                "name",
-                "revision",
-                "train_split",
-                "validation_split",
-                "test_split",
-                "image_column",
-                "caption_column",
-            )
-            read = ", ".join(f"{name}={getattr(data, name)}" for name in names)
-            prepared = prepare(
-                source,
-                augment,
-                tokenizer,
-                folder=data.cache_dir,
-                label=f"{data.label} ({read})",
-                allowed=data.max_bad_fraction,
-                progress=config.log.progress and accelerator.is_main_process,
-            )
-            self.bad.add(prepared.bad)
-            if prepared.bad and accelerator.is_main_process:
-                print(f"{len(prepared.bad)} pictures cannot be read and are left out: {first_few(prepared.bad)}")
+        assert config.model.context_length is not None
+        augment, tokenizer = build_augment(config), Tokenizer(context_length=config.model.context_length)
+        prepared = self._prepared(source, augment, tokenizer) if data.cache else None
         self.pairs = TrainingPairs(
             source,
             augment,
@@ -91,7 +68,7 @@ class MapFeed:
             seed=config.run.seed,
             prepared=prepared,
             captions=data.captions_per_image,
-            weights=picture_weights(source, data),
+            weights=weights,
         )
         self.rows = len(self.pairs)
         self.steps = _steps(config, self.rows)
@@ -107,6 +84,22 @@ class MapFeed:
             mixing=data.mixing or (),
         )
         self.per_epoch: int = self.batches.per_epoch
+
+    def _prepared(self, source: PairSource, augment: Augment, tokenizer: Tokenizer) -> Prepared:
+        data, main = self.config.data, self.accelerator.is_main_process
+        prepared = prepare(
+            source,
+            augment,
+            tokenizer,
+            folder=data.cache_dir,
+            label=", ".join(f"{option}={getattr(data, option)}" for option in READ_BY),
+            allowed=data.max_bad_fraction,
+            progress=self.config.log.progress and main,
+        )
+        self.bad.add(prepared.bad)
+        if prepared.bad and main:
+            print(f"{len(prepared.bad)} pictures cannot be read and are left out: {first_few(prepared.bad)}")
+        return prepared
 
     def shares(self, step: int) -> list[int]:
         """Pairs of each process in a step."""
@@ -217,6 +210,11 @@ Feed = MapFeed | StreamFeed
 
 def open_feed(config: Config, accelerator: Accelerator) -> Feed:
     """The training split, as data.streaming says. Raises ConfigError, ValueError or FileNotFoundError with advice."""
+    if config.data.batch_size < accelerator.num_processes:
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} leaves some of {accelerator.num_processes} processes without a "
+            "pair; raise it"
+        )
     return StreamFeed(config, accelerator) if config.data.streaming else MapFeed(config, accelerator)
 
 

@@ -1,7 +1,8 @@
-"""The page of the losses against the losses: nothing undescribed, no picture missing, left over or out of date."""
+"""The pages against the code: no loss undescribed, no picture missing, left over or out of date, no option unknown."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -10,8 +11,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from miniclip.config import SECTIONS as SECTIONS_OF_A_RUN
+from miniclip.config import DataConfig
 from miniclip.losses import LOSSES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -63,3 +67,28 @@ def test_draws_a_picture(drawing: ModuleType, name: str, tmp_path: Path) -> None
     # another release of matplotlib may set its letters a little differently
     assert abs(one - other).mean() < 2
     assert path.stat().st_size < 40_000
+
+
+def test_every_option_that_the_pages_name_exists() -> None:
+    fields = {name: {f.name for f in dataclasses.fields(section)} for name, section in SECTIONS_OF_A_RUN.items()}
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        found = re.findall(rf"(?<![\w/.])({'|'.join(fields)})\.([a-z][a-z_]+)", text)
+        wrong = {f"{section}.{name}" for section, name in found if name not in fields[section] | {"py", "json"}}
+        assert not wrong, f"{page.name} names options that there are not: {sorted(wrong)}"
+        assert found or page.name != "data.md"
+
+
+def test_every_file_that_the_pages_link_exists() -> None:
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+EXAMPLES = re.findall(r"^data: \{.*?\}$", (DOCS.parent / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_has_two_lines_for_each_kind_of_source() -> None:
+    assert len(EXAMPLES) == 7 and all(len(example.splitlines()) == 2 for example in EXAMPLES)
+    for example in EXAMPLES:
+        assert DataConfig(**yaml.safe_load(example)["data"]).sources

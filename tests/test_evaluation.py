@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from miniclip.console import write_json
 from miniclip.data.shapes import SceneSource, scene_task
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation import pictures
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
 from miniclip.evaluation.pictures import confusion_png, example_sheet, write_examples
-from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json, write_json
+from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json
 from miniclip.evaluation.retrieval import (
     PairEmbeddings,
     RankedCaption,

@@ -12,6 +12,8 @@ LAYERS = [
     "sections",
     "config",
     "printing",
+    "console",
+    "arguments",
     "tokenizer",
     "energy",
     "transport",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from miniclip.evaluation.report import print_zero_shot, write_json
+from miniclip.console import write_json
+from miniclip.evaluation.report import print_zero_shot
 from miniclip.evaluation.zeroshot import ZeroShotResult
 from miniclip.printing import printable
 

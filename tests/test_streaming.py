@@ -8,7 +8,7 @@ import logging
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -29,8 +29,9 @@ from miniclip.data.aside import streamed_eval_pairs
 from miniclip.data.images import BadImage
 from miniclip.data.lanes import START, Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.loader import Batch, Example
+from miniclip.data.order import apportion
 from miniclip.data.shards import Sample, Shard, find_shards, split_shards, training_shards
-from miniclip.data.streaming import StreamBatch, TrainStream, apportion, open_stream, picture_id
+from miniclip.data.streaming import StreamBatch, TrainStream, open_stream, picture_id
 from miniclip.data.tables import Table
 from miniclip.data.transforms import Augment
 from miniclip.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ class Fake:
     def with_columns(self, image: str, captions: Sequence[str]) -> Fake:
         return self
 
-    def read(self) -> Iterator[Sample]:
+    def read(self) -> Generator[Sample, None, None]:
         for row, number in enumerate(self.numbers):
             self.read_rows[0] += 1
             yield Sample(b"%d" % number if number >= 0 else None, ["a caption"], f"{self.name} row {row}")
@@ -269,6 +270,28 @@ def test_lanes_that_share_a_shard_read_it_once(monkeypatch: pytest.MonkeyPatch) 
     shards = fakes(3000, 3000)
     run([shards], 60)
     assert all(s.read_rows[0] <= 3000 for s in shards)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_no_file_stays_open(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    opened, closed = [], []
+
+    @dataclass(frozen=True)
+    class Watched(Fake):
+        def read(self) -> Generator[Sample, None, None]:
+            opened.append(self.name)
+            try:
+                yield from super(Watched, self).read()
+            finally:
+                closed.append(self.name)
+
+    batches = stream([[Watched(f"shard-{i}", range(50 * i, 50 * i + 50)) for i in range(30)]]).batches(0, 40)
+    kept = [next(batches) for _ in range(3)] if early else list(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert kept
+    assert sorted(opened) == sorted(closed)
+    assert len(opened) >= 30
 
 
 def test_how_many_lanes() -> None:

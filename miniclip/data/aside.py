@@ -11,6 +11,8 @@ from PIL import Image
 from miniclip.config import DataConfig
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.shards import Shard, split_shards
+from miniclip.data.sources import PairSource, open_source
+from miniclip.data.stamps import digest
 from miniclip.data.streaming import picture_id, usable_captions
 from miniclip.matrix import shares
 
@@ -38,8 +40,18 @@ class HeldPairs:
     def name(self, index: int) -> str:
         return self.names[index]
 
+    def fingerprint(self) -> str:
+        return digest(*map(str, map(picture_id, self.pictures)), repr(self.texts), str(self.at_least))
+
     def column(self, name: str) -> list[Any]:
         raise ValueError(f"column {name!r} is not kept of a source that is streamed; set data.streaming to false")
+
+
+def open_pairs(config: DataConfig, role: str, *, seed: int, image_size: int, eval_size: int) -> PairSource:
+    """Pairs of a split to look at or evaluate on: what open_source gives, or of a stream the first eval_size."""
+    if config.streaming:
+        return streamed_eval_pairs(config, role, eval_size, image_size)
+    return open_source(config, role, seed=seed, image_size=image_size, eval_size=eval_size)
 
 
 def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: int) -> HeldPairs:

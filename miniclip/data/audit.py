@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from miniclip.arguments import at_least, check_output
 from miniclip.printing import printable
 
 if TYPE_CHECKING:
@@ -55,11 +54,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for role in ("train", "validation", "test"):
         add(f"--{role}_split", metavar="NAME", help=f"what the source calls its {role} split (default: {role})")
     context_help = "longest caption the text encoder takes, in tokens (default: 77)"
-    add("--context_length", type=_whole(3), default=77, metavar="L", help=context_help)
-    add("--batch_size", type=_whole(2), default=256, metavar="N", help="pairs a training step (default: 256)")
+    add("--context_length", type=at_least(3), default=77, metavar="L", help=context_help)
+    add("--batch_size", type=at_least(2), default=256, metavar="N", help="pairs a training step (default: 256)")
     size_help = "side that the image encoder takes; smaller pictures are counted (default: 224)"
-    add("--image_size", type=_whole(1), default=224, metavar="S", help=size_help)
-    add("--limit", type=_whole(1), metavar="P", help="look at the first P pictures of each split only")
+    add("--image_size", type=at_least(1), default=224, metavar="S", help=size_help)
+    add("--limit", type=at_least(1), metavar="P", help="look at the first P pictures of each split only")
     add("--json", metavar="FILE", help="write all that was found")
     add("--png", metavar="FILE", help="draw it, with the worst duplicates")
 
@@ -68,13 +67,14 @@ def run(arguments: argparse.Namespace) -> None:
     """The audit with parsed arguments. Raises ValueError or OSError for what cannot be done as asked."""
     for option in ("json", "png"):
         if getattr(arguments, option) is not None:
-            _check_output(f"--{option}", getattr(arguments, option))
+            check_output(f"--{option}", getattr(arguments, option))
 
-    from miniclip.data.audit_report import print_audit, write_json
+    from miniclip.console import write_json
+    from miniclip.data.audit_report import print_audit, to_json
 
     audit, sources = examine(arguments, progress=sys.stderr.isatty())
     if arguments.json:
-        write_json(audit, arguments.json)
+        write_json(arguments.json, to_json(audit))
     if arguments.png:
         from miniclip.data.audit_picture import write_picture
 
@@ -170,28 +170,6 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
-
-
-def _check_output(option: str, target: str) -> None:
-    path = Path(target)
-    if path.is_dir():
-        raise ValueError(f"{option} {target} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{option} {target}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(f"{option} {target}: no permission to write there")
-
-
-def _whole(lowest: int) -> Callable[[str], int]:
-    """An argparse type, of integers from lowest on."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
-        return value
-
-    return number
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.console import new_table, open_console, plain
 from miniclip.data.audit_figures import SplitFigures, Spread
 from miniclip.data.audit_shared import Shared
 from miniclip.data.collisions import Collisions
-from miniclip.printing import one_line, printable
+from miniclip.printing import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,11 +56,6 @@ def to_json(audit: Audit) -> dict[str, Any]:
     and "advice", a list of sentences. The keys of "lengths" are numbers as text; a figure that is missing is null;
     names and captions stand as the data has them."""
     return {"version": VERSION, **asdict(audit), "advice": advice(audit)}
-
-
-def write_json(audit: Audit, path: str | Path) -> None:
-    """Write to_json; ASCII alone, so that no escape sequence of the data reaches a terminal."""
-    Path(path).write_text(json.dumps(to_json(audit), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def advice(audit: Audit) -> list[str]:
@@ -214,35 +208,6 @@ def _batch(collisions: Collisions) -> Table:
     floor = f"{collisions.floor:.4f} ± {collisions.floor_error:.4f}"
     table.add_row("floor of the softmax loss, nats", floor, f"chance: {collisions.chance:.3f}")
     return table
-
-
-def open_console() -> Console:
-    """Rich's console for the terminal, or a wide one for a log file."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    # without a terminal rich assumes 80 columns and would break the rows of a log file
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def new_table(title: str, first: str, columns: Sequence[str]) -> Table:
-    """An empty one; columns of words stand left, those of figures right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        words = name in ("", "picture", "twin", "caption", "files", "of")
-        table.add_column(name, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
-    return table
-
-
-def plain(text: str) -> Any:
-    """Text that rich shows as it is: no markup, and no escape sequence passes."""
-    from rich.text import Text
-
-    return Text(printable(text))
 
 
 def _kinds(counts: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ def _permutation(seed: int, count: int) -> tuple[int, ...]:
 class _Pass:
     """One pass over a shard for those of its lanes that this process has. starts: share -> sample to begin with."""
 
-    def __init__(self, samples: Iterator[Sample], name: str, sharing: int, starts: dict[int, int]) -> None:
+    def __init__(self, samples: Generator[Sample, None, None], name: str, sharing: int, starts: dict[int, int]) -> None:
         self.samples, self.name, self.sharing, self.starts = samples, name, sharing, starts
         self.queues: dict[int, deque[tuple[int, Sample]]] = {share: deque() for share in starts}
         self.row = 0
@@ -143,7 +143,12 @@ class Group:
     def leave(self, turn: int) -> None:
         """Called by a lane that has gone beyond turn."""
         if all(lane.turn > turn for lane in self.lanes):
-            del self._passes[turn]
+            self._passes.pop(turn).samples.close()
+
+    def close(self) -> None:
+        """Let go of the files: pyarrow can hang when the interpreter ends with some of its readers open."""
+        while self._passes:
+            self._passes.popitem()[1].samples.close()
 
 
 class Lane:

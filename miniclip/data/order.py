@@ -7,8 +7,8 @@ another number of workers, sees the same batches.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from miniclip.matrix import shares
 
 # one presentation of one picture: (epoch, row), and its place in the epoch where a row may come several times
 Draw = tuple[int, ...]
-
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, are spread evenly however many are taken
 
 
 class TrainBatches(Sampler[list[Draw]]):
@@ -95,42 +93,33 @@ class TrainBatches(Sampler[list[Draw]]):
 
     def _mixed(self) -> Iterator[list[Draw]]:
         firsts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        taken = [0] * len(self.sizes)
         orders: list[tuple[int, Tensor]] = [(-1, torch.empty(0))] * len(self.sizes)
-        for step in range(self.steps):
+        for step in range(self.first_step, self.steps):
             batch: list[Draw] = []
-            for source, count in enumerate(portions(self.mixing, self.batch_size, step)):
-                if step >= self.first_step:
-                    for place in range(taken[source], taken[source] + count):
-                        epoch, position = divmod(place, self.sizes[source])
-                        if orders[source][0] != epoch:
-                            generator = torch.Generator().manual_seed(mix(self.seed, epoch, source))
-                            orders[source] = epoch, torch.randperm(self.sizes[source], generator=generator)
-                        batch.append((epoch, firsts[source] + int(orders[source][1][position])))
-                taken[source] += count
-            if step >= self.first_step:
-                # else the last process would have the last source alone
-                generator = torch.Generator().manual_seed(mix(self.seed, step, len(self.sizes)))
-                yield [batch[i] for i in torch.randperm(len(batch), generator=generator).tolist()]
+            starts, stops = (apportion(s * self.batch_size, self.mixing) for s in (step, step + 1))
+            for source, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+                for place in range(start, stop):
+                    epoch, position = divmod(place, self.sizes[source])
+                    if orders[source][0] != epoch:
+                        generator = torch.Generator().manual_seed(mix(self.seed, epoch, source))
+                        orders[source] = epoch, torch.randperm(self.sizes[source], generator=generator)
+                    batch.append((epoch, firsts[source] + int(orders[source][1][position])))
+            # else the last process would have the last source alone
+            generator = torch.Generator().manual_seed(mix(self.seed, step, len(self.sizes)))
+            yield [batch[i] for i in torch.randperm(len(batch), generator=generator).tolist()]
 
 
-def portions(mixing: Sequence[float], batch_size: int, step: int) -> list[int]:
-    """How many pairs of a step come from each source: batch_size in total, and in the long run as mixing says.
+def apportion(total: int, mixing: Sequence[float]) -> list[int]:
+    """Whole numbers that add up to total, in the proportions of mixing; none falls when total grows.
 
-    Each gets its share rounded down or up; who gets what is left over is drawn systematically, by the step alone.
+    Each in turn gets its share of what those before it have left, rounded to the nearest: at most (n - 1)/2 off for n.
     """
-    exact = [share / math.fsum(mixing) * batch_size for share in mixing]
-    counts = [math.floor(x + 1e-9) for x in exact]
-    left = batch_size - sum(counts)
-    # marks at u, u + 1, ... on a line of the fractions laid end to end: each is hit at most once
-    mark, end = step * GOLDEN % 1.0, 0.0
-    for i, x in enumerate(exact):
-        end += max(0.0, x - counts[i])
-        if left and (mark < end or i >= len(exact) - left):
-            counts[i] += 1
-            left -= 1
-            mark += 1
-    return counts
+    exact = [Fraction(str(share)) for share in mixing]
+    weight, counts = sum(exact, Fraction(0)), list[int]()
+    for share in exact[:-1]:
+        counts.append(int(total * share / weight + Fraction(1, 2)))
+        total, weight = total - counts[-1], weight - share
+    return [*counts, total]
 
 
 def mix(*numbers: int) -> int:

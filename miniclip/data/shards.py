@@ -7,7 +7,7 @@ one shows when it is used, and costs that one alone.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,7 @@ class Shard(Protocol):
         """The columns, without rows."""
 
     def with_columns(self, image: str, captions: Sequence[str]) -> Self: ...
-    def read(self) -> Iterator[Sample]:
+    def read(self) -> Generator[Sample, None, None]:
         """All samples, in order. What cannot be read further raises, whatever the library raises."""
 
 
@@ -86,7 +86,7 @@ class TarShard:
     def with_columns(self, image: str, captions: Sequence[str]) -> TarShard:
         return replace(self, image=image, captions=tuple(captions))
 
-    def read(self) -> Iterator[Sample]:
+    def read(self) -> Generator[Sample, None, None]:
         for key, fields in self._samples():
             picture = fields.get(self.image)
             if picture is None and (self.image == "image" or f".{self.image}" in EXTENSIONS):
@@ -165,7 +165,7 @@ class TableShard:
     def with_columns(self, image: str, captions: Sequence[str]) -> TableShard:
         return replace(self, image=image, captions=tuple(captions))
 
-    def read(self) -> Iterator[Sample]:
+    def read(self) -> Generator[Sample, None, None]:
         import datasets
 
         names = self.dataset.column_names
@@ -264,7 +264,7 @@ def _file_shards(files: Mapping[str, list[str]], source: str) -> dict[str, list[
     import datasets
 
     try:
-        loaded = datasets.load_dataset("parquet", data_files=dict(files), streaming=True)
+        loaded = datasets.load_dataset("parquet", data_files=dict(files), streaming=True, **_in_small_bites())
     except Exception as error:
         raise ValueError(f"{source}: cannot be read ({reason(error)})") from error
     return {split: _table_shards(loaded[split], names, source) for split, names in files.items()}
@@ -278,7 +278,9 @@ def _hub_shards(source: str, name: str | None, revision: str | None) -> dict[str
         files = {str(split): [str(f) for f in names] for split, names in (builder.config.data_files or {}).items()}
         if files and all(file.endswith(".tar") for names in files.values() for file in names):
             return _file_shards(files, source)
-        loaded = datasets.load_dataset(source, name, revision=revision, streaming=True)
+        parquet = files and all(file.endswith(".parquet") for names in files.values() for file in names)
+        options = _in_small_bites() if parquet else {}
+        loaded = datasets.load_dataset(source, name, revision=revision, streaming=True, **options)
     except ConnectionError as error:
         raise FileNotFoundError(
             f"{source}: there is no such file or folder here{near_file(source)}, and the Hub was not reached "
@@ -288,6 +290,16 @@ def _hub_shards(source: str, name: str | None, revision: str | None) -> dict[str
         hint = "; data.name picks a configuration" if "onfig" in str(error) else ""
         raise ValueError(f"{source}: the Hub set cannot be streamed ({reason(error)}){hint}") from error
     return {str(split): _table_shards(part, files.get(str(split), []), source) for split, part in loaded.items()}
+
+
+def _in_small_bites() -> dict[str, Any]:
+    """Options for Parquet files: each lane has one open, and a group of rows is often all of its file."""
+    import pyarrow.dataset
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+    scan = pyarrow.dataset.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 22, pre_buffer=False)
+    known = hasattr(ParquetConfig, "fragment_scan_options")  # not in older versions of the library
+    return {"batch_size": AT_ONCE, **({"fragment_scan_options": scan} if known else {})}
 
 
 def _table_shards(dataset: Any, files: Sequence[str], source: str) -> list[Shard]:

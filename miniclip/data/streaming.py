@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from miniclip.config import DataConfig
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.loader import Batch, Example, as_it_is, collate, make_example, token_rows
-from miniclip.data.order import mix, number_of
+from miniclip.data.order import apportion, mix, number_of
 from miniclip.data.shards import Sample, Shard, training_shards
 from miniclip.data.transforms import Augment
 from miniclip.tokenizer import Tokenizer
@@ -152,21 +151,28 @@ class TrainStream:
     ) -> Iterator[_Part]:
         """What a worker brings to each step."""
         lanes = self._own_lanes(worker, workers, cursors)
-        for step in range(first_step, steps):
-            examples: list[Example] = []
-            places: list[int] = []
-            bad: list[str] = []
-            place = 0
-            for pool, first, (start, stop) in zip(self.pools, self.firsts, self._positions(step), strict=True):
-                for position in range(start, stop):
-                    lane = lanes.get(first + position % pool.lanes)
-                    if lane is not None:
-                        examples.append(self._next(lane, bad))
-                        places.append(place)
-                    place += 1
-            batch = collate(examples, None, []) if examples else None
-            after = {number: lane.cursor for number, lane in lanes.items()}
-            yield _Part(batch, places, bad, after, min(lane.epoch for lane in lanes.values()))
+        try:
+            for step in range(first_step, steps):
+                yield self._part(lanes, step)
+        finally:
+            for lane in lanes.values():
+                lane.group.close()
+
+    def _part(self, lanes: Mapping[int, Lane], step: int) -> _Part:
+        examples: list[Example] = []
+        places: list[int] = []
+        bad: list[str] = []
+        place = 0
+        for pool, first, (start, stop) in zip(self.pools, self.firsts, self._positions(step), strict=True):
+            for position in range(start, stop):
+                lane = lanes.get(first + position % pool.lanes)
+                if lane is not None:
+                    examples.append(self._next(lane, bad))
+                    places.append(place)
+                place += 1
+        batch = collate(examples, None, []) if examples else None
+        after = {number: lane.cursor for number, lane in lanes.items()}
+        return _Part(batch, places, bad, after, min(lane.epoch for lane in lanes.values()))
 
     def _own_lanes(self, worker: int, workers: int, cursors: Mapping[int, Cursor]) -> dict[int, Lane]:
         lanes: dict[int, Lane] = {}
@@ -246,19 +252,6 @@ def open_stream(
         workers=config.workers,
         pin=pin,
     )
-
-
-def apportion(total: int, mixing: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to total, in the proportions of mixing; none falls when total grows.
-
-    Each in turn gets its share of what those before it have left, rounded to the nearest: at most (n - 1)/2 off for n.
-    """
-    exact = [Fraction(str(share)) for share in mixing]
-    weight, counts = sum(exact, Fraction(0)), list[int]()
-    for share in exact[:-1]:
-        counts.append(int(total * share / weight + Fraction(1, 2)))
-        total, weight = total - counts[-1], weight - share
-    return [*counts, total]
 
 
 def usable_captions(sample: Sample) -> list[str]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from miniclip.evaluation.options import at_least, check_output, device_of, image_size_of, load_model, pairs_of, share
+from miniclip.arguments import at_least, check_output, share
+from miniclip.evaluation.options import device_of, image_size_of, load_model, pairs_of
 from miniclip.printing import printable
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def _short(source: str) -> str:
 
 
 def _save_json(arguments: argparse.Namespace, results: Mapping[str, Any], templates: Sequence[str] | None) -> None:
-    from miniclip.evaluation.report import to_json, write_json
+    from miniclip.console import write_json
+    from miniclip.evaluation.report import to_json
 
     if arguments.json:
         head = {name: getattr(arguments, name) for name in ("command", "data", "split", "precision")}
@@ -148,6 +150,7 @@ def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
         arguments.data,
         split=arguments.split,
         name=arguments.name,
+        revision=arguments.revision,
         classnames_file=arguments.classnames,
         image_column=arguments.image_column,
         label_column=arguments.label_column,
@@ -231,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--json", metavar="FILE", help="write the results as JSON")
         command.add_argument("--split", default="test", help="split of --data (default: test)")
         command.add_argument("--name", metavar="CONFIG", help="configuration of a Hub data set that has several")
+        command.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub data set")
         command.add_argument(
             "--image_column", metavar="NAME", help="column of the pictures; found by itself if left out"
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,7 @@ def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None =
 
     columns = arguments.caption_column
     caption_column = columns[0] if columns and len(columns) == 1 else columns
-    data = {"source": arguments.data, "name": arguments.name, "size": arguments.size}
+    data = {"source": arguments.data, "name": arguments.name, "revision": arguments.revision, "size": arguments.size}
     data |= {"image_column": arguments.image_column, "caption_column": caption_column}
     data |= {"max_bad_fraction": arguments.max_bad_fraction}
     split = arguments.split
@@ -93,17 +91,6 @@ def image_size_of(directory: str) -> int:
         raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
 
 
-def check_output(option: str, target: str) -> None:
-    """Raise ValueError or OSError if a file cannot be written there; option: what the message calls it."""
-    path = Path(target)
-    if path.is_dir():
-        raise ValueError(f"{option} {target} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{option} {target}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(f"{option} {target}: no permission to write there")
-
-
 def device_of(name: str) -> torch.device:
     """What --device names; auto takes a GPU if there is one. Raises ValueError if it cannot be used."""
     import torch
@@ -117,25 +104,3 @@ def device_of(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used here ({reason}); use auto or cpu") from error
     return device
-
-
-def share(text: str) -> float:
-    """An argparse type, of numbers from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must lie in [0, 1]")
-    return value
-
-
-def at_least(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """An argparse type, of integers from lowest to highest."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
-        if highest is not None and value > highest:
-            raise argparse.ArgumentTypeError(f"{value} must be at most {highest}")
-        return value
-
-    return number

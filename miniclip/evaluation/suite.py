@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from miniclip.config import Config, ConfigError
+from miniclip.console import write_json
+from miniclip.data.aside import open_pairs
 from miniclip.data.labelled import open_labelled
 from miniclip.data.shapes import TASKS, scene_task
-from miniclip.data.sources import LabelledSource, PairSource, open_source
+from miniclip.data.sources import LabelledSource, PairSource
 from miniclip.data.subset import readable
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.pictures import confusion_png, write_examples
-from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json, write_json
+from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json
 from miniclip.evaluation.retrieval import RetrievalResult, count_retrieval, encode_pairs
 from miniclip.evaluation.zeroshot import ZeroShotResult, check_classes, zero_shot
 from miniclip.models import DualEncoder
@@ -75,7 +77,7 @@ def open_suite(config: Config, role: Literal["validation", "test"]) -> Suite:
             labelled[task] = readable(folder, config.data.max_bad_fraction)
     if "retrieval" not in tasks:
         return Suite(None, labelled)
-    pairs = open_source(config.data, role, seed=config.run.seed, image_size=image_size, eval_size=config.eval.size)
+    pairs = open_pairs(config.data, role, seed=config.run.seed, image_size=image_size, eval_size=config.eval.size)
     return Suite(readable(pairs, config.data.max_bad_fraction), labelled)
 
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.data is None and config is None:
         raise ValueError(f"--checkpoint {arguments.checkpoint} is not a run that names its data; add --data SOURCE")
     if arguments.data is None:
-        given = [o for o in ("name", "image_column", "caption_column") if getattr(arguments, o) is not None]
+        given = [o for o in ("name", "revision", "image_column", "caption_column") if getattr(arguments, o) is not None]
         if given:
             raise ValueError(
                 f"--{given[0]} belongs to --data; without it, the run's own data is read as its config says"
@@ -123,10 +123,10 @@ def _run_config(arguments: argparse.Namespace) -> Config | None:
 def _source(arguments: argparse.Namespace, config: Config | None, preprocess: Preprocess, split: str) -> PairSource:
     if arguments.data is not None:
         return pairs_of(arguments, preprocess.image_size)
-    from miniclip.data.sources import open_source
+    from miniclip.data.aside import open_pairs
 
     assert config is not None
-    return open_source(
+    return open_pairs(
         config.data,
         split,
         seed=config.run.seed,
@@ -148,7 +148,7 @@ def _out(arguments: argparse.Namespace, config: Config | None) -> Path:
 
 
 def _print(inspection: Inspection) -> None:
-    from miniclip.evaluation.report import new_table, open_console, plain
+    from miniclip.console import new_table, open_console, plain
 
     shown = new_table(inspection.title, "", ("value", "unit", "how to read it"))
     for figure in inspection.figures:

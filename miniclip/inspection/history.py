@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from miniclip.config import Config, ConfigError, LossConfig
-from miniclip.data.sources import open_source
+from miniclip.console import write_json
+from miniclip.data.aside import open_pairs
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions
-from miniclip.evaluation.report import write_json
 from miniclip.inspection.contents import History
 from miniclip.inspection.figures import batch_figures
 from miniclip.inspection.sample import Sample, TooFewPairs, draw, scale_and_bias
@@ -76,11 +76,11 @@ class MatrixLog:
 def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
     """Of log.matrix_size pairs of the validation split: a batch that the model learns by heart would tell less.
 
-    config: with its model resolved. Raises what open_source does, and ConfigError if there are too few pairs, or if a
+    config: with its model resolved. Raises what open_pairs does, and ConfigError if there are too few pairs, or if a
     run that is resumed has another fixed batch.
     """
     size = config.log.matrix_size
-    source = open_source(
+    source = open_pairs(
         config.data, "validation", seed=config.run.seed, image_size=preprocess.image_size, eval_size=size
     )
     try:

@@ -1,0 +1,41 @@
+"""What the commands ask of their arguments, before the long work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def check_output(option: str, target: str) -> None:
+    """Raise ValueError or OSError if a file cannot be written there; option: what the message calls it."""
+    path = Path(target)
+    if path.is_dir():
+        raise ValueError(f"{option} {target} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {target}: the folder {path.parent} does not exist; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{option} {target}: no permission to write there")
+
+
+def share(text: str) -> float:
+    """An argparse type, of numbers from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} must lie in [0, 1]")
+    return value
+
+
+def at_least(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """An argparse type, of integers from lowest to highest."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
+        if highest is not None and value > highest:
+            raise argparse.ArgumentTypeError(f"{value} must be at most {highest}")
+        return value
+
+    return number
