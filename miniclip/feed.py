@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # what tells one cache of a source from another, besides its files
-READ_BY = ("source", "name", "revision", "train_split", "validation_split", "test_split")
+READ_BY: tuple[str, ...] = ("source", "name", "revision", "train_split", "validation_split", "test_split")
 READ_BY += ("image_column", "caption_column")
 SEEN = 1000  # pairs of a stream, at least, before the share of bad ones among them says much
 

@@ -17,7 +17,7 @@ from PIL import Image
 from miniclip.checkpoint import load, save_model
 from miniclip.data.shapes import SceneSource, scene_task
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation import options
+from miniclip import arguments
 from miniclip.evaluation.cli import main
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.retrieval import retrieval
@@ -237,7 +237,7 @@ def test_a_broken_model_is_one_line_too(checkpoint: str, tmp_path: Path, capsys:
 def test_an_unwritable_target_is_refused(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(options.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
+    monkeypatch.setattr(arguments.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
     target = str(tmp_path / "a.json")
     assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--json", target]) == 2
     assert "no permission" in capsys.readouterr().err

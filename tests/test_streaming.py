@@ -14,7 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +58,7 @@ class Fake:
     def table(self, label: str) -> Table:
         raise NotImplementedError
 
-    def with_columns(self, image: str, captions: Sequence[str]) -> Fake:
+    def with_columns(self, image: str, captions: Sequence[str]) -> Self:
         return self
 
     def read(self) -> Generator[Sample, None, None]:
@@ -282,7 +282,7 @@ def test_no_file_stays_open(early: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         def read(self) -> Generator[Sample, None, None]:
             opened.append(self.name)
             try:
-                yield from super(Watched, self).read()
+                yield from super().read()
             finally:
                 closed.append(self.name)
 
