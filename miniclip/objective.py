@@ -28,11 +28,13 @@ from miniclip.tiles import tiled_loss
 class GlobalBatch:
     """What the loss knows of a batch besides its embeddings, gathered from all processes.
 
-    positives: see matrix.Positives. weight: (N,) float32, or None where all pairs weigh the same.
+    positives: see matrix.Positives. weight: (N,) float32, or None where all pairs weigh the same. sizes: images of each
+    process; None if they are divided as matrix.shares does.
     """
 
     positives: Positives
     weight: Tensor | None = None
+    sizes: list[int] | None = None
 
     @classmethod
     def gathered(
@@ -40,20 +42,23 @@ class GlobalBatch:
     ) -> GlobalBatch:
         """From this process's (B,) image_id, (B, K) text_id and (B,) weight. kind: as in Positives.of."""
         image, text = gather(image_id, sizes), gather(text_id, sizes)
-        return cls(Positives.of(kind, image, text), None if weight is None else gather(weight, sizes))
+        return cls(Positives.of(kind, image, text), None if weight is None else gather(weight, sizes), sizes)
+
+    def divided(self) -> list[int]:
+        """Images of each process."""
+        return self.sizes or shares(len(self.positives.image), world_size())
 
 
 def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int = 0) -> Tensor:
     """The loss of the whole batch, given this process's embeddings of its part.
 
-    embeddings: image (B, E), text (B K, E). batch: of all processes, among which its N images are divided as
-    matrix.shares does. step: for losses that change along the training.
+    embeddings: image (B, E), text (B K, E). batch: of all processes. step: for losses that change along the training.
     Returns a scalar whose *mean over the processes* is the loss, and whose gradients, averaged over the processes as
     DDP and FSDP do, are its gradient. With one process it is the loss.
     """
     n, captions = len(batch.positives.image), batch.positives.captions
     world = world_size()
-    sizes = shares(n, world)
+    sizes = batch.divided()
     rank = dist.get_rank() if world > 1 else 0
     start = sum(sizes[:rank])
     if config.name in ON_COSINES:

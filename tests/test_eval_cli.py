@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from miniclip import arguments
 from miniclip.checkpoint import load, save_model
 from miniclip.data.shapes import SceneSource, scene_task
 from miniclip.data.transforms import Preprocess
-from miniclip import arguments
 from miniclip.evaluation.cli import main
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.retrieval import retrieval

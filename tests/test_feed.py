@@ -293,3 +293,26 @@ def test_a_set_with_5_percent_of_broken_pictures_trains_through(
         strict = ["--data.max_bad_fraction", "0.04", "--run.overwrite", "true", *options, "--eval.tasks", "[]"]
         assert train_main(["--config", str(config), "--run.dir", str(tmp_path / "run"), *strict]) == 2
         assert "more than data.max_bad_fraction=0.04 allows" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_stream_over_uneven_processes_trains_as_one_process_does(stream_file: str, tmp_path: Path) -> None:
+    """25 lanes are 9, 8 and 8: the shares of a step differ, and change from step to step; the losses do not."""
+    options = [
+        "--optim.schedule",
+        "constant",
+        "--train.max_steps",
+        "6",
+        "--eval.tasks",
+        "[]",
+        "--data.batch_size",
+        "10",
+    ]
+    run(stream_file, tmp_path / "one", *options)
+    arguments = ["--config", stream_file, "--run.dir", str(tmp_path / "three"), *options]
+    result = torchrun(3, ROOT / "train.py", arguments, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    figures = ("r1_image_to_text", "cosine_positive", "grad_norm")
+    for ours, theirs in zip(lines(tmp_path / "three"), lines(tmp_path / "one"), strict=True):
+        assert [ours[name] for name in figures] == pytest.approx([theirs[name] for name in figures], rel=1e-3)

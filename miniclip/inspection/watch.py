@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from miniclip.inspection.figures import PAIRS, batch_figures
-from miniclip.matrix import gather, shares, world_size
+from miniclip.matrix import gather
 from miniclip.models import DualEncoder, Embeddings
 from miniclip.models.clip import MAX_LOGIT_SCALE
 from miniclip.objective import GlobalBatch
@@ -23,8 +23,7 @@ def step_figures(embeddings: Embeddings, batch: GlobalBatch) -> dict[str, float]
 
     embeddings: of this process; every process calls it.
     """
-    n, captions = len(batch.positives.image), batch.positives.captions
-    sizes = shares(n, world_size())
+    sizes, captions = batch.divided(), batch.positives.captions
     image = gather(embeddings.image.detach(), sizes)[:PAIRS]
     text = gather(embeddings.text.detach(), [size * captions for size in sizes])[::captions][:PAIRS]
     positives = batch.positives.of_images(slice(0, len(image)))[:, ::captions][:, : len(text)]
