@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = ("amp_bf16", "amp_bf16 compiled")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_files(options.data, options.pictures, work)
+        # open_clip's epochs end with the table, and its workers with them
+        write_files(options.data, options.pictures, work, lines=50 * options.batch_size)
         for name in options.models:
             case = Case({"preset": name}, options.batch_size, options.steps, options.rounds, flags)
             trial = Trial(name, case, options.steps, options.workers, work, device="cuda")

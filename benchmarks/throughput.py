@@ -9,8 +9,8 @@ optimiser and rate, and squares of 90 to 100 % of the area. A step's time runs f
 the next, the wait for data included; the first steps of each process are left out. Quote the ratio of medians: absolute
 figures differ from machine to machine and from hour to hour.
 
-What miniclip does before the first step, once for a data set, is timed apart ("prepared in"): it decodes and shrinks
-the pictures into its cache. open_clip decodes each picture whenever it comes up.
+Before the first step, once for a data set, miniclip decodes and shrinks the pictures into its cache, which does not
+count; each run prints how much of its time was training. open_clip decodes each picture whenever it comes up.
 
 --curve STEPS compares the losses along longer runs of both instead. open_clip's default precision, amp, is fp16, which
 a CPU only emulates: its figure here is fp32.
@@ -121,8 +121,11 @@ def write_json(path: Path, found: dict[str, dict[str, list[Step]]]) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def write_files(data: str, pictures: int, work: Path) -> None:
-    """Pictures as JPEG files of full size, and tables of them as both sides read them: a line and a caption each."""
+def write_files(data: str, pictures: int, work: Path, lines: int = 0) -> None:
+    """Pictures as JPEG files of full size, and tables of them as both sides read them: a line and a caption each.
+
+    lines: that the training table has at least, by starting over.
+    """
     from miniclip.data.sources import open_source
 
     for split, count in (("train", pictures), ("validation", 16), ("test", 16)):
@@ -131,10 +134,13 @@ def write_files(data: str, pictures: int, work: Path) -> None:
         with (work / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["filepath", "title"])
-            for index in range(min(count, len(source))):
+            last = min(count, len(source))
+            for index in range(last):
                 path = work / f"{split}{index}.jpg"
                 source.image(index).save(path, quality=95)
                 rows.writerow([path, source.captions(index)[0]])
+            for index in range(last, lines if split == "train" else 0):
+                rows.writerow([work / f"train{index % last}.jpg", source.captions(index % last)[0]])
 
 
 @dataclass(frozen=True)

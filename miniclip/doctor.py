@@ -80,14 +80,13 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     from miniclip.checkup.trial import Setting, fixed_batch, trial_pairs
     from miniclip.data.transforms import Preprocess
     from miniclip.data.weights import picture_weights
-    from miniclip.hardware import build_accelerator, share_cores
+    from miniclip.hardware import build_accelerator, check_possible, share_cores
     from miniclip.inspection.contents import Verdict
     from miniclip.models import resolve
 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
-    if config.train.precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    check_possible(config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("the doctor takes one process; start it with python -m miniclip.doctor")
     assert config.model.image_size is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-# what tells one cache of a source from another, besides its files
-READ_BY: tuple[str, ...] = ("source", "name", "revision", "train_split", "validation_split", "test_split")
+READ_BY: tuple[str, ...] = ("name", "revision", "train_split", "validation_split", "test_split")
 READ_BY += ("image_column", "caption_column")
 SEEN = 1000  # pairs of a stream, at least, before the share of bad ones among them says much
 
@@ -57,7 +57,9 @@ class MapFeed:
                 f"data.batch_size={data.batch_size}; use a batch of at most {len(source)}, or more data"
             )
         weights = picture_weights(source, data)
-        self.bad = BadCount(len(source), data.max_bad_fraction)
+        # of a cache every process counts all, else its own part of them
+        known = len(source) if data.cache else -(-len(source) // accelerator.num_processes)
+        self.bad = BadCount(known, data.max_bad_fraction)
         assert config.model.context_length is not None
         augment, tokenizer = build_augment(config), Tokenizer(context_length=config.model.context_length)
         prepared = self._prepared(source, augment, tokenizer) if data.cache else None
@@ -92,7 +94,7 @@ class MapFeed:
             augment,
             tokenizer,
             folder=data.cache_dir,
-            label=", ".join(f"{option}={getattr(data, option)}" for option in READ_BY),
+            label=_label(self.config),
             allowed=data.max_bad_fraction,
             progress=self.config.log.progress and main,
         )
@@ -193,7 +195,9 @@ class StreamFeed:
         device = self.accelerator.device
         for batch, part in on_device(((part.batch, part) for part in parts), device):
             self._cursors, self._epoch = part.cursors, part.epoch
-            self.bad.total = max(SEEN, part.seen // self.accelerator.num_processes)
+            # since the start or the resume, as the bad ones
+            seen = part.seen - first_step * self.config.data.batch_size
+            self.bad.total = max(SEEN, seen // self.accelerator.num_processes)
             self.bad.add(batch.bad)
             yield batch
 
@@ -232,13 +236,26 @@ def on_device(batches: Iterator[tuple[Batch, T]], device: torch.device) -> Itera
             with torch.cuda.stream(stream):
                 yield batch.to(device), rest, stream.record_event()
 
-    for batch, rest, there in Ahead(copied()):
-        current = torch.cuda.current_stream(device)
-        current.wait_event(there)
-        for tensor in batch:
-            if isinstance(tensor, torch.Tensor):
-                tensor.record_stream(current)  # else its memory could be handed out again too early
-        yield batch, rest
+    ahead = Ahead(copied())
+    try:
+        for batch, rest, there in ahead:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(there)
+            for tensor in batch:
+                if isinstance(tensor, torch.Tensor):
+                    tensor.record_stream(current)  # else its memory could be handed out again too early
+            yield batch, rest
+    finally:
+        ahead.close()
+
+
+def _label(config: Config) -> str:
+    """What tells one cache from another, besides the files that are read."""
+    data = config.data
+    places = [str(Path(one).resolve()) if Path(one).exists() else one for one in data.sources]
+    if data.sources == ["shapes"]:
+        return f"{data.size} scenes of seed {config.run.seed}"
+    return ", ".join([*places, *(f"{option}={getattr(data, option)}" for option in READ_BY)])
 
 
 def _sizes(source: Any, pairs: TrainingPairs) -> list[int]:

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
+def check_possible(config: Config) -> None:
+    """Raise ConfigError for what this machine, or the resolved model of config, cannot do."""
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if config.train.patch_dropout and config.model.image_encoder != "vit":
+        raise ConfigError(
+            f"train.patch_dropout={config.train.patch_dropout} drops patches, which a ResNet does not have; use a ViT, "
+            "e.g. model.preset=tiny-vit, or set it to 0"
+        )
+
+
 def build_accelerator(config: Config) -> Accelerator:
     """Accelerate, with nothing of its launcher's environment that would change the run unasked.
 

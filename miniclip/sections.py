@@ -126,7 +126,7 @@ class DataConfig:
         revision: branch, tag or commit of a Hub data set.
         mixing: share of every batch that comes from each source of a list; without it they are one data set.
         streaming: read the training split in order, shard by shard, instead of a picture here and there; for data that
-            do not fit on the disk, or lie behind a URL.
+            do not fit on the disk, or lie behind a URL. Then cache and weights do not apply.
         shuffle_buffer: pairs among which a stream is shuffled, besides the order of its shards.
         train_split: split that is trained on.
         validation_split: split that is evaluated during training.
@@ -200,6 +200,10 @@ class DataConfig:
                 all(0 < share < math.inf for share in self.mixing),
                 f"data.mixing={self.mixing}: every share must be above 0; leave out what you do not want",
             )
+        _require(
+            self.mixing is None or self.weights_for == "loss",
+            "data.weights_for=sampler draws by weight, data.mixing by source; use one of them",
+        )
         _require(
             not (self.streaming and self.sources == ["shapes"]),
             "data.streaming has no use for the built-in scenes, which are drawn where they are needed; set it to false",

@@ -40,7 +40,7 @@ from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_su
 from miniclip.feed import Feed, open_feed
 from miniclip.flops import forward_flops, matmul_peak
 from miniclip.gradcache import cached_backward
-from miniclip.hardware import build_accelerator, share_cores, tune_for_device
+from miniclip.hardware import build_accelerator, check_possible, share_cores, tune_for_device
 from miniclip.inspection.history import MatrixLog, open_matrix_log
 from miniclip.inspection.watch import at_clamp, local, step_figures, tower_norms
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
@@ -53,6 +53,9 @@ from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+BEFORE_TRACE = 3  # steps
 
 
 class NonFiniteLoss(RuntimeError):
@@ -68,13 +71,7 @@ def train(config: Config) -> dict[str, Any]:
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
     check_run_dir(config)
-    if config.train.precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    if config.train.patch_dropout and config.model.image_encoder != "vit":
-        raise ConfigError(
-            f"train.patch_dropout={config.train.patch_dropout} drops patches, which a ResNet does not have; use a ViT, "
-            "e.g. model.preset=tiny-vit, or set it to 0"
-        )
+    check_possible(config)
     accelerator = build_accelerator(config)
     try:
         return _train(config, accelerator)
@@ -101,6 +98,11 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     assert config.model.image_size is not None
     preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
     feed = open_feed(config, accelerator)
+    if sharded and any(len(set(feed.shares(step))) > 1 for step in range(min(feed.steps, 100))):
+        raise ConfigError(
+            f"FSDP wants equal shares, and the lanes of this stream are not a multiple of {accelerator.num_processes}; "
+            "use another number of processes or of shards, DDP, or data.streaming=false"
+        )
     # opened before the training, so that nothing can be missing after it
     test = open_suite(config, "test") if main else None
     validation = open_suite(config, "validation") if main and config.eval.every else None
@@ -276,10 +278,16 @@ class _Loop:
         from torch import profiler
 
         steps = self.config.train.profile_steps if self.accelerator.is_main_process else 0
+        left = self.feed.steps - self.progress.step
+        if steps and left < steps + BEFORE_TRACE:
+            raise ConfigError(
+                f"train.profile_steps={steps}: {BEFORE_TRACE} steps come before, {left} are left; set it to at most "
+                f"{max(0, left - BEFORE_TRACE)}"
+            )
         path = str(self.run_dir / "trace.json")
         return (
             profiler.profile(
-                schedule=profiler.schedule(wait=1, warmup=2, active=steps, repeat=1),
+                schedule=profiler.schedule(wait=1, warmup=BEFORE_TRACE - 1, active=steps, repeat=1),
                 on_trace_ready=lambda found: found.export_chrome_trace(path),
             )
             if steps

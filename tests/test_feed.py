@@ -23,7 +23,7 @@ from test_prepared import bad_files, good_files
 from test_training import TINY, lines, losses, run
 
 from miniclip.cli import train_main
-from miniclip.config import DataConfig, load_config
+from miniclip.config import ConfigError, DataConfig, load_config
 from miniclip.data.aside import open_pairs
 from miniclip.data.loader import TrainingPairs, training_loader
 from miniclip.data.order import TrainBatches
@@ -208,6 +208,11 @@ def test_shares_of_two_sources(config_file_of_two: tuple[str, list[int]], tmp_pa
     first = sum(sizes[:1])
     for _, batch in zip(range(6), feed.start(0, {}), strict=False):
         assert int((batch.image_id < first).sum()) == 2 and len(batch.image_id) == 8
+
+
+def test_weights_and_mixing_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"data\.weights_for=sampler draws by weight, data\.mixing by source"):
+        DataConfig(source=["a", "b"], mixing=[1, 1], weights="column", weight_column="w", weights_for="sampler")
 
 
 @pytest.fixture

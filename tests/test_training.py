@@ -369,6 +369,8 @@ def test_a_trace_of_some_steps(config_file: str, tmp_path: Path) -> None:
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())
     names = [event.get("name") for event in trace["traceEvents"]]
     assert names.count("ProfilerStep#3") == 1 and "aten::addmm" in names
+    with pytest.raises(ConfigError, match="6 are left; set it to at most 3"):
+        run(config_file, tmp_path / "short", "--train.profile_steps", "4", "--eval.tasks", "[]")
 
 
 def test_patches_can_be_dropped_from_a_vit_alone(

@@ -109,6 +109,17 @@ def test_store_is_idempotent_and_keeps_the_aspect_ratio() -> None:
     assert squashed.size == (36, 36)
 
 
+@pytest.mark.parametrize("kind", ["crop", "resized_crop", "none"])
+def test_a_line_of_pixels_does_not_fill_the_memory(kind: str) -> None:
+    augment = Augment(32, kind)
+    for size in ((1, 60_000), (60_000, 1), (3, 2_000)):
+        stored = augment.store(Image.new("RGB", size))
+        assert max(stored.size) <= 17 * max(32 * 9 // 8, min(size))
+        assert squared(augment, Image.new("RGB", size), 0).shape == (3, 32, 32)
+    middle = Augment(4, "crop", resize="crop").store(coordinates(200, 2))
+    assert np.asarray(middle)[0, :, 0].min() >= 82 and np.asarray(middle)[0, :, 0].max() <= 117  # 32 of 200 columns
+
+
 def test_squares_are_draws() -> None:
     for kind, count in (("crop", 5), ("resized_crop", 10), ("none", 1)):
         augment = Augment(32, kind)

@@ -26,6 +26,7 @@ from miniclip.hardware import tune_for_device
 from miniclip.inspection.watch import tower_of
 from miniclip.matrix import Positives
 from miniclip.models import Embeddings, create_model
+from miniclip.models.vit import VisionTransformer
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
 from miniclip.optim import build_optimizer, learning_rate
 from miniclip.tokenizer import Tokenizer
@@ -100,6 +101,8 @@ class Trial:
         accelerator.free_memory()
         torch.manual_seed(config.run.seed)
         self.model = create_model(config.model)
+        if isinstance(self.model.visual, VisionTransformer):
+            self.model.visual.patch_dropout = config.train.patch_dropout
         tune_for_device(self.model, accelerator.device, compiled=False)
         self.prepared, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, self.optim))
         self.prepared.train()

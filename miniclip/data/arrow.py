@@ -114,18 +114,22 @@ def load_folder(folder: Path, name: str | None, parquet: list[str], pictures: bo
     return _load_local(str(folder), roots, str(folder), name)
 
 
+def library_caches() -> tuple[str, ...]:
+    """Where the `datasets` library puts what it fetches."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return tuple(os.path.realpath(Path(p).expanduser()) for p in caches)
+
+
 def load_hub(source: str, name: str | None, revision: str | None) -> dict[str, ArrowTable]:
     """Split -> table of a data set of the Hub. name: configuration. revision: branch, tag or commit.
 
     Raises FileNotFoundError if the Hub was not reached, ValueError if the set cannot be loaded.
     """
-    import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
-    roots = tuple(os.path.realpath(Path(p).expanduser()) for p in caches)
     try:
-        return _load(source, roots, source, name, revision=revision)
+        return _load(source, library_caches(), source, name, revision=revision)
     except ConnectionError as error:
         raise FileNotFoundError(
             f"{source}: there is no such folder here{near_file(source)}, and the Hub was not reached "

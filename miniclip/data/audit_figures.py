@@ -204,8 +204,7 @@ def _file(source: PairSource, index: int) -> bytes | Path | None:
     cell = pictures.table.cell(pictures.column, row).as_py()
     if not isinstance(cell, dict):
         return cell
-    path = cell.get("path")
-    return cell["bytes"] if cell.get("bytes") is not None else Path(path) if path else None
+    return cell["bytes"] if cell.get("bytes") is not None else None
 
 
 def _with_header(seen: Seen, file: bytes | Path) -> Seen:

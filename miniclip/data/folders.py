@@ -12,6 +12,8 @@ from miniclip.data.patterns import SPLIT_NAMES
 from miniclip.data.stamps import digest
 from miniclip.data.tables import TABLE_EXTENSIONS, FileTable
 
+LONGEST = 1 << 20  # bytes of a caption file
+
 
 class Contents(NamedTuple):
     """Files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
@@ -119,11 +121,13 @@ def _caption_folder(folder: Path, pictures: list[str], texts: set[str]) -> Capti
 
 
 def _lines(root: str, name: str) -> list[str] | None:
-    """Lines of a caption file, None if it is not UTF-8 or a link that leads out of root."""
+    """Lines of a caption file; None if it is not UTF-8, too long to be one, or a link that leads out of root."""
     path = Path(root, name)
     if path.is_symlink() and not path.resolve().is_relative_to(root):
         return None
     try:
+        if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would block
+            return None
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         return None

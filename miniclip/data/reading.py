@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from miniclip.data.arrow import load_files, load_folder, load_hub
+from miniclip.data.arrow import library_caches, load_files, load_folder, load_hub
 from miniclip.data.folders import caption_folders, look_into, table_files
 from miniclip.data.patterns import by_split, expand, is_pattern, is_url, literal_folder, near_file
 from miniclip.data.tables import TABLE_EXTENSIONS, Table, read_file
@@ -49,7 +49,7 @@ def _read_files(source: str, files: list[str]) -> Mapping[str, Table]:
         return read_tars(by_split(files, source), source)
     if kinds == [".parquet"]:
         root = os.path.realpath(Path(literal_folder(source)).expanduser())
-        return load_files(by_split(files, source), source, () if is_url(source) else (root,))
+        return load_files(by_split(files, source), source, library_caches() if is_url(source) else (root,))
     if is_url(source):
         raise ValueError(f"{source}: of what lies behind a URL, Parquet files (.parquet) and tars (.tar) can be read")
     if len(files) > 1:

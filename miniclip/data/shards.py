@@ -22,7 +22,7 @@ from miniclip.data.patterns import by_split, expand, is_pattern, is_url, near_fi
 from miniclip.data.reading import is_hub
 from miniclip.data.splits import Part, resolve_splits
 from miniclip.data.tables import FileTable, Kind, Table, nested_columns
-from miniclip.data.tars import JSON, TEXT, _base, _extension, decode_field
+from miniclip.data.tars import JSON, LONGEST, TEXT, _base, _extension, decode_field, is_field
 
 LOOKED_AT = 100  # samples of a tar that tell which fields there are
 AT_ONCE = 16  # rows of a table that are taken out of Arrow together, for speed
@@ -115,7 +115,7 @@ class TarShard:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, field = base.partition(".")
-                if not member.isfile() or not stem or not dot:
+                if not is_field(member) or not stem or not dot:
                     continue
                 key, field = f"{folder}{slash}{stem}", field.lower()
                 if fields and key != current:
@@ -125,7 +125,9 @@ class TarShard:
                     raise ValueError(f"{member.name} is there twice; each sample has a name of its own")
                 current, file = key, tar.extractfile(member)
                 assert file is not None
-                fields[field] = file.read()
+                text = _is_text(field) and member.size <= LONGEST
+                # other fields are known by name alone
+                fields[field] = file.read() if text or field == self.image or f".{field}" in EXTENSIONS else b""
         if fields:
             yield current, fields
 

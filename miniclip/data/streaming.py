@@ -90,7 +90,8 @@ class TrainStream:
                 f"{world} processes with {workers} workers each are more than the {self.lanes} lanes into which "
                 f"{shards} shards are dealt; use data.workers={self.lanes // world}, fewer processes, or more shards"
             )
-        for step in range(min(self.lanes, 100)):
+        # those of one pool come round after as many steps; of several, nearly all that can happen does in 2,000
+        for step in range(min(self.lanes, 100) if len(pools) == 1 else 2000 if world > 1 else 0):
             self.shares_at(step)
 
     @property

@@ -32,6 +32,7 @@ NUMBER = ("cls", "cls2", "index", "inx", "id")
 JSON = ("json", "jsn")
 LOOKED_AT = 1000  # samples that tell which fields the JSON objects have
 LONGEST = 1 << 20  # bytes of a text or an object
+LARGEST = 1 << 28  # bytes of a picture; what is larger is passed over
 
 
 class Shard(NamedTuple):
@@ -162,7 +163,7 @@ def _list(file: str, _: str, name: str) -> Shard:
                 end = tar.offset
                 base = member.name.rsplit("/", 1)[-1]
                 stem, dot, field = base.partition(".")
-                if not member.isfile() or not stem or not dot or member.offset_data + member.size > size:
+                if not is_field(member) or not stem or not dot or member.offset_data + member.size > size:
                     continue
                 key, field = member.name[: len(member.name) - len(base)] + stem, field.lower()
                 if key != current or not keys:
@@ -184,6 +185,11 @@ def _list(file: str, _: str, name: str) -> Shard:
         rows, offsets, sizes = np.array(found).T
         listed[field][rows, 0], listed[field][rows, 1] = offsets, sizes
     return Shard(keys, listed)
+
+
+def is_field(member: tarfile.TarInfo) -> bool:
+    """Whether it is a plain file of a size that can be read."""
+    return member.isreg() and not member.issparse() and member.size <= LARGEST
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -22,6 +22,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+LONGEST = 16  # times the shorter side, of a picture that is stored
+
+
 def image_to_tensor(image: Image.Image) -> Tensor:
     """RGB picture of H x W pixels -> uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # h w c -> c h w
@@ -116,9 +119,14 @@ class Augment:
         """The random part's input: the picture with its shorter side at `stored_side`, or squashed to that square.
 
         Idempotent, so a picture may be stored once and used in every epoch. Never enlarges for resized_crop, which
-        scales by itself.
+        scales by itself. Of a picture that is longer than LONGEST times its shorter side, the ends are cut off.
         """
         side = self.stored_side
+        longest = LONGEST * min(image.size)
+        if max(image.size) > longest and self.resize == "crop":
+            # a line of pixels, enlarged to the side, would fill the memory
+            left, top = max(0, image.width - longest) // 2, max(0, image.height - longest) // 2
+            image = image.crop((left, top, image.width - left, image.height - top))
         if self.kind == "resized_crop" and min(image.size) <= side:
             side = min(image.size)
         if self.resize == "squash" or self.kind == "none":

@@ -6,6 +6,7 @@ Parameter names are those of OpenAI's released CLIP weights.
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -66,10 +67,10 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     """Causal attention within each sequence. k, v: (T, H, d); q: (T, H, d), or (B, H, d), the last token of each.
 
     Returns q's shape and dtype. Sequences of one length go together; on a GPU in half precision all of them do, where
-    torch has a kernel for it (2.10 and later).
+    torch and the GPU have a kernel for it.
     """
     single = len(q) == len(packed.starts) - 1
-    if q.device.type == "cuda" and q.dtype in HALF and (varlen := _varlen_attention()) is not None:
+    if q.device.type == "cuda" and q.dtype in HALF and (varlen := _varlen_attention(q.device)) is not None:
         longest = packed.runs[-1][1]
         first = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if single else packed.starts
         window = (-1, -1) if single else (-1, 0)
@@ -87,12 +88,14 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
 
 
 @cache
-def _varlen_attention() -> Any:
+def _varlen_attention(device: torch.device) -> Any:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn
+    # the first releases know no window, and the kernel wants an Ampere or later
+    known = "window_size" in inspect.signature(varlen_attn).parameters
+    return varlen_attn if known and torch.cuda.get_device_capability(device) >= (8, 0) else None
 
 
 class Attention(nn.Module):
