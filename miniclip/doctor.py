@@ -80,6 +80,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     from miniclip.checkup.trial import Setting, fixed_batch, trial_pairs
     from miniclip.data.transforms import Preprocess
     from miniclip.data.weights import picture_weights
+    from miniclip.feed import check_enough
     from miniclip.hardware import build_accelerator, check_possible, share_cores
     from miniclip.inspection.contents import Verdict
     from miniclip.models import resolve
@@ -110,11 +111,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
             done(Stage("data", DATA_TITLE, {}, [found], []))
             return stages
     source, held_out = (found for found in opened if not isinstance(found, Verdict))
-    if len(source) < config.data.batch_size:
-        raise ConfigError(
-            f"{config.data.label} has {len(source)} pictures in split {config.data.train_split!r}, fewer than "
-            f"data.batch_size={config.data.batch_size}; use a batch of at most {len(source)}, or more data"
-        )
+    check_enough(config, len(source))
     picture_weights(source, config.data)
     generator = torch.Generator().manual_seed(config.run.seed)
     rows = torch.randperm(len(source), generator=generator)[: max(TRAINED_ON, 4 * config.data.batch_size)].tolist()

@@ -41,6 +41,16 @@ def build_augment(config: Config) -> Augment:
     return Augment(size, data.augment, data.crop_scale, data.flip, data.colour_jitter, data.resize)
 
 
+def check_enough(config: Config, pictures: int) -> None:
+    """Raise ConfigError if the training split has too few pictures for a batch."""
+    data = config.data
+    if pictures < data.batch_size:
+        raise ConfigError(
+            f"{data.label} has {pictures} pictures in split {data.train_split!r}, fewer than "
+            f"data.batch_size={data.batch_size}; use a batch of at most {pictures}, or more data"
+        )
+
+
 class MapFeed:
     """Pictures that are known beforehand, in permutations of their own for each epoch.
 
@@ -51,11 +61,7 @@ class MapFeed:
         data = config.data
         self.config, self.accelerator = config, accelerator
         source = open_source(data, "train", seed=config.run.seed, image_size=config.model.image_size or 0)
-        if len(source) < data.batch_size:
-            raise ConfigError(
-                f"{data.label} has {len(source)} pictures in split {data.train_split!r}, fewer than "
-                f"data.batch_size={data.batch_size}; use a batch of at most {len(source)}, or more data"
-            )
+        check_enough(config, len(source))
         weights = picture_weights(source, data)
         # of a cache every process counts all, else its own part of them
         known = len(source) if data.cache else -(-len(source) // accelerator.num_processes)
@@ -175,9 +181,6 @@ class StreamFeed:
     def epoch(self, step: int) -> float:
         """The epoch, from 0, that this process's last lane is in."""
         return self._epoch
-
-    def vocabulary(self) -> torch.Tensor:
-        raise NotImplementedError("not known of a stream")
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> Iterator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""

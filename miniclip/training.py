@@ -37,7 +37,7 @@ from miniclip.config import Config, ConfigError
 from miniclip.data.loader import Batch
 from miniclip.data.transforms import Preprocess, recolour
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
-from miniclip.feed import Feed, open_feed
+from miniclip.feed import Feed, MapFeed, open_feed
 from miniclip.flops import forward_flops, matmul_peak
 from miniclip.gradcache import cached_backward
 from miniclip.hardware import build_accelerator, check_possible, share_cores, tune_for_device
@@ -113,6 +113,7 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     # the weights are the same everywhere, dropped patches are not
     torch.manual_seed(config.run.seed + accelerator.process_index)
     if config.train.small_vocabulary:
+        assert isinstance(feed, MapFeed)  # a stream has refused
         use_small_vocabulary_(model, feed.vocabulary())
     if isinstance(model.visual, VisionTransformer):
         model.visual.patch_dropout = config.train.patch_dropout

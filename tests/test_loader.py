@@ -258,7 +258,7 @@ def test_one_caption_is_drawn_by_choice() -> None:
         for i, (epoch, row) in enumerate(wanted):
             rng = random.Random(seed_of(5, epoch, row))
             square = augment.square(np.asarray(augment.store(row_of.image(row))), rng)
-            assert torch.equal(batch.image[i], torch.from_numpy(square).permute(2, 0, 1))
+            assert torch.equal(batch.image[i], torch.from_numpy(np.array(square)).permute(2, 0, 1))
             assert batch.look[i].tolist() == augment.look(rng)
             choices.add(text := rng.choice(row_of.captions(row)))
             assert texts_of(batch)[i] == [text]

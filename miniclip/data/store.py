@@ -41,7 +41,7 @@ class Prepared:
     """A finished store, mapped read-only. Cheap to pickle: a process that unpickles it maps the files itself.
 
     rows: int64 (pictures,), the position in the source of each picture that could be read, ascending. bad: why the
-    others could not. directory: where it lies. nbytes: of pixels and tokens.
+    others could not. directory: where it lies.
     """
 
     def __init__(self, directory: Path, stamp: str) -> None:
@@ -59,7 +59,6 @@ class Prepared:
             _check(int(self._captions[-1]) == len(self._lengths) - 1, "the captions do not add up")
             _check(int(self._lengths[-1]) == len(self._tokens), "the tokens do not add up")
         self.rows = np.ascontiguousarray(self._places[:, 0])
-        self.nbytes = sum(sizes) + self._tokens.nbytes
 
     def __len__(self) -> int:
         return len(self._places)
