@@ -71,7 +71,7 @@ class Case:
 TINY_VIT = {"embed_dim": 256, "image_encoder": "vit", "image_size": 64, "image_width": 256, "image_layers": 6}
 TINY_VIT |= {"image_heads": 4, "patch_size": 8, "text_width": 256, "text_heads": 4, "text_layers": 6}
 CASES = {
-    "tiny-resnet": Case({"preset": "tiny-resnet"}, 256, 14, 3, ("fp32", "amp_bf16")),
+    "tiny-resnet": Case({"preset": "tiny-resnet"}, 256, 14, 3, ("fp32", "amp_bf16", "amp_bf16 compiled")),
     "tiny-vit": Case(TINY_VIT, 256, 10, 2, ("fp32", "amp_bf16")),
     "ViT-B-32": Case({"preset": "ViT-B-32"}, 256, 5, 2, ("amp_bf16",)),
 }
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.models:
             case = CASES[name]
             trial = Trial(name, case, options.curve or options.steps or case.steps, options.workers, work)
-            flags = options.flags or (case.flags[-1:] if options.curve else case.flags)
+            flags = options.flags or (("amp_bf16",) if options.curve else case.flags)
             rounds = 1 if options.curve else options.rounds or case.rounds
             found[name] = compare(trial, flags, rounds)
             (print_curve if options.curve else print_table)(name, found[name])
