@@ -1,11 +1,39 @@
-"""What the commands ask of their arguments, before the long work."""
+"""What the commands share: how they refuse, and what they ask of their arguments before the long work."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from miniclip.printing import printable
+
+
+class Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong. program: what that line begins with."""
+
+    program = ""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.program}: error: {printable(message)}; see {self.prog} --help\n")
+
+
+def exit_code(program: str, action: Callable[[], None]) -> int:
+    """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def check_output(option: str, target: str) -> None:

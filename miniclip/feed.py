@@ -255,9 +255,9 @@ def on_device(batches: Iterator[tuple[Batch, T]], device: torch.device) -> Itera
 def _label(config: Config) -> str:
     """What tells one cache from another, besides the files that are read."""
     data = config.data
-    places = [str(Path(one).resolve()) if Path(one).exists() else one for one in data.sources]
     if data.sources == ["shapes"]:
         return f"{data.size} scenes of seed {config.run.seed}"
+    places = [str(Path(one).resolve()) if Path(one).exists() else one for one in data.sources]
     return ", ".join([*places, *(f"{option}={getattr(data, option)}" for option in READ_BY)])
 
 

@@ -7,14 +7,12 @@ training split into the others, and what equal captions in one batch cost. Table
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from miniclip.arguments import at_least, check_output
-from miniclip.printing import printable
+from miniclip.arguments import Parser, at_least, check_output, exit_code
 
 if TYPE_CHECKING:
     from miniclip.config import DataConfig
@@ -29,16 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog=_PROGRAM, description="Before training: what is in this data?", allow_abbrev=False)
     add_options(parser)
     given = parser.parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
-    try:
-        run(given)
-    except (ValueError, OSError) as error:
-        print(f"audit: error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code("audit", lambda: run(given))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -172,9 +161,8 @@ class _Notes(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"audit: error: {printable(message)}; see {self.prog} --help\n")
+class _Parser(Parser):
+    program = "audit"
 
 
 if __name__ == "__main__":

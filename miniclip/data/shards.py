@@ -22,7 +22,7 @@ from miniclip.data.patterns import by_split, expand, is_pattern, is_url, near_fi
 from miniclip.data.reading import is_hub
 from miniclip.data.splits import Part, resolve_splits
 from miniclip.data.tables import FileTable, Kind, Table, nested_columns
-from miniclip.data.tars import JSON, LONGEST, TEXT, _base, _extension, decode_field, is_field
+from miniclip.data.tars import JSON, LONGEST, TEXT, base_of, decode_field, extension_of, is_field
 
 LOOKED_AT = 100  # samples of a tar that tell which fields there are
 AT_ONCE = 16  # rows of a table that are taken out of Arrow together, for speed
@@ -92,7 +92,7 @@ class TarShard:
             if picture is None and (self.image == "image" or f".{self.image}" in EXTENSIONS):
                 # another format than that of the first samples
                 picture = next((data for f, data in fields.items() if f".{f}" in EXTENSIONS), None)
-            yield Sample(picture, [_cell(fields, c) for c in self.captions], f"{_base(self.name)} sample {key}")
+            yield Sample(picture, [_cell(fields, c) for c in self.captions], f"{base_of(self.name)} sample {key}")
 
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
         from datasets.utils.file_utils import xopen
@@ -141,7 +141,7 @@ class _TarColumns(FileTable):
         return self.source
 
     def kind(self, column: str) -> Kind:
-        if column in self.columns and (column == "image" or f".{_extension(column)}" in EXTENSIONS):
+        if column in self.columns and (column == "image" or f".{extension_of(column)}" in EXTENSIONS):
             return "image"
         return super().kind(column)
 
@@ -185,7 +185,7 @@ class TableShard:
                 if isinstance(picture, dict):
                     picture = picture.get("bytes")
                 data = picture if isinstance(picture, bytes) else None
-                yield Sample(data, [_cell(named, c) for c in self.captions], f"{_base(self.name)} row {row}")
+                yield Sample(data, [_cell(named, c) for c in self.captions], f"{base_of(self.name)} row {row}")
                 row += 1
 
 
@@ -315,7 +315,7 @@ def reason(error: BaseException) -> str:
 
 
 def _is_text(field: str) -> bool:
-    return _extension(field) in (*TEXT, *JSON)
+    return extension_of(field) in (*TEXT, *JSON)
 
 
 def _cell(values: Mapping[str, Any], column: str) -> Any:

@@ -61,7 +61,7 @@ class TarTable:
     def columns(self) -> list[str]:
         columns: list[str] = []
         for field in self.fields:
-            records = ({field: v} for v in islice(self.values(field), LOOKED_AT)) if _extension(field) in JSON else ()
+            records = ({field: v} for v in islice(self.values(field), LOOKED_AT)) if extension_of(field) in JSON else ()
             columns += nested_columns(records) or [field]
         return columns
 
@@ -79,7 +79,7 @@ class TarTable:
     def kind(self, column: str) -> Kind:
         if column not in self.fields:
             return kind_of(islice(self.values(column), LOOKED_AT))
-        extension = _extension(column)
+        extension = extension_of(column)
         if column == "image" or f".{extension}" in EXTENSIONS:
             return "image"
         return "text" if extension in TEXT else "other"
@@ -87,7 +87,7 @@ class TarTable:
     def values(self, column: str) -> Iterator[Any]:
         field, inside = column, None
         if column not in self.fields:
-            field = next(f for f in self.fields if column.startswith(f"{f}.") and _extension(f) in JSON)
+            field = next(f for f in self.fields if column.startswith(f"{f}.") and extension_of(f) in JSON)
             inside = column[len(field) + 1 :]
         for data in self._read_all(field):
             value = decode_field(field, data)
@@ -110,7 +110,7 @@ class TarTable:
             return os.pread(stream.fileno(), size, offset)
 
     def where(self, row: int) -> str:
-        return f"{_base(self.names[self.shard[row]])} sample {self.key(row)}"
+        return f"{base_of(self.names[self.shard[row]])} sample {self.key(row)}"
 
     def key(self, row: int) -> str:
         return self.keys[row][0]
@@ -214,7 +214,7 @@ def decode_field(field: str, data: bytes | None) -> Any:
     """What a member of text, a number or JSON says; None if it says nothing, or cannot be read."""
     if data is None:
         return None
-    extension = _extension(field)
+    extension = extension_of(field)
     try:
         if extension in JSON:
             return json.loads(data)
@@ -240,9 +240,9 @@ def _fetch(names: Sequence[str]) -> list[str]:
     return [str(fetched.get(name, name)) for name in names]
 
 
-def _extension(field: str) -> str:
+def extension_of(field: str) -> str:
     return field.rsplit(".", 1)[-1]
 
 
-def _base(name: str) -> str:
+def base_of(name: str) -> str:
     return name.split("?")[0].rstrip("/").rsplit("/", 1)[-1]

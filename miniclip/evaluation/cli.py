@@ -6,15 +6,13 @@ torch and all that needs it are imported inside functions, so that `eval.py --he
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from miniclip.arguments import at_least, check_output, share
+from miniclip.arguments import Parser, at_least, check_output, exit_code, share
 from miniclip.evaluation.options import device_of, image_size_of, load_model, pairs_of
-from miniclip.printing import printable
 
 if TYPE_CHECKING:
     from miniclip.data.sources import LabelledSource, PairSource
@@ -34,17 +32,8 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run eval.py with argv (the process's own if None) -> exit code: 0, or 2 with one line on stderr."""
     arguments = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a class name that the terminal cannot show costs no results
-    try:
-        commands = {"zeroshot": _zero_shot, "retrieval": _retrieval, "matrix": _matrix, "audit": _audit}
-        commands[arguments.command](arguments)
-    except (ValueError, OSError) as error:
-        print(f"eval.py: error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    commands = {"zeroshot": _zero_shot, "retrieval": _retrieval, "matrix": _matrix, "audit": _audit}
+    return exit_code("eval.py", lambda: commands[arguments.command](arguments))
 
 
 def _zero_shot(arguments: argparse.Namespace) -> None:
@@ -176,9 +165,8 @@ def _check_outputs(arguments: argparse.Namespace, picture: str) -> None:
             check_output(f"--{option}", getattr(arguments, option))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"eval.py: error: {' '.join(message.split())}; see {self.prog} --help\n")
+class _Parser(Parser):
+    program = "eval.py"
 
 
 def _parser() -> argparse.ArgumentParser:
