@@ -1,0 +1,108 @@
+"""What every evaluation returns, and what stands in results.json.
+
+    {"command": "eval.py zeroshot ...", "time": "2026-01-31T12:00:00+00:00", "versions": {"miniclip": ..., "torch": ...},
+     "results": [{"model": {"name", "fingerprint"}, "kind", "task", "data": {"source", "split", "fingerprint"},
+                  "figures": {"top1": {"value", "low", "high", "n"}, ...}, "details": {...}, "notes": [...]}, ...],
+     "differences": [{"of", "than", "task", "figures"}, ...]}
+
+The results.json of a training has "training" in it as well.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from miniclip.intervals import Figure, Recount, differences
+
+# What is better when it is lower; everything else is better when it is higher.
+LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
+_VERSIONS = ("torch", "transformers", "open_clip_torch", "datasets", "accelerate", "scikit-learn", "pillow")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one task.
+
+    kind: what was done. task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1.
+    details: more of it, in plain values that JSON takes. notes: what is missing or surprising, in sentences.
+    fingerprint: of the pictures, labels and texts that were read, see `encode`. recount, groups: the figures under
+    other weights of the pictures (see intervals); neither is written down.
+    """
+
+    kind: Literal["zeroshot", "retrieval", "probe"]
+    task: str
+    figures: dict[str, Figure]
+    details: dict[str, Any]
+    notes: tuple[str, ...]
+    fingerprint: str
+    recount: Recount = field(repr=False, compare=False)
+    groups: tuple[int, ...] = ()
+
+    def __getitem__(self, name: str) -> float:
+        """Value of a figure."""
+        return self.figures[name].value
+
+
+def lower_is_better(figure: str) -> bool:
+    """Whether a lower value of that figure, e.g. "image_to_text_median_rank", is a better one."""
+    return any(word in figure for word in LOWER_IS_BETTER)
+
+
+def difference(first: Evaluation, second: Evaluation) -> dict[str, Figure]:
+    """second - first, paired over the pictures. Raises ValueError unless both saw the same pictures."""
+    if first.groups != second.groups:
+        raise ValueError(
+            f"{first.task}: counted on {first.groups} and on {second.groups} pictures; compare on the same"
+        )
+    return differences(first.recount, second.recount, first.groups)
+
+
+def to_json(result: Evaluation) -> dict[str, Any]:
+    """The evaluation as plain values; None where there is no figure."""
+    return {
+        "kind": result.kind,
+        "task": result.task,
+        "figures": figures_json(result.figures),
+        "details": _plain(result.details),
+        "notes": list(result.notes),
+    }
+
+
+def figures_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | int | None]]:
+    """Figures by name as plain values."""
+    return {name: {k: _plain(v) for k, v in figure._asdict().items()} for name, figure in figures.items()}
+
+
+def header(command: str | None = None) -> dict[str, Any]:
+    """What a results file begins with. command: None takes the process's own."""
+    if command is None:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    found = {name: _version(name) for name in _VERSIONS}
+    versions = {"miniclip": sys.modules["miniclip"].__version__, "python": platform.python_version(), **found}
+    return {"command": command, "time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return value
