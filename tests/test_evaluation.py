@@ -22,7 +22,7 @@ from miniclip.data.transforms import Preprocess
 from miniclip.evaluation import pictures
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
 from miniclip.evaluation.pictures import confusion_png, example_sheet, write_examples
-from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json
+from miniclip.evaluation.tables import print_retrieval, print_zero_shot, to_json
 from miniclip.evaluation.retrieval import (
     PairEmbeddings,
     RankedCaption,

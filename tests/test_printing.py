@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from miniclip.console import write_json
-from miniclip.evaluation.report import print_zero_shot
+from miniclip.evaluation.tables import print_zero_shot
 from miniclip.evaluation.zeroshot import ZeroShotResult
 from miniclip.printing import printable
 

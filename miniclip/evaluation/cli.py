@@ -47,7 +47,7 @@ def _zero_shot(arguments: argparse.Namespace) -> None:
 
     from miniclip.evaluation.encode import EncodeOptions
     from miniclip.evaluation.pictures import confusion_png
-    from miniclip.evaluation.report import print_zero_shot
+    from miniclip.evaluation.tables import print_zero_shot
     from miniclip.evaluation.zeroshot import SIMPLE_TEMPLATES, resolve_templates, zero_shot
 
     templates: tuple[str, ...] | None = None if arguments.task else SIMPLE_TEMPLATES
@@ -76,7 +76,7 @@ def _retrieval(arguments: argparse.Namespace) -> None:
 
     from miniclip.evaluation.encode import EncodeOptions
     from miniclip.evaluation.pictures import write_examples
-    from miniclip.evaluation.report import print_retrieval
+    from miniclip.evaluation.tables import print_retrieval
     from miniclip.evaluation.retrieval import count_retrieval, encode_pairs
 
     options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
@@ -119,7 +119,7 @@ def _short(source: str) -> str:
 
 def _save_json(arguments: argparse.Namespace, results: Mapping[str, Any], templates: Sequence[str] | None) -> None:
     from miniclip.console import write_json
-    from miniclip.evaluation.report import to_json
+    from miniclip.evaluation.tables import to_json
 
     if arguments.json:
         head = {name: getattr(arguments, name) for name in ("command", "data", "split", "precision")}

@@ -1,6 +1,6 @@
 """What every evaluation returns, and what stands in results.json.
 
-    {"command": "eval.py zeroshot ...", "time": "2026-01-31T12:00:00+00:00", "versions": {"miniclip": ..., "torch": ...},
+    {"command": "eval.py zeroshot ...", "time": "2026-01-31T12:00:00+00:00", "versions": {"miniclip": ...},
      "results": [{"model": {"name", "fingerprint"}, "kind", "task", "data": {"source", "split", "fingerprint"},
                   "figures": {"top1": {"value", "low", "high", "n"}, ...}, "details": {...}, "notes": [...]}, ...],
      "differences": [{"of", "than", "task", "figures"}, ...]}

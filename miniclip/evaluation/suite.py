@@ -16,7 +16,7 @@ from miniclip.data.subset import readable
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.evaluation.pictures import confusion_png, write_examples
-from miniclip.evaluation.report import print_retrieval, print_zero_shot, to_json
+from miniclip.evaluation.tables import print_retrieval, print_zero_shot, to_json
 from miniclip.evaluation.retrieval import RetrievalResult, count_retrieval, encode_pairs
 from miniclip.evaluation.zeroshot import ZeroShotResult, check_classes, zero_shot
 from miniclip.models import DualEncoder
