@@ -15,17 +15,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements of the similarity matrix that are alive at a time: 64 MB in float64.
-_CHUNK_ELEMENTS = 2**23
+# Rows and columns of a tile of the similarity matrix. On a CPU its copies, some 20 MB, stay near the last cache; a GPU
+# would wait for its launches at that size, and takes 1.1 GB.
+_TILE = 1024
+_DEVICE_TILE = 8192
+
+# rows (indices) of image, columns (slice) of text -> their scores, a new tensor
+_Tile = Callable[[Tensor, slice], Tensor]
 
 
 class RetrievalRanks(NamedTuple):
-    """Ranks from 1 (best), int64. image_to_text: (N,), of the best own text. text_to_image: (M,), of the own image."""
+    """Ranks from 1 (best), int64, and average precisions in (0, 1], float64.
+
+    image_to_text: (N,), of the best own text. text_to_image: (M,), of the own image. image_average_precision: (N,), the
+    i-th best own text of an image has the precision i / (i + foreign texts that score at least as high); this is their
+    mean. The average precision of a text with one image is 1 / its rank.
+    """
 
     image_to_text: Tensor
     text_to_image: Tensor
+    image_average_precision: Tensor
 
 
+class _Pairs(NamedTuple):
+    """Own pairs: row, column: (P,) int64, of the image and of the text. score: (P,) float."""
+
+    row: Tensor
+    column: Tensor
+    score: Tensor
+
+
+@torch.no_grad()
 def retrieval_ranks(similarity: Tensor, positives: Tensor) -> RetrievalRanks:
     """Rank of the best own candidate of every image and of every text.
 
@@ -40,16 +60,30 @@ def retrieval_ranks(similarity: Tensor, positives: Tensor) -> RetrievalRanks:
         )
     _require_positives(positives.any(1), "image (row)")
     _require_positives(positives.any(0), "text (column)")
-    best_of_text = similarity.masked_fill(~positives, -torch.inf).amax(0)
-    return _ranks(lambda rows: (similarity[rows], positives[rows]), best_of_text, *similarity.shape)
+    row, column = positives.nonzero(as_tuple=True)
+    pairs = _Pairs(row, column, similarity[row, column])
+    return _count(lambda rows, columns: similarity[:, columns][rows], pairs, slice(None), *similarity.shape)
 
 
 def retrieval_ranks_from_embeddings(image: Tensor, text: Tensor, image_of_text: Tensor) -> RetrievalRanks:
-    """`retrieval_ranks` of image @ text.T, computed in chunks of rows, so that the matrix never exists at once.
+    """`retrieval_ranks` of image @ text.T, computed in tiles, so that the matrix never exists at once.
+
+    Arguments and errors: see `retrieval_counts`.
+    """
+    return retrieval_counts(image, text, image_of_text, slice(None))
+
+
+@torch.no_grad()
+def retrieval_counts(image: Tensor, text: Tensor, image_of_text: Tensor, rows: slice) -> RetrievalRanks:
+    """The share of some rows of image in `retrieval_ranks_from_embeddings`, so that several processes can share it.
 
     image: (N, E) float, text: (M, E) float, both unit length for cosine similarity. image_of_text: (M,) int64, the row
-    of image that each text belongs to. Products are taken in float64 and rounded to float32, so that equal embeddings
-    tie exactly, wherever they stand in the matrix.
+    of image that each text belongs to. rows: start and stop in image; all of image is still needed, for the texts' own
+    images. Products are taken in float64 and rounded to float32, so that equal embeddings tie exactly, wherever they
+    stand in the matrix. Memory beyond the arguments: a few tiles and a few numbers a text.
+
+    Returns image_to_text and image_average_precision of these rows, and for text_to_image, (M,), 1 + the number of
+    foreign images among these rows that score at least as high as the own one: less 1 it sums over shares.
     Raises ValueError if the shapes do not fit, an index is out of range, or an image has no text.
     """
     n, m = len(image), len(text)
@@ -61,24 +95,29 @@ def retrieval_ranks_from_embeddings(image: Tensor, text: Tensor, image_of_text: 
     if m and not (int(image_of_text.min()) >= 0 and int(image_of_text.max()) < n):
         raise ValueError(f"image_of_text must lie in [0, {n}), the rows of image")
     _require_positives(torch.bincount(image_of_text, minlength=n) > 0, "image (row)")
-    text64, index = text.double(), torch.arange(n, device=image.device)
     own = [
-        (image[owners].double() * part).sum(1).float()
-        for owners, part in zip(image_of_text.split(4096), text64.split(4096), strict=True)
+        (image[owners].double() * part.double()).sum(1).float()
+        for owners, part in zip(image_of_text.split(4096), text.split(4096), strict=True)
     ]
-
-    def chunk(rows: slice) -> tuple[Tensor, Tensor]:
-        return (image[rows].double() @ text64.T).float(), image_of_text == index[rows, None]
-
-    return _ranks(chunk, torch.cat(own) if own else text.new_empty(0), n, m)
+    pairs = _Pairs(image_of_text, torch.arange(m, device=text.device), torch.cat(own) if own else text.new_empty(0))
+    return _count(lambda index, columns: _product(image[index], text[columns]), pairs, rows, n, m)
 
 
 def cosine_matrix(image: Tensor, text: Tensor) -> Tensor:
-    """(N, E) and (M, E), unit length -> (N, M) float32, products taken as in `retrieval_ranks_from_embeddings`."""
-    if len(image) == 0:
-        return image.new_zeros(0, len(text))
-    text64, size = text.double(), max(1, _CHUNK_ELEMENTS // max(1, len(text)))
-    return torch.cat([(part.double() @ text64.T).float() for part in image.split(size)])
+    """(N, E) and (M, E), unit length -> (N, M) float32, products taken as in `retrieval_counts`."""
+    result, size = image.new_empty(len(image), len(text), dtype=torch.float32), _tile_size(image)
+    for i in range(0, len(image), size):
+        for j in range(0, len(text), size):
+            result[i : i + size, j : j + size] = _product(image[i : i + size], text[j : j + size])
+    return result
+
+
+def _product(image: Tensor, text: Tensor) -> Tensor:
+    return (image.double() @ text.double().T).float()
+
+
+def _tile_size(tensor: Tensor) -> int:
+    return _TILE if tensor.device.type == "cpu" else _DEVICE_TILE
 
 
 def _require_positives(found: Tensor, what: str) -> None:
@@ -86,16 +125,54 @@ def _require_positives(found: Tensor, what: str) -> None:
         raise ValueError(f"{what} {int((~found).nonzero()[0])} has no positive; give every image and text at least one")
 
 
-def _ranks(chunk: Callable[[slice], tuple[Tensor, Tensor]], best_of_text: Tensor, n: int, m: int) -> RetrievalRanks:
-    size = max(1, _CHUNK_ELEMENTS // max(1, m))
-    image_to_text, text_to_image = [], torch.ones(m, dtype=torch.int64, device=best_of_text.device)
-    for start in range(0, n, size):
-        similarity, positives = chunk(slice(start, start + size))
-        best_of_image = similarity.masked_fill(~positives, -torch.inf).amax(1, keepdim=True)
-        # "not lower" rather than "at least as high": a NaN on either side then counts against.
-        image_to_text.append(1 + (~(similarity < best_of_image) & ~positives).sum(1))
-        text_to_image += (~(similarity < best_of_text) & ~positives).sum(0)
-    return RetrievalRanks(torch.cat(image_to_text) if image_to_text else text_to_image[:0], text_to_image)
+def _count(tile: _Tile, pairs: _Pairs, rows: slice, n: int, m: int) -> RetrievalRanks:
+    """Tile by tile, count the foreign scores that are lower than an own one; all others count against it.
+
+    "Not lower" rather than "at least as high": a foreign NaN then counts against, as does an own one, taken for -inf.
+    """
+    start, stop, _ = rows.indices(n)
+    n, device = max(0, stop - start), pairs.score.device
+    score = torch.where(pairs.score.isnan(), -torch.inf, pairs.score)
+    best_of_text = score.new_full((m,), -torch.inf).scatter_reduce(0, pairs.column, score, "amax")
+
+    here = (pairs.row >= start) & (pairs.row < stop)
+    row, column, score = pairs.row[here] - start, pairs.column[here], score[here]
+    own_texts, own_images = torch.bincount(row, minlength=n), torch.bincount(column, minlength=m)
+    # Images with many texts first: in every tile, those with an i-th own text are then the first so many rows.
+    images = own_texts.argsort(descending=True, stable=True)
+    order = score.argsort(descending=True, stable=True)
+    order = order[images.argsort()[row[order]].argsort(stable=True)]
+    column, score, own_texts = column[order], score[order], own_texts[images]
+    first = own_texts.cumsum(0) - own_texts  # where the pairs of an image begin, best first
+    place = torch.arange(n, device=device).repeat_interleave(own_texts)  # the image of a pair, in the new order
+
+    lower = torch.zeros(len(score), dtype=torch.float64, device=device)
+    lower_images = torch.zeros(m, dtype=torch.float64, device=device)
+    size = _tile_size(score)
+    for top in range(0, n, size):
+        block = slice(top, top + size)
+        mine = slice(int(first[top]), int(first[block][-1] + own_texts[block][-1]))
+        several = [int((own_texts[block] > i).sum()) for i in range(int(own_texts[top]))]
+        for left in range(0, m, size):
+            columns = slice(left, left + size)
+            scores = tile(images[block] + start, columns)
+            inside = (column[mine] >= left) & (column[mine] < left + size)
+            scores[place[mine][inside] - top, column[mine][inside] - left] = torch.inf  # own ones are never lower
+            # A comparison that writes float32 and a sum of those are much faster than a bool and its sum, and exact
+            # as long as a tile has fewer than 2**24 rows or columns.
+            flags = torch.empty_like(scores, dtype=torch.float32)
+            lower_images[columns] += torch.lt(scores, best_of_text[columns], out=flags).sum(0)
+            for i, length in enumerate(several):
+                at = first[top : top + length] + i
+                lower[at] += torch.lt(scores[:length], score[at, None], out=flags[:length]).sum(1)
+
+    ahead = m - own_texts[place] - lower.long()
+    nth = torch.arange(len(score), device=device) - first[place] + 1
+    precision = nth.double() / (nth + ahead)
+    # On the CPU, where a sum has one order: equal results in every run.
+    total = torch.zeros(n, dtype=torch.float64).index_add_(0, place.cpu(), precision.cpu()).to(device)
+    back = images.argsort()
+    return RetrievalRanks(1 + ahead[first][back], 1 + n - own_images - lower_images.long(), (total / own_texts)[back])
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -111,6 +188,13 @@ def median_rank(ranks: Tensor) -> float:
         raise ValueError("the median needs at least one rank")
     ordered = ranks.flatten().sort().values
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]).item() / 2
+
+
+def mean_rank(ranks: Tensor) -> float:
+    """Mean of the ranks, from 1. Raises ValueError without ranks."""
+    if ranks.numel() == 0:
+        raise ValueError("the mean needs at least one rank")
+    return ranks.double().mean().item()
 
 
 def chance_recall_at_k(candidates: int, own: int, k: int) -> float:
@@ -134,16 +218,20 @@ def _check_labels(scores: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels must lie in [0, {scores.shape[1]}), the columns of scores")
 
 
-def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Share of the samples whose own class is among the k best, ties counted against, in [0, 1].
+def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """Rank of the own class of each sample, from 1, ties counted against, (N,) int64.
 
     scores: (N, C) float, labels: (N,) int64. Raises ValueError on other shapes, empty input, or labels out of range.
     """
     _check_labels(scores, labels)
     own = scores.gather(1, labels[:, None])
-    # The own class is one of those that are not lower than itself: the count is its rank. NaN: see _ranks.
-    ranks = (~(scores < own)).sum(1)
-    return recall_at_k(ranks, k)
+    # The own class is one of those that are not lower than itself: the count is its rank. NaN: see _count.
+    return (~(scores < own)).sum(1)
+
+
+def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
+    """Share of the samples whose own class is among the k best, in [0, 1]. Arguments and errors: see `class_ranks`."""
+    return recall_at_k(class_ranks(scores, labels), k)
 
 
 def predictions(scores: Tensor, labels: Tensor) -> Tensor:
@@ -155,18 +243,3 @@ def predictions(scores: Tensor, labels: Tensor) -> Tensor:
     own = scores.gather(1, labels[:, None]).squeeze(1)
     rival, index = scores.scatter(1, labels[:, None], -torch.inf).max(1)
     return torch.where((own > rival) | (scores.shape[1] == 1), labels, index)
-
-
-def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(C, C) int64 counts: row = true, column = predicted class. predicted, labels: (N,) int64 in [0, classes)."""
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
-
-
-def per_class_recall(confusion: Tensor) -> Tensor:
-    """(C, C) counts -> (C,) float64 share of each class that was recognised; NaN for a class without samples."""
-    return confusion.diagonal().double() / confusion.sum(1)
-
-
-def mean_per_class_recall(confusion: Tensor) -> float:
-    """(C, C) counts -> mean recall of the classes that have samples, in [0, 1] (balanced accuracy)."""
-    return per_class_recall(confusion).nanmean().item()

@@ -1,0 +1,42 @@
+"""Work that several processes share: each does every count-th part, and all get the whole.
+
+Without a process group there is one process, and everything here hands its input back. What is shared must be called by
+every process, or the others wait for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def place() -> tuple[int, int]:
+    """(rank, count) of this process among those that torchrun or `accelerate launch` started."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def total(part: Tensor, device: torch.device) -> Tensor:
+    """Sum over the processes, in place of part, on the device that part is on; device: where processes meet.
+
+    Parts that are zero wherever another process has written come back bit for bit.
+    """
+    if place()[1] == 1:
+        return part
+    met = part.to(device)
+    dist.all_reduce(met)
+    return part.copy_(met)
+
+
+def gathered(values: list[Any]) -> list[Any]:
+    """The lists of all processes, one after the other by rank; they travel pickled, among processes of one run."""
+    count = place()[1]
+    if count == 1:
+        return values
+    parts: list[Any] = [None] * count
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
