@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from miniclip.data.classnames import name_classes
 from miniclip.data.images import BadImage
-from miniclip.data.labelled import name_classes, open_labelled
+from miniclip.data.labelled import LabelledFolder, LabelledRows, open_labelled
 from miniclip.data.sources import LabelledSource
+from miniclip.data.subset import Subset, readable
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,48 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         source.image(names.index("a/link.png"))
     with pytest.raises(BadImage, match=r"^a/z\.png: not a picture"):
         source.image(names.index("a/z.png"))
+
+
+def test_a_class_has_one_number_in_all_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders(tmp_path / "train", a=[1], b=[2], c=[3])
+    folders(tmp_path / "test", a=[4], c=[5])
+    train, test = open_labelled(tmp_path, split="train"), open_labelled(tmp_path)
+    assert train.classes == test.classes == ["a", "b", "c"]
+    assert contents(test) == {4: "a", 5: "c"}
+    assert "test has no folder for b, which another split has" in caplog.text
+
+
+def test_numbers_go_by_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(11):
+        picture(tmp_path / "set" / str(number) / "x.png", number)
+    (tmp_path / "names.txt").write_text("".join(f"name {number}\n" for number in range(11)))
+    source = open_labelled(tmp_path / "set", classnames_file=tmp_path / "names.txt")
+    assert contents(source) == {number: f"name {number}" for number in range(11)}
+    assert not caplog.text
+    assert contents(open_labelled(tmp_path / "set"))[10] == "10"
+    assert "its classes are called 0; 1; 2; 3; 4; a class-names file says what they are" in caplog.text
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name,label\n" + "".join(f"set/{n}/x.png,{n}\n" for n in range(11)))
+    assert contents(open_labelled(table, classnames_file=tmp_path / "names.txt"))[10] == "name 10"
+
+
+def test_labels_of_a_folder_of_pictures(tmp_path: Path) -> None:
+    """A table above images/, with some rows a split, and with a split that is the only one."""
+    rows = [("a", "a dog", "train"), ("b", "a cat", "val"), ("c", "a dog", "val"), ("d", "a cow", "test")]
+    for value, (name, _, _) in enumerate(rows):
+        picture(tmp_path / "images" / f"{name}.jpg", 0)
+        Image.new("RGB", (2, 2), (40 * value, 0, 0)).save(tmp_path / "images" / f"{name}.jpg", quality=100)
+    lines = [json.dumps({"file_name": f"images/{n}.jpg", "label": label, "split": s}) for n, label, s in rows]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    classes = ["a cat", "a cow", "a dog"]
+    for split, wanted in {"train": ["a dog"], "validation": ["a cat", "a dog"], "test": ["a cow"]}.items():
+        for path in (tmp_path, tmp_path / "labels.jsonl"):
+            source = open_labelled(path, split=split)
+            assert source.classes == classes
+            assert [classes[source.label(i)] for i in range(len(source))] == wanted
+            assert all(source.image(i).size == (2, 2) for i in range(len(source)))
+    (tmp_path / "labels.jsonl").write_text(lines[1] + "\n" + lines[2])
+    assert len(open_labelled(tmp_path)) == 2  # the one split there is, "val"
 
 
 def labels_file(tmp_path: Path) -> Path:
@@ -172,40 +216,102 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 KEYS = ["n01", "n02", "n03"]
 
 
+def firsts(names: list[list[str]]) -> list[str]:
+    assert all(len(many) == 1 for many in names)
+    return [name for (name,) in names]
+
+
 def test_class_names(write: Callable[[str, str], Path]) -> None:
-    assert name_classes(["a_b", "c"], None) == ["a b", "c"]
+    assert firsts(name_classes(["a_b", "c"], None)) == ["a b", "c"]
     # by key, in any order
-    assert name_classes(KEYS, write("a.txt", "n03\tan ox\nn01\ta tench\n\nn02\ta shark\n")) == [
+    assert firsts(name_classes(KEYS, write("a.txt", "n03\tan ox\nn01\ta tench\n\nn02\ta shark\n"))) == [
         "a tench",
         "a shark",
         "an ox",
     ]
-    assert name_classes(KEYS, write("a.json", '{"n02": "b", "n01": "a", "n03": "c"}')) == ["a", "b", "c"]
+    assert firsts(name_classes(KEYS, write("a.json", '{"n02": "b", "n01": "a", "n03": "c"}'))) == ["a", "b", "c"]
     # by position, since no name is a key
-    assert name_classes(KEYS, write("b.txt", "tench\nshark\nox\n")) == ["tench", "shark", "ox"]
-    assert name_classes(KEYS, write("b.json", '["tench", "shark", "ox"]')) == ["tench", "shark", "ox"]
+    assert firsts(name_classes(KEYS, write("b.txt", "tench\nshark\nox\n"))) == ["tench", "shark", "ox"]
+    assert firsts(name_classes(KEYS, write("b.json", '["tench", "shark", "ox"]'))) == ["tench", "shark", "ox"]
     # names that are the keys go by name, though the file has another order
-    assert name_classes(["big_cat", "dog"], write("c.txt", "dog\nbig cat\n")) == ["big cat", "dog"]
+    assert firsts(name_classes(["big_cat", "dog"], write("c.txt", "dog\nbig cat\n"))) == ["big cat", "dog"]
+
+
+def test_several_names_a_class(write: Callable[[str, str], Path]) -> None:
+    wanted = [["crane bird", "crane"], ["ox"], ["tench", "a fish", "Tinca"]]
+    keyed = "n03\ttench | a fish|Tinca\nn01\tcrane bird | crane\nn02\tox\n"
+    assert name_classes(KEYS, write("a.txt", keyed)) == wanted
+    assert name_classes(KEYS, write("b.txt", "crane bird | crane\nox\ntench|a fish|Tinca\n")) == wanted
+    assert (
+        name_classes(KEYS, write("a.json", '[["crane bird", "crane"], "ox", ["tench", " a fish", "Tinca"]]')) == wanted
+    )
+    assert (
+        name_classes(
+            KEYS, write("b.json", '{"n02": "ox", "n03": ["tench", "a fish", "Tinca"], "n01": ["crane bird", "crane"]}')
+        )
+        == wanted
+    )
+    # any of the names may be the folder's; the first is the one to show
+    assert name_classes(["crane", "ox"], write("c.txt", "ox | cattle\ncrane bird | crane\n")) == [
+        ["crane bird", "crane"],
+        ["ox", "cattle"],
+    ]
+
+
+def test_sources_carry_all_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("kitty | cat\ncow\na dog | hound\n")
+    folders(tmp_path / "set", a_dog=[1], cat=[2, 3], cow=[4])
+    folder = open_labelled(tmp_path / "set", classnames_file=tmp_path / "names.txt")
+    (tmp_path / "table").mkdir()
+    table = open_labelled(labels_file(tmp_path / "table"), classnames_file=tmp_path / "names.txt")
+    assert isinstance(folder, LabelledFolder) and isinstance(table, LabelledRows)
+    for source in (folder, table):
+        assert source.names == [["a dog", "hound"], ["kitty", "cat"], ["cow"]]
+        assert source.classes == ["a dog", "kitty", "cow"] and source.templates is None
+        subset = Subset(source, [1, 0])
+        assert subset.names == source.names and subset.classes == source.classes and subset.templates is None
+    assert contents(folder) == {1: "a dog", 2: "kitty", 3: "kitty", 4: "cow"}
+    assert readable(folder, 0) is folder
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "n01\ta\nn02\tb\nn04\td\n", "lacks n03 and names n04 without pictures"),
-        ("a.txt", "n01\ta\nn02\tb\n", "lacks n03;"),
-        ("a.txt", "n01\nn02\nno3\n", "lacks n03 and names no3"),  # a slip of the pen must not fall back to positions
+        ("a.txt", "n01\ta\n\nn02\tb\nn04\td\n", r"lacks n03 and names n04 \(line 4\) without pictures"),
+        ("a.txt", "n01\ta\nn02\tb\n", "a.txt lacks n03;"),
+        # a slip of the pen must not fall back to positions
+        ("a.txt", "n01\nn02\nno3\n", r"lacks n03 and names no3 \(line 3\)"),
         ("a.txt", "a\nb\n", "2 names for 3 classes: n01, n02, n03"),
-        ("a.txt", "n01\ta\nn02\n", "entry 2: 'n02'; write"),
-        ("a.txt", "n01\ta\nn01\tb\n", "entry 2"),
+        ("a.txt", "n01\ta\n\nn02\n", "line 3: 'n02'; write `folder<TAB>name`"),
+        ("a.txt", "n01\ta\n\tb\n", "line 2: '\\\\tb'; write"),
+        ("a.txt", "n01\ta |\n", "line 1: 'n01\\\\ta |'; write"),
+        ("a.txt", "a | b\n | c\n", "line 2: ' | c'; write `name`"),
+        ("a.txt", "n01\ta\n\nn01\tb\n", "a.txt, line 3: class 'n01' stands in line 1 already"),
+        ("a.txt", "n01\tcrane\nn02\tox\nn03\t CRANE\n", "line 3: the name 'CRANE' stands in line 1 already"),
+        ("a.txt", "crane bird | crane\nox\ncrane machine | Crane\n", "line 3: the name 'Crane' stands in line 1"),
+        ("a.txt", "big_cat\nox\nbig cat\n", "line 3: the name 'big cat' stands in line 1"),
+        ("a.txt", "a | b | A\nc\nd\n", "line 1: the name 'A' stands in line 1"),
         ("a.txt", "\n", "is empty"),
-        ("a.json", "[1, 2, 3]", "expected a list of names"),
+        ("a.json", "[1, 2, 3]", "entry 1: expected a list of names"),
+        ("a.json", '["a", []]', "entry 2: expected a list of names.*this one is \\[\\]"),
+        ("a.json", "[]", "expected a list of names"),
+        ("a.json", '"a"', "expected a list of names"),
         ("a.json", "{", "is not JSON"),
         ("a.json", '{"n01": "a", "n02": "b"}', "lacks n03"),
+        ("a.json", '{"n01": "a", "n02": "b", "n01": "c"}', "entry 3: class 'n01' stands in entry 1 already"),
+        ("a.json", '["a", "b", ["c", "B"]]', "entry 3: the name 'B' stands in entry 2"),
     ],
 )
 def test_class_names_that_do_not_fit(write: Callable[[str, str], Path], name: str, text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         name_classes(KEYS, write(name, text))
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_class_names_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
+        name_classes(KEYS, tmp_path / "a.txt")
 
 
 def test_class_names_file_that_is_absent(tmp_path: Path) -> None:

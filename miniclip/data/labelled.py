@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -11,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from miniclip.data.arrow import ArrowTable
-from miniclip.data.columns import image_column, label_column
+from miniclip.data.classnames import name_classes, sorted_keys
+from miniclip.data.columns import image_column as find_image_column
+from miniclip.data.columns import label_column as find_label_column
 from miniclip.data.folders import table_files
-from miniclip.data.images import EXTENSIONS, decode_image, path_inside
-from miniclip.data.patterns import SPLIT_NAMES
-from miniclip.data.pictures import Pictures, check_some_exist, picture_column
+from miniclip.data.images import EXTENSIONS
+from miniclip.data.known import find_known, wordless
+from miniclip.data.pictures import check_some_exist, picture_column
+from miniclip.data.plain import PictureFolder, PictureRows, choose_split, split_folders, sub_folders
 from miniclip.data.sources import LabelledSource
-from miniclip.data.splits import Part, find_split, read_parts
+from miniclip.data.splits import Part, read_parts
 from miniclip.data.texts import TextLists
+from miniclip.printing import first_few
 
 log = logging.getLogger(__name__)
 
@@ -29,49 +31,33 @@ DATA_EXTENSIONS = (".parquet", ".arrow", ".tar", ".zip", ".json", ".gz")
 
 
 @dataclass(frozen=True)
-class LabelledRows:
-    """A LabelledSource over a table: item i is row rows[i]."""
+class Labels:
+    """The labels of a LabelledSource: of each picture a place in names.
 
-    pictures: Pictures
-    rows: np.ndarray
+    names: all names of each class, the first being the one in `classes`. templates: what the CLIP paper prompts this
+    set with, None for a set that is not one of the usual ones.
+    """
+
     labels: np.ndarray
-    classes: list[str]
+    names: list[list[str]]
+    templates: tuple[str, ...] | None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, index: int) -> Image.Image:
-        return self.pictures.image(int(self.rows[index]))
+    @property
+    def classes(self) -> list[str]:
+        return [names[0] for names in self.names]
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
-
-    def name(self, index: int) -> str:
-        return self.pictures.name(int(self.rows[index]))
 
 
 @dataclass(frozen=True)
-class LabelledFolder:
-    """A LabelledSource over one folder a class; paths are relative to root."""
+class LabelledRows(Labels, PictureRows):
+    """A LabelledSource over a table."""
 
-    root: str
-    paths: TextLists
-    labels: np.ndarray
-    classes: list[str]
-    at_least: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        name = self.name(index)
-        return decode_image(path_inside(self.root, name, name), name, at_least=self.at_least)
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
-
-    def name(self, index: int) -> str:
-        return self.paths[index][0]
+@dataclass(frozen=True)
+class LabelledFolder(Labels, PictureFolder):
+    """A LabelledSource over one folder a class."""
 
 
 def open_labelled(
@@ -91,19 +77,44 @@ def open_labelled(
     CSV or JSONL file, or a folder with one (file_name, label), Parquet files, tars, a Hub name. name, revision: of a
     Hub set.
     split: "train", "validation", "test" or the source's own word; a source with one split only is taken whole.
-    classnames_file: what the classes are called in a prompt: lines `folder<TAB>phrase` or a JSON object; or lines or a
-    JSON list with the names alone. Those go by name if they equal the labels, else by order: sorted folders or labels,
-    or a Hub set's own order. Without the file, underscores in the labels become spaces.
+    classnames_file: what the classes are called in a prompt, see `name_classes`; names alone that do not equal the
+    labels go by the order of the classes. Without the file, underscores in the labels become spaces.
     image_size: side that the encoder takes, in pixels; large JPEGs are then decoded smaller, as in open_source.
-    The classes of the result are sorted labels, or in the Hub set's order. Raises FileNotFoundError or ValueError.
+    The classes of the result are the sorted labels of all splits, numbers by value, or a Hub set's own order. Of a
+    usual set (see known.py) the class names and templates come by themselves.
+    Raises FileNotFoundError or ValueError.
     """
-    path = Path(path_or_name).expanduser()
+    source = str(path_or_name)
+    path = Path(source).expanduser()
     at_least = None if image_size is None else 2 * image_size
-    if path.is_dir() and not table_files(path) and not _holds_data(path):
+    if _holds_folders(path):
         return _open_folders(path, split, classnames_file, at_least)
-    parts = read_parts(str(path_or_name), name, image_column, "image_column", revision)
-    chosen = _pick(parts, split, str(path_or_name))
-    return _open_rows(parts, chosen, classnames_file, image_column, label_column, at_least)
+    parts = read_parts(source, name, image_column, "image_column", revision)
+    chosen = parts[choose_split(parts, split, source)]
+    table, rows = chosen
+    image = find_image_column(table, image_column, "image_column")
+    column = find_label_column(table, label_column, image)
+    pictures = picture_column(table, image, at_least)
+    keys, labels = _read_labels(list(parts.values()), chosen, column)
+    written = all(isinstance(key, str) for key in keys)
+    names, templates = _prompting(source, [str(key) for key in keys], classnames_file)
+    if names is None and not written:
+        raise ValueError(f"{table.label}: {column} holds numbers without names; give a class-names file")
+    check_some_exist(pictures, rows)
+    return LabelledRows(pictures, rows, labels, names or name_classes(keys, None), templates)
+
+
+def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:
+    """The splits that `open_labelled` can open; of folders that are not divided the one word "all"."""
+    path = Path(path_or_name).expanduser()
+    if _holds_folders(path):
+        return list(split_folders(path)) or ["all"]
+    return list(read_parts(str(path_or_name), name, revision=revision))
+
+
+def _holds_folders(path: Path) -> bool:
+    """Whether it is a folder of pictures by class, rather than one with a table or other data."""
+    return path.is_dir() and not table_files(path) and not _holds_data(path)
 
 
 def _holds_data(folder: Path) -> bool:
@@ -111,72 +122,71 @@ def _holds_data(folder: Path) -> bool:
     return any(p.suffix.lower() in DATA_EXTENSIONS for f in inside if f.is_dir() for p in f.iterdir() if p.is_file())
 
 
-def _pick(parts: dict[str, Part], split: str, source: str) -> str:
-    found = find_split(parts, split, split)
-    if found is None and len(parts) == 1:
-        found = next(iter(parts))
-        log.warning("%s has the one split %r, which is used for %r", source, found, split)
-    if found is None:
-        raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(parts)}")
-    return found
+def _prompting(
+    source: str, keys: Sequence[str], file: str | Path | None
+) -> tuple[list[list[str]] | None, tuple[str, ...] | None]:
+    """Names of the classes, None where nothing says more than the keys; and the templates of a usual set."""
+    known = find_known(source, keys)
+    names = name_classes(keys, file) if file is not None else known.names(keys) if known is not None else None
+    if known is not None:
+        log.warning(
+            "%s is taken for %s: %s%d %s of it unless others are given (--templates simple%s)",
+            *(source, known.name, "its class names, and " if file is None and names is not None else ""),
+            *(len(known.templates), "template" if len(known.templates) == 1 else "templates"),
+            ", --classnames FILE" if file is None else "",
+        )
+    if names is None and wordless(keys) and (known is None or not known.order):
+        log.warning("%s: its classes are called %s; a class-names file says what they are", source, first_few(keys))
+    return names, None if known is None else known.templates
 
 
 def _open_folders(root: Path, split: str, classnames_file: str | Path | None, at_least: int | None) -> LabelledFolder:
-    level = {p.name.lower(): p for p in _folders(root)}
-    splits = {n: Part(None, np.zeros(0)) for n in level if n in SPLIT_NAMES}  # type: ignore[arg-type]
-    if splits and len(splits) == len(level):
-        root = level[_pick(splits, split, str(root))]
-    folders = _folders(root)
+    source, splits = str(root), split_folders(root)
+    if splits:
+        root = splits[choose_split(splits, split, source)]
+    folders = {folder.name: folder for folder in sub_folders(root)}
     if len(folders) < 2:
         raise ValueError(f"{root} has {len(folders)} sub-folders; expected one a class, with pictures in it")
+    # Every split counts, so that a class which one of them lacks has the same number in all.
+    keys = sorted_keys({f.name for other in splits.values() for f in sub_folders(other)} | set(folders))
+    absent = [key for key in keys if key not in folders]
+    if absent:
+        log.warning("%s has no folder for %s, which another split has", root, first_few(absent))
     paths: list[list[str]] = []
     labels: list[int] = []
-    for label, folder in enumerate(folders):
+    for label, key in enumerate(keys):
+        if key not in folders:
+            continue
         before = len(paths)
-        for where, below, files in os.walk(folder):
+        for where, below, files in os.walk(folders[key]):
             below.sort()
             names = sorted(f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith("."))
             paths.extend([os.path.relpath(Path(where) / f, root)] for f in names)
         if len(paths) == before:
-            raise ValueError(f"class folder {folder} holds no picture ({', '.join(EXTENSIONS)}); fill or remove it")
+            raise ValueError(
+                f"class folder {folders[key]} holds no picture ({', '.join(EXTENSIONS)}); fill or remove it"
+            )
         labels.extend([label] * (len(paths) - before))
-    classes = name_classes([f.name for f in folders], classnames_file)
-    return LabelledFolder(os.path.realpath(root), TextLists(paths), np.array(labels), classes, at_least)
+    named, templates = _prompting(source, keys, classnames_file)
+    named = named or name_classes(keys, None)
+    return LabelledFolder(os.path.realpath(root), TextLists(paths), at_least, np.array(labels), named, templates)
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-
-def _open_rows(
-    parts: dict[str, Part],
-    split: str,
-    classnames_file: str | Path | None,
-    wanted_image: str | None,
-    wanted_label: str | None,
-    at_least: int | None,
-) -> LabelledRows:
-    table, rows = parts[split]
-    image = image_column(table, wanted_image, "image_column")
-    column = label_column(table, wanted_label, image)
-    pictures = picture_column(table, image, at_least)
+def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list[Any], np.ndarray]:
+    """What the classes are called in the table, in order; and the place in it of each chosen row."""
+    table, rows = chosen
     names = table.class_names(column) if isinstance(table, ArrowTable) else None
     values = list(table.values(column))
     for row in rows.tolist():
         _check_label(values[row], None if names is None else len(names), f"{table.label}, {table.where(row)}", column)
-    if names is None:
-        # Every split counts, so that a class which one of them lacks has the same number in all.
-        found = {v for part in parts.values() for v in _labels_of(part, column)}
-        keys: list[Any] = sorted(found, key=lambda v: (isinstance(v, str), v))
-        if classnames_file is None and not all(isinstance(k, str) for k in keys):
-            raise ValueError(f"{table.label}: {column} holds numbers without names; give a class-names file")
-        number = {key: i for i, key in enumerate(keys)}
-        labels = [number[values[row]] for row in rows.tolist()]
-        names = [str(key) for key in keys]
-    else:
-        labels = [values[row] for row in rows.tolist()]
-    check_some_exist(pictures, rows)
-    return LabelledRows(pictures, rows, np.array(labels), name_classes(names, classnames_file))
+    if names is not None:
+        return names, np.array([values[row] for row in rows.tolist()])
+    # Every split counts, so that a class which one of them lacks has the same number in all.
+    found = {v for part in parts for v in _labels_of(part, column)}
+    texts, numbers = [v for v in found if isinstance(v, str)], [v for v in found if not isinstance(v, str)]
+    keys = [*sorted(numbers), *sorted_keys(texts)]
+    number = {key: i for i, key in enumerate(keys)}
+    return keys, np.array([number[values[row]] for row in rows.tolist()])
 
 
 def _labels_of(part: Part, column: str) -> set[Any]:
@@ -190,64 +200,3 @@ def _check_label(value: Any, classes: int | None, where: str, column: str) -> No
     good = isinstance(value, str | int) and value != "" and not isinstance(value, bool)
     if not good or (classes is not None and not 0 <= value < classes):
         raise ValueError(f"{where}: {column} is {value!r}, not a class; remove the row, or choose a labelled split")
-
-
-def name_classes(keys: Sequence[str], file: str | Path | None) -> list[str]:
-    """Folder names or labels -> names for prompts, in the same order.
-
-    Raises FileNotFoundError if there is no such file, ValueError that lists the classes it lacks and has too many.
-    """
-    if file is None:
-        return [_spoken(key) for key in keys]
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"class-names file {path} does not exist")
-    names = _read_names(path)
-    if isinstance(names, list):
-        if set(map(_spoken, names)) & set(map(_spoken, keys)):
-            names = {_spoken(name): name for name in names}
-            keys = [_spoken(key) for key in keys]
-        elif len(names) == len(keys):
-            return names
-        else:
-            raise ValueError(f"{path} has {len(names)} names for {len(keys)} classes: {_short(keys)}")
-    missing, extra = [k for k in keys if k not in names], [n for n in names if n not in keys]
-    if missing or extra:
-        problems = [f"lacks {_short(missing)}"] * bool(missing) + [f"names {_short(extra)} without pictures"] * bool(
-            extra
-        )
-        raise ValueError(f"{path} {' and '.join(problems)}; it has to name the {len(keys)} classes, each once")
-    return [names[key] for key in keys]
-
-
-def _read_names(path: Path) -> list[str] | dict[str, str]:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() == ".json":
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        flat = list(value.values()) if isinstance(value, dict) else value
-        if not isinstance(flat, list) or not flat or not all(isinstance(v, str) and v.strip() for v in flat):
-            raise ValueError(f"{path}: expected a list of names, or an object of folder: name")
-        return value
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} is empty; write one class a line")
-    if not any("\t" in line for line in lines):
-        return [line.strip() for line in lines]
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        key, tab, name = line.partition("\t")
-        if not tab or not name.strip() or key.strip() in names:
-            raise ValueError(f"{path}, entry {number}: {line!r}; write `folder<TAB>name`, each folder once")
-        names[key.strip()] = name.strip()
-    return names
-
-
-def _spoken(key: str) -> str:
-    return key.replace("_", " ").strip()
-
-
-def _short(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from PIL import Image
 
 from miniclip.data.bad import BadCount
 from miniclip.data.images import BadImage
-from miniclip.data.sources import LabelledSource, PairSource
 from miniclip.data.stamps import digest
 from miniclip.printing import first_few
+from miniclip.processes import gathered, place
 
-Source = TypeVar("Source", PairSource, LabelledSource)
+
+class PictureSource(Protocol):
+    """Pictures, with captions, labels or nothing."""
+
+    def __len__(self) -> int: ...
+    def image(self, index: int) -> Image.Image:
+        """RGB picture. Raises BadImage if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """File or row, for messages."""
+
+
+Source = TypeVar("Source", bound=PictureSource)
 
 
 class Subset:
-    """Row i is row rows[i] of source, a PairSource or a LabelledSource; it is what the source is."""
+    """Row i is row rows[i] of source, a PairSource, a LabelledSource or any pictures; it is what the source is."""
 
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
         self.source, self.rows = source, rows
@@ -26,6 +38,14 @@ class Subset:
     @property
     def classes(self) -> list[str]:
         return cast(list[str], self.source.classes)
+
+    @property
+    def names(self) -> list[list[str]]:
+        return cast(list[list[str]], self.source.names)
+
+    @property
+    def templates(self) -> tuple[str, ...] | None:
+        return cast(tuple[str, ...] | None, self.source.templates)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,7 +73,8 @@ class Subset:
 def readable(source: Source, allowed: float) -> Source:
     """Try every picture; returns the source if all can be read, else the rows that can.
 
-    Those left out are counted and named; above the allowed share of all it raises TooManyBad.
+    Those left out are counted and named; above the allowed share of all it raises TooManyBad. Every process of a group
+    calls it, and tries its part.
     """
 
     def error_of(row: int) -> BadImage | None:
@@ -63,11 +84,15 @@ def readable(source: Source, allowed: float) -> Source:
             return error
         return None
 
+    rank, count = place()
+    own = range(rank, len(source), count)
     with ThreadPoolExecutor(4) as pool:
-        errors = list(pool.map(error_of, range(len(source))))
-    bad = BadCount(len(source), allowed)
-    bad.add(error for error in errors if error is not None)
-    if not len(bad):
+        errors = zip(own, pool.map(error_of, own), strict=True)
+        found = dict(sorted(gathered([(row, str(error)) for row, error in errors if error is not None])))
+    if not found:
         return source
-    print(f"{len(bad)} evaluation pictures cannot be read and are left out: {first_few(bad.names)}")
-    return cast(Source, Subset(source, [row for row, error in enumerate(errors) if error is None]))
+    bad = BadCount(len(source), allowed)
+    bad.add(found.values())
+    if rank == 0:
+        print(f"{len(bad)} evaluation pictures cannot be read and are left out: {first_few(bad.names)}")
+    return cast(Source, Subset(source, [row for row in range(len(source)) if row not in found]))

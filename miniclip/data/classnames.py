@@ -1,0 +1,124 @@
+"""What classes are called in prompts: the file of class names, or the labels themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class _Entry(NamedTuple):
+    where: str
+    key: str | None
+    names: list[str]
+
+
+def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]]:
+    """Folder names or labels -> all names of each for prompts, in the same order; the first is the one to show.
+
+    file: lines `key<TAB>name` or a JSON object; or lines or a JSON list of names alone, which go by name if one of them
+    is a key (underscores being spaces), else by order. A line may give further names after |, JSON a list of names.
+    None: the keys with spaces for underscores.
+    Raises FileNotFoundError if there is no such file, ValueError that names the line of a class or a name that comes
+    twice, and the classes that the file lacks or has too many.
+    """
+    if file is None:
+        return [[spoken(key)] for key in keys]
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"class-names file {path} does not exist")
+    entries = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
+    _check_apart(path, entries)
+    if entries[0].key is None:
+        by_name = {spoken(key): key for key in keys}
+        found = [next((by_name[s] for n in entry.names if (s := spoken(n)) in by_name), None) for entry in entries]
+        if not any(found):
+            if len(entries) != len(keys):
+                raise ValueError(f"{path} has {len(entries)} names for {len(keys)} classes: {_short(keys)}")
+            return [entry.names for entry in entries]
+        entries = [e._replace(key=e.names[0] if key is None else key) for e, key in zip(entries, found, strict=True)]
+    names = {entry.key: entry.names for entry in entries}
+    missing = [key for key in keys if key not in names]
+    extra = [f"{entry.key} ({entry.where})" for entry in entries if entry.key not in keys]
+    if missing or extra:
+        problems = [f"lacks {_short(missing)}"] if missing else []
+        problems += [f"names {_short(extra)} without pictures"] if extra else []
+        raise ValueError(f"{path} {' and '.join(problems)}; it has to name the {len(keys)} classes, each once")
+    return [names[key] for key in keys]
+
+
+def spoken(key: str) -> str:
+    """A folder name or label as a prompt would have it."""
+    return key.replace("_", " ").strip()
+
+
+def sorted_keys(keys: Collection[str]) -> list[str]:
+    """In alphabetical order; numbers by value, so that class 10 does not come before class 2."""
+    return sorted(keys, key=lambda k: (int(k), k)) if all(map(str.isdecimal, keys)) else sorted(keys)
+
+
+def _read_lines(path: Path) -> list[_Entry]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    lines = [(f"line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty; write one class a line")
+    keyed = any("\t" in line.strip() for _, line in lines)
+    entries = []
+    for where, line in lines:
+        key, _, rest = line.partition("\t") if keyed else ("", "", line)
+        names = [name.strip() for name in rest.split("|")]
+        if not all(names) or (keyed and not key.strip()):
+            wanted = "folder<TAB>name" if keyed else "name"
+            raise ValueError(f"{path}, {where}: {line!r}; write `{wanted}`, or `{wanted} | other name`")
+        entries.append(_Entry(where, key.strip() if keyed else None, names))
+    return entries
+
+
+def _read_json(path: Path) -> list[_Entry]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{path}: expected a list of names, or an object of folder: name")
+    entries = []
+    for number, item in enumerate(value, 1):
+        key, names = item if isinstance(value, _Pairs) else (None, item)
+        names = [names] if isinstance(names, str) else names
+        good = isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names)
+        if not good:
+            raise ValueError(
+                f"{path}, entry {number}: expected a list of names, or an object of folder: name; a name is a text or "
+                f"a list of texts, and this one is {names!r}"
+            )
+        entries.append(_Entry(f"entry {number}", key, [name.strip() for name in names]))
+    return entries
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with its keys as they stand, as a dict would hide one that comes twice."""
+
+
+def _check_apart(path: Path, entries: Sequence[_Entry]) -> None:
+    keys: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for entry in entries:
+        if entry.key is not None and keys.setdefault(entry.key, entry.where) != entry.where:
+            raise ValueError(f"{path}, {entry.where}: class {entry.key!r} stands in {keys[entry.key]} already")
+        own: set[str] = set()
+        for name in entry.names:
+            same = spoken(name).casefold()
+            if names.setdefault(same, entry.where) != entry.where or same in own:
+                raise ValueError(
+                    f"{path}, {entry.where}: the name {name!r} stands in {names[same]} already; "
+                    "prompts cannot tell classes of one name apart"
+                )
+            own.add(same)
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

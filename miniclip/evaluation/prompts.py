@@ -1,0 +1,125 @@
+"""The texts of zero-shot classification: names of classes, templates, and the prompts that they make together.
+
+A template holds {} where the name of the class goes. Axes: C classes, A names of a class, T templates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from miniclip.data.known import KNOWN
+
+if TYPE_CHECKING:
+    from miniclip.data.sources import LabelledSource
+
+SIMPLE_TEMPLATES = ("a photo of a {}.",)
+
+
+@runtime_checkable
+class PromptedSource(Protocol):
+    """A LabelledSource that brings its own prompts, as the built-in tasks do."""
+
+    def class_prompts(self) -> list[list[str]]:
+        """One list of prompts a class."""
+        ...
+
+    def prompts(self, index: int, /) -> list[str] | None:
+        """The texts that picture `index` is to be told apart by, its label being a place in the list; or None."""
+        ...
+
+
+def names_of(source: LabelledSource) -> list[list[str]]:
+    """All names of each class, the one in `classes` first. A source without `names` has the one name a class."""
+    names: list[list[str]] | None = getattr(source, "names", None)
+    return [[name] for name in source.classes] if names is None else names
+
+
+def templates_of(source: LabelledSource) -> tuple[str, ...]:
+    """The templates that a source brings, being one of the usual sets (see data.known), else SIMPLE_TEMPLATES."""
+    templates: tuple[str, ...] | None = getattr(source, "templates", None)
+    return SIMPLE_TEMPLATES if templates is None else templates
+
+
+def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """What a user writes -> templates, each with {} where the class name goes.
+
+    "simple": "a photo of a {}."; "openai80": the 80 of CLIP for ImageNet, and "simple7": seven of them that do nearly
+    as well, both from open_clip; a usual set, e.g. "cifar10", for the templates of data.known; any other string is a
+    template if it holds {}, else a file with one template a line (blank lines are skipped); a sequence lists templates.
+    Raises FileNotFoundError or ValueError, the latter naming the file and line, if a template lacks {} or comes twice.
+    """
+    if not isinstance(templates, str):
+        if not templates:
+            raise ValueError('the list of templates is empty; give at least one, e.g. "a photo of a {}."')
+        return _checked("", [(f"template {k}", template) for k, template in enumerate(templates, 1)])
+    if templates == "simple":
+        return SIMPLE_TEMPLATES
+    if templates in ("openai80", "simple7"):
+        return _from_open_clip(templates)
+    if templates in KNOWN:
+        return KNOWN[templates].templates
+    if "{}" in templates:
+        return (templates,)
+    path = Path(templates).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"templates {templates!r}: no such file, and not a template, since it lacks {{}} for the class name; "
+            f"use simple, simple7, openai80, a usual set ({', '.join(KNOWN)}), a file, "
+            'or e.g. "a photo of a {}."'
+        )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    found = [(f"line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise ValueError(f"{path} holds no template; write one a line, e.g. a photo of a {{}}.")
+    return _checked(f"{path}, ", found)
+
+
+def _from_open_clip(which: str) -> tuple[str, ...]:
+    try:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+    except ImportError as error:
+        raise ValueError(f"the templates {which} come from open_clip; pip install open_clip_torch") from error
+    chosen = OPENAI_IMAGENET_TEMPLATES if which == "openai80" else SIMPLE_IMAGENET_TEMPLATES
+    return tuple(template("{}") for template in chosen)
+
+
+def _checked(file: str, templates: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    seen: dict[str, str] = {}
+    for where, template in templates:
+        if "{}" not in template:
+            raise ValueError(
+                f"{file}{where}: {template!r} lacks {{}} for the class name; write e.g. 'a photo of a {{}}.'"
+            )
+        first = seen.setdefault(template.strip(), where)
+        if first != where:
+            raise ValueError(f"{file}{where}: {template!r} stands in {first} already; keep one of the two")
+    return tuple(template for template in seen)
+
+
+def fill_templates(names: Sequence[str] | Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
+    """Names of C classes (one, or a list of A) and T templates -> C lists of A * T prompts.
+
+    All T templates of a class's first name come first, then those of the next name: prompts `[t::T]` of each class are
+    those of template t, and so are the rows `[t::T]` of their embeddings.
+    """
+    lists = [[name] if isinstance(name, str) else name for name in names]
+    # Not str.format, which would stumble over other braces in either.
+    return [[template.replace("{}", name) for name in many for template in templates] for many in lists]
+
+
+def check_classes(task: str, classes: Sequence[str]) -> None:
+    """Raise ValueError if there are fewer than two classes, or two of one name."""
+    if len(classes) < 2:
+        raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(classes)}")
+    repeated = sorted(name for name, count in Counter(classes).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}, and prompts "
+            "cannot tell those apart; name the classes differently, or merge them"
+        )
