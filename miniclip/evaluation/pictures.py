@@ -1,14 +1,15 @@
-"""Results -> PNG: the confusion matrix, and a sheet of example images with their best captions."""
+"""Results -> PNG: the confusion matrix, a sheet of images with their best captions, and one of captions with images."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from miniclip.data.images import BadImage
 from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption, best_captions
 from miniclip.printing import one_line
 
@@ -67,14 +68,39 @@ def confusion_png(
         figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
-# Layout of the sheet, in pixels; drawn for a screen with twice the usual density.
+# Layout of the sheets, in pixels; drawn for a screen with twice the usual density.
 _PICTURE = 224
 _TEXT = 600
 _PAD = 24
 _LINE = 28
 _ROW = 82
+_SMALL = 150  # side of a picture that answers a caption
+_GAP = 16
 _INK, _FAINT, _PAPER, _CARD, _EDGE = "#1c2430", "#67717f", "#f3f5f8", "#ffffff", "#dfe4ea"
 _OWN, _OTHER, _TRACK = "#117a43", "#8a95a3", "#e8ecf1"
+_LOST = "#8b9099"  # a picture that is gone; stands on light and on dark
+
+
+class RankedImage(NamedTuple):
+    """A candidate image of a caption. row: of the images. similarity: cosine, in [-1, 1]. own: the caption is of it."""
+
+    row: int
+    similarity: float
+    own: bool
+
+
+class Answer(NamedTuple):
+    """What a caption finds. best: the nearest images, best first. own: its image. rank: of that, from 1."""
+
+    text: str
+    best: list[RankedImage]
+    own: RankedImage
+    rank: int
+
+    @property
+    def missed(self) -> bool:
+        """Whether the caption's image is not among the best."""
+        return self.rank > len(self.best)
 
 
 def example_sheet(
@@ -94,29 +120,49 @@ def example_sheet(
         raise ValueError(
             f"expected as many lists of captions as images, at least one; got {len(captions)}, {len(images)}"
         )
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
     deepest = max(len(ranked) for ranked in captions)
-    card_width = _PICTURE + _TEXT + 3 * _PAD
-    card_height = max(_PICTURE, deepest * _ROW - 10) + 2 * _PAD
-    head, foot = (64 if title else 0), 48
-    width = columns * (card_width + _PAD) + _PAD
-    sheet = Image.new("RGB", (width, head + rows * (card_height + _PAD) + _PAD + foot), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((_PAD, _PAD + 4), one_line(title, 110), fill=_INK, font=_font(30, bold=True))
-    for k, (image, ranked) in enumerate(zip(images, captions, strict=True)):
-        x = _PAD + k % columns * (card_width + _PAD)
-        y = head + _PAD + k // columns * (card_height + _PAD)
-        draw.rounded_rectangle((x, y, x + card_width, y + card_height), 14, fill=_CARD, outline=_EDGE, width=2)
-        sheet.paste(_thumbnail(image), (x + _PAD, y + (card_height - _PICTURE) // 2))
-        top = y + (card_height - len(ranked) * _ROW + 10) // 2
+    size = (_PICTURE + _TEXT + 3 * _PAD, max(_PICTURE, deepest * _ROW - 10) + 2 * _PAD)
+    legend = ["a caption of this image", "others: captions of other images", "bar: cosine similarity, 0 to 1"]
+    sheet, draw, corners = _cards(len(images), columns, size, title, legend)
+    for (x, y), image, ranked in zip(corners, images, captions, strict=True):
+        sheet.paste(_square(image, _PICTURE), (x + _PAD, y + (size[1] - _PICTURE) // 2))
+        top = y + (size[1] - len(ranked) * _ROW + 10) // 2
         for place, caption in enumerate(ranked):
             _draw_caption(draw, x + 2 * _PAD + _PICTURE, top + place * _ROW, caption)
-    y = sheet.height - foot
-    _draw_tick(draw, _PAD + 2, y + 3)
-    legend = "a caption of this image     others: captions of other images     bar: cosine similarity, 0 to 1"
-    draw.text((_PAD + 34, y), legend, fill=_FAINT, font=_font(20))
+    sheet.save(path, format="PNG")
+
+
+def query_sheet(
+    answers: Sequence[Answer], images: Mapping[int, Image.Image], path: str | Path, *, title: str = ""
+) -> None:
+    """One card for each caption with its best images, best first; the own one has a green frame and a tick. PNG.
+
+    images: by row, all that the answers name. An own image that is not among the best stands at the end, with its rank.
+    Raises ValueError without answers.
+    """
+    if not answers:
+        raise ValueError("expected at least one caption with its images, got none")
+    slots = max(len(answer.best) for answer in answers)
+    row = slots * (_SMALL + _GAP) - _GAP
+    missed = any(answer.missed for answer in answers)
+    size = (max(row + missed * (_SMALL + 4 * _GAP), 620) + 2 * _PAD, _SMALL + (3 + missed) * _LINE + 2 * _PAD + 18)
+    legend = ["the image of this caption", "below an image: cosine similarity"]
+    if missed:
+        legend.append("right of the line: the own image where it is not among the best, and its rank")
+    sheet, draw, corners = _cards(len(answers), 2 if slots <= 6 else 1, size, title, legend)
+    for (x, y), answer in zip(corners, answers, strict=True):
+        x, y = x + _PAD, y + _PAD
+        lines = _wrap(answer.text, _font(22, bold=True), size[0] - 2 * _PAD, 2)
+        draw.multiline_text((x, y + _LINE), "\n".join(lines), fill=_INK, font=_font(22, bold=True), anchor="lm")
+        y += 2 * _LINE + 12
+        for place, found in enumerate(answer.best):
+            _draw_found(sheet, draw, x + place * (_SMALL + _GAP), y, found, images[found.row])
+        if answer.missed:
+            left = x + row + 4 * _GAP
+            draw.line([(left - 2 * _GAP, y), (left - 2 * _GAP, y + _SMALL + 2 * _LINE)], fill=_EDGE, width=3)
+            _draw_found(sheet, draw, left, y, answer.own, images[answer.own.row])
+            label = _fit(f"rank {answer.rank:,}", _font(19), _SMALL)
+            draw.text((left + _SMALL // 2, y + _SMALL + 10 + _LINE), label, fill=_OWN, font=_font(19), anchor="ma")
     sheet.save(path, format="PNG")
 
 
@@ -126,7 +172,70 @@ def write_examples(
     """Example sheet of `count` images, spread evenly over source, with three captions each; pairs embeds source."""
     n = len(source)
     chosen = [k * n // min(count, n) for k in range(min(count, n))]
-    example_sheet([source.image(k) for k in chosen], best_captions(pairs, chosen), path, title=title)
+    images = [readable_picture(source, row, _PICTURE) for row in chosen]
+    example_sheet(images, best_captions(pairs, chosen), path, title=title)
+
+
+def readable_picture(source: PairSource, row: int, side: int) -> Image.Image:
+    """The picture, its longer side of so many pixels; a grey square with its name if it cannot be read any more."""
+    try:
+        return _fitted(source.image(row), side)
+    except (BadImage, OSError):
+        square = Image.new("RGB", (side, side), _LOST)
+        font = _font(max(10, side // 12))
+        lines = ["cannot be read:", *_wrap(source.name(row), font, side - 12, 4)]
+        text = "\n".join(lines)
+        ImageDraw.Draw(square).multiline_text(
+            (side / 2, side / 2), text, fill="#ffffff", font=font, anchor="mm", align="center"
+        )
+        return square
+
+
+def cosine_text(similarity: float) -> str:
+    """Two digits and a minus sign that can be seen."""
+    return f"{round(similarity, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus before a zero
+
+
+def _cards(
+    count: int, columns: int, size: tuple[int, int], title: str, legend: Sequence[str]
+) -> tuple[Image.Image, ImageDraw.ImageDraw, list[tuple[int, int]]]:
+    """A sheet with that many empty cards, title and legend; and the corners of the cards. The legend has a tick."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    width = columns * (size[0] + _PAD) + _PAD
+    heading = _wrap(title, _font(30, bold=True), width - 2 * _PAD, 2) if title else []
+    explained = [legend[0]]
+    for part in legend[1:]:
+        longer = f"{explained[-1]}     {part}"
+        fits = _font(20).getlength(longer) <= width - 2 * _PAD - 34
+        explained[-1:] = [longer] if fits else [explained[-1], part]
+    head, foot = 40 * len(heading) + 24 * bool(heading), 20 + 28 * len(explained)
+    sheet = Image.new("RGB", (width, head + rows * (size[1] + _PAD) + _PAD + foot), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for k, line in enumerate(heading):
+        draw.text((_PAD, _PAD + 4 + 40 * k), line, fill=_INK, font=_font(30, bold=True))
+    corners = []
+    for k in range(count):
+        x, y = _PAD + k % columns * (size[0] + _PAD), head + _PAD + k // columns * (size[1] + _PAD)
+        draw.rounded_rectangle((x, y, x + size[0], y + size[1]), 14, fill=_CARD, outline=_EDGE, width=2)
+        corners.append((x, y))
+    y = sheet.height - foot
+    _draw_tick(draw, _PAD + 2, y + 3)
+    for k, line in enumerate(explained):
+        draw.text((_PAD + 34, y + 28 * k), line, fill=_FAINT, font=_font(20))
+    return sheet, draw, corners
+
+
+def _draw_found(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, found: RankedImage, image: Image.Image
+) -> None:
+    sheet.paste(_square(image, _SMALL), (x, y))
+    font, middle, below = _font(19, bold=found.own), x + _SMALL // 2, y + _SMALL + 10
+    colour = _OWN if found.own else _FAINT
+    draw.text((middle, below), cosine_text(found.similarity), fill=colour, font=font, anchor="ma")
+    if found.own:
+        draw.rectangle((x - 6, y - 6, x + _SMALL + 5, y + _SMALL + 5), outline=_OWN, width=6)
+        _draw_tick(draw, middle - 64, below + 1)
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, x: int, y: int, caption: RankedCaption) -> None:
@@ -134,12 +243,11 @@ def _draw_caption(draw: ImageDraw.ImageDraw, x: int, y: int, caption: RankedCapt
     if caption.own:
         _draw_tick(draw, x, y + 6)
     font = _font(22, bold=caption.own)
-    figure = f"{caption.similarity:.2f}".replace("-", "\N{MINUS SIGN}")
     left, right = x + 32, x + _TEXT - 88
     lines = _wrap(caption.text, font, right - left, 2)
     for k, line in enumerate(lines):
         draw.text((left, y + k * _LINE), line, fill=_OWN if caption.own else _INK, font=font)
-    draw.text((x + _TEXT, y), figure, fill=colour, font=_font(22, bold=True), anchor="ra")
+    draw.text((x + _TEXT, y), cosine_text(caption.similarity), fill=colour, font=_font(22, bold=True), anchor="ra")
     bar = y + len(lines) * _LINE + 4
     draw.rounded_rectangle((left, bar, right, bar + 5), 2, fill=_TRACK)
     if caption.similarity > 0:
@@ -151,13 +259,17 @@ def _draw_tick(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     draw.line([(x, y + 10), (x + 7, y + 17), (x + 20, y)], fill=_OWN, width=4, joint="curve")
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
-    """The whole picture in a square of _PICTURE pixels; small ones are enlarged without blurring their pixels away."""
-    image = image.convert("RGB")
-    scale = _PICTURE / max(image.size)
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture, its longer side of so many pixels; small ones are enlarged."""
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    square = Image.new("RGB", (_PICTURE, _PICTURE), _TRACK)
-    square.paste(image.resize(size, Image.Resampling.LANCZOS), ((_PICTURE - size[0]) // 2, (_PICTURE - size[1]) // 2))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture in the middle of a square."""
+    square, fitted = Image.new("RGB", (side, side), _TRACK), _fitted(image, side)
+    square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return square
 
 
