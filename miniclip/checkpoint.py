@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch import Tensor
 from miniclip.config import ModelConfig, load_config_file
 from miniclip.data.transforms import Preprocess
 from miniclip.models import DualEncoder, create_model
+from miniclip.processes import place
 from miniclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -119,6 +121,21 @@ def assemble(config: ModelConfig, state: dict[str, Tensor], device: str | torch.
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(True)
     return model.to(device).eval()
+
+
+def handed_out(model: DualEncoder | None, config: ModelConfig, device: torch.device) -> DualEncoder:
+    """The main process's model on every process, running statistics included; the others may bring None.
+
+    config: of the model. Every process calls it; where there is one, the model itself comes back.
+    """
+    if place()[1] == 1:
+        assert model is not None
+        return model
+    if model is None:
+        model = create_model(config).to(device).eval()
+    for _, value in sorted(model.state_dict(keep_vars=True).items()):
+        dist.broadcast(value.data, 0)
+    return model
 
 
 def with_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from miniclip.eval_section import EvalConfig as EvalConfig
+from miniclip.eval_section import EvalTask as EvalTask
 from miniclip.sections import ConfigError as ConfigError
 from miniclip.sections import DataConfig as DataConfig
-from miniclip.sections import EvalConfig as EvalConfig
 from miniclip.sections import LogConfig as LogConfig
 from miniclip.sections import LossConfig as LossConfig
 from miniclip.sections import ModelConfig as ModelConfig

@@ -16,6 +16,7 @@ _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir"
 
 
 MATRICES = "matrix"  # folder of the matrices of a fixed batch
+BEST = "best"  # folder of the model that eval.best chose
 
 
 def kept_matrices(run_dir: Path) -> list[Path]:
@@ -68,10 +69,10 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
     run_dir = Path(config.run.dir)
     if config.run.overwrite:
-        for folder in ("checkpoints", "model", MATRICES, "inspection"):
+        for folder in ("checkpoints", "model", BEST, MATRICES, "inspection", "evaluation", "report"):
             shutil.rmtree(run_dir / folder, ignore_errors=True)
         events = f"{config.log.project}/**/events.out.tfevents.*"
-        for pattern in ("metrics.jsonl", "results.json", "examples.png", "confusion_*.png", events):
+        for pattern in ("metrics.jsonl", "results.json", "examples.*", "queries.png", "confusion_*.png", events):
             for path in run_dir.glob(pattern):
                 path.unlink()
     run_dir.mkdir(parents=True, exist_ok=True)

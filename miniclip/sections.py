@@ -18,7 +18,7 @@ class ConfigError(ValueError):
     """A value that no run can use; the message names the key and says what to write instead."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
 
@@ -44,13 +44,13 @@ class RunConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _require(bool(self.dir), "run.dir is empty; name a directory, e.g. runs/first")
-        _require(0 <= self.seed < 2**32, f"run.seed={self.seed} must lie in [0, 2^32)")
-        _require(
+        require(bool(self.dir), "run.dir is empty; name a directory, e.g. runs/first")
+        require(0 <= self.seed < 2**32, f"run.seed={self.seed} must lie in [0, 2^32)")
+        require(
             not (self.resume and self.overwrite), "run.resume and run.overwrite exclude each other; set one to false"
         )
-        _require(self.checkpoint_every >= 0, f"run.checkpoint_every={self.checkpoint_every} must be 0 or more steps")
-        _require(self.keep >= 1, f"run.keep={self.keep} must be at least 1")
+        require(self.checkpoint_every >= 0, f"run.checkpoint_every={self.checkpoint_every} must be 0 or more steps")
+        require(self.keep >= 1, f"run.keep={self.keep} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("embed_dim", "image_size", "image_width", "image_heads", "patch_size", "vocab_size", "text_width"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"model.{name}={value} must be at least 1")
+            require(value is None or value >= 1, f"model.{name}={value} must be at least 1")
         if self.context_length is not None:
-            _require(self.context_length >= 3, f"model.context_length={self.context_length} must be at least 3 tokens")
+            require(self.context_length >= 3, f"model.context_length={self.context_length} must be at least 3 tokens")
         scale = self.logit_scale_init
-        _require(
+        require(
             scale is None or 0 <= scale <= math.log(100),
             f"model.logit_scale_init={scale} must lie in [0, ln 100 = 4.605]; CLIP starts at ln(1/0.07) = 2.659",
         )
         bias = self.logit_bias_init
-        _require(
+        require(
             not isinstance(bias, float) or math.isfinite(bias), f"model.logit_bias_init={bias} must be finite, e.g. -10"
         )
 
@@ -182,58 +182,58 @@ class DataConfig:
     colour_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(self.source) and all(self.sources),
             "data.source is empty; name shapes, a Hub data set, a folder, a CSV/JSONL file or tars",
         )
-        _require(
+        require(
             "shapes" not in self.sources or len(self.sources) == 1,
             "data.source: the built-in scenes (shapes) stand alone; leave them out of the list",
         )
         if self.mixing is not None:
-            _require(
+            require(
                 len(self.mixing) == len(self.sources) > 1,
                 f"data.mixing has {len(self.mixing)} shares and data.source {len(self.sources)} sources; give one for "
                 "each of several, or leave data.mixing out",
             )
-            _require(
+            require(
                 all(0 < share < math.inf for share in self.mixing),
                 f"data.mixing={self.mixing}: every share must be above 0; leave out what you do not want",
             )
-        _require(
+        require(
             self.mixing is None or self.weights_for == "loss",
             "data.weights_for=sampler draws by weight, data.mixing by source; use one of them",
         )
-        _require(
+        require(
             not (self.streaming and self.sources == ["shapes"]),
             "data.streaming has no use for the built-in scenes, which are drawn where they are needed; set it to false",
         )
-        _require(
+        require(
             not (self.streaming and self.weights != "none"),
             "data.weights needs to know all pictures beforehand; use data.streaming=false, or data.weights=none",
         )
-        _require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer} must be at least 1 pair")
+        require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer} must be at least 1 pair")
         bad = self.max_bad_fraction
-        _require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the pictures; use a value in [0, 1]")
-        _require(
+        require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the pictures; use a value in [0, 1]")
+        require(
             self.batch_size >= 2,
             f"data.batch_size={self.batch_size}: a contrastive loss needs at least 2 pairs; use e.g. 256",
         )
-        _require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
-        _require(self.captions_per_image >= 1, f"data.captions_per_image={self.captions_per_image} must be at least 1")
-        _require(
+        require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+        require(self.captions_per_image >= 1, f"data.captions_per_image={self.captions_per_image} must be at least 1")
+        require(
             (self.weights == "none") == (self.weight_column is None),
             f"data.weights={self.weights} and data.weight_column={self.weight_column} go together; set both or neither",
         )
-        _require(
+        require(
             self.weights != "none" or self.weights_for == "loss",
             "data.weights_for=sampler needs weights; set data.weights and data.weight_column",
         )
-        _require(self.size >= 1, f"data.size={self.size} must be at least 1 scene")
+        require(self.size >= 1, f"data.size={self.size} must be at least 1 scene")
         low, high = self.crop_scale
-        _require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
-        _require(0 <= self.flip <= 1, f"data.flip={self.flip} is a probability; use a value in [0, 1]")
-        _require(0 <= self.colour_jitter < 1, f"data.colour_jitter={self.colour_jitter} must lie in [0, 1)")
+        require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
+        require(0 <= self.flip <= 1, f"data.flip={self.flip} is a probability; use a value in [0, 1]")
+        require(0 <= self.colour_jitter < 1, f"data.colour_jitter={self.colour_jitter} must lie in [0, 1)")
 
     @property
     def sources(self) -> list[str]:
@@ -296,25 +296,23 @@ class LossConfig:
     def __post_init__(self) -> None:
         changed = [f.name for f in fields(self)[2:] if getattr(self, f.name) != f.default]
         for option in changed:
-            _require(option in _LOSS_OPTIONS[self.name], f"loss.{option} has no meaning for loss.name={self.name}")
-        _require(
+            require(option in _LOSS_OPTIONS[self.name], f"loss.{option} has no meaning for loss.name={self.name}")
+        require(
             "focal_alpha" not in changed or self.focal_form == "sigmoid",
             "loss.focal_alpha weighs the pairs of loss.focal_form=sigmoid alone",
         )
-        _require("hardest_warmup" not in changed or self.hardest > 0, "loss.hardest_warmup needs loss.hardest, e.g. 1")
-        _require("soft_scale" not in changed or self.soft_share > 0, "loss.soft_scale needs a loss.soft_share above 0")
-        _require(0 <= self.smoothing < 1, f"loss.smoothing={self.smoothing} must lie in [0, 1)")
-        _require(0 <= self.focal_gamma < math.inf, f"loss.focal_gamma={self.focal_gamma} must be 0 or more")
+        require("hardest_warmup" not in changed or self.hardest > 0, "loss.hardest_warmup needs loss.hardest, e.g. 1")
+        require("soft_scale" not in changed or self.soft_share > 0, "loss.soft_scale needs a loss.soft_share above 0")
+        require(0 <= self.smoothing < 1, f"loss.smoothing={self.smoothing} must lie in [0, 1)")
+        require(0 <= self.focal_gamma < math.inf, f"loss.focal_gamma={self.focal_gamma} must be 0 or more")
         alpha = self.focal_alpha
-        _require(alpha is None or 0 <= alpha <= 1, f"loss.focal_alpha={alpha} must lie in [0, 1], or be null")
-        _require(0 < self.margin < 2, f"loss.margin={self.margin} is a difference of cosines; use e.g. 0.2")
-        _require(0 <= self.hardest <= 1, f"loss.hardest={self.hardest} must lie in [0, 1]")
-        _require(self.hardest_warmup >= 0, f"loss.hardest_warmup={self.hardest_warmup} must be 0 or more steps")
-        _require(0 <= self.soft_share <= 1, f"loss.soft_share={self.soft_share} must lie in [0, 1]")
-        _require(0 < self.soft_scale < math.inf, f"loss.soft_scale={self.soft_scale} must be above 0")
-        _require(
-            self.sinkhorn_iterations >= 0, f"loss.sinkhorn_iterations={self.sinkhorn_iterations} must be 0 or more"
-        )
+        require(alpha is None or 0 <= alpha <= 1, f"loss.focal_alpha={alpha} must lie in [0, 1], or be null")
+        require(0 < self.margin < 2, f"loss.margin={self.margin} is a difference of cosines; use e.g. 0.2")
+        require(0 <= self.hardest <= 1, f"loss.hardest={self.hardest} must lie in [0, 1]")
+        require(self.hardest_warmup >= 0, f"loss.hardest_warmup={self.hardest_warmup} must be 0 or more steps")
+        require(0 <= self.soft_share <= 1, f"loss.soft_share={self.soft_share} must lie in [0, 1]")
+        require(0 < self.soft_scale < math.inf, f"loss.soft_scale={self.soft_scale} must be above 0")
+        require(self.sinkhorn_iterations >= 0, f"loss.sinkhorn_iterations={self.sinkhorn_iterations} must be 0 or more")
 
     @property
     def pairwise(self) -> bool:
@@ -360,17 +358,17 @@ class OptimConfig:
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0 and finite")
-        _require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more")
-        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas={list(self.betas)} must both lie in [0, 1)")
-        _require(self.eps > 0, f"optim.eps={self.eps} must be above 0")
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
-        _require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is a share of lr; use a value in [0, 1]")
-        _require(
+        require(0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0 and finite")
+        require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more")
+        require(all(0 <= b < 1 for b in self.betas), f"optim.betas={list(self.betas)} must both lie in [0, 1)")
+        require(self.eps > 0, f"optim.eps={self.eps} must be above 0")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
+        require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is a share of lr; use a value in [0, 1]")
+        require(
             self.schedule != "exponential" or self.final_lr > 0,
             "optim.final_lr=0 cannot be reached by an exponential schedule; use e.g. 0.01",
         )
-        _require(self.grad_clip >= 0, f"optim.grad_clip={self.grad_clip} must be 0 or more")
+        require(self.grad_clip >= 0, f"optim.grad_clip={self.grad_clip} must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -402,45 +400,22 @@ class TrainConfig:
     cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.max_steps is None) != (self.epochs is None),
             f"give either train.max_steps or train.epochs, not {'both' if self.max_steps else 'neither'}; "
             "on the command line, set the other one to null",
         )
-        _require(self.max_steps is None or self.max_steps >= 1, f"train.max_steps={self.max_steps} must be at least 1")
-        _require(
+        require(self.max_steps is None or self.max_steps >= 1, f"train.max_steps={self.max_steps} must be at least 1")
+        require(
             self.epochs is None or 0 < self.epochs < math.inf, f"train.epochs={self.epochs} must be above 0 and finite"
         )
         micro = self.micro_batch_size
-        _require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
+        require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
         drop = self.patch_dropout
-        _require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
-        _require(self.profile_steps >= 0, f"train.profile_steps={self.profile_steps} must be 0 or more")
+        require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
+        require(self.profile_steps >= 0, f"train.profile_steps={self.profile_steps} must be 0 or more")
         threads = self.cpu_threads
-        _require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What is evaluated, and when.
-
-    Args:
-        every: steps between evaluations on the validation split; 0 evaluates only at the end, on the test split.
-        tasks: retrieval, a task of the built-in scenes (shape, colour, unseen, unseen_all, count, relation), or a
-            folder with one sub-folder a class; none takes retrieval, and for the scenes all of their tasks.
-        batch_size: pictures encoded at a time.
-        size: pictures in each built-in task, and in the scenes' validation and test splits.
-    """
-
-    every: int = 0
-    tasks: list[str] | None = None
-    batch_size: int = 256
-    size: int = 1000
-
-    def __post_init__(self) -> None:
-        _require(self.every >= 0, f"eval.every={self.every} must be 0 or more steps")
-        _require(self.batch_size >= 1, f"eval.batch_size={self.batch_size} must be at least 1")
-        _require(self.size >= 1, f"eval.size={self.size} must be at least 1")
+        require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")
 
 
 @dataclass(frozen=True)
@@ -465,10 +440,10 @@ class LogConfig:
     matrix_size: int = 64
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, f"log.every={self.every} must be at least 1 step")
-        _require(self.matrix_every >= 0, f"log.matrix_every={self.matrix_every} must be 0 or more steps")
-        _require(2 <= self.matrix_size <= 1024, f"log.matrix_size={self.matrix_size} must lie in [2, 1024] pairs")
-        _require(
+        require(self.every >= 1, f"log.every={self.every} must be at least 1 step")
+        require(self.matrix_every >= 0, f"log.matrix_every={self.matrix_every} must be 0 or more steps")
+        require(2 <= self.matrix_size <= 1024, f"log.matrix_size={self.matrix_size} must lie in [2, 1024] pairs")
+        require(
             re.fullmatch(r"\w[\w-]*", self.project) is not None
             and self.project not in ("checkpoints", "model", "matrix", "inspection"),
             f"log.project={self.project!r} must be a plain name of letters, digits, - and _, e.g. miniclip",

@@ -5,8 +5,9 @@ trace.json       what some steps spend their time on, with train.profile_steps; 
 metrics.jsonl    a line for each logged step
 checkpoints/     states to go on from
 matrix/          the matrix of one fixed batch along the training, with log.matrix_every
-model/           weights, model config, preprocessing
-results.json     the final tables; examples.png is the sheet of pictures with their best captions
+best/            the model with the best validation figure so far, with eval.best
+model/           weights, model config, preprocessing: of the last step, or what best/ holds
+results.json     the final tables; examples.html, examples.png and queries.png show pictures with their best captions
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from miniclip.best import Best
 from miniclip.checkpoint import (
     Progress,
     assemble,
+    handed_out,
     load,
     load_checkpoint,
     save_checkpoint,
@@ -36,7 +39,7 @@ from miniclip.checkpoint import (
 from miniclip.config import Config, ConfigError
 from miniclip.data.loader import Batch
 from miniclip.data.transforms import Preprocess, recolour
-from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite
+from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite, scalars
 from miniclip.feed import Feed, MapFeed, open_feed
 from miniclip.flops import forward_flops, matmul_peak
 from miniclip.gradcache import cached_backward
@@ -104,8 +107,8 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
             "use another number of processes or of shards, DDP, or data.streaming=false"
         )
     # opened before the training, so that nothing can be missing after it
-    test = open_suite(config, "test") if main else None
-    validation = open_suite(config, "validation") if main and config.eval.every else None
+    test = open_suite(config, "test")
+    validation = open_suite(config, "validation") if config.eval.every else None
     matrices = open_matrix_log(config, preprocess) if main and config.log.matrix_every else None
 
     torch.manual_seed(config.run.seed)
@@ -136,12 +139,15 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     loop.run()
 
     state = accelerator.get_state_dict(prepared)
-    results: dict[str, Any] = {}
-    if test is not None:
-        saved = save_model(Path(config.run.dir) / "model", model, preprocess, state)
+    run_dir = Path(config.run.dir)
+    finished = None
+    if main:
+        best = loop.best.load(accelerator.device)
+        saved = save_model(run_dir / "model", best or model, preprocess, None if best else state)
         # what is evaluated is what was saved
         finished, preprocess, _ = load(saved, accelerator.device)
-        results = final_evaluation(config, test, finished, preprocess, Path(config.run.dir), loop.summary())
+    finished = handed_out(finished, config.model, accelerator.device)
+    results = final_evaluation(config, test, finished, preprocess, run_dir, loop.summary())
     accelerator.wait_for_everyone()
     return results
 
@@ -186,6 +192,7 @@ class _Loop:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
         self.optimizer, self.preprocess, self.feed, self.validation = optimizer, preprocess, feed, validation
         self.progress, self.run_dir, self.matrices = progress, Path(config.run.dir), matrices
+        self.best = Best(self.run_dir, config.eval.best)
         self.clamped: list[bool] = []  # the logit scale, in the steps since the last line of the log
 
     def run(self) -> None:
@@ -249,7 +256,9 @@ class _Loop:
                     self._keep_matrix(done)
                 if done == steps or (every and done % every == 0):
                     self._save(done)
-                if config.eval.every and done % config.eval.every == 0 and done < steps:
+                every = config.eval.every
+                # the last step, too, may be the best; without a choice the final tables say enough of it
+                if every and (done % every == 0 if done < steps else config.eval.best is not None):
                     self._evaluate(done)
                 since += time.perf_counter() - pause  # neither counts as training time
 
@@ -370,10 +379,17 @@ class _Loop:
         self.accelerator.log(values, step=step)
 
     def _evaluate(self, step: int) -> None:
-        """The configured tasks on the validation split, on the main process; the others wait."""
-        model = self._whole_model(self.validation is not None)
-        if self.validation is not None:
-            self._log(step, evaluate(self.config, self.validation, model, self.preprocess).scalars())
+        """The configured tasks on the validation split; the processes share the work, and their model is one."""
+        assert self.validation is not None
+        main = self.accelerator.is_main_process
+        model: DualEncoder | None = self._whole_model(main)
+        if not main and self.accelerator.distributed_type == "FSDP":
+            model = None  # it has only its share of the weights
+        model = handed_out(model, self.config.model, self.accelerator.device)
+        figures = scalars(evaluate(self.config, self.validation, model, self.preprocess))
+        self._log(step, figures)
+        if main:
+            self.best.offer(step, figures, model, self.preprocess)
         self.accelerator.wait_for_everyone()
 
     def _keep_matrix(self, step: int) -> None:
@@ -393,11 +409,12 @@ class _Loop:
     def summary(self) -> dict[str, Any]:
         """Time and pace of all steps, those before a resume included, without evaluation and checkpoints.
 
-        bad: pictures that this process could not read.
+        bad: pictures that this process could not read. best: what eval.best chose, or None.
         """
         seconds, samples = self.progress.seconds, self.progress.samples
         pace = samples / seconds if seconds else None
-        return {"steps": self.feed.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": self.feed.bad.names}
+        values = {"steps": self.feed.steps, "train_seconds": seconds, "samples_per_s": pace, "bad": self.feed.bad.names}
+        return values | {"best": self.best.record()}
 
 
 class _NoTrace(nullcontext["_NoTrace"]):

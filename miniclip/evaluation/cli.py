@@ -6,99 +6,56 @@ torch and all that needs it are imported inside functions, so that `eval.py --he
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
-from miniclip.arguments import Parser, at_least, check_output, exit_code, share
-from miniclip.evaluation.options import device_of, image_size_of, load_model, pairs_of
-
-if TYPE_CHECKING:
-    from miniclip.data.sources import LabelledSource, PairSource
-
-Source = TypeVar("Source")
+from miniclip.arguments import Parser, at_least, exit_code, share
 
 _EXAMPLES = """examples:
   eval.py zeroshot  --checkpoint runs/shapes --task unseen
-  eval.py zeroshot  --checkpoint runs/flickr8k --data photos/ --split test --templates openai80 --json result.json
-  eval.py zeroshot  --checkpoint runs/a runs/b --data photos/ --templates "a photo of a {}." "a drawing of a {}."
-  eval.py retrieval --checkpoint runs/shapes --data shapes --examples examples.png
-  eval.py matrix    --checkpoint runs/flickr8k --data photos/ --size 512
-  eval.py audit     --data photos/ --json audit.json --png audit.png
+  eval.py zeroshot  --checkpoint runs/flickr8k --data photos/ --templates openai80 --foreign others/
+  eval.py zeroshot  --checkpoint runs/a --compare runs/b open_clip:ViT-B-32:openai --data photos/ --out compared
+  eval.py retrieval --checkpoint hf:openai/clip-vit-base-patch32 --data captioned/ --out clip
+  eval.py probe     --checkpoint runs/flickr8k --data photos/
+  eval.py matrix    --checkpoint runs/flickr8k --data captioned/ --size 512
+  eval.py audit     --data captioned/ --json audit.json --png audit.png
+  eval.py report    runs/flickr8k
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run eval.py with argv (the process's own if None) -> exit code: 0, or 2 with one line on stderr."""
     arguments = _parser().parse_args(argv)
-    commands = {"zeroshot": _zero_shot, "retrieval": _retrieval, "matrix": _matrix, "audit": _audit}
+    arguments.line = shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])
+    commands = {
+        "zeroshot": _zeroshot,
+        "retrieval": _retrieval,
+        "probe": _probe,
+        "matrix": _matrix,
+        "audit": _audit,
+        "report": _report,
+    }
     return exit_code("eval.py", lambda: commands[arguments.command](arguments))
 
 
-def _zero_shot(arguments: argparse.Namespace) -> None:
-    data_only = ("classnames", "label_column", "image_column", "name")
-    stray = [f"--{option}" for option in data_only if arguments.task and getattr(arguments, option) is not None]
-    if stray:
-        raise ValueError(f"{', '.join(stray)} belongs to --data; a built-in task has its own classes")
-    if arguments.task == "relation" and (arguments.templates or arguments.confusion):
-        raise ValueError("--task relation brings two sentences for each picture; leave --templates and --confusion out")
-    _check_outputs(arguments, "confusion")
+def _zeroshot(arguments: argparse.Namespace) -> None:
+    from miniclip.evaluation.commands import zeroshot_command
 
-    from miniclip.evaluation.encode import EncodeOptions
-    from miniclip.evaluation.pictures import confusion_png
-    from miniclip.evaluation.tables import print_zero_shot
-    from miniclip.evaluation.zeroshot import SIMPLE_TEMPLATES, resolve_templates, zero_shot
-
-    templates: tuple[str, ...] | None = None if arguments.task else SIMPLE_TEMPLATES
-    if arguments.templates is not None:
-        given = arguments.templates
-        templates = resolve_templates(given[0] if len(given) == 1 else given)
-    options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
-    device = device_of(arguments.device)
-    sources = _open_for(arguments.checkpoint, lambda image_size: _labelled(arguments, image_size))
-    task = arguments.task or arguments.data
-    results = {}
-    for directory, source in sources.items():
-        model, preprocess, tokenizer = load_model(directory, device)
-        results[directory] = zero_shot(model, preprocess, tokenizer, source, templates, task=task, options=options)
-    _save_json(arguments, results, templates)
-    if arguments.confusion:
-        (result,) = results.values()
-        assert result.confusion is not None  # relation alone has none
-        title = f"{_short(task)}, top-1 {100 * result.top1:.1f}%"
-        confusion_png(result.confusion, result.classes, arguments.confusion, title)
-    print_zero_shot(results, f"zero-shot: {task}")
+    zeroshot_command(arguments)
 
 
 def _retrieval(arguments: argparse.Namespace) -> None:
-    _check_outputs(arguments, "examples")
+    from miniclip.evaluation.commands import retrieval_command
 
-    from miniclip.evaluation.encode import EncodeOptions
-    from miniclip.evaluation.pictures import write_examples
-    from miniclip.evaluation.tables import print_retrieval
-    from miniclip.evaluation.retrieval import count_retrieval, encode_pairs
-
-    options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
-    device = device_of(arguments.device)
-    sources = _open_for(arguments.checkpoint, lambda image_size: _readable_pairs(arguments, image_size))
-    results = {}
-    for directory, source in sources.items():
-        model, preprocess, tokenizer = load_model(directory, device)
-        pairs = encode_pairs(model, preprocess, tokenizer, source, options)
-        results[directory] = count_retrieval(pairs)
-        if arguments.examples:
-            title = f"{_short(arguments.data)}: the best of {len(pairs.texts)} captions"
-            write_examples(source, pairs, arguments.examples, title=title)
-    _save_json(arguments, results, None)
-    print_retrieval(results, f"retrieval: {arguments.data}, {arguments.split}")
+    retrieval_command(arguments)
 
 
-def _readable_pairs(arguments: argparse.Namespace, image_size: int) -> PairSource:
-    from miniclip.data.subset import readable
+def _probe(arguments: argparse.Namespace) -> None:
+    from miniclip.evaluation.commands import probe_command
 
-    source = pairs_of(arguments, image_size, arguments.limit)
-    return readable(source, arguments.max_bad_fraction) if arguments.max_bad_fraction else source
+    probe_command(arguments)
 
 
 def _matrix(arguments: argparse.Namespace) -> None:
@@ -113,56 +70,11 @@ def _audit(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
-def _short(source: str) -> str:
-    return Path(source).name or source
+def _report(arguments: argparse.Namespace) -> None:
+    from miniclip.evaluation.report import write_report
 
-
-def _save_json(arguments: argparse.Namespace, results: Mapping[str, Any], templates: Sequence[str] | None) -> None:
-    from miniclip.console import write_json
-    from miniclip.evaluation.tables import to_json
-
-    if arguments.json:
-        head = {name: getattr(arguments, name) for name in ("command", "data", "split", "precision")}
-        rows = [{"checkpoint": directory, **to_json(result)} for directory, result in results.items()]
-        write_json(arguments.json, {**head, "templates": templates, "results": rows})
-
-
-def _labelled(arguments: argparse.Namespace, image_size: int) -> LabelledSource:
-    if arguments.task:
-        from miniclip.data.shapes import scene_task
-
-        return scene_task(arguments.task, arguments.size, arguments.seed, image_size)
-    from miniclip.data.labelled import open_labelled
-    from miniclip.data.subset import readable
-
-    source = open_labelled(
-        arguments.data,
-        split=arguments.split,
-        name=arguments.name,
-        revision=arguments.revision,
-        classnames_file=arguments.classnames,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        image_size=image_size,
-    )
-    return readable(source, arguments.max_bad_fraction) if arguments.max_bad_fraction else source
-
-
-def _open_for(directories: Sequence[str], open_at: Callable[[int], Source]) -> dict[str, Source]:
-    """Checkpoint -> the data, opened once for each picture size the checkpoints take."""
-    sizes = {directory: image_size_of(directory) for directory in directories}
-    sources = {size: open_at(size) for size in set(sizes.values())}
-    return {directory: sources[size] for directory, size in sizes.items()}
-
-
-def _check_outputs(arguments: argparse.Namespace, picture: str) -> None:
-    if len(set(arguments.checkpoint)) < len(arguments.checkpoint):
-        raise ValueError("--checkpoint names the same directory twice")
-    if getattr(arguments, picture) and len(arguments.checkpoint) > 1:
-        raise ValueError(f"--{picture} draws one model; give one --checkpoint, not {len(arguments.checkpoint)}")
-    for option in ("json", picture):
-        if getattr(arguments, option) is not None:
-            check_output(f"--{option}", getattr(arguments, option))
+    markdown, page = write_report(Path(arguments.run))
+    print(f"{page} is the page, {markdown} the same in Markdown")
 
 
 class _Parser(Parser):
@@ -176,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="eval.py", description="Evaluate trained models.", epilog=_EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="zeroshot|retrieval|matrix|audit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     zeroshot = commands.add_parser(
         "zeroshot", help="classify pictures by prompts", epilog=_EXAMPLES, formatter_class=raw
@@ -185,16 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     data_help = "folder with one sub-folder a class, any other labelled source, or a Hub name"
     what.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", help=data_help)
     what.add_argument("--task", choices=TASKS, help="a task over the built-in scenes")
-    zeroshot.add_argument("--classnames", metavar="FILE", help="what the classes are called in the prompts")
-    zeroshot.add_argument("--label_column", metavar="NAME", help="column of the class; found by itself if left out")
     zeroshot.add_argument(
         "--templates",
         nargs="+",
         metavar="T",
-        help='simple, openai80, a file with one template a line, or templates such as "a photo of a {}."; '
-        "several are averaged (default: the task's own, else simple)",
+        help="simple, simple7, openai80, a usual set such as cifar10, a file with one template a line, or templates "
+        'such as "a photo of a {}."; several are averaged (default: the usual ones of the set, else simple)',
     )
-    zeroshot.add_argument("--confusion", metavar="FILE", help="draw the confusion matrix as PNG")
+    foreign_help = "pictures of none of the classes, to score how well the model tells them apart"
+    zeroshot.add_argument("--foreign", metavar="SOURCE", help=foreign_help)
 
     retrieval = commands.add_parser(
         "retrieval", help="find captions by image and back", epilog=_EXAMPLES, formatter_class=raw
@@ -204,7 +115,22 @@ def _parser() -> argparse.ArgumentParser:
     caption_help = "column or columns of the captions; found by itself if left out"
     retrieval.add_argument("--caption_column", nargs="+", metavar="NAME", help=caption_help)
     retrieval.add_argument("--limit", type=at_least(1), metavar="N", help="take only the first N pictures")
-    retrieval.add_argument("--examples", metavar="FILE", help="draw example images with their best captions as PNG")
+
+    probe = commands.add_parser(
+        "probe", help="fit a linear classifier on frozen embeddings", epilog=_EXAMPLES, formatter_class=raw
+    )
+    data_help = "labelled pictures as zeroshot takes them, with the splits train and test, or one, which is divided"
+    probe.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", required=True, help=data_help)
+    shots_help = "pictures a class of the few-shot probes (default: 1 2 4 8 16)"
+    probe.add_argument("--shots", nargs="*", type=at_least(1), default=[1, 2, 4, 8, 16], metavar="K", help=shots_help)
+    probe.add_argument("--draws", type=at_least(1), default=5, metavar="N", help="draws of each (default: 5)")
+    for command in (zeroshot, probe):
+        command.add_argument("--classnames", metavar="FILE", help="what the classes are called in the prompts")
+        label_help = "column of the class; found by itself if left out"
+        command.add_argument("--label_column", metavar="NAME", help=label_help)
+
+    report = commands.add_parser("report", help="a run on one page", epilog=_EXAMPLES, formatter_class=raw)
+    report.add_argument("run", metavar="RUN", help="directory of a run")
 
     matrix = commands.add_parser(
         "matrix", help="look at the N x N matrix: numbers, picture, page", epilog=_EXAMPLES, formatter_class=raw
@@ -214,13 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     about = "what is in a data set, before training: sizes, lengths, duplicates, leaks"
     audit.add_options(commands.add_parser("audit", help=about, epilog=_EXAMPLES, formatter_class=raw))
 
-    for command in (zeroshot, retrieval, matrix):
+    for command in (zeroshot, retrieval, probe, matrix):
         if command is not matrix:
-            command.add_argument(
-                "--checkpoint", nargs="+", required=True, metavar="DIR", help="run or model directories"
-            )
-            command.add_argument("--json", metavar="FILE", help="write the results as JSON")
-        command.add_argument("--split", default="test", help="split of --data (default: test)")
+            model_help = "run or model directory, open_clip:ARCH:TAG or FILE, hf:FOLDER or NAME"
+            command.add_argument("--checkpoint", required=True, metavar="MODEL", help=model_help)
+            compare_help = "other models, with the difference of each to --checkpoint on the same pictures"
+            command.add_argument("--compare", nargs="+", metavar="MODEL", help=compare_help)
+            out_help = "folder for results.json and pictures (default: evaluation/ in the run; none for other models)"
+            command.add_argument("--out", metavar="DIR", help=out_help)
+        if command is not probe:
+            command.add_argument("--split", default="test", help="split of --data (default: test)")
         command.add_argument("--name", metavar="CONFIG", help="configuration of a Hub data set that has several")
         command.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub data set")
         command.add_argument(
@@ -235,8 +164,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--seed", type=at_least(0), default=0, help="which pairs are drawn (default: 0)")
         else:
             command.add_argument("--max_bad_fraction", type=share, metavar="F", default=0.0, help=bad_help)
-            command.add_argument("--size", type=at_least(1), default=1000, help="number of scenes (default: 1000)")
-            command.add_argument("--seed", type=at_least(0), default=0, help="seed of the scenes (default: 0)")
+            if command is not probe:
+                command.add_argument("--size", type=at_least(1), default=1000, help="number of scenes (default: 1000)")
+            seed_help = "seed of the draws (default: 0)" if command is probe else "seed of the scenes (default: 0)"
+            command.add_argument("--seed", type=at_least(0), default=0, help=seed_help)
         command.add_argument(
             "--batch_size", type=at_least(1), default=256, help="items encoded at a time (default: 256)"
         )

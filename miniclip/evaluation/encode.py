@@ -1,19 +1,28 @@
-"""Pictures and texts -> embeddings, in batches. Axes: N items, E embedding, S side of the picture."""
+"""Pictures and texts -> embeddings, in batches. Axes: N items, E embedding, S side of the picture.
+
+Several processes can share the work: each takes every so many-th batch, whole, so that a batch holds the same items
+whatever their number, and the embeddings are those of one process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from miniclip.data.bad import BadCount
+from miniclip.data.images import BadImage
+from miniclip.data.stamps import digest
 from miniclip.data.transforms import Preprocess
+from miniclip.processes import gathered, place, total
 from miniclip.tokenizer import Tokenizer, caption_lengths, trim_padding
 
 
@@ -50,6 +59,8 @@ class TwoTowers(Protocol):
 
     def modules(self) -> Iterator[nn.Module]: ...
 
+    def state_dict(self) -> Mapping[str, Any]: ...
+
     def eval(self) -> object: ...
 
 
@@ -65,15 +76,21 @@ class EncodeOptions:
 
     batch_size: items at a time, at least 1; the embeddings do not depend on it beyond rounding. precision: "bf16" runs
     the towers under autocast; the embeddings get unit length in float32 either way. progress: show a bar on stderr.
+    shared: every process calls, does a part, and gets the whole. max_bad_fraction: share of the pictures that may be
+    unreadable and are then left out, where the result says which are in it.
     """
 
     batch_size: int = 256
     precision: Literal["fp32", "bf16"] = "fp32"
     progress: bool = False
+    shared: bool = False
+    max_bad_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} must be 'fp32' or 'bf16'")
 
@@ -81,33 +98,75 @@ class EncodeOptions:
 DEFAULT = EncodeOptions()
 
 
+class Encoded(NamedTuple):
+    """values: (n, E) float32, unit length. rows: (n,) int64, the pictures they belong to, ascending.
+
+    bad: what is wrong with each of the others. fingerprint: of the pixels of the pictures, as they were decoded.
+    """
+
+    values: Tensor
+    rows: Tensor
+    bad: list[str]
+    fingerprint: str
+
+
+def encode_readable(
+    model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions = DEFAULT
+) -> Encoded:
+    """All pictures that can be read -> embeddings on the CPU. The model stays on its device and keeps its mode.
+
+    Raises BadImage for the first that cannot be read if options.max_bad_fraction is 0, and TooManyBad above the share.
+    """
+    n = len(images)
+    device = _device(model)
+    values, seen = torch.zeros(n, _width(model)), torch.zeros(n, dtype=torch.int64)
+    bad = BadCount(n, options.max_bad_fraction)
+
+    def read(index: int) -> tuple[Tensor, int] | BadImage:
+        try:
+            image = images.image(index)
+        except BadImage as error:
+            if options.max_bad_fraction == 0:
+                raise
+            return error
+        return preprocess.to_uint8(image), _digest(image)
+
+    # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
+    batches = _own_batches(n, options.batch_size, options.shared)
+    with ThreadPoolExecutor(4) as pool, _evaluating(model, options, batches, "pictures") as advance:
+
+        def submit(rows: range) -> list[Future[tuple[Tensor, int] | BadImage]]:
+            return [pool.submit(read, index) for index in rows]
+
+        upcoming = submit(batches[0]) if batches else []
+        for k, rows in enumerate(batches):
+            current, upcoming = upcoming, submit(batches[k + 1]) if k + 1 < len(batches) else []
+            found = [future.result() for future in current]
+            bad.add(one for one in found if isinstance(one, BadImage))
+            read_now = [(row, one) for row, one in zip(rows, found, strict=True) if not isinstance(one, BadImage)]
+            if read_now:
+                pixels = torch.stack([picture for _, (picture, _) in read_now]).to(device)
+                places = torch.tensor([row for row, _ in read_now])
+                values[places] = _unit(model.encode_image(preprocess.normalize(pixels)))
+                seen[places] = torch.tensor([number for _, (_, number) in read_now])
+            advance(len(current))
+    if options.shared:
+        values, seen = total(values, device), total(seen, device)
+        bad.add(gathered(bad.names))
+    kept = seen.nonzero().flatten()
+    if len(kept) < n:
+        values, seen = values[kept], seen[kept]
+    return Encoded(values, kept, bad.names, digest(seen.numpy().tobytes()))
+
+
 def encode_images(
     model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions = DEFAULT
 ) -> Tensor:
-    """All pictures -> (N, E) float32 on the CPU, unit length. The model stays on its device and keeps its mode.
+    """All pictures -> (N, E) float32 on the CPU, unit length, by a model that keeps its device and its mode.
 
     Raises what `images.image` raises for a picture that cannot be read.
     """
-    n, size = len(images), options.batch_size
-    device = _device(model)
-    result = torch.empty(n, _width(model))
-
-    def read(index: int) -> Tensor:
-        return preprocess.to_uint8(images.image(index))
-
-    # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
-    with ThreadPoolExecutor(4) as pool, _evaluating(model, options, n, "pictures") as advance:
-
-        def submit(start: int) -> list[Future[Tensor]]:
-            return [pool.submit(read, index) for index in range(start, min(start + size, n))]
-
-        upcoming = submit(0)
-        for start in range(0, n, size):
-            current, upcoming = upcoming, submit(start + size)
-            pixels = torch.stack([future.result() for future in current]).to(device)
-            result[start : start + size] = _unit(model.encode_image(preprocess.normalize(pixels)))
-            advance(len(current))
-    return result
+    return encode_readable(model, images, preprocess, replace(options, max_bad_fraction=0.0)).values
 
 
 def encode_texts(
@@ -120,19 +179,45 @@ def encode_texts(
     if not texts:
         return torch.empty(0, _width(model))
     # Each text once: it saves work, and equal texts would otherwise differ in the last bit from batch to batch.
-    place = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    tokens = tokenizer(list(place))
+    place_of = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    tokens = tokenizer(list(place_of))
     # Another tokenizer may pad with what is not zero, or end without the highest id.
     trims = isinstance(tokenizer, Tokenizer)
     order = caption_lengths(tokens).argsort(stable=True) if trims else torch.arange(len(tokens))
     device = _device(model)
-    result = torch.empty(len(place), _width(model))
-    with _evaluating(model, options, len(place), "texts") as advance:
-        for rows in order.split(options.batch_size):
+    result = torch.zeros(len(place_of), _width(model))
+    batches = _own_batches(len(order), options.batch_size, options.shared)
+    with _evaluating(model, options, batches, "texts") as advance:
+        for batch_rows in batches:
+            rows = order[batch_rows.start : batch_rows.stop]
             batch = trim_padding(tokens[rows]) if trims else tokens[rows]
             result[rows] = _unit(model.encode_text(batch.to(device)))
             advance(len(rows))
-    return result[[place[text] for text in texts]]
+    if options.shared:
+        result = total(result, device)
+    return result[[place_of[text] for text in texts]]
+
+
+def fingerprint(model: TwoTowers) -> str:
+    """32 hexadecimal digits of the weights: names, shapes, number formats and every bit."""
+    parts: list[object] = []
+    for name, value in sorted(model.state_dict().items()):
+        parts += [name, value.dtype, tuple(value.shape)]
+        # hashed one by one: a second copy of all weights may not fit
+        parts.append(hashlib.blake2b(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest())
+    return digest(*parts)
+
+
+def _own_batches(n: int, size: int, shared: bool) -> list[range]:
+    """Rows of the batches that this process encodes."""
+    rank, count = place() if shared else (0, 1)
+    return [range(start, min(start + size, n)) for start in range(rank * size, n, count * size)]
+
+
+def _digest(image: Image.Image) -> int:
+    """A number above 0 that other pixels would not have given."""
+    seen = hashlib.blake2b(image.tobytes(), digest_size=8, salt=b"%d" % image.width)
+    return int.from_bytes(seen.digest(), "little") >> 1 or 1
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -154,16 +239,22 @@ class _Advance(Protocol):
 
 
 @contextmanager
-def _evaluating(model: TwoTowers, options: EncodeOptions, total: int, what: str) -> Iterator[_Advance]:
+def _evaluating(model: TwoTowers, options: EncodeOptions, batches: Sequence[range], what: str) -> Iterator[_Advance]:
     """Evaluation mode, no gradients, the precision asked for, a progress bar; every module gets its own mode back."""
     from tqdm import tqdm
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    shown = options.progress and (not options.shared or place()[0] == 0)
+    items = sum(map(len, batches))
     autocast = torch.autocast(_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
     try:
         # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
-        with torch.no_grad(), autocast, tqdm(total=total, desc=what, leave=False, disable=not options.progress) as bar:
+        with (
+            torch.no_grad(),
+            autocast,
+            tqdm(total=items, desc=what, leave=False, disable=not shown) as bar,
+        ):
             yield bar.update
     finally:
         for module, training in modes:

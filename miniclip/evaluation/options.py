@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,15 +46,22 @@ def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None =
     return source
 
 
-OPEN_CLIP = "open_clip:"
+OPEN_CLIP, TRANSFORMERS = "open_clip:", "hf:"
 
 
 def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Preprocess, TextTokenizer]:
-    """A run, a model directory, or a model of open_clip; of a run that went on after its end, the newest checkpoint."""
+    """A run, a model directory, or a model of open_clip or transformers.
+
+    Of a run that went on after its end, the newest checkpoint.
+    """
     if checkpoint.startswith(OPEN_CLIP):
         from miniclip.interop.open_clip import load_open_clip
 
         return load_open_clip(checkpoint, device)
+    if checkpoint.startswith(TRANSFORMERS):
+        from miniclip.interop.transformers_clip import load_transformers
+
+        return load_transformers(checkpoint, device)
     from miniclip.checkpoint import WEIGHTS, checkpoint_weights, load, load_unfinished
 
     finished = _finished(checkpoint)
@@ -73,6 +84,10 @@ def image_size_of(directory: str) -> int:
         from miniclip.interop.open_clip import open_clip_image_size
 
         return open_clip_image_size(directory)
+    if directory.startswith(TRANSFORMERS):
+        from miniclip.interop.transformers_clip import transformers_image_size
+
+        return transformers_image_size(directory)
     from miniclip.checkpoint import PREPROCESS, WEIGHTS, checkpoint_weights
 
     folder = _finished(directory)
@@ -89,6 +104,31 @@ def image_size_of(directory: str) -> int:
         return int(json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
+
+
+@contextmanager
+def together(name: str) -> Iterator[torch.device]:
+    """The device of this process; those that torchrun or `accelerate launch` started form a group, to share the work.
+
+    name: --device. Raises ValueError if it cannot be used, or is a device by number for several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device_of(name)
+        return
+    import torch
+    from accelerate import PartialState
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {name}: each of several processes has a device of its own; use auto, cpu or cuda")
+    if name == "cuda":
+        device_of(name)
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available())
+    if not state.is_main_process:
+        logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
+    try:
+        yield state.device
+    finally:
+        state.destroy_process_group()
 
 
 def device_of(name: str) -> torch.device:

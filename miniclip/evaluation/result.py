@@ -21,6 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from miniclip.intervals import Figure, Recount, differences
 
 # What is better when it is lower; everything else is better when it is higher.
@@ -35,7 +37,8 @@ class Evaluation:
     kind: what was done. task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1.
     details: more of it, in plain values that JSON takes. notes: what is missing or surprising, in sentences.
     fingerprint: of the pictures, labels and texts that were read, see `encode`. recount, groups: the figures under
-    other weights of the pictures (see intervals); neither is written down.
+    other weights of the pictures (see intervals). raw: with foreign pictures, the highest probability of each own and
+    of each foreign one. None of the three is written down.
     """
 
     kind: Literal["zeroshot", "retrieval", "probe"]
@@ -46,6 +49,7 @@ class Evaluation:
     fingerprint: str
     recount: Recount = field(repr=False, compare=False)
     groups: tuple[int, ...] = ()
+    raw: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
         """Value of a figure."""
@@ -75,6 +79,11 @@ def to_json(result: Evaluation) -> dict[str, Any]:
         "details": _plain(result.details),
         "notes": list(result.notes),
     }
+
+
+def entry(result: Evaluation, model: Mapping[str, str], data: Mapping[str, str]) -> dict[str, Any]:
+    """One of the "results" of results.json. model: name and fingerprint. data: source and split."""
+    return {"model": dict(model), "data": {**data, "fingerprint": result.fingerprint}, **to_json(result)}
 
 
 def figures_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | int | None]]:

@@ -8,58 +8,47 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from miniclip import metrics
+from miniclip.data.stamps import digest
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import (
     DEFAULT,
     EncodeOptions,
     TextTokenizer,
     TwoTowers,
-    encode_images,
+    encode_readable,
     encode_texts,
 )
+from miniclip.evaluation.result import Evaluation
+from miniclip.intervals import RESAMPLES, Recount, with_intervals
+from miniclip.metrics import RetrievalRanks
+from miniclip.printing import first_few
+from miniclip.processes import place, total
+from miniclip.weighted import Median, mean
 
 if TYPE_CHECKING:
     from miniclip.data.sources import PairSource
 
 
 class PairEmbeddings(NamedTuple):
-    """image: (N, E), text: (M, E), float32, unit length. texts: M captions. image_of_text: (M,) int64, row of image."""
+    """image: (N, E), text: (M, E), float32, unit length. texts: M captions. image_of_text: (M,) int64, row of image.
+
+    rows: the row of the source that each image is. bad, fingerprint: as in `encode.Encoded`, of the texts as well.
+    """
 
     image: Tensor
     text: Tensor
     texts: list[str]
     image_of_text: Tensor
-
-
-@dataclass(frozen=True)
-class RetrievalResult:
-    """Recalls lie in [0, 1]; ranks count from 1; ties count against (miniclip.metrics).
-
-    chance_*: recall at 10 of a random order; from image to text the mean over the images of the hypergeometric
-    probability that ten of the M captions hold one of the image's own. shared_texts: captions that another image has
-    word for word; the other image's one counts as wrong, so they keep even a perfect model below 1.
-    """
-
-    n_images: int
-    n_texts: int
-    image_to_text_r1: float
-    image_to_text_r5: float
-    image_to_text_r10: float
-    image_to_text_median_rank: float
-    text_to_image_r1: float
-    text_to_image_r5: float
-    text_to_image_r10: float
-    text_to_image_median_rank: float
-    chance_image_to_text_r10: float
-    chance_text_to_image_r10: float
-    shared_texts: int
+    rows: Sequence[int] = ()
+    bad: Sequence[str] = ()
+    fingerprint: str = ""
 
 
 class RankedCaption(NamedTuple):
@@ -77,14 +66,22 @@ def encode_pairs(
     source: PairSource,
     options: EncodeOptions = DEFAULT,
 ) -> PairEmbeddings:
-    """Embeddings of all images and of all their captions. Raises ValueError if the source is empty."""
+    """Embeddings of all images that can be read and of all their captions; rows of the others are left out.
+
+    Raises ValueError if there is none, and what `encode_readable` raises.
+    """
     if len(source) == 0:
         raise ValueError("the data set holds no pictures")
-    captions = [source.captions(index) for index in range(len(source))]
+    image = encode_readable(model, source, preprocess, options)
+    rows = image.rows.tolist()
+    captions = [source.captions(row) for row in rows]
     texts = [text for own in captions for text in own]
+    if not texts:
+        raise ValueError(f"none of the {len(source)} pictures can be read: {first_few(image.bad)}")
     image_of_text = torch.tensor([index for index, own in enumerate(captions) for _ in own])
-    image = encode_images(model, source, preprocess, options)
-    return PairEmbeddings(image, encode_texts(model, tokenizer, texts, options), texts, image_of_text)
+    text = encode_texts(model, tokenizer, texts, options)
+    read = digest(image.fingerprint, *texts, image_of_text.numpy().tobytes())
+    return PairEmbeddings(image.values, text, texts, image_of_text, rows, image.bad, read)
 
 
 def retrieval(
@@ -93,44 +90,104 @@ def retrieval(
     tokenizer: TextTokenizer,
     source: PairSource,
     *,
+    task: str = "retrieval",
     options: EncodeOptions = DEFAULT,
-) -> RetrievalResult:
+    resamples: int = RESAMPLES,
+) -> Evaluation:
     """Encode all pairs of source and count. Raises ValueError if it is empty or an image has no caption."""
-    return count_retrieval(encode_pairs(model, preprocess, tokenizer, source, options))
+    pairs = encode_pairs(model, preprocess, tokenizer, source, options)
+    return count_retrieval(pairs, task, shared=options.shared, resamples=resamples)
 
 
-def count_retrieval(pairs: PairEmbeddings) -> RetrievalResult:
-    """Recalls and median ranks of embedded pairs. Raises ValueError if an image has no caption."""
+def count_retrieval(
+    pairs: PairEmbeddings, task: str = "retrieval", *, shared: bool = False, resamples: int = RESAMPLES
+) -> Evaluation:
+    """Recall at 1, 5 and 10, median and mean rank, and mean average precision of embedded pairs, both ways.
+
+    Ties count against (miniclip.metrics). map: mean over the queries of the average precision of their own candidates.
+    chance_*, in the details: recall at 10 of a random order; from image to text the mean over the images of the
+    hypergeometric probability that ten of the M captions hold one of the image's own. shared_texts: captions that
+    another image has word for word; the other image's one counts as wrong, so they keep even a perfect model below 1.
+    Intervals: images are drawn anew as queries, each with its captions; the candidates stay all of them.
+    shared: every process calls, and ranks a part of the images. Raises ValueError if an image has no caption.
+    """
     n, m = len(pairs.image), len(pairs.texts)
-    to_text, to_image = metrics.retrieval_ranks_from_embeddings(pairs.image, pairs.text, pairs.image_of_text)
-    captions_of_image = Counter(torch.bincount(pairs.image_of_text, minlength=n).tolist())
-    chance = sum(metrics.chance_recall_at_k(m, own, 10) * images for own, images in captions_of_image.items()) / n
+    ranks = _ranks(pairs, shared)
+    own = torch.bincount(pairs.image_of_text, minlength=n)
+    chance = sum(metrics.chance_recall_at_k(m, k, 10) * images for k, images in Counter(own.tolist()).items()) / n
     owners = Counter(text for text, _ in set(zip(pairs.texts, pairs.image_of_text.tolist(), strict=True)))
-    return RetrievalResult(
-        n_images=n,
-        n_texts=m,
-        image_to_text_r1=metrics.recall_at_k(to_text, 1),
-        image_to_text_r5=metrics.recall_at_k(to_text, 5),
-        image_to_text_r10=metrics.recall_at_k(to_text, 10),
-        image_to_text_median_rank=metrics.median_rank(to_text),
-        text_to_image_r1=metrics.recall_at_k(to_image, 1),
-        text_to_image_r5=metrics.recall_at_k(to_image, 5),
-        text_to_image_r10=metrics.recall_at_k(to_image, 10),
-        text_to_image_median_rank=metrics.median_rank(to_image),
-        chance_image_to_text_r10=chance,
-        chance_text_to_image_r10=metrics.chance_recall_at_k(n, 1, 10),
-        shared_texts=sum(owners[text] > 1 for text in pairs.texts),
+    recount = _recount(ranks, pairs.image_of_text.numpy())
+    counts = {name: n if name.startswith("image") else m for name in recount(np.ones(n))}
+    shared_texts = sum(owners[text] > 1 for text in pairs.texts)
+    notes = [f"{len(pairs.bad)} pictures cannot be read and are left out: {first_few(pairs.bad)}"] * bool(pairs.bad)
+    if shared_texts:
+        notes.append(f"{shared_texts} captions stand with more than one image; the other image's copy counts as wrong")
+    return Evaluation(
+        kind="retrieval",
+        task=task,
+        figures=with_intervals(recount, (n,), counts, resamples=resamples),
+        details={
+            "n_images": n,
+            "n_texts": m,
+            "chance_image_to_text_r10": chance,
+            "chance_text_to_image_r10": metrics.chance_recall_at_k(n, 1, 10),
+            "shared_texts": shared_texts,
+        },
+        notes=tuple(notes),
+        fingerprint=pairs.fingerprint,
+        recount=recount,
+        groups=(n,),
     )
 
 
+def _ranks(pairs: PairEmbeddings, shared: bool) -> RetrievalRanks:
+    """Of all pairs, whichever process counted them."""
+    rank, count = place() if shared else (0, 1)
+    n = len(pairs.image)
+    rows = slice(n * rank // count, n * (rank + 1) // count)
+    found = metrics.retrieval_counts(pairs.image, pairs.text, pairs.image_of_text, rows)
+    if count == 1:
+        return found
+    meet = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    to_text, precision = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    to_text[rows], precision[rows] = found.image_to_text, found.image_average_precision
+    return RetrievalRanks(total(to_text, meet), 1 + total(found.text_to_image - 1, meet), total(precision, meet))
+
+
+def _recount(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Recount:
+    ways = []
+    for way, rank, precision in (
+        ("image_to_text", ranks.image_to_text, ranks.image_average_precision),
+        ("text_to_image", ranks.text_to_image, 1 / ranks.text_to_image.double()),  # one own image a caption
+    ):
+        place_of = rank.numpy().astype(np.float64)
+        shares = {f"{way}_r{k}": (place_of <= k).astype(np.float64) for k in (1, 5, 10)}
+        ways.append((way, shares | {f"{way}_mean_rank": place_of, f"{way}_map": precision.numpy()}, Median(place_of)))
+
+    def recount(weights: np.ndarray) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for way, means, median in ways:
+            own = weights if way == "image_to_text" else weights[image_of_text]
+            figures |= {name: mean(values, own) for name, values in means.items()}
+            figures[f"{way}_median_rank"] = median(own)
+        return figures
+
+    return recount
+
+
 def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> list[list[RankedCaption]]:
-    """For each of the images (rows) the k nearest of all captions, best first; equal captions are shown once."""
+    """For each of the images (rows) the k nearest of all captions, best first, ties counted against the own ones.
+
+    Equal captions are shown once.
+    """
     result = []
     for index in images:
         similarity = metrics.cosine_matrix(pairs.image[index : index + 1], pairs.text)[0]
-        own = {pairs.texts[j] for j in (pairs.image_of_text == index).nonzero().flatten().tolist()}
+        belongs = pairs.image_of_text == index
+        own = {pairs.texts[j] for j in belongs.nonzero().flatten().tolist()}
+        foreign_first = belongs.long().argsort(stable=True)
         ranked: dict[str, RankedCaption] = {}
-        for j in similarity.argsort(descending=True, stable=True).tolist():
+        for j in foreign_first[similarity[foreign_first].argsort(descending=True, stable=True)].tolist():
             text = pairs.texts[j]
             ranked.setdefault(text, RankedCaption(text, float(similarity[j]), text in own))
             if len(ranked) == k:

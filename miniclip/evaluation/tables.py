@@ -1,80 +1,148 @@
-"""Results -> a table for people, JSON for machines. The pictures are in `pictures`."""
+"""Results -> tables for people. The pictures are in `pictures`, `sheet` and `plots`, the JSON in `result`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniclip.console import new_table, open_console, plain
-from miniclip.evaluation.retrieval import RetrievalResult
-from miniclip.evaluation.zeroshot import ZeroShotResult
+from miniclip.evaluation.result import Evaluation
+from miniclip.intervals import Figure
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _SHOWN_CLASSES = 20
+_TITLES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "probe": "probe"}
 
 
-def print_zero_shot(
-    results: Mapping[str, ZeroShotResult], title: str = "zero-shot", console: Console | None = None
-) -> None:
-    """One row for each result; the keys name the rows (a checkpoint, a task). A single result also gets its classes."""
+def print_evaluations(results: Mapping[str, Evaluation], title: str = "", console: Console | None = None) -> None:
+    """One table a kind, its rows named by the keys (a checkpoint, a task), with the notes of all below.
+
+    A single zero-shot result also gets its classes, its templates and its scores of foreign pictures.
+    """
     console = console or open_console()
-    columns = ("pictures", "classes", "top-1 %", "top-5 %", "class recall %", "chance %")
-    table = new_table(title, "", columns)
-    for name, r in results.items():
-        figures = (r.top1, r.top5, r.mean_per_class_recall, r.chance)
-        table.add_row(plain(name), str(r.n), str(len(r.classes)), *map(_percent, figures))
-    console.print(table)
-    for note in dict.fromkeys(note for r in results.values() for note in r.notes):
+    rows = {"zeroshot": _zero_shot_rows, "retrieval": _retrieval_rows, "probe": _probe_rows}
+    for kind, fill in rows.items():
+        found = {name: result for name, result in results.items() if result.kind == kind}
+        if found:
+            console.print(fill(found, title or _TITLES[kind]))
+    for note in dict.fromkeys(note for result in results.values() for note in result.notes):
         console.print(plain(note))
     if len(results) == 1:
         (result,) = results.values()
-        if result.confusion and len(result.classes) <= _SHOWN_CLASSES:
-            console.print(_class_table(result))
+        for table in _more(result):
+            console.print(table)
 
 
-def print_retrieval(
-    results: Mapping[str, RetrievalResult], title: str = "retrieval", console: Console | None = None
+def print_differences(
+    differences: Mapping[str, Mapping[str, Figure]], than: str, console: Console | None = None
 ) -> None:
-    """Two rows for each result, one a direction; the keys name them."""
+    """One row for each model: its figures less those of the model called than, with the interval of the difference."""
     console = console or open_console()
-    columns = ("direction", "queries", "candidates", "R@1 %", "R@5 %", "R@10 %", "median rank", "chance R@10 %")
-    table = new_table(title, "", columns)
-    for name, r in results.items():
-        recalls = (r.image_to_text_r1, r.image_to_text_r5, r.image_to_text_r10)
-        median, chance = f"{r.image_to_text_median_rank:g}", _percent(r.chance_image_to_text_r10)
-        sizes = (str(r.n_images), str(r.n_texts))
-        table.add_row(plain(name), "image -> text", *sizes, *map(_percent, recalls), median, chance)
-        recalls = (r.text_to_image_r1, r.text_to_image_r5, r.text_to_image_r10)
-        median, chance = f"{r.text_to_image_median_rank:g}", _percent(r.chance_text_to_image_r10)
-        table.add_row("", "text -> image", *sizes[::-1], *map(_percent, recalls), median, chance)
+    names = list(next(iter(differences.values())))
+    table = new_table(f"difference from {than}, with 95 % interval; * leaves out 0", "", names)
+    for name, figures in differences.items():
+        table.add_row(plain(name), *(_difference(figure, figures[figure]) for figure in names))
     console.print(table)
-    shared = max(r.shared_texts for r in results.values())
-    if shared:
-        console.print(
-            plain(f"{shared} captions stand with more than one image; the other image's copy counts as wrong")
-        )
 
 
-def to_json(result: ZeroShotResult | RetrievalResult) -> dict[str, Any]:
-    """The fields of the result as plain values; None where there is no figure."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(result)))
-    return values
+def show(name: str, figure: Figure, interval: bool = True) -> str:
+    """A figure as people read it: shares in per cent, ranks as they are, the interval behind it."""
+    values = [_number(name, value) for value in (figure.value, figure.low, figure.high)]
+    return values[0] + (f" [{values[1]}, {values[2]}]" if interval and figure.low == figure.low else "")
 
 
-def _class_table(result: ZeroShotResult) -> Table:
-    table = new_table("by class", "class", ("pictures", "recall %", "most often taken for"))
-    for k, (name, recall) in enumerate(zip(result.classes, result.per_class_recall or (), strict=True)):
-        row = (result.confusion or ())[k]
-        wrong = [count if j != k else 0 for j, count in enumerate(row)]
-        rival = f"{result.classes[wrong.index(max(wrong))]} ({max(wrong)})" if max(wrong) else ""
-        table.add_row(plain(name), str(sum(row)), _percent(recall), plain(rival))
+def _number(name: str, value: float) -> str:
+    if value != value:
+        return "-"
+    if "rank" in name:
+        return f"{value:g}" if "median" in name else f"{value:.1f}"
+    return f"{value:.3f}" if "auroc" in name else f"{100 * value:.1f}"
+
+
+def _difference(name: str, figure: Figure) -> str:
+    values = [("+" if value > 0 else "") + _number(name, value) for value in (figure.value, figure.low, figure.high)]
+    return f"{values[0]} [{values[1]}, {values[2]}]" + ("" if figure.low <= 0 <= figure.high else " *")
+
+
+def _zero_shot_rows(results: Mapping[str, Evaluation], title: str) -> Table:
+    columns = ("pictures", "classes", "top-1 %", "top-5 %", "balanced %", "macro F1 %", "ECE %", "chance %")
+    table = new_table(title, "", columns)
+    for name, result in results.items():
+        found, details = result.figures, result.details
+        shown = [show(key, found[key]) if key in found else "-" for key in ("top1",)]
+        rest = ("top5", "balanced_accuracy", "macro_f1", "ece")
+        shown += [show(key, found[key], interval=False) if key in found else "-" for key in rest]
+        classes = str(len(details["classes"])) if "classes" in details else "-"
+        chance = _percent(details["chance"])
+        table.add_row(plain(name), str(found["top1"].n), classes, *shown, chance)
+    return table
+
+
+def _retrieval_rows(results: Mapping[str, Evaluation], title: str) -> Table:
+    """Two rows for each result, one a direction."""
+    columns = ("direction", "queries", "R@1 %", "R@5 %", "R@10 %", "median rank", "mean rank", "mAP %", "chance R@10 %")
+    table = new_table(title, "", columns)
+    for name, result in results.items():
+        for way in ("image_to_text", "text_to_image"):
+            found = {key.removeprefix(way + "_"): figure for key, figure in result.figures.items()}
+            shown = [show(key, found[key], interval=key == "r10") for key in ("r1", "r5", "r10")]
+            shown += [show(key, found[key], interval=False) for key in ("median_rank", "mean_rank", "map")]
+            first = plain(name) if way == "image_to_text" else ""
+            chance = _percent(result.details[f"chance_{way}_r10"])
+            table.add_row(first, way.replace("_to_", " -> "), str(found["r1"].n), *shown, chance)
+    return table
+
+
+def _probe_rows(results: Mapping[str, Evaluation], title: str) -> Table:
+    names = list(dict.fromkeys(name for result in results.values() for name in result.figures))
+    table = new_table(title, "", ("pictures", *(f"{name.replace('_', ' ')} %" for name in names)))
+    for name, result in results.items():
+        shown = [show(key, result.figures[key]) if key in result.figures else "-" for key in names]
+        table.add_row(plain(name), str(next(iter(result.figures.values())).n), *shown)
+    return table
+
+
+def _more(result: Evaluation) -> list[Table]:
+    details, tables = result.details, []
+    if 0 < len(details.get("per_class", ())) <= _SHOWN_CLASSES and "confusion" in details:
+        tables.append(_class_table(details["per_class"], details["confusion"]))
+    if details.get("templates"):
+        tables.append(_template_table(details["templates"], result["top1"]))
+    if "auroc_entropy" in result.figures:
+        table = new_table("none of these classes?", "score", ("AUROC", "FPR@95 %"))
+        for score in ("free_energy", "max_probability", "entropy"):
+            pair = [show(name, result.figures[name]) for name in (f"auroc_{score}", f"fpr95_{score}")]
+            table.add_row(score.replace("_", " "), *pair)
+        tables.append(table)
+    return tables
+
+
+def _class_table(per_class: Sequence[Mapping[str, Any]], confusion: Sequence[Sequence[int]]) -> Table:
+    columns = ("pictures", "recall %", "precision %", "F1 %", "most often taken for")
+    table = new_table("by class", "class", columns)
+    for k, (row, counts) in enumerate(zip(per_class, confusion, strict=True)):
+        wrong = [count if j != k else 0 for j, count in enumerate(counts)]
+        rival = f"{per_class[wrong.index(max(wrong))]['class']} ({max(wrong)})" if max(wrong) else ""
+        scores = (_percent(row[name]) for name in ("recall", "precision", "f1"))
+        table.add_row(plain(row["class"]), str(row["n"]), *scores, plain(rival))
+    return table
+
+
+def _template_table(templates: Sequence[Mapping[str, Any]], together: float) -> Table:
+    """The best and the worst three, and how far they lie apart."""
+    ordered = sorted(templates, key=lambda row: -row["top1"])
+    mean = sum(row["top1"] for row in ordered) / len(ordered)
+    deviation = (sum((row["top1"] - mean) ** 2 for row in ordered) / (len(ordered) - 1)) ** 0.5
+    table = new_table(f"by template, {len(ordered)}", "template", ("top-1 %",))
+    for row in ordered if len(ordered) <= 6 else [*ordered[:3], *ordered[-3:]]:
+        table.add_row(plain(row["template"]), _percent(row["top1"]))
+    table.add_row("mean ± deviation", f"{_percent(mean)} ± {_percent(deviation)}")
+    table.add_row("all together", _percent(together))
     return table
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+    return "-" if share is None or share != share else f"{100 * share:.1f}"

@@ -5,112 +5,65 @@ Axes: N pictures, C classes, T templates, E embedding.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip import metrics
+from miniclip.data.stamps import digest
 from miniclip.data.transforms import Preprocess
+from miniclip.energy import free_energy
 from miniclip.evaluation.encode import (
     DEFAULT,
+    Encoded,
     EncodeOptions,
+    Pictures,
     TextTokenizer,
     TwoTowers,
-    encode_images,
+    encode_readable,
     encode_texts,
 )
+from miniclip.evaluation.prompts import (
+    PromptedSource,
+    check_classes,
+    fill_templates,
+    names_of,
+    resolve_templates,
+    templates_of,
+)
+from miniclip.evaluation.result import Evaluation
+from miniclip.intervals import RESAMPLES, Recount, with_intervals
+from miniclip.printing import first_few
+from miniclip.weighted import Calibration, Detection, balanced_accuracy, class_scores, confusion, macro_f1, mean
 
 if TYPE_CHECKING:
     from miniclip.data.sources import LabelledSource
 
-SIMPLE_TEMPLATES = ("a photo of a {}.",)
+_CHUNK_ELEMENTS = 2**22  # of the (N, C) scores that are alive at a time
 
 
-@runtime_checkable
-class PromptedSource(Protocol):
-    """A LabelledSource that brings its own prompts, as the built-in tasks do."""
+class Judged(NamedTuple):
+    """What the scores say of each picture, (N,) each; the logits are scale * cosines.
 
-    def class_prompts(self) -> list[list[str]]:
-        """One list of prompts a class."""
-        ...
-
-    def prompts(self, index: int, /) -> list[str] | None:
-        """The texts that picture `index` is to be told apart by, its label being a place in the list; or None."""
-        ...
-
-
-@dataclass(frozen=True)
-class ZeroShotResult:
-    """Shares lie in [0, 1]. Ties between classes count against (miniclip.metrics).
-
-    n: pictures. top5: None with fewer than six classes. chance: expected top-1 of a uniform guess, 1 / C.
-    per_class_recall: None for a class without pictures. confusion: C rows of C counts, row = true class.
-    With prompts that change from picture to picture there are no classes to speak of: mean_per_class_recall,
-    per_class_recall and confusion are None, and classes names the places in the list. notes: what is missing, and why.
+    rank: of the own class, from 1, ties counted against; 0 without labels. predicted: class with the highest score,
+    another one where the own class ties for it. confidence: highest probability of the softmax. entropy: of the
+    softmax, free_energy: -logsumexp of the logits, both in nats.
     """
 
-    task: str
-    n: int
-    classes: tuple[str, ...]
-    top1: float
-    top5: float | None
-    mean_per_class_recall: float | None
-    chance: float
-    per_class_recall: tuple[float | None, ...] | None
-    confusion: tuple[tuple[int, ...], ...] | None
-    notes: tuple[str, ...]
+    rank: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    free_energy: Tensor
 
-
-def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """What a user writes -> templates, each with {} where the class name goes.
-
-    "simple": "a photo of a {}."; "openai80": the 80 of CLIP for ImageNet, from open_clip; any other string is a
-    template if it holds {}, else a file with one template a line (blank lines are skipped); a sequence lists templates.
-    Raises FileNotFoundError or ValueError, the latter naming the file and line, if a template lacks {}.
-    """
-    if not isinstance(templates, str):
-        if not templates:
-            raise ValueError('the list of templates is empty; give at least one, e.g. "a photo of a {}."')
-        return tuple(_checked(template, f"template {k}") for k, template in enumerate(templates, 1))
-    if templates == "simple":
-        return SIMPLE_TEMPLATES
-    if templates == "openai80":
-        try:
-            from open_clip import OPENAI_IMAGENET_TEMPLATES
-        except ImportError as error:
-            raise ValueError("the templates openai80 come from open_clip; pip install open_clip_torch") from error
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-    if "{}" in templates:
-        return (templates,)
-    path = Path(templates)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"templates {templates!r}: no such file, and not a template, since it lacks {{}} for the class name; "
-            'use simple, openai80, a file, or e.g. "a photo of a {}."'
-        )
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    found = tuple(_checked(line.strip(), f"{path}, line {number}") for number, line in lines if line.strip())
-    if not found:
-        raise ValueError(f"{path} holds no template; write one a line, e.g. a photo of a {{}}.")
-    return found
-
-
-def _checked(template: str, where: str) -> str:
-    if "{}" not in template:
-        raise ValueError(f"{where}: {template!r} lacks {{}} for the class name; write e.g. 'a photo of a {{}}.'")
-    return template
-
-
-def fill_templates(classes: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """C class names and T templates -> C lists of T prompts."""
-    # Not str.format, which would stumble over other braces in either.
-    return [[template.replace("{}", name) for template in templates] for name in classes]
+    def familiarity(self) -> dict[str, np.ndarray]:
+        """Scores that should be higher for pictures of the classes than for foreign ones."""
+        scores = {"free_energy": -self.free_energy, "max_probability": self.confidence, "entropy": -self.entropy}
+        return {name: score.numpy() for name, score in scores.items()}
 
 
 def build_classifier(
@@ -122,21 +75,27 @@ def build_classifier(
     """C lists of prompts -> (C, E) float32, unit length: mean of each class's unit vectors (CLIP, section 3.1.4)."""
     if not prompts or not all(prompts):
         raise ValueError("every class needs at least one prompt")
-    embeddings = encode_texts(model, tokenizer, [text for texts in prompts for text in texts], options)
-    means = [part.mean(0) for part in embeddings.split([len(texts) for texts in prompts])]
-    return F.normalize(torch.stack(means), dim=-1)
+    return _mean_of(_embed(model, tokenizer, prompts, options))
 
 
-def check_classes(task: str, classes: Sequence[str]) -> None:
-    """Raise ValueError if there are fewer than two classes, or two of one name."""
-    if len(classes) < 2:
-        raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(classes)}")
-    repeated = sorted(name for name, count in Counter(classes).items() if count > 1)
-    if repeated:
-        raise ValueError(
-            f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}, and prompts "
-            "cannot tell those apart; name the classes differently, or merge them"
-        )
+def judge(image: Tensor, classifier: Tensor, scale: float, labels: Tensor | None = None) -> Judged:
+    """(N, E) pictures and (C, E) classes, unit length -> what their cosines say. labels: (N,) int64, if there are any.
+
+    Cosines are taken as in `metrics.cosine_matrix`, so that equal embeddings tie exactly.
+    """
+    size = max(1, _CHUNK_ELEMENTS // len(classifier))
+    parts = []
+    for start in range(0, len(image), size):
+        cosines = metrics.cosine_matrix(image[start : start + size], classifier)
+        logits = scale * cosines
+        logs = logits.log_softmax(1)
+        predicted, rank = cosines.argmax(1), torch.zeros(len(cosines), dtype=torch.int64)
+        if labels is not None:
+            own = labels[start : start + size]
+            predicted, rank = metrics.predictions(cosines, own), metrics.class_ranks(cosines, own)
+        entropy = -(logs.exp() * logs).sum(1)
+        parts.append(Judged(rank, predicted, logs.max(1).values.exp(), entropy, free_energy(logits)[0]))
+    return Judged(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def zero_shot(
@@ -146,62 +105,178 @@ def zero_shot(
     dataset: LabelledSource,
     templates: str | Sequence[str] | None = None,
     *,
+    foreign: Pictures | None = None,
     task: str = "zero-shot",
     options: EncodeOptions = DEFAULT,
-) -> ZeroShotResult:
+    resamples: int = RESAMPLES,
+) -> Evaluation:
     """Classify every picture of dataset by prompts and count.
 
-    templates: see `resolve_templates`; None takes the data set's own prompts if it is a PromptedSource, else "simple".
+    templates: see `resolve_templates`; None takes the data set's own prompts if it is a PromptedSource, else what
+    `templates_of` knows of it. foreign: pictures of none of the classes; free energy (arXiv:2010.03759), highest
+    probability (arXiv:1610.02136) and entropy are then scored by how well they tell those apart.
+    Figures: top1, top5 (from six classes on), balanced_accuracy, macro_f1, ece; auroc_* and fpr95_* with foreign. With
+    prompts that change from picture to picture there are no classes to speak of, and top1 is all.
     Raises ValueError if there is no picture, fewer than two classes, two classes of one name, or a label out of range.
     """
-    n, classes = len(dataset), tuple(dataset.classes)
-    if n == 0:
+    if len(dataset) == 0:
         raise ValueError(f"{task}: the data set holds no pictures")
-    check_classes(task, classes)
+    check_classes(task, dataset.classes)
+    labels = _labels(dataset, task)
     own = dataset if isinstance(dataset, PromptedSource) else None
-    varying = own is not None and own.prompts(0) is not None
-    if varying and templates is not None:
-        raise ValueError(f"{task}: each picture brings its own sentences; leave the templates out")
-    labels = torch.tensor([dataset.label(index) for index in range(n)])
-    if not bool(((labels >= 0) & (labels < len(classes))).all()):
-        bad = int(((labels < 0) | (labels >= len(classes))).nonzero()[0])
-        raise ValueError(f"{task}: {dataset.name(bad)} has label {int(labels[bad])}; there are {len(classes)} classes")
+    if own is not None and own.prompts(0) is not None:
+        if templates is not None or foreign is not None:
+            raise ValueError(f"{task}: each picture brings its own sentences; leave templates and foreign pictures out")
+        return _by_sentences(model, preprocess, tokenizer, dataset, own, labels, task, options, resamples)
 
-    if own is not None and varying:
-        texts = [text for index in range(n) for text in own.prompts(index) or ()]
-        if len(texts) != n * len(classes):
-            raise ValueError(
-                f"{task}: every picture must bring {len(classes)} sentences, one for each of {list(classes)}"
-            )
-        candidates = encode_texts(model, tokenizer, texts, options).view(n, len(classes), -1)  # (n c) e -> n c e
-        images = encode_images(model, dataset, preprocess, options)
-        scores = torch.einsum("ne,nce->nc", images.double(), candidates.double()).float()
-        notes = ("no confusion matrix: the sentences change from picture to picture",)
-        return ZeroShotResult(task, n, classes, *_accuracies(scores, labels), None, 1 / len(classes), None, None, notes)
-
+    chosen: tuple[str, ...] = ()
     if templates is None and own is not None:
         prompts = own.class_prompts()
     else:
-        prompts = fill_templates(classes, resolve_templates("simple" if templates is None else templates))
-    classifier = build_classifier(model, tokenizer, prompts, options)
-    scores = metrics.cosine_matrix(encode_images(model, dataset, preprocess, options), classifier)
-    confusion = metrics.confusion_matrix(metrics.predictions(scores, labels), labels, len(classes))
-    top1, top5 = _accuracies(scores, labels)
-    missing = f"no top-5: it says little with {len(classes)} classes, and needs six"
-    return ZeroShotResult(
-        task=task,
-        n=n,
-        classes=classes,
-        top1=top1,
-        top5=top5,
-        mean_per_class_recall=metrics.mean_per_class_recall(confusion),
-        chance=1 / len(classes),
-        per_class_recall=tuple(None if r != r else r for r in metrics.per_class_recall(confusion).tolist()),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
-        notes=() if top5 is not None else (missing,),
+        chosen = templates_of(dataset) if templates is None else resolve_templates(templates)
+        prompts = fill_templates(names_of(dataset), chosen)
+    by_class = _embed(model, tokenizer, prompts, options)
+    scale = float(model.logit_scale.detach().exp())
+    images = _encode(model, dataset, preprocess, options, task)
+    labels = labels[images.rows]
+    classifier = _mean_of(by_class)
+    judged = judge(images.values, classifier, scale, labels)
+    strangers = None
+    groups: tuple[int, ...] = (len(labels),)
+    seen = digest(images.fingerprint, labels.numpy().tobytes())
+    notes = _left_out(images)
+    if foreign is not None:
+        others = _encode(model, foreign, preprocess, options, f"{task}, foreign pictures")
+        strangers = judge(others.values, classifier, scale)
+        groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
+        notes += _left_out(others)
+    if len(dataset.classes) <= 5:
+        notes.append(f"no top-5: it says little with {len(dataset.classes)} classes, and needs six")
+    recount = _recount(judged, labels.numpy(), len(dataset.classes), strangers)
+    figures = with_intervals(
+        recount, groups, {name: len(labels) for name in ("top1", "top5", *_CLASS_FIGURES)}, resamples=resamples
     )
+    details = _details(judged, labels, dataset.classes)
+    if len(chosen) > 1:
+        details["templates"] = _by_template(images.values, by_class, chosen, labels)
+    raw = () if strangers is None else (judged.confidence.numpy(), strangers.confidence.numpy())
+    return Evaluation("zeroshot", task, figures, details, tuple(notes), seen, recount, groups, raw)
 
 
-def _accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float | None]:
-    top5 = metrics.top_k_accuracy(scores, labels, 5) if scores.shape[1] > 5 else None
-    return metrics.top_k_accuracy(scores, labels, 1), top5
+def _embed(
+    model: TwoTowers, tokenizer: TextTokenizer, prompts: Sequence[Sequence[str]], options: EncodeOptions
+) -> list[Tensor]:
+    """Unit vectors of each class's prompts."""
+    embeddings = encode_texts(model, tokenizer, [text for texts in prompts for text in texts], options)
+    return list(embeddings.split([len(texts) for texts in prompts]))
+
+
+def _mean_of(by_class: Sequence[Tensor]) -> Tensor:
+    return F.normalize(torch.stack([part.mean(0) for part in by_class]), dim=-1)
+
+
+def _labels(dataset: LabelledSource, task: str) -> Tensor:
+    labels = torch.tensor([dataset.label(index) for index in range(len(dataset))])
+    if not bool(((labels >= 0) & (labels < len(dataset.classes))).all()):
+        bad = int(((labels < 0) | (labels >= len(dataset.classes))).nonzero()[0])
+        raise ValueError(
+            f"{task}: {dataset.name(bad)} has label {int(labels[bad])}; there are {len(dataset.classes)} classes"
+        )
+    return labels
+
+
+def _encode(model: TwoTowers, pictures: Pictures, preprocess: Preprocess, options: EncodeOptions, task: str) -> Encoded:
+    found = encode_readable(model, pictures, preprocess, options)
+    if not len(found.values):
+        raise ValueError(f"{task}: none of the {len(pictures)} pictures can be read: {first_few(found.bad)}")
+    return found
+
+
+def _left_out(images: Encoded) -> list[str]:
+    return [f"{len(images.bad)} pictures cannot be read and are left out: {first_few(images.bad)}"] * bool(images.bad)
+
+
+def _by_sentences(
+    model: TwoTowers,
+    preprocess: Preprocess,
+    tokenizer: TextTokenizer,
+    dataset: LabelledSource,
+    own: PromptedSource,
+    labels: Tensor,
+    task: str,
+    options: EncodeOptions,
+    resamples: int,
+) -> Evaluation:
+    """top1 among the sentences that each picture brings."""
+    n, c = len(dataset), len(dataset.classes)
+    texts = [text for index in range(n) for text in own.prompts(index) or ()]
+    if len(texts) != n * c:
+        raise ValueError(f"{task}: every picture must bring {c} sentences, one for each of {list(dataset.classes)}")
+    images = _encode(model, dataset, preprocess, options, task)
+    candidates = encode_texts(model, tokenizer, texts, options).view(n, c, -1)[images.rows]  # (n c) e -> n c e
+    cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
+    hit = (metrics.class_ranks(cosines, labels[images.rows]) == 1).double().numpy()
+
+    def recount(weights: np.ndarray) -> dict[str, float]:
+        return {"top1": mean(hit, weights)}
+
+    notes = ("no confusion matrix: the sentences change from picture to picture", *_left_out(images))
+    figures = with_intervals(recount, (len(hit),), resamples=resamples)
+    seen = digest(images.fingerprint, labels[images.rows].numpy().tobytes(), *texts)
+    return Evaluation("zeroshot", task, figures, {"chance": 1 / c}, notes, seen, recount, (len(hit),))
+
+
+_CLASS_FIGURES = ("balanced_accuracy", "macro_f1", "ece")
+
+
+def _recount(judged: Judged, labels: np.ndarray, classes: int, strangers: Judged | None) -> Recount:
+    rank, predicted = judged.rank.numpy(), judged.predicted.numpy()
+    hits = {f"top{k}": (rank <= k).astype(np.float64) for k in ((1, 5) if classes > 5 else (1,))}
+    calibration = Calibration(judged.confidence.numpy(), hits["top1"])
+    detections = {}
+    if strangers is not None:
+        theirs = strangers.familiarity()
+        detections = {name: Detection(own, theirs[name]) for name, own in judged.familiarity().items()}
+
+    def recount(weights: np.ndarray) -> dict[str, float]:
+        here, there = weights[: len(labels)], weights[len(labels) :]
+        scores = class_scores(confusion(labels, predicted, classes, here))
+        figures = {name: mean(hit, here) for name, hit in hits.items()}
+        figures |= {"balanced_accuracy": balanced_accuracy(scores), "macro_f1": macro_f1(scores)}
+        figures["ece"] = calibration.error(here)
+        for name, detection in detections.items():
+            figures[f"auroc_{name}"] = detection.auroc(here, there)
+            figures[f"fpr95_{name}"] = detection.fpr95(here, there)
+        return figures
+
+    return recount
+
+
+def _details(judged: Judged, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    own, predicted = labels.numpy(), judged.predicted.numpy()
+    counts = confusion(own, predicted, len(classes), np.ones(len(own)))
+    scores = zip(classes, counts.sum(1).tolist(), *(part.tolist() for part in class_scores(counts)), strict=True)
+    names = ("class", "n", "precision", "recall", "f1")
+    hit = (judged.rank.numpy() == 1).astype(np.float64)
+    return {
+        "chance": 1 / len(classes),
+        "classes": list(classes),
+        "per_class": [dict(zip(names, (name, int(n), *rest), strict=True)) for name, n, *rest in scores],
+        "confusion": counts.astype(np.int64).tolist(),
+        "calibration": Calibration(judged.confidence.numpy(), hit).bins(),
+    }
+
+
+def _by_template(
+    image: Tensor, by_class: Sequence[Tensor], templates: Sequence[str], labels: Tensor
+) -> list[dict[str, str | float]]:
+    """top1 of each template by itself; the rows [t::T] of a class are those of template t."""
+    found: list[dict[str, str | float]] = []
+    for t, template in enumerate(templates):
+        classifier = _mean_of([part[t :: len(templates)] for part in by_class])
+        hits = sum(
+            int((metrics.class_ranks(metrics.cosine_matrix(part, classifier), own) == 1).sum())
+            for part, own in zip(image.split(4096), labels.split(4096), strict=True)
+        )
+        found.append({"template": template, "top1": hits / len(labels)})
+    return found

@@ -1,0 +1,397 @@
+"""The probe against scikit-learn itself, and by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import miniclip.evaluation.probe as probing
+from miniclip.evaluation.probe import Labelled, divide, probe
+from miniclip.evaluation.result import Evaluation, to_json
+
+NAMES = ("ant", "bee", "cow", "dog")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clouds(n: int, seed: int, noise: float, classes: int = 4, width: int = 12) -> Labelled:
+    """Unit vectors about one centre a class; the centres are the same for every seed."""
+    draws = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = np.eye(width)[:classes] * 0.5 + 0.3
+    return Labelled(unit(centres[labels] + noise * draws.normal(size=(n, width))), labels)
+
+
+def angles(*pairs: tuple[float, int]) -> Labelled:
+    degrees = np.radians([degree for degree, _ in pairs])
+    return Labelled(unit(np.stack([np.cos(degrees), np.sin(degrees)], 1)), np.array([label for _, label in pairs]))
+
+
+def run(train: Labelled, validation: Labelled, test: Labelled, **options: Any) -> Evaluation:
+    classes = options.pop("classes", NAMES)
+    return probe(train, validation, test, classes, "toy", **{"shots": (), **options})
+
+
+def hits(result: Evaluation, figure: str) -> np.ndarray:
+    """(N,): what each test picture counts alone."""
+    return np.array([result.recount(row)[figure] for row in np.eye(result.groups[0])])
+
+
+@pytest.fixture(scope="module")
+def noisy() -> tuple[Labelled, Labelled, Labelled]:
+    return clouds(90, 1, 0.45), clouds(150, 2, 0.45), clouds(200, 3, 0.45)
+
+
+@pytest.fixture(scope="module")
+def curve(noisy: tuple[Labelled, Labelled, Labelled]) -> Evaluation:
+    return run(*noisy, shots=(1, 2, 4), draws=4)
+
+
+def reference(train: Labelled, strength: float) -> LogisticRegression:
+    """scikit-learn on the embeddings as they are, to a tolerance far below the probe's."""
+    model = LogisticRegression(C=strength, tol=1e-9, max_iter=20000)
+    return model.fit(np.asarray(train.features, np.float64), train.labels)
+
+
+def test_linear_equals_scikit_learn_on_the_embeddings_as_they_are(
+    noisy: tuple[Labelled, ...], curve: Evaluation
+) -> None:
+    train, _, test = noisy
+    predicted = reference(train, curve.details["C"] / curve.details["spread"] ** 2).predict(test.features)
+    np.testing.assert_array_equal(hits(curve, "linear"), predicted == test.labels)
+    assert curve["linear"] == np.mean(predicted == test.labels)
+    assert math.isclose(curve["linear_balanced_accuracy"], balanced_accuracy_score(test.labels, predicted))
+    centred = train.features - train.features.mean(0)
+    assert math.isclose(curve.details["spread"], np.sqrt((centred**2).sum(1).mean()), rel_tol=1e-5)
+
+
+def test_c_is_chosen_on_validation_by_halving(noisy: tuple[Labelled, ...], curve: Evaluation) -> None:
+    train, validation, _ = noisy
+    spread = curve.details["spread"]
+    on_validation: dict[int, float] = {}
+    on_train: dict[int, float] = {}
+
+    def score(eighth: int) -> float:
+        if eighth not in on_validation:
+            model = reference(train, 10 ** (eighth / 8 - 6) / spread**2)
+            on_validation[eighth] = float(np.mean(model.predict(validation.features) == validation.labels))
+            on_train[eighth] = float(np.mean(model.predict(train.features) == train.labels))
+        return on_validation[eighth]
+
+    seen = [0, 16, 32, 48, 64, 80, 96]
+    for step in (8, 4, 2, 1):
+        top = max(map(score, seen))
+        centre = min(place for place in seen if score(place) == top)
+        seen += [place for place in (centre - step, centre + step) if 0 <= place <= 96]
+    top = max(map(score, seen))
+    chosen = min(place for place in seen if score(place) == top)
+    assert math.isclose(curve.details["C"], 10 ** (chosen / 8 - 6))
+    assert curve.details["validation"]["linear"] == top
+    # the case is one where another rule would choose otherwise
+    best_on_train = max(on_train, key=lambda place: on_train[place])
+    assert on_train[best_on_train] > on_train[chosen]
+    assert on_validation[best_on_train] < top
+
+
+def test_the_test_pictures_choose_nothing(noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation) -> None:
+    train, validation, test = noisy
+    other = run(train, validation, Labelled(test.features, (np.asarray(test.labels) + 1) % 4), shots=(2,), draws=4)
+    for key in ("C", "k", "validation", "spread"):
+        assert other.details[key] == curve.details[key]
+    assert other.details["shots"][0]["C"] == curve.details["shots"][1]["C"]
+    assert other["linear"] < 0.4 < curve["linear"]
+
+
+# 5 degrees is a picture of class 1 among those of class 0
+FIVE = angles((0, 0), (4, 0), (8, 0), (5, 1), (60, 1))
+
+
+@pytest.mark.parametrize(
+    ("validation", "k", "share"),
+    [
+        (angles((5.2, 0), (1, 0)), 5, 0.5),  # all five vote 3 : 2 for class 0, so 60 degrees is lost
+        (angles((5.2, 1), (60, 1)), 1, 0.75),  # the nearest: 5.1 degrees is lost
+        (angles((0, 0), (4, 0)), 5, 0.5),  # both ks are right: the larger
+    ],
+)
+def test_nearest_neighbours_by_hand(validation: Labelled, k: int, share: float) -> None:
+    result = run(FIVE, validation, angles((0, 0), (5.1, 0), (58, 1), (70, 1)), classes=NAMES[:2])
+    assert result.details["k"] == k
+    assert result["knn"] == share
+    assert result.details["validation"]["knn"] == 1
+
+
+def test_nearest_neighbours_equal_scikit_learn(noisy: tuple[Labelled, ...], curve: Evaluation) -> None:
+    train, validation, test = noisy
+    scores, hit = {}, {}
+    for k in (1, 5, 10, 20, 50):  # 100 is more than the 90 pictures
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train.features, train.labels)
+        scores[k] = model.score(validation.features, validation.labels)
+        hit[k] = model.predict(test.features) == test.labels
+    best = max(scores, key=lambda k: (scores[k], k))
+    assert curve.details["k"] == best
+    assert curve.details["validation"]["knn"] == scores[best]
+    np.testing.assert_array_equal(hits(curve, "knn"), hit[best])
+    assert len({found.tobytes() for found in hit.values()}) == 5
+
+
+def test_clusters_apart_are_told_apart() -> None:
+    result = run(clouds(40, 1, 0.01), clouds(20, 2, 0.01), clouds(30, 3, 0.01), shots=(1, 2), draws=2)
+    assert set(result.figures) == {"linear", "linear_balanced_accuracy", "knn", "linear_1_shot", "linear_2_shot"}
+    for figure in result.figures.values():
+        assert figure == (1.0, 1.0, 1.0, 30)
+    # every C is right, down to the strongest penalty
+    assert result.details["C"] == 1e-6
+    assert result.notes == ()
+    assert result.kind == "probe"
+    assert result.groups == (30,)
+
+
+def test_the_strongest_penalty_is_solved_too(
+    monkeypatch: pytest.MonkeyPatch, noisy: tuple[Labelled, Labelled, Labelled]
+) -> None:
+    monkeypatch.setattr(probing, "_EIGHTHS", 0)  # 1e-6 alone
+    train, _, test = noisy
+    train = Labelled(train.features[:88], train.labels[:88])
+    # To first order a weight is C times the sum of (one - share) times picture, and the intercepts undo the centre.
+    centre = train.features.mean(0)
+    means = np.stack([train.features[train.labels == label].mean(0) for label in range(4)])
+    predicted = ((test.features - centre) @ (means - centre).T).argmax(1)
+    result = run(train, noisy[1], test)
+    assert result.details["C"] == 1e-6
+    np.testing.assert_array_equal(hits(result, "linear"), predicted == test.labels)
+
+
+def test_many_classes_of_one_picture_bring_no_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = [clouds(48, seed, 0.01, classes=24, width=24) for seed in (1, 2, 3)]
+        assert run(*parts, classes=[str(k) for k in range(24)], shots=(1,), draws=1)["linear_1_shot"] == 1
+
+
+def test_shuffled_labels_give_chance() -> None:
+    train, validation, test = (clouds(n, seed, 0.1) for n, seed in ((200, 1), (200, 2), (1200, 3)))
+    draws = np.random.default_rng(0)
+    result = run(
+        *(Labelled(part.features, draws.permutation(part.labels)) for part in (train, validation, test)), shots=(4,)
+    )
+    for name in ("linear", "linear_balanced_accuracy", "knn", "linear_4_shot"):
+        assert abs(result[name] - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 1200), name
+    assert result.details["chance"] == 0.25
+
+
+def test_the_curve_is_mean_and_spread_over_draws(curve: Evaluation) -> None:
+    for row in curve.details["shots"]:
+        assert len(row["draws"]) == len(row["C"]) == 4
+        assert math.isclose(row["std"], statistics.stdev(row["draws"]))
+        assert math.isclose(row["mean"], statistics.mean(row["draws"]))
+        assert math.isclose(curve[f"linear_{row['shots']}_shot"], row["mean"])
+        assert len(set(row["draws"])) > 1
+    assert [row["shots"] for row in curve.details["shots"]] == [1, 2, 4]
+    means = [row["mean"] for row in curve.details["shots"]]
+    assert means[0] < means[2] < curve["linear"]
+
+
+def test_intervals_contain_the_value_and_are_about_as_wide_as_a_share_has_it(curve: Evaluation) -> None:
+    for name, figure in curve.figures.items():
+        assert figure.low < figure.value < figure.high, name
+        assert figure.n == 200
+    value = curve["linear"]
+    normal = 2 * 1.96 * math.sqrt(value * (1 - value) / 200)
+    assert abs(curve.figures["linear"].high - curve.figures["linear"].low - normal) < 0.2 * normal
+
+
+def test_the_draws_hold_so_many_of_each_class_and_lie_in_one_another(
+    monkeypatch: pytest.MonkeyPatch, noisy: tuple[Labelled, Labelled, Labelled]
+) -> None:
+    fitted: list[tuple[set[bytes], list[int]]] = []
+    choose = probing._choose
+
+    def watched(x: np.ndarray, y: np.ndarray, *validation: np.ndarray) -> Any:
+        assert len(validation[1]) == 150
+        fitted.append(({row.tobytes() for row in x}, np.bincount(y, minlength=4).tolist()))
+        return choose(x, y, *validation)
+
+    monkeypatch.setattr(probing, "_choose", watched)
+    train, validation, test = noisy
+    kept = np.flatnonzero((np.asarray(train.labels) != 2) | (np.arange(90) < 12))  # 3 of "cow"
+    result = run(
+        Labelled(train.features[kept], train.labels[kept]), validation, test, shots=(8, 2, 99), draws=3, notes=["first"]
+    )
+    full, *drawn = fitted
+    assert full[1] == [23, 23, 3, 22]
+    assert [counts for _, counts in drawn] == [[2, 2, 2, 2]] * 3 + [[8, 8, 3, 8]] * 3
+    assert all(few <= more for (few, _), (more, _) in zip(drawn[:3], drawn[3:], strict=True))
+    assert all(rows <= full[0] for rows, _ in drawn)
+    assert drawn[0][0] != drawn[1][0]
+    assert result.notes == (
+        "first",
+        "8-shot: 1 of 4 classes have fewer training pictures and give them all",
+        "no 99-shot: no class has 99 training pictures, the most is 23",
+    )
+    assert "linear_99_shot" not in result.figures
+
+
+def test_a_draw_of_everything_is_the_full_probe(noisy: tuple[Labelled, Labelled, Labelled]) -> None:
+    result = run(*noisy, shots=(23,), draws=2)
+    assert result.details["shots"][0]["draws"] == [result["linear"]] * 2
+    assert result.details["shots"][0]["C"] == [result.details["C"]] * 2
+
+
+def test_equal_seeds_give_equal_results(noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation) -> None:
+    again = run(*(Labelled(*map(torch.as_tensor, part)) for part in noisy), shots=(2,), draws=4)
+    assert again.details["shots"] == curve.details["shots"][1:2]
+    assert all(again.figures[name] == curve.figures[name] for name in again.figures)
+    other = run(*noisy, shots=(2,), draws=4, seed=1)
+    assert other.details["shots"] != again.details["shots"]
+    assert other["linear"] == again["linear"]
+
+
+def test_the_order_of_the_training_pictures_does_not_matter(
+    noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation
+) -> None:
+    train, validation, test = noisy
+    order = np.random.default_rng(5).permutation(90)
+    other = run(Labelled(train.features[order], train.labels[order]), validation, test)
+    assert other.details["C"] == curve.details["C"]
+    for figure in ("linear", "knn"):
+        np.testing.assert_array_equal(hits(other, figure), hits(curve, figure))
+
+
+def test_a_narrow_cone_gives_the_same_c_and_hits(noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation) -> None:
+    def squeezed(part: Labelled, radius: float = 0.01) -> Labelled:
+        lifted = np.full((len(part.features), 1), math.sqrt(1 - radius**2))
+        return Labelled(np.concatenate([radius * np.asarray(part.features, np.float64), lifted], 1), part.labels)
+
+    cone = run(*map(squeezed, noisy))
+    assert cone.details["C"] == curve.details["C"]
+    assert math.isclose(cone.details["spread"], 0.01 * curve.details["spread"], rel_tol=1e-6)
+    np.testing.assert_array_equal(hits(cone, "linear"), hits(curve, "linear"))
+
+
+def test_balanced_accuracy_leaves_out_a_class_without_test_pictures() -> None:
+    train, validation = clouds(40, 1, 0.01), clouds(20, 2, 0.01)
+    rows = [0, 4, 1, 5]  # of ant, ant, bee, bee
+    test = Labelled(clouds(8, 3, 0.01).features[rows], np.array([0, 0, 0, 1]))
+    result = run(train, validation, test, classes=("ant", "bee", "cow", "dog", "eel"))
+    assert result["linear"] == 3 / 4
+    assert math.isclose(result["linear_balanced_accuracy"], (2 / 3 + 1) / 2)
+    assert result.recount(np.array([1.0, 0, 3, 0]))["linear_balanced_accuracy"] == 1 / 4  # "bee" was not drawn
+    assert result.notes == (
+        "1 of 5 classes have no training pictures, e.g. 'eel'",
+        "1 of 5 classes have no validation pictures, e.g. 'eel'",
+        "3 of 5 classes have no test pictures, e.g. 'cow'",
+    )
+
+
+def test_fits_that_stop_early_are_noted_and_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, noisy: tuple[Labelled, Labelled, Labelled]
+) -> None:
+    monkeypatch.setattr(probing, "_MAX_STEPS", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = run(*noisy, shots=(2,), draws=2)
+    assert [note.split(":")[0] for note in result.notes] == ["linear", "2-shot"]
+    assert "fits stopped before they converged (C from" in result.notes[0]
+
+
+@pytest.mark.parametrize("entry", [(1.0, 0.0, 0.0), (1 / 3, 2 / 3, 2 / 3)])
+def test_embeddings_that_are_all_equal_give_the_most_frequent_class(entry: tuple[float, ...]) -> None:
+    same = Labelled(np.full((10, 3), entry, np.float32), np.array([0, 1, 1, 1, 1, 1, 1, 2, 2, 3]))
+    result = run(same, same, same, shots=(1,), draws=2)
+    assert (result["linear"], result["linear_balanced_accuracy"]) == (0.6, 0.25)
+
+
+def test_one_draw_has_no_spread_and_everything_is_plain(noisy: tuple[Labelled, Labelled, Labelled]) -> None:
+    result = run(*noisy, shots=(1,), draws=1, fingerprint="abc", resamples=1)
+    assert result.details["shots"][0]["std"] is None
+    text = json.dumps(to_json(result), allow_nan=False)
+    assert json.loads(text)["details"] == result.details
+    assert [result.details[f"n_{part}"] for part in ("train", "validation", "test")] == [90, 150, 200]
+    assert result.fingerprint == "abc"
+    assert result.figures["linear"].low == result.figures["linear"].high
+
+
+GOOD = clouds(8, 1, 0.1)
+NAN = Labelled(np.where(np.arange(8)[:, None] == 5, np.nan, GOOD.features), GOOD.labels)
+LONG = Labelled(np.where(np.arange(8)[:, None] >= 6, 3 * GOOD.features, GOOD.features), GOOD.labels)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test", "options", "message"),
+    [
+        (NAN, GOOD, GOOD, {}, "toy, training: the embedding in row 5 has length nan"),
+        (GOOD, GOOD, LONG, {}, "toy, test: the embedding in row 6 has length 3 instead of 1, as have 2 of 8"),
+        (GOOD, Labelled(GOOD.features, GOOD.labels + 1), GOOD, {}, "toy, validation: row 3 has label 4; there are 4"),
+        (GOOD, GOOD, Labelled(GOOD.features, GOOD.labels - 1), {}, "toy, test: row 0 has label -1"),
+        (GOOD, GOOD, Labelled(GOOD.features[:0], GOOD.labels[:0]), {}, "toy, test: there are no pictures"),
+        (GOOD, GOOD, Labelled(GOOD.features, GOOD.labels[:7]), {}, r"got \(8, 12\) and \(7,\)"),
+        (GOOD, GOOD, Labelled(GOOD.features, GOOD.labels / 2), {}, "whole-numbered labels"),
+        (
+            Labelled(GOOD.features[:3], GOOD.labels[:3]),
+            GOOD,
+            GOOD,
+            {},
+            "class 'dog' has 2 validation pictures and none",
+        ),
+        (GOOD, GOOD, GOOD, {"classes": ["ant"]}, "at least two classes"),
+        (*[Labelled(GOOD.features, GOOD.labels * 0)] * 3, {}, "fewer than two classes have training pictures"),
+        (GOOD, GOOD, clouds(8, 1, 0.1, width=5), {}, r"several widths, \[12, 12, 5\]"),
+        (GOOD, GOOD, GOOD, {"draws": 0}, "must be at least 1"),
+        (GOOD, GOOD, GOOD, {"shots": (4, 0)}, "must be at least 1"),
+    ],
+)
+def test_bad_input_is_named(
+    train: Labelled, validation: Labelled, test: Labelled, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(train, validation, test, **options)
+
+
+def test_divide_by_hand() -> None:
+    labels = np.random.default_rng(0).permutation([0] * 10 + [1] * 20 + [3] * 3)
+    parts = divide(labels, (0.6, 0.2, 0.2), seed=0)
+    assert [np.bincount(labels[part]).tolist() for part in parts] == [[6, 12, 0, 1], [2, 4, 0, 1], [2, 4, 0, 1]]
+    assert sorted(np.concatenate(parts)) == list(range(33))
+    assert all((np.diff(part) > 0).all() for part in parts)
+    again, other = divide(torch.as_tensor(labels), (0.6, 0.2, 0.2), seed=0), divide(labels, (0.6, 0.2, 0.2), seed=1)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+    assert any((a != b).any() for a, b in zip(parts, other, strict=True))
+
+
+@given(st.lists(st.integers(3, 60), min_size=1, max_size=5), st.lists(st.integers(1, 20), min_size=1, max_size=3))
+def test_divide_keeps_every_class_in_proportion(sizes: list[int], weights: list[int]) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    shares = np.array(weights) / sum(weights)
+    counts = np.stack([np.bincount(labels[part], minlength=len(sizes)) for part in divide(labels, shares.tolist(), 0)])
+    assert counts.sum(0).tolist() == sizes
+    assert counts.min() >= 1
+    # off by a picture from rounding, and by as many more as the other parts were raised to one
+    assert (np.abs(counts - shares[:, None] * np.array(sizes)) < len(shares)).all()
+
+
+def test_divide_names_what_is_wrong() -> None:
+    labels = np.array([0, 0, 0, 1, 1])
+    with pytest.raises(ValueError, match="class 'bee' has 2 pictures, and 3 parts need one each"):
+        divide(labels, (0.8, 0.1, 0.1), 0, classes=NAMES)
+    with pytest.raises(ValueError, match="class 1 has 2 pictures"):
+        divide(labels, (0.8, 0.1, 0.1), 0)
+    for shares in ((0.5, 0.4), (1.0, 0.0), ()):
+        with pytest.raises(ValueError, match="must be above 0 and sum to 1"):
+            divide(labels, shares, 0)
+    with pytest.raises(ValueError, match="no pictures to divide"):
+        divide(labels[:0], (0.5, 0.5), 0)
