@@ -17,6 +17,8 @@ from miniclip.config import (
     Config,
     ConfigError,
     DataConfig,
+    EvalConfig,
+    EvalTask,
     LossConfig,
     ModelConfig,
     TrainConfig,
@@ -107,6 +109,9 @@ def test_frozen(good: str) -> None:
         (["--run.seed", "-1"], ["run.seed=-1"]),
         (["--model.logit_scale_init", "5"], ["model.logit_scale_init=5", "4.605"]),
         (["--model.context_length", "2"], ["model.context_length=2"]),
+        (["--eval.every", "-1"], ["eval.every=-1", "0 or more"]),
+        (["--eval.best", "shape/top1"], ["eval.best=shape/top1", "eval.every", "100"]),
+        (["--eval.tasks", "[shape, shape]"], ["eval.tasks", "two tasks are called", "'shape'", "by task"]),
         (["--config", "/no/such/file.yaml"], ["/no/such/file.yaml"]),
     ],
 )
@@ -315,6 +320,102 @@ def test_balanced_is_no_start_of_a_model_by_itself() -> None:
     config = whole(model=ModelConfig("tiny-vit", logit_bias_init="balanced"), loss=LossConfig("sigmoid"))
     assert resolve(config.with_start().model).logit_bias_init == pytest.approx(-math.log(255))
     assert resolve(whole(model=ModelConfig("tiny-vit")).with_start().model).logit_bias_init is None
+
+
+# ---- tasks on other data
+
+FULL = {
+    "zeroshot": {"task": "z", "split": "val", "name": "n", "classnames": "c.txt", "templates": ["a {}.", "the {}."]}
+    | {"label_column": "l", "image_column": "i"},
+    "retrieval": {"task": "r", "split": "val", "name": "n", "image_column": "i", "caption_column": ["a", "b"]},
+    "probe": {"task": "p", "name": "n", "classnames": "c.txt", "label_column": "l", "image_column": "i"},
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_every_option_of_a_task_round_trips(good: str, kind: str, tmp_path: Path) -> None:
+    """From YAML, and from the file that a run saves; the values stay what they were, among plain names of tasks."""
+    import yaml
+
+    tasks = ["shape", {"kind": kind, "data": "ünï: folder", **FULL[kind]}, "some/folder"]
+    path = tmp_path / "tasks.yaml"
+    path.write_text(yaml.safe_dump({"train": {"max_steps": 5}, "eval": {"tasks": tasks, "every": 2}}))
+    config = load_config(["--config", str(path)])
+    assert config.eval.tasks == tasks
+    assert config.eval.own_tasks == ["shape", EvalTask(kind, "ünï: folder", **FULL[kind]), "some/folder"]  # type: ignore[arg-type]
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config_file(tmp_path / "saved.yaml") == config
+    assert load_config(["--config", good, "--eval.tasks", yaml.safe_dump(tasks)]).eval.tasks == tasks
+    assert load_config(["--config", good, "--eval.tasks", "null"]).eval.own_tasks is None
+
+
+def test_every_option_of_a_task_is_tried_here() -> None:
+    """An option that one of the kinds does not take is refused there; together they take all."""
+    assert {f.name for f in fields(EvalTask)} == {"kind", "data"}.union(*FULL.values())
+    for kind, given in FULL.items():
+        for option in set().union(*FULL.values()) - set(given):
+            with pytest.raises(ConfigError, match=f"^eval.tasks: {option} has no meaning for {kind} on here$"):
+                EvalConfig(tasks=[{"kind": kind, "data": "here", option: "x"}])
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("flowers", "flowers"), ("/data/flowers/", "flowers"), ("nelorth/oxford-flowers", "oxford-flowers")],
+)
+def test_a_task_is_called_after_its_data(data: str, name: str) -> None:
+    assert EvalTask("probe", data).label == name
+    assert EvalTask("probe", data, task="mine").label == "mine"
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (
+            {"kind": "zeroshot", "data": "x", "template": "a {}"},
+            "unknown key template of a task; did you mean templates?",
+        ),
+        ({"kind": "zeroshot", "data": "x", "class_names": "y"}, "did you mean classnames?"),
+        ({"kind": "zeroshot", "data": "x", "qqq": "y"}, "unknown key qqq of a task; use kind, data, task, split"),
+        ({"kind": "probe"}, "lacks data"),
+        ({"kind": "probe", "data": ""}, "lacks data"),
+        ({"data": "x"}, "lacks kind"),
+        ({}, "lacks kind and data"),
+        ({"kind": "zero-shot", "data": "x"}, "kind='zero-shot' must be one of zeroshot, retrieval, probe"),
+        ({"kind": ["probe"], "data": "x"}, "kind=['probe'] must be one of"),
+        ({"kind": "retrieval", "data": "x", "templates": "simple"}, "templates has no meaning for retrieval on x"),
+        ({"kind": "probe", "data": "x", "templates": "simple", "split": "test"}, "templates, split has no meaning"),
+        ({"kind": "zeroshot", "data": "x", "caption_column": "c"}, "caption_column has no meaning for zeroshot"),
+        ({"kind": "probe", "data": 5}, "data=5 of a task must be text"),
+        ({"kind": "probe", "data": ["x", "y"]}, "of a task must be text"),
+        ({"kind": "zeroshot", "data": "x", "split": 2024}, "split=2024 of a task must be text"),
+        ({"kind": "zeroshot", "data": "x", "templates": 3}, "templates=3 of a task must be text or a list"),
+        ({"kind": "zeroshot", "data": "x", "task": "a/b"}, "task='a/b' may not hold a slash"),
+    ],
+)
+def test_a_task_is_checked(good: str, task: dict[str, Any], words: str, tmp_path: Path) -> None:
+    import yaml
+
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        EvalConfig(tasks=[task])
+    path = tmp_path / "tasks.yaml"
+    path.write_text(yaml.safe_dump({"train": {"max_steps": 5}, "eval": {"tasks": [task]}}))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ["shape", {"kind": "probe", "data": "x", "task": "shape"}],
+        [{"kind": "probe", "data": "a/flowers"}, {"kind": "zeroshot", "data": "b/flowers"}],
+        ["retrieval", {"kind": "retrieval", "data": "retrieval"}],
+    ],
+)
+def test_two_tasks_of_one_name(tasks: list[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"two tasks are called .*; give one of them another name by task"):
+        EvalConfig(tasks=tasks)
+    last = {**tasks[-1], "task": "other"}
+    assert EvalConfig(tasks=[tasks[0], last]).own_tasks
 
 
 def test_unknown_key_in_a_file(tmp_path: Path) -> None:

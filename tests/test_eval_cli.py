@@ -1,4 +1,4 @@
-"""eval.py from the command line to its tables, files and messages, with a tiny untrained model."""
+"""eval.py from the command line to its tables, files and messages, with tiny untrained models."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
-from miniclip import arguments
 from miniclip.checkpoint import load, save_model
+from miniclip.data.labelled import open_labelled
+from miniclip.data.plain import open_pictures
 from miniclip.data.shapes import SceneSource, scene_task
 from miniclip.data.transforms import Preprocess
+from miniclip.evaluation import commands
 from miniclip.evaluation.cli import main
-from miniclip.evaluation.encode import EncodeOptions
+from miniclip.evaluation.encode import EncodeOptions, fingerprint
+from miniclip.evaluation.result import Evaluation, difference, to_json
 from miniclip.evaluation.retrieval import retrieval
-from miniclip.evaluation.zeroshot import ZeroShotResult, zero_shot
+from miniclip.evaluation.zeroshot import zero_shot
 from miniclip.metrics import median_rank, recall_at_k, retrieval_ranks_from_embeddings
 from miniclip.models import create_model
 
 ROOT = Path(__file__).parent.parent
+CLASSES = ("red", "light_green", "blue")
 
 
-def save_tiny(directory: Path, seed: int, image_size: int) -> str:
+def save_tiny(directory: Path, seed: int, image_size: int, width: int = 32) -> str:
     torch.manual_seed(seed)
-    small = {"embed_dim": 16, "image_width": 32, "image_layers": 2, "image_heads": 2, "patch_size": 16}
+    small = {"embed_dim": 16, "image_width": width, "image_layers": 2, "image_heads": 2, "patch_size": 16}
     text = {"text_width": 32, "text_heads": 2, "text_layers": 2, "vocab_size": 49408, "context_length": 32}
     model = create_model("tiny-vit", image_size=image_size, **small, **text)
     save_model(directory, model, Preprocess(image_size))
@@ -43,21 +49,45 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def run_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run = tmp_path_factory.mktemp("run")
-    save_tiny(run / "model", 1, 48)
-    return str(run)
+def copied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model as checkpoint, elsewhere."""
+    return save_tiny(tmp_path_factory.mktemp("copied"), 0, 32)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("larger"), 1, 48)
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    save_tiny(tmp_path / "run" / "model", 1, 32)
+    (tmp_path / "run" / "config.yaml").write_text("{}\n")
+    return tmp_path / "run"
+
+
+def paint(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((40, 30), Image.Resampling.NEAREST).save(path)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of two pictures each, below a split."""
+    """Three classes of two pictures each in test, of six in train and of one in validation."""
     root = tmp_path_factory.mktemp("folders")
-    for k, name in enumerate(("red", "light_green", "blue")):
-        (root / "test" / name).mkdir(parents=True)
-        for shade in (150, 250):
-            colour = tuple(shade if c == k else 10 for c in range(3))
-            Image.new("RGB", (40, 30), colour).save(root / "test" / name / f"{shade}.png")
+    for split, count in (("test", 2), ("train", 6), ("validation", 1)):
+        for k, name in enumerate(CLASSES):
+            for number in range(count):
+                paint(root / split / name / f"{number}.png", 100 * len(split) + 10 * number + k)
+    return root
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("foreign")
+    for number in range(4):
+        paint(root / f"{number}.png", 5000 + number)
     return root
 
 
@@ -74,97 +104,194 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def results(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return read
+
+
+def evaluated(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The only result of a command that writes to folder."""
+    assert main([*arguments, "--out", str(folder), "--device", "cpu"]) == 0
+    (result,) = results(folder)["results"]
+    assert isinstance(result, dict)
+    return result
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# Zero-shot
+
+
 def test_zero_shot_on_a_task_equals_python(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    json_file, picture = tmp_path / "result.json", tmp_path / "confusion.png"
     arguments = ["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--size", "24", "--seed", "3"]
-    assert main([*arguments, "--json", str(json_file), "--confusion", str(picture), "--device", "cpu"]) == 0
-    written = json.loads(json_file.read_text())
-    (result,) = written["results"]
-    expected = zero_shot(*load(checkpoint), scene_task("shape", 24, 3, 32), task="shape")
-    assert result["checkpoint"] == checkpoint and result["n"] == 24 and result["task"] == "shape"
-    assert result["top1"] == expected.top1 and result["top5"] == expected.top5
-    assert result["confusion"] == [list(row) for row in expected.confusion or ()]
-    assert written["command"] == "zeroshot" and written["templates"] is None and written["precision"] == "fp32"
-    with Image.open(picture) as image:
+    result = evaluated(tmp_path / "out", *arguments)
+    model, preprocess, tokenizer = load(checkpoint)
+    expected = zero_shot(model, preprocess, tokenizer, scene_task("shape", 24, 3, 32), task="shape")
+    assert {name: result[name] for name in to_json(expected)} == to_json(expected)
+    assert result["model"] == {"name": checkpoint, "fingerprint": fingerprint(model)}
+    assert result["data"] == {"source": "shapes: shape", "split": "test", "fingerprint": expected.fingerprint}
+    figure = result["figures"]["top1"]
+    assert figure["n"] == 24 and figure["low"] <= figure["value"] <= figure["high"]
+    written = results(tmp_path / "out")
+    assert set(written) == {"command", "time", "versions", "results", "differences"} and written["differences"] == []
+    assert written["command"] == " ".join(["eval.py", *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert torch.__version__.startswith(written["versions"]["torch"]) and "miniclip" in written["versions"]
+    assert names_in(tmp_path / "out") == {"results.json", "confusion.png", "calibration.png"}
+    with Image.open(tmp_path / "out" / "confusion.png") as image:
         assert image.format == "PNG"
     captured = capsys.readouterr()
-    assert "zero-shot: shape" in captured.out and f"{100 * expected.top1:.1f}" in captured.out
-    assert "crescent" in captured.out and captured.err == ""
+    assert "zeroshot: shapes: shape, test" in captured.out and f"{100 * expected['top1']:.1f}" in captured.out
+    assert "crescent" in captured.out and str(tmp_path / "out") in captured.out and captured.err == ""
 
 
 def test_zero_shot_on_folders_with_class_names(
     checkpoint: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("red\tred thing\nlight_green\tpale green\nblue\tblue thing\n")
-    base = ["zeroshot", "--checkpoint", checkpoint, "--dataset", str(folders), "--json", str(tmp_path / "a.json")]
-    assert main(base) == 0
+    names.write_text("red\tred thing\nlight_green\tpale green | mint\nblue\tblue thing\n")
+    base = ["zeroshot", "--checkpoint", checkpoint, "--dataset", str(folders)]
+    first = evaluated(tmp_path / "a", *base)
     assert "light green" in capsys.readouterr().out
-    read = json.loads((tmp_path / "a.json").read_text())
-    assert read["results"][0]["classes"] == ["blue", "light green", "red"] and read["results"][0]["n"] == 6
-    assert read["templates"] == ["a photo of a {}."] and read["split"] == "test"
-    assert main([*base, "--classnames", str(names), "--templates", "a {}", "one {}", "--precision", "bf16"]) == 0
-    read = json.loads((tmp_path / "a.json").read_text())
-    assert read["results"][0]["classes"] == ["blue thing", "pale green", "red thing"]
-    assert read["templates"] == ["a {}", "one {}"] and read["precision"] == "bf16"
+    assert first["details"]["classes"] == ["blue", "light green", "red"] and first["figures"]["top1"]["n"] == 6
+    assert first["data"]["source"] == str(folders) and "templates" not in first["details"]
+    more = ["--classnames", str(names), "--templates", "a {}", "one {}", "--precision", "bf16"]
+    second = evaluated(tmp_path / "b", *base, *more)
+    assert second["details"]["classes"] == ["blue thing", "pale green", "red thing"]
+    assert [row["template"] for row in second["details"]["templates"]] == ["a {}", "one {}"]
+    assert second["data"] == first["data"] and second["model"] == first["model"]
+    assert "templates.png" in names_in(tmp_path / "b")
+    model, preprocess, tokenizer = load(checkpoint)
+    source = open_labelled(folders, classnames_file=names, image_size=32)
+    options = EncodeOptions(precision="bf16")
+    expected = zero_shot(model, preprocess, tokenizer, source, ["a {}", "one {}"], task=folders.name, options=options)
+    assert {name: second[name] for name in to_json(expected)} == to_json(expected)
 
 
-def test_precision_and_batch_size_reach_the_towers(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_from_a_file(checkpoint: str, folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "templates.txt").write_text("x {}\n\ny {}\n")
+    base = ["zeroshot", "--checkpoint", checkpoint, "--data", str(folders), "--templates"]
+    found = evaluated(tmp_path / "out", *base, str(tmp_path / "templates.txt"))
+    assert [row["template"] for row in found["details"]["templates"]] == ["x {}", "y {}"]
+
+
+def test_foreign_pictures(
+    checkpoint: str, folders: Path, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["zeroshot", "--checkpoint", checkpoint, "--data", str(folders), "--foreign", str(foreign)]
+    found = evaluated(tmp_path / "out", *arguments)
+    strangers = open_pictures(foreign, image_size=32)
+    assert len(strangers) == 4
+    source = open_labelled(folders, image_size=32)
+    expected = zero_shot(*load(checkpoint), source, foreign=strangers, task=folders.name)
+    assert {name: found[name] for name in to_json(expected)} == to_json(expected)
+    assert found["figures"]["auroc_free_energy"]["n"] == 10 and found["figures"]["top1"]["n"] == 6
+    assert found["data"]["fingerprint"] == expected.fingerprint
+    assert names_in(tmp_path / "out") == {"results.json", "confusion.png", "calibration.png", "foreign.png"}
+    assert "FPR@95" in capsys.readouterr().out
+
+
+def test_precision_and_batch_size_reach_the_towers(
+    checkpoint: str, captioned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
-    def spy(*arguments: Any, options: EncodeOptions, **keywords: Any) -> ZeroShotResult:
-        seen.append((options.batch_size, options.precision))
+    def spy(*arguments: Any, options: EncodeOptions, **keywords: Any) -> Evaluation:
+        seen.append((options.batch_size, options.precision, options.max_bad_fraction, options.shared))
         return zero_shot(*arguments, options=options, **keywords)
 
-    monkeypatch.setattr("miniclip.evaluation.zeroshot.zero_shot", spy)
+    monkeypatch.setattr(commands, "zero_shot", spy)
     base = ["zeroshot", "--checkpoint", checkpoint, "--task", "count", "--size", "6"]
-    assert main(base) == 0 and main([*base, "--precision", "bf16", "--batch_size", "5"]) == 0
-    assert seen == [(256, "fp32"), (5, "bf16")]
+    more = ["--precision", "bf16", "--batch_size", "5", "--max_bad_fraction", "0.25"]
+    assert main(base) == 0 and main([*base, *more]) == 0
+    assert seen == [(256, "fp32", 0, True), (5, "bf16", 0.25, True)]
 
 
-def test_relation_has_two_sentences_a_picture(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "relation", "--size", "6"]) == 0
+def test_relation_has_two_sentences_a_picture(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["zeroshot", "--checkpoint", checkpoint, "--task", "relation", "--size", "6"]
+    found = evaluated(tmp_path / "out", *arguments)
+    assert set(found["figures"]) == {"top1"} and found["details"] == {"chance": 0.5}
+    assert names_in(tmp_path / "out") == {"results.json"}
     assert "50.0" in capsys.readouterr().out
 
 
-def test_several_checkpoints_give_a_row_each(
-    checkpoint: str, run_directory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# Several models
+
+
+def test_a_model_does_not_differ_from_its_copy(
+    checkpoint: str, copied: str, folders: Path, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    json_file = tmp_path / "result.json"
-    arguments = ["zeroshot", "--checkpoint", checkpoint, run_directory, "--task", "colour", "--size", "16"]
-    assert main([*arguments, "--json", str(json_file)]) == 0
-    assert [r["checkpoint"] for r in json.loads(json_file.read_text())["results"]] == [checkpoint, run_directory]
+    wanted = {
+        "zeroshot": ["--task", "shape", "--size", "20"],
+        "retrieval": ["--data", str(captioned), "--caption_column", "captions"],
+        "probe": ["--data", str(folders), "--shots"],
+    }
+    for command, arguments in wanted.items():
+        out = tmp_path / command
+        assert main([command, "--checkpoint", checkpoint, "--compare", copied, *arguments, "--out", str(out)]) == 0
+        written = results(out)
+        first, second = written["results"]
+        assert [first["model"]["name"], second["model"]["name"]] == [checkpoint, copied]
+        assert {**first, "model": 0} == {**second, "model": 0}
+        assert first["model"]["fingerprint"] == second["model"]["fingerprint"]
+        (apart,) = written["differences"]
+        assert (apart["of"], apart["than"], apart["task"]) == (copied, checkpoint, first["task"])
+        assert len(apart["figures"]) >= 2 and set(apart["figures"]) <= set(first["figures"])
+        assert all((f["value"], f["low"], f["high"]) == (0, 0, 0) for f in apart["figures"].values())
+        assert "compare.png" in names_in(out)
+        assert f"difference from {checkpoint}" in capsys.readouterr().out
+
+
+def test_differences_of_several_models(
+    checkpoint: str, copied: str, larger: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["zeroshot", "--checkpoint", checkpoint, "--compare", larger, copied]
+    assert main([*base, "--task", "shape", "--size", "30", "--out", str(tmp_path / "a")]) == 0
+    written = results(tmp_path / "a")
+    assert [result["model"]["name"] for result in written["results"]] == [checkpoint, larger, copied]
+    assert [apart["of"] for apart in written["differences"]] == [larger, copied]
+    # Each model sees scenes of its own size: 48 pixels for the larger.
+    first, second = (zero_shot(*load(m), scene_task("shape", 30, 0, s)) for m, s in ((checkpoint, 32), (larger, 48)))
+    assert written["results"][1]["details"]["confusion"] == second.details["confusion"]
+    assert first["top1"] != second["top1"]  # else the difference would say nothing
+    expected = difference(first, second)
+    for name, figure in written["differences"][0]["figures"].items():
+        assert figure == expected[name]._asdict()
+    assert written["differences"][0]["figures"]["top1"]["value"] == second["top1"] - first["top1"]
+    fingerprints = [result["model"]["fingerprint"] for result in written["results"]]
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
     out = capsys.readouterr().out
-    assert checkpoint in out and run_directory in out
-    # Each model sees scenes of its own size: 48 pixels here.
-    expected = zero_shot(*load(run_directory), scene_task("colour", 16, 0, 48))
-    assert json.loads(json_file.read_text())["results"][1]["confusion"] == [list(r) for r in expected.confusion or ()]
+    assert checkpoint in out and larger in out
+
+
+# Retrieval
 
 
 def test_retrieval_on_the_scenes_equals_python(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    json_file, sheet = tmp_path / "result.json", tmp_path / "examples.png"
     arguments = ["retrieval", "--checkpoint", checkpoint, "--data", "shapes", "--size", "20", "--seed", "2"]
-    assert main([*arguments, "--json", str(json_file), "--examples", str(sheet)]) == 0
-    (result,) = json.loads(json_file.read_text())["results"]
-    expected = retrieval(*load(checkpoint), SceneSource("test", 20, 2, 32))
-    for name in ("n_images", "n_texts", "image_to_text_r10", "text_to_image_r5", "text_to_image_median_rank"):
-        assert result[name] == getattr(expected, name)
-    with Image.open(sheet) as image:
+    result = evaluated(tmp_path / "out", *arguments)
+    expected = retrieval(*load(checkpoint), SceneSource("test", 20, 2, 32), task="shapes")
+    assert {name: result[name] for name in to_json(expected)} == to_json(expected)
+    assert result["data"] == {"source": "shapes", "split": "test", "fingerprint": expected.fingerprint}
+    assert result["figures"]["image_to_text_r1"]["n"] == 20 and result["figures"]["text_to_image_map"]["n"] == 100
+    assert names_in(tmp_path / "out") == {"results.json", "examples.png", "queries.png", "examples.html"}
+    with Image.open(tmp_path / "out" / "examples.png") as image:
         assert image.format == "PNG" and image.width > 800
     out = capsys.readouterr().out
     assert "image -> text" in out and "text -> image" in out
 
 
 def test_retrieval_on_a_folder(checkpoint: str, captioned: Path, tmp_path: Path) -> None:
-    json_file = tmp_path / "result.json"
-    base = ["retrieval", "--checkpoint", checkpoint, "--data", str(captioned), "--json", str(json_file)]
+    base = ["retrieval", "--checkpoint", checkpoint, "--data", str(captioned)]
 
     def sizes(*more: str) -> tuple[int, int]:
-        assert main([*base, *more]) == 0
-        (result,) = json.loads(json_file.read_text())["results"]
-        return result["n_images"], result["n_texts"]
+        details = evaluated(tmp_path / "out", *base, *more)["details"]
+        return details["n_images"], details["n_texts"]
 
     assert sizes("--caption_column", "captions") == (5, 10)
     assert sizes("--caption_column", "captions", "other") == (5, 15)
@@ -173,46 +300,118 @@ def test_retrieval_on_a_folder(checkpoint: str, captioned: Path, tmp_path: Path)
     assert sizes("--caption_column", "captions", "--split", "train") == (3, 6)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("zeroshot --checkpoint {none} --task shape", "none: no model.safetensors"),
-        ("zeroshot --checkpoint {ok} --data {none}", "none"),
-        ("zeroshot --checkpoint {ok} --task shape --templates photo", "lacks {{}}"),
-        ("zeroshot --checkpoint {ok} --task shape --templates {bad}", "bad.txt, line 2"),
-        ("zeroshot --checkpoint {ok} --task relation --templates simple", "leave --templates"),
-        ("zeroshot --checkpoint {ok} --task shape --classnames {bad}", "--classnames belongs to --data"),
-        ("zeroshot --checkpoint {ok} --task shape --json {none}/a.json", "does not exist; make it first"),
-        ("zeroshot --checkpoint {ok} --task shape --json {tmp}", "is a folder"),
-        ("zeroshot --checkpoint {ok} {ok} --task shape", "same directory twice"),
-        ("zeroshot --checkpoint {ok} {tmp} --task shape --confusion {tmp}/a.png", "draws one model"),
-        ("zeroshot --checkpoint {ok} --task shape --device warp", "--device warp cannot be used"),
-        ("zeroshot --checkpoint {ok} --task no", "invalid choice: 'no'"),
-        ("zeroshot --checkpoint {ok} --task shape --size 0", "0 must be at least 1"),
-        ("zeroshot --checkpoint {ok} --task shape --data {tmp}", "not allowed with argument"),
-        ("zeroshot --checkpoint {ok}", "required"),
-        ("retrieval --checkpoint {ok} --data {none}", "none"),
-        ("retrieval --checkpoint {ok} --data {empty}", "empty"),
-        ("retrieval --checkpoint {ok} --data shapes --examples {none}/a.png", "--examples"),
-        ("retrieval --checkpoint {ok} --data shapes --split nosuch", "nosuch"),
-    ],
-)
-def test_errors_are_one_line_before_the_model_loads(
-    arguments: str,
-    message: str,
-    checkpoint: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+# Probe and report
+
+
+def test_probe_on_folders(checkpoint: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["probe", "--checkpoint", checkpoint, "--data", str(folders), "--shots", "1", "3", "--draws", "2"]
+    found = evaluated(tmp_path / "out", *arguments)
+    assert found["kind"] == "probe" and found["task"] == folders.name
+    assert {"linear", "knn", "linear_1_shot", "linear_3_shot"} <= set(found["figures"])
+    for figure in found["figures"].values():
+        assert figure["n"] == 6 and 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+    details = found["details"]
+    assert [details[f"n_{part}"] for part in ("train", "validation", "test")] == [18, 3, 6]
+    assert details["classes"] == ["blue", "light green", "red"]
+    assert [(row["shots"], len(row["draws"])) for row in details["shots"]] == [(1, 2), (3, 2)]
+    for row in details["shots"]:
+        assert found["figures"][f"linear_{row['shots']}_shot"]["value"] == pytest.approx(row["mean"])
+    assert found["data"]["source"] == str(folders) and len(found["data"]["fingerprint"]) == 32
+    assert names_in(tmp_path / "out") == {"results.json", "shots.png"}
+    assert "linear" in capsys.readouterr().out
+    again = evaluated(tmp_path / "again", *arguments)
+    assert again == found
+    assert evaluated(tmp_path / "none", *arguments[:5], "--shots")["details"]["shots"] == []
+
+
+def test_report_is_wired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def write_report(run: Path) -> tuple[Path, Path]:
+        asked.append(run)
+        return run / "report.md", run / "report.html"
+
+    monkeypatch.setattr("miniclip.evaluation.report.write_report", write_report)
+    assert main(["report", str(tmp_path)]) == 0 and asked == [tmp_path]
+    out = capsys.readouterr().out
+    assert str(tmp_path / "report.html") in out and str(tmp_path / "report.md") in out
+
+
+def test_report_of_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "none")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("eval.py: error: ") and err.count("\n") == 1 and "none" in err
+
+
+# Where the files go
+
+
+def test_a_run_keeps_its_evaluations(run_directory: Path, folders: Path, captioned: Path) -> None:
+    run = str(run_directory)
+    assert main(["zeroshot", "--checkpoint", run, "--task", "shape", "--size", "6"]) == 0
+    assert main(["zeroshot", "--checkpoint", run, "--data", str(folders), "--split", "validation"]) == 0
+    assert main(["retrieval", "--checkpoint", run, "--data", str(captioned), "--caption_column", "other"]) == 0
+    assert main(["probe", "--checkpoint", run, "--data", str(folders), "--shots"]) == 0
+    name = folders.name
+    wanted = {"zeroshot-shape", f"zeroshot-{name}-validation", f"retrieval-{captioned.name}", f"probe-{name}"}
+    assert names_in(run_directory / "evaluation") == wanted
+    assert all((run_directory / "evaluation" / folder / "results.json").is_file() for folder in wanted)
+    first = results(run_directory / "evaluation" / f"zeroshot-{name}-validation")["results"][0]
+    assert first["data"]["split"] == "validation" and first["figures"]["top1"]["n"] == 3
+
+
+def test_a_second_evaluation_takes_the_place_of_the_first(run_directory: Path) -> None:
+    for seed in ("1", "2"):
+        arguments = ["zeroshot", "--checkpoint", str(run_directory), "--task", "shape", "--size", "6", "--seed", seed]
+        assert main(arguments) == 0
+    assert names_in(run_directory / "evaluation") == {"zeroshot-shape"}
+    assert "--seed 2" in results(run_directory / "evaluation" / "zeroshot-shape")["command"]
+
+
+def test_a_model_that_is_no_run_leaves_nothing(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names_in(Path(checkpoint))
+    assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--size", "6"]) == 0
+    assert names_in(Path(checkpoint)) == before and "results.json" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["..", "a b/c$d", ".hidden"])
+def test_names_of_folders_are_tame(source: str, run_directory: Path, folders: Path, tmp_path: Path) -> None:
+    target = tmp_path / "data" / source
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source == "..":
+        target = folders / "test" / ".." / "test" / ".."
+    else:
+        target.symlink_to(folders)
+    assert main(["zeroshot", "--checkpoint", str(run_directory), "--data", str(target)]) == 0
+    (found,) = (run_directory / "evaluation").iterdir()
+    assert found.name == {"..": "zeroshot-data", "a b/c$d": "zeroshot-c_d", ".hidden": "zeroshot-hidden"}[source]
+
+
+def test_an_unwritable_target_is_refused(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commands.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
+    target = str(tmp_path / "a" / "b")
+    assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--out", target]) == 2
+    assert "no permission" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+# What is refused
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr("miniclip.checkpoint.load", loaded)
-    (tmp_path / "bad.txt").write_text("a {}\na photo\n")
-    (tmp_path / "empty").mkdir()
-    paths = {name: tmp_path / name for name in ("none", "empty")}
-    words = arguments.format(ok=checkpoint, tmp=tmp_path, bad=tmp_path / "bad.txt", **paths).split()
+    for name in ("load", "load_unfinished"):
+        monkeypatch.setattr(f"miniclip.checkpoint.{name}", loaded)
+    monkeypatch.setattr(commands, "load_model", loaded)
+    yield
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command says on stderr."""
     try:
         code = main(words)
     except SystemExit as stop:  # argparse's own
@@ -220,30 +419,167 @@ def test_errors_are_one_line_before_the_model_loads(
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
     assert captured.err.startswith("eval.py: error: ") and captured.err.count("\n") == 1
-    assert message.replace("{{}}", "{}") in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("zeroshot --checkpoint {none} --task shape", "none: no model.safetensors"),
+        ("zeroshot --checkpoint {ok} --compare {none} --task shape", "none: no model.safetensors"),
+        ("zeroshot --checkpoint {ok} --data {none}", "none"),
+        ("zeroshot --checkpoint {ok} --data {folders} --templates photo", "lacks {{}}"),
+        ("zeroshot --checkpoint {ok} --data {folders} --templates {bad}", "bad.txt, line 2"),
+        ("zeroshot --checkpoint {ok} --data {folders} --templates", "expected at least one argument"),
+        ("zeroshot --checkpoint {ok} --data {folders} --classnames {twice}", "twice.txt, line 3"),
+        ("zeroshot --checkpoint {ok} --data {folders} --classnames {none}", "none"),
+        ("zeroshot --checkpoint {ok} --data {folders} --classnames {short}", "short.txt has 2 names for 3 classes"),
+        ("zeroshot --checkpoint {ok} --data {folders} --split nosuch", "nosuch"),
+        ("zeroshot --checkpoint {ok} --data {folders} --foreign {none}", "none"),
+        ("zeroshot --checkpoint {ok} --data {folders} --foreign {empty}", "empty: no "),
+        ("zeroshot --checkpoint {ok} --data {hollow}", "hollow/b holds no picture"),
+        ("zeroshot --checkpoint {ok} --data {single}", "single has 1 sub-folders"),
+        ("zeroshot --checkpoint {ok} --task relation --templates simple", "leave --templates and --foreign out"),
+        ("zeroshot --checkpoint {ok} --task relation --foreign {folders}", "leave --templates and --foreign out"),
+        ("zeroshot --checkpoint {ok} --task shape --classnames {bad}", "--classnames belongs to --data"),
+        ("zeroshot --checkpoint {ok} --task shape --label_column x --name y", "--label_column, --name belongs"),
+        ("zeroshot --checkpoint {ok} --task shape --out {bad}", "bad.txt is a file; name a folder"),
+        ("zeroshot --checkpoint {ok} --task shape --out {bad}/deep/er", "bad.txt is a file; name a folder"),
+        ("zeroshot --checkpoint {ok} --compare {ok} --task shape", "name the same model twice"),
+        ("zeroshot --checkpoint {ok} --compare {tmp} {tmp} --task shape", "name the same model twice"),
+        ("zeroshot --checkpoint {ok} {ok} --task shape", "unrecognized arguments"),
+        ("zeroshot --checkpoint {ok} --task shape --device warp", "--device warp cannot be used"),
+        ("zeroshot --checkpoint {ok} --task no", "invalid choice: 'no'"),
+        ("zeroshot --checkpoint {ok} --task shape --size 0", "0 must be at least 1"),
+        ("zeroshot --checkpoint {ok} --task shape --max_bad_fraction 1.5", "must lie in [0, 1]"),
+        ("zeroshot --checkpoint {ok} --task shape --data {tmp}", "not allowed with argument"),
+        ("zeroshot --checkpoint {ok} --task shape --json {tmp}/a.json", "unrecognized arguments: --json"),
+        ("zeroshot --checkpoint {ok}", "required"),
+        ("retrieval --checkpoint {ok} --data {none}", "none"),
+        ("retrieval --checkpoint {ok} --data {empty}", "empty"),
+        ("retrieval --checkpoint {ok} --data shapes --split nosuch", "nosuch"),
+        ("retrieval --checkpoint {ok} --data {captioned} --caption_column no", "no"),
+        ("retrieval --checkpoint {ok} --compare {ok} --data shapes", "name the same model twice"),
+        ("probe --checkpoint {ok} --data {none}", "none"),
+        ("probe --checkpoint {ok} --data {folders} --shots 0", "0 must be at least 1"),
+        ("probe --checkpoint {ok} --data {folders} --classnames {twice}", "twice.txt, line 3"),
+        ("probe --checkpoint {ok} --data {untested}", "needs the splits train and test, and it has train, validation"),
+        ("probe --checkpoint {ok} --data {folders}/test", "class 'blue' has 2 pictures, and 3 parts need one each"),
+        ("probe --checkpoint {ok} --data {folders} --out {bad}", "bad.txt is a file; name a folder"),
+    ],
+)
+@pytest.mark.usefixtures("unloaded")
+def test_errors_are_one_line_before_the_model_loads(
+    arguments: str,
+    message: str,
+    checkpoint: str,
+    folders: Path,
+    captioned: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = {name: tmp_path / name for name in ("none", "empty", "hollow", "single", "untested")}
+    paths |= {name: tmp_path / f"{name}.txt" for name in ("bad", "twice", "short")}
+    paths["bad"].write_text("a {}\na photo\n")
+    paths["twice"].write_text("red\tcrimson\nblue\tazure\nlight_green\tCrimson\n")
+    paths["short"].write_text("crimson\nazure\n")
+    for folder in ("empty", "hollow/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    for picture in ("hollow/a", "single/a", "untested/train/a", "untested/validation/a"):
+        paint(tmp_path / picture / "0.png", 0)
+        paint(tmp_path / picture.replace("/a", "/c") / "0.png", 1) if "untested" in picture else None
+    words = arguments.format(ok=checkpoint, tmp=tmp_path, folders=folders, captioned=captioned, **paths).split()
+    before = set(tmp_path.rglob("*"))
+    assert message.replace("{{}}", "{}") in refused(words, capsys)
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_broken_model_is_one_line_too(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("model.json", "preprocess.json"):
         (tmp_path / name).write_text((Path(checkpoint) / name).read_text())
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
-    assert main(["zeroshot", "--checkpoint", str(tmp_path), "--task", "shape"]) == 2
-    assert "model.safetensors" in capsys.readouterr().err
+    words = ["zeroshot", "--checkpoint", str(tmp_path), "--task", "shape"]
+    assert str(tmp_path / "model.safetensors") in refused(words, capsys)
     (tmp_path / "preprocess.json").write_text("[]")
-    assert main(["zeroshot", "--checkpoint", str(tmp_path), "--task", "shape"]) == 2
-    assert "preprocess.json" in capsys.readouterr().err
+    assert "preprocess.json" in refused(words, capsys)
 
 
-def test_an_unwritable_target_is_refused(
-    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_weights_of_another_shape_than_model_json(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(arguments.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
-    target = str(tmp_path / "a.json")
-    assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--json", target]) == 2
-    assert "no permission" in capsys.readouterr().err
+    save_tiny(tmp_path / "wide", 0, 32, width=48)
+    (tmp_path / "wide" / "model.json").write_text((Path(checkpoint) / "model.json").read_text())
+    words = ["zeroshot", "--task", "shape", "--size", "6", "--out", str(tmp_path / "out")]
+    for models in (
+        ["--checkpoint", str(tmp_path / "wide")],
+        ["--checkpoint", checkpoint, "--compare", str(tmp_path / "wide")],
+    ):
+        line = refused([*words, *models], capsys)
+        assert f"{tmp_path / 'wide' / 'model.safetensors'} does not hold the model of model.json" in line
+        assert "size mismatch" in line and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["zeroshot"], ["retrieval"]])
+@pytest.fixture
+def damaged(tmp_path: Path, folders: Path, captioned: Path) -> tuple[Path, Path]:
+    """Labelled folders and captioned pictures, one picture of each cut short."""
+    labelled, pairs = tmp_path / "labelled", tmp_path / "pairs"
+    for k, name in enumerate(CLASSES):
+        for number in range(3):
+            paint(labelled / name / f"{number}.png", 10 * number + k)
+    pairs.mkdir()
+    lines = []
+    for k in range(5):
+        paint(pairs / f"{k}.png", 70 + k)
+        lines.append(json.dumps({"file_name": f"{k}.png", "text": f"number {k}", "split": "test"}))
+    (pairs / "metadata.jsonl").write_text("\n".join(lines))
+    for picture in (labelled / "red" / "1.png", pairs / "2.png"):
+        picture.write_bytes(picture.read_bytes()[:60])
+    return labelled, pairs
+
+
+def test_an_unreadable_picture_is_named(
+    checkpoint: str, damaged: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled, pairs = damaged
+    model = ["--checkpoint", checkpoint, "--out", str(tmp_path / "out")]
+    assert "red/1.png" in refused(["zeroshot", "--data", str(labelled), *model], capsys)
+    assert "2.png" in refused(["retrieval", "--data", str(pairs), *model], capsys)
+    assert not (tmp_path / "out").exists()
+    few = ["--max_bad_fraction", "0.05"]
+    assert "1 of 9 pictures" in refused(["zeroshot", "--data", str(labelled), *model, *few], capsys)
+
+
+def test_unreadable_pictures_may_be_left_out(
+    checkpoint: str, damaged: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled, pairs = damaged
+    some = ["--checkpoint", checkpoint, "--max_bad_fraction", "0.5"]
+    found = evaluated(tmp_path / "a", "zeroshot", "--data", str(labelled), *some)
+    assert found["figures"]["top1"]["n"] == 8
+    assert "1 pictures cannot be read and are left out: " in found["notes"][0] and "red/1.png" in found["notes"][0]
+    assert "red/1.png" in capsys.readouterr().out
+    pairs_found = evaluated(tmp_path / "b", "retrieval", "--data", str(pairs), *some)
+    assert pairs_found["details"]["n_images"] == 4 and "2.png" in pairs_found["notes"][0]
+    assert "0.png" in (tmp_path / "b" / "examples.html").read_text()
+    probed = evaluated(tmp_path / "c", "probe", "--data", str(labelled), "--shots", "--draws", "1", *some)
+    assert any("red/1.png" in note for note in probed["notes"])
+
+    # the same as without the pictures
+    (labelled / "red" / "1.png").unlink()
+    (pairs / "2.png").unlink()
+    lines = (pairs / "metadata.jsonl").read_text().splitlines()
+    (pairs / "metadata.jsonl").write_text("\n".join(lines[:2] + lines[3:]))
+    again = evaluated(tmp_path / "d", "zeroshot", "--data", str(labelled), "--checkpoint", checkpoint)
+    assert again["figures"] == found["figures"] and again["details"] == found["details"]
+    assert again["notes"] == found["notes"][1:]
+    again = evaluated(tmp_path / "e", "retrieval", "--data", str(pairs), "--checkpoint", checkpoint)
+    assert again["figures"] == pairs_found["figures"] and again["details"] == pairs_found["details"]
+
+
+# The program
+
+
+@pytest.mark.parametrize("command", [[], ["zeroshot"], ["retrieval"], ["probe"], ["report"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         "import sys\nfrom miniclip.evaluation.cli import main\n"
@@ -276,9 +612,7 @@ def test_a_model_of_open_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
     theirs.eval()
     name = f"open_clip:ViT-S-32-alt:{tmp_path / 'weights.pt'}"
-    result = tmp_path / "result.json"
-    arguments = ["--checkpoint", name, "--json", str(result), "--size", "6"]
-    assert main(["retrieval", "--data", "shapes", *arguments]) == 0
+    found = evaluated(tmp_path / "out", "retrieval", "--data", "shapes", "--checkpoint", name, "--size", "6")
     source = SceneSource("test", 6, image_size=224)
     preprocess = open_clip.image_transform(224, is_train=False)
     texts = [text for k in range(6) for text in source.captions(k)]
@@ -287,12 +621,15 @@ def test_a_model_of_open_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         text = theirs.encode_text(open_clip.tokenize(texts), normalize=True)
     owner = torch.arange(6).repeat_interleave(5)
     ranks = retrieval_ranks_from_embeddings(image, text, owner)
-    (found,) = json.loads(result.read_text())["results"]
-    assert found["text_to_image_median_rank"] == median_rank(ranks.text_to_image)
-    assert found["image_to_text_r1"] == recall_at_k(ranks.image_to_text, 1)
-    assert main(["zeroshot", "--task", "shape", *arguments]) == 0
-    assert main(["retrieval", "--data", "shapes", "--checkpoint", "open_clip:ViT-S-32-alt"]) == 2
-    assert "ViT-S-32-alt" in capsys.readouterr().err
+    figures = found["figures"]
+    assert figures["text_to_image_median_rank"]["value"] == median_rank(ranks.text_to_image)
+    assert figures["image_to_text_r1"]["value"] == recall_at_k(ranks.image_to_text, 1)
+    assert found["model"]["name"] == name and len(found["model"]["fingerprint"]) == 32
+    assert main(["zeroshot", "--task", "shape", "--checkpoint", name, "--size", "6"]) == 0
+    capsys.readouterr()
+    assert "ViT-S-32-alt" in refused(
+        ["retrieval", "--data", "shapes", "--checkpoint", "open_clip:ViT-S-32-alt"], capsys
+    )
 
 
 def test_the_script_runs() -> None:

@@ -1,12 +1,9 @@
-"""Encoding, zero-shot classification, retrieval and their reports, on tiny and on made-up models."""
+"""Encoding, zero-shot classification and retrieval, on tiny and on made-up models, against scikit-learn and by hand."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,25 +11,41 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import logsumexp, softmax
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 from torch import Tensor, nn
 
-from miniclip.console import write_json
+from miniclip.data.bad import TooManyBad
+from miniclip.data.images import BadImage
 from miniclip.data.shapes import SceneSource, scene_task
+from miniclip.data.subset import Subset
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation import pictures
-from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
-from miniclip.evaluation.pictures import confusion_png, example_sheet, write_examples
-from miniclip.evaluation.tables import print_retrieval, print_zero_shot, to_json
+from miniclip.evaluation.encode import (
+    EncodeOptions,
+    TwoTowers,
+    encode_images,
+    encode_readable,
+    encode_texts,
+    fingerprint,
+)
+from miniclip.evaluation.prompts import fill_templates, resolve_templates
+from miniclip.evaluation.result import difference, to_json
 from miniclip.evaluation.retrieval import (
     PairEmbeddings,
     RankedCaption,
-    RetrievalResult,
     best_captions,
     count_retrieval,
     encode_pairs,
     retrieval,
 )
-from miniclip.evaluation.zeroshot import build_classifier, fill_templates, resolve_templates, zero_shot
+from miniclip.evaluation.zeroshot import build_classifier, zero_shot
 from miniclip.models import DualEncoder, create_model
 from miniclip.tokenizer import Tokenizer
 
@@ -55,15 +68,29 @@ def tokenizer() -> Tokenizer:
 
 
 class Colours:
-    """Pure red, green and blue pictures in turn: a LabelledSource and a PairSource. captions: of every picture."""
+    """Pure red, green and blue pictures in turn: a LabelledSource and a PairSource.
 
-    def __init__(self, n: int, captions: Sequence[str] | None = None, classes: Sequence[str] = NAMES) -> None:
-        self.n, self.texts, self.classes = n, captions, list(classes)
+    captions: of every picture. names: all names of each class. lost: rows that cannot be read.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        captions: Sequence[str] | None = None,
+        classes: Sequence[str] = NAMES,
+        names: list[list[str]] | None = None,
+        lost: Sequence[int] = (),
+    ) -> None:
+        self.n, self.texts, self.classes, self.lost = n, captions, list(classes), lost
+        if names is not None:
+            self.names, self.classes = names, [own[0] for own in names]
 
     def __len__(self) -> int:
         return self.n
 
     def image(self, index: int) -> Image.Image:
+        if index in self.lost:
+            raise BadImage(f"picture {index} cannot be read")
         return Image.new("RGB", (40, 30), [(255, 0, 0), (0, 255, 0), (0, 0, 255)][index % 3])
 
     def label(self, index: int) -> int:
@@ -75,6 +102,12 @@ class Colours:
     def name(self, index: int) -> str:
         return f"picture {index}"
 
+    def column(self, name: str) -> list[Any]:
+        raise ValueError(name)
+
+    def fingerprint(self) -> str:
+        return "colours"
+
 
 class ColourModel(nn.Module):
     """Embeds a picture as its mean colour, and a text as the sum of the axes of the colours that it names.
@@ -85,7 +118,7 @@ class ColourModel(nn.Module):
     def __init__(self, tokenizer: Tokenizer, confused: dict[str, str] | None = None) -> None:
         super().__init__()
         self.config = SimpleNamespace(embed_dim=4)
-        self.anchor = nn.Parameter(torch.zeros(()))
+        self.logit_scale = nn.Parameter(torch.zeros(()))
         meant = {name: (confused or {}).get(name, name) for name in NAMES}
         self.axes = {tokenizer.encode(name)[0]: NAMES.index(meant[name]) for name in NAMES}
 
@@ -105,6 +138,59 @@ class ColourModel(nn.Module):
 
 def colour_model(tokenizer: Tokenizer, **confused: str) -> DualEncoder:
     return cast(DualEncoder, ColourModel(tokenizer, confused))
+
+
+class Made(nn.Module):
+    """A model and its tokenizer, with an embedding chosen for each picture of `Numbered` and for each text."""
+
+    def __init__(self, image: Any, text: Mapping[str, Any], scale: float = 1.0) -> None:
+        super().__init__()
+        self.image = torch.as_tensor(image, dtype=torch.float32)
+        self.row_of = {name: row for row, name in enumerate(text)}
+        self.text = torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in text.values()])
+        self.config = SimpleNamespace(embed_dim=self.image.shape[1])
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.logit_bias = None
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        mean, std = (torch.tensor(part).view(3, 1, 1) for part in (PREPROCESS.mean, PREPROCESS.std))
+        red, green, _ = (255 * (image * std + mean)).mean((2, 3)).round().long().unbind(1)
+        return self.image[red + 256 * green]
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return self.text[text[:, 0]]
+
+    def tokens(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[self.row_of[text]] for text in texts])
+
+
+class Numbered:
+    """Pictures whose colour is their number; first: of the first."""
+
+    def __init__(self, labels: Sequence[int], classes: Sequence[str] = (), first: int = 0) -> None:
+        self.labels, self.classes, self.first = labels, list(classes), first
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        number = self.first + index
+        return Image.new("RGB", (SIDE, SIDE), (number % 256, number // 256, 0))
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
+
+def made_zero_shot(made: Made, dataset: Numbered, *arguments: Any, **options: Any) -> Any:
+    return zero_shot(cast(TwoTowers, made), PREPROCESS, made.tokens, cast(Any, dataset), *arguments, **options)
+
+
+def unit(vectors: Any) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float64)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 # Encoding
@@ -179,40 +265,113 @@ def test_bf16_is_close_and_unit_length(model: DualEncoder, tokenizer: Tokenizer)
     torch.testing.assert_close(rough.norm(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"precision": "fp8"}])
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"precision": "fp8"}, {"max_bad_fraction": 1.5}])
 def test_options_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EncodeOptions(**wrong)
 
 
-# Templates and the classifier
+def test_unreadable_pictures_are_left_out_and_named(tokenizer: Tokenizer) -> None:
+    model = colour_model(tokenizer)
+    options = EncodeOptions(batch_size=2, max_bad_fraction=0.5)
+    found = encode_readable(model, Colours(7, lost=[1, 4, 5]), PREPROCESS, options)
+    assert found.rows.tolist() == [0, 2, 3, 6] and found.rows.dtype == torch.int64
+    whole = encode_images(model, Colours(7), PREPROCESS)
+    assert torch.equal(found.values, whole[found.rows])
+    assert found.bad == [f"picture {k} cannot be read" for k in (1, 4, 5)]
+    with pytest.raises(BadImage, match="picture 1 cannot be read"):
+        encode_readable(model, Colours(7, lost=[1, 4, 5]), PREPROCESS, EncodeOptions(batch_size=2))
+    with pytest.raises(BadImage, match="picture 1 "):  # whatever the share: this one promises all rows
+        encode_images(model, Colours(7, lost=[1]), PREPROCESS, options)
+    with pytest.raises(TooManyBad, match=r"4 of 7 pictures .*picture 1 cannot be read; picture 4"):
+        encode_readable(model, Colours(7, lost=[1, 4, 5, 6]), PREPROCESS, options)
+    none = encode_readable(model, Colours(3, lost=range(3)), PREPROCESS, EncodeOptions(max_bad_fraction=1))
+    assert none.values.shape == (0, 4) and len(none.rows) == 0 and len(none.bad) == 3
+    assert encode_readable(model, Colours(7), PREPROCESS, options).rows.tolist() == list(range(7))
 
 
-def test_templates_by_name_and_by_hand() -> None:
-    assert resolve_templates("simple") == ("a photo of a {}.",)
-    assert resolve_templates("one {} here") == ("one {} here",)
-    assert resolve_templates(["a {}", "the {}"]) == ("a {}", "the {}")
-    eighty = resolve_templates("openai80")
-    assert len(eighty) == 80 and eighty[0] == "a bad photo of a {}." and all("{}" in t for t in eighty)
+class Painted:
+    """Pictures by hand."""
+
+    def __init__(self, *images: Image.Image) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Image.Image:
+        return self.images[index]
 
 
-def test_templates_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "templates.txt"
-    file.write_text("a {}.\n\n  the {} of {name}  \n")
-    assert resolve_templates(str(file)) == ("a {}.", "the {} of {name}")
-    assert fill_templates(["x{0}"], resolve_templates(str(file))) == [["a x{0}.", "the x{0} of {name}"]]
-    file.write_text("a {}\n\na photo\n")
-    with pytest.raises(ValueError, match=r"templates\.txt, line 3.*lacks \{\}"):
-        resolve_templates(str(file))
-    file.write_text("\n")
-    with pytest.raises(ValueError, match="holds no template"):
-        resolve_templates(str(file))
-    with pytest.raises(FileNotFoundError, match=r"lacks \{\}"):
-        resolve_templates(str(tmp_path / "none.txt"))
-    with pytest.raises(ValueError, match="template 2"):
-        resolve_templates(["a {}", "b"])
-    with pytest.raises(ValueError, match="empty"):
-        resolve_templates([])
+def test_fingerprint_of_pictures_is_of_their_pixels_and_order(tokenizer: Tokenizer) -> None:
+    model = colour_model(tokenizer)
+    first, second, third = (Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue"))
+
+    def seen(*images: Image.Image, batch_size: int = 256) -> str:
+        return encode_readable(model, Painted(*images), PREPROCESS, EncodeOptions(batch_size)).fingerprint
+
+    whole = seen(first, second, third)
+    assert len(whole) == 32 and {seen(first.copy(), second, third, batch_size=size) for size in (1, 2, 3)} == {whole}
+    touched = second.copy()
+    touched.putpixel((39, 29), (0, 129, 0))  # green is (0, 128, 0)
+    others = [
+        seen(first, touched, third),
+        seen(second, first, third),
+        seen(first, second),
+        seen(first, second, third, third),
+        seen(first, second, third.resize((30, 40))),  # equal bytes in another shape
+    ]
+    assert len({whole, *others}) == 6
+    lost = encode_readable(model, Colours(3, lost=[1]), PREPROCESS, EncodeOptions(max_bad_fraction=1))
+    assert lost.fingerprint != encode_readable(model, Colours(3), PREPROCESS).fingerprint
+    another = colour_model(tokenizer, red="green")
+    assert encode_readable(another, Painted(first, second, third), PREPROCESS).fingerprint == whole
+
+
+def test_fingerprint_of_a_model_is_of_every_bit() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+    def seen() -> str:
+        return fingerprint(cast(TwoTowers, layers))
+
+    whole = seen()
+    assert len(whole) == 32 and seen() == whole
+    with torch.no_grad():
+        bits = layers[0].weight.view(torch.int32)
+        bits[3, 2] ^= 1  # the last bit of the mantissa of the last weight
+        assert seen() != whole
+        bits[3, 2] ^= 1
+        assert seen() == whole
+        for name in ("running_mean", "running_var"):
+            statistic = getattr(layers[1], name)
+            statistic[1] += 1
+            assert seen() != whole
+            statistic[1] -= 1
+        assert seen() == whole
+        layers[0].bias.neg_()
+        assert seen() != whole
+        layers[0].bias.neg_()
+        layers[0].weight = nn.Parameter(layers[0].weight.view(3, 4))  # the same numbers in another shape
+        assert seen() != whole
+    ones = nn.Linear(1, 1)
+    ones.load_state_dict({"weight": torch.zeros(1, 1), "bias": torch.zeros(1)})
+    assert fingerprint(cast(TwoTowers, ones)) != fingerprint(cast(TwoTowers, ones.to(torch.bfloat16)))
+    assert fingerprint(cast(TwoTowers, ones)) == fingerprint(cast(TwoTowers, ones))
+
+
+def test_results_do_not_depend_on_the_batch_size(model: DualEncoder, tokenizer: Tokenizer) -> None:
+    task, source = scene_task("shape", 23, image_size=SIDE), SceneSource("test", 9, image_size=SIDE)
+    whole, pairs = (f(model, PREPROCESS, tokenizer, s) for f, s in ((zero_shot, task), (retrieval, source)))
+    for size in (1, 5, 23):
+        options = EncodeOptions(batch_size=size)
+        found = zero_shot(model, PREPROCESS, tokenizer, task, options=options)
+        assert found.details["confusion"] == whole.details["confusion"] and found.fingerprint == whole.fingerprint
+        again = retrieval(model, PREPROCESS, tokenizer, source, options=options)
+        assert again.figures == pairs.figures and again.fingerprint == pairs.fingerprint
+
+
+# The classifier
 
 
 def test_classifier_equals_open_clip(model: DualEncoder, tokenizer: Tokenizer) -> None:
@@ -240,29 +399,169 @@ def test_classifier_takes_classes_with_different_numbers_of_prompts(model: DualE
 
 def test_zero_shot_counts_by_hand(tokenizer: Tokenizer) -> None:
     perfect = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Colours(11), task="colours")
-    assert (perfect.top1, perfect.mean_per_class_recall, perfect.top5, perfect.n) == (1.0, 1.0, None, 11)
-    assert perfect.confusion == ((4, 0, 0), (0, 4, 0), (0, 0, 3))
-    assert perfect.chance == 1 / 3 and "six" in perfect.notes[0]
+    assert set(perfect.figures) == {"top1", "balanced_accuracy", "macro_f1", "ece"}
+    assert (perfect["top1"], perfect["balanced_accuracy"], perfect["macro_f1"]) == (1, 1, 1)
+    assert perfect.figures["top1"] == (1, 1, 1, 11) and perfect.groups == (11,) and perfect.task == "colours"
+    assert perfect.details["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 3]]
+    assert perfect.details["chance"] == 1 / 3 and perfect.details["classes"] == NAMES and "six" in perfect.notes[0]
+    assert "templates" not in perfect.details and perfect.raw == ()
     model = colour_model(tokenizer, red="green", green="red")
     swapped = zero_shot(model, PREPROCESS, tokenizer, Colours(11), "a {}", task="colours")
-    assert swapped.top1 == pytest.approx(3 / 11)
-    assert swapped.mean_per_class_recall == pytest.approx(1 / 3)
-    assert swapped.per_class_recall == (0, 0, 1)
-    assert swapped.confusion == ((0, 4, 0), (4, 0, 0), (0, 0, 3))
+    assert swapped["top1"] == pytest.approx(3 / 11)
+    assert swapped["balanced_accuracy"] == swapped["macro_f1"] == pytest.approx(1 / 3)
+    assert [row["recall"] for row in swapped.details["per_class"]] == [0, 0, 1]
+    assert swapped.details["confusion"] == [[0, 4, 0], [4, 0, 0], [0, 0, 3]]
+    assert swapped.fingerprint == perfect.fingerprint  # of the data alone
+    apart = difference(perfect, swapped)["top1"]
+    assert apart.value == pytest.approx(-8 / 11) and apart.low < apart.value < apart.high < 0
 
 
 def test_zero_shot_does_not_reward_a_collapsed_model(tokenizer: Tokenizer) -> None:
     model = colour_model(tokenizer, red="green", blue="green")
     result = zero_shot(model, PREPROCESS, tokenizer, Colours(9), "a {}")
-    assert result.top1 == 0 and result.confusion is not None
-    assert sum(result.confusion[k][k] for k in range(3)) == 0
+    assert result["top1"] == result["balanced_accuracy"] == result["macro_f1"] == 0
+    assert all(result.details["confusion"][k][k] == 0 for k in range(3))
 
 
 def test_zero_shot_has_a_top5_from_six_classes(tokenizer: Tokenizer) -> None:
     classes = [*NAMES, "nothing", "at all", "here"]
     result = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Colours(6, classes=classes), "a {}")
-    assert result.top1 == 1 and result.top5 == 1 and result.notes == ()
-    assert result.per_class_recall == (1, 1, 1, None, None, None)
+    assert result["top1"] == result["top5"] == 1 and result.notes == ()
+    assert result["balanced_accuracy"] == result["macro_f1"] == 1  # absent classes are no part of the mean
+    rows = to_json(result)["details"]["per_class"]
+    assert [row["recall"] for row in rows] == [1, 1, 1, None, None, None]
+    assert rows[3] == {"class": "nothing", "n": 0, "precision": None, "recall": None, "f1": None}
+    five = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Colours(6, classes=classes[:5]), "a {}")
+    assert "top5" not in five.figures and "five" not in five.notes
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[Made, Numbered, dict[str, np.ndarray]]:
+    """300 pictures of seven classes, of which the third has none; 60 foreign ones from number 300 on; two templates."""
+    draws = np.random.default_rng(5)
+    names = [f"c{k}" for k in range(7)]
+    centres = draws.normal(size=(7, 12))
+    labels = draws.choice([0, 0, 0, 1, 3, 4, 5, 6], 300)
+    image = np.concatenate([centres[labels] + 1.6 * draws.normal(size=(300, 12)), draws.normal(size=(60, 12))])
+    image = unit(image.astype(np.float32))
+    text = {f"{word} {name}": centres[k] + draws.normal(size=12) for word in "ab" for k, name in enumerate(names)}
+    text = {prompt: unit(vector.astype(np.float32)) for prompt, vector in text.items()}
+    made = Made(image, text, scale=7.0)
+    by_template = np.stack([np.stack([text[f"{word} {name}"] for name in names]) for word in "ab"])
+    cosines = image @ unit(by_template.mean(0)).T
+    expected = {"labels": labels, "logits": 7 * cosines, "by_template": np.einsum("ne,tce->tnc", image, by_template)}
+    return made, Numbered(labels.tolist(), names), expected
+
+
+TEMPLATES = ["a {}", "b {}"]
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_zero_shot_equals_scikit_learn(sample: tuple[Made, Numbered, dict[str, np.ndarray]]) -> None:
+    made, dataset, expected = sample
+    result = made_zero_shot(made, dataset, TEMPLATES)
+    labels, logits = expected["labels"], expected["logits"][:300]
+    predicted = logits.argmax(1)
+    assert 0.3 < (predicted == labels).mean() < 0.9 and (predicted == 2).any()  # else little would be tested
+    assert result["top1"] == pytest.approx((predicted == labels).mean(), abs=1e-12)
+    assert result["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(7)), abs=1e-12)
+    assert result["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    present = [0, 1, 3, 4, 5, 6]
+    assert result["macro_f1"] == pytest.approx(f1_score(labels, predicted, labels=present, average="macro"), abs=1e-12)
+    assert result.details["confusion"] == confusion_matrix(labels, predicted, labels=range(7)).tolist()
+    scores = precision_recall_fscore_support(labels, predicted, labels=range(7), zero_division=np.nan)
+    for row, precision, recall, f1, n in zip(result.details["per_class"], *scores, strict=True):
+        assert row["n"] == n and row["precision"] == pytest.approx(precision, abs=1e-12, nan_ok=True)
+        assert row["recall"] == pytest.approx(recall, abs=1e-12, nan_ok=True)
+        assert row["f1"] == pytest.approx(f1, abs=1e-12, nan_ok=True)
+    assert [row["class"] for row in result.details["per_class"]] == dataset.classes
+    absent = result.details["per_class"][2]
+    assert (absent["n"], absent["precision"], absent["f1"]) == (0, 0, 0) and math.isnan(absent["recall"])
+
+    confidence, hit = softmax(logits, axis=1).max(1), predicted == labels
+    place = np.ceil(15 * confidence).astype(int) - 1
+    gaps = [abs(hit[place == b].sum() - confidence[place == b].sum()) / 300 for b in range(15)]
+    assert result["ece"] == pytest.approx(sum(gaps), abs=1e-6)
+    for b, row in enumerate(result.details["calibration"]):
+        assert (row["low"], row["high"], row["n"]) == (b / 15, (b + 1) / 15, (place == b).sum())
+        if row["n"]:
+            assert row["accuracy"] == pytest.approx(hit[place == b].mean())
+            assert row["confidence"] == pytest.approx(confidence[place == b].mean(), abs=1e-6)
+    for figure in result.figures.values():
+        assert figure.low < figure.value < figure.high and figure.n == 300
+
+
+def test_each_template_by_itself(sample: tuple[Made, Numbered, dict[str, np.ndarray]]) -> None:
+    made, dataset, expected = sample
+    found = made_zero_shot(made, dataset, TEMPLATES).details["templates"]
+    hits = [(scores[:300].argmax(1) == expected["labels"]).mean() for scores in expected["by_template"]]
+    assert [row["template"] for row in found] == TEMPLATES and hits[0] != hits[1]
+    assert [row["top1"] for row in found] == pytest.approx(hits, abs=1e-12)
+    alone = [made_zero_shot(made, dataset, [template]) for template in TEMPLATES]
+    assert [row["top1"] for row in found] == [result["top1"] for result in alone]
+    assert all("templates" not in result.details for result in alone)
+
+
+def test_foreign_pictures_equal_scikit_learn(sample: tuple[Made, Numbered, dict[str, np.ndarray]]) -> None:
+    made, dataset, expected = sample
+    plain, foreign = made_zero_shot(made, dataset, TEMPLATES), Numbered([0] * 60, first=300)
+    result = made_zero_shot(made, dataset, TEMPLATES, foreign=foreign)
+    logits = expected["logits"]
+    shares = softmax(logits, axis=1)
+    scores = {
+        "free_energy": logsumexp(logits, axis=1),
+        "max_probability": shares.max(1),
+        "entropy": (shares * np.log(shares)).sum(1),
+    }
+    inside = np.arange(360) < 300
+    for name, score in scores.items():
+        auroc, fpr = result[f"auroc_{name}"], result[f"fpr95_{name}"]
+        assert auroc == pytest.approx(roc_auc_score(inside, score), abs=1e-12) and 0.5 < auroc < 0.99
+        threshold = np.sort(score[:300])[::-1][285 - 1]  # 285 = 95 % of 300
+        assert fpr == pytest.approx((score[300:] >= threshold).mean(), abs=1e-12) and 0 < fpr < 1
+        for figure in (result.figures[f"auroc_{name}"], result.figures[f"fpr95_{name}"]):
+            assert figure.low <= figure.value <= figure.high and figure.n == 360
+    # what the own pictures give does not change
+    assert {name: result[name] for name in plain.figures} == {name: plain[name] for name in plain.figures}
+    assert result.figures["top1"].n == result.figures["ece"].n == 300 and result.groups == (300, 60)
+    assert result.details == plain.details or str(result.details) == str(plain.details)  # NaN is not itself
+    np.testing.assert_allclose(result.raw[0], shares[:300].max(1), atol=1e-6)
+    np.testing.assert_allclose(result.raw[1], shares[300:].max(1), atol=1e-6)
+    assert result.fingerprint != plain.fingerprint
+    fewer = made_zero_shot(made, dataset, TEMPLATES, foreign=Numbered([0] * 59, first=300))
+    assert fewer.fingerprint not in (result.fingerprint, plain.fingerprint)
+
+
+def test_calibration_error_by_hand() -> None:
+    # log 3 times the cosines: (1, 0) has the logits (log 3, 0), so 3 / 4; (0.6, 0.8) has 3^0.2 / (1 + 3^0.2)
+    sure, unsure = 0.75, 3**0.2 / (1 + 3**0.2)
+    made = Made([[1, 0]] * 4 + [[0.6, 0.8]] * 2, {"east": [1, 0], "north": [0, 1]}, scale=math.log(3))
+    result = made_zero_shot(made, Numbered([0, 0, 1, 1, 1, 1], ["east", "north"]), "{}")
+    assert result["top1"] == pytest.approx(4 / 6)
+    assert result["ece"] == pytest.approx((4 * (sure - 0.5) + 2 * (1 - unsure)) / 6, abs=1e-6)
+    filled = [row for row in result.details["calibration"] if row["n"]]
+    assert [(row["n"], row["accuracy"]) for row in filled] == [(2, 1), (4, 0.5)]
+    assert [row["confidence"] for row in filled] == pytest.approx([unsure, sure], abs=1e-6)
+    assert [row["low"] for row in filled] == [8 / 15, 11 / 15]
+
+
+def test_several_names_of_a_class(tokenizer: Tokenizer) -> None:
+    # By its first name alone the second class cannot be told from the first; its other names draw it to green.
+    names = [["red"], ["dark red", "green", "green grass"], ["blue", "blue sky"]]
+    dataset = Colours(9, names=names)
+    result = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, dataset, ["a {}", "the {}"])
+    assert result["top1"] == 1 and result.details["classes"] == ["red", "dark red", "blue"]
+    assert [row["top1"] for row in result.details["templates"]] == [1, 1]
+    first = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Colours(9, classes=dataset.classes), "a {}")
+    assert first["top1"] == pytest.approx(1 / 3)
+    # rows of one template: both names count in it, and only its own
+    made = Made(
+        [[1, 0, 0], [0, 1, 0]],
+        {"a x": [0, 0, 1], "b x": [0, 1, 0], "a y": [1, 0, 0], "b y": [0, 1, 0], "a z": [0, 1, 0.1], "b z": [1, 0, 0]},
+    )
+    both = Numbered([0, 1], ["x", "z"])
+    both.names = [["x", "y"], ["z"]]  # type: ignore[attr-defined]
+    assert [row["top1"] for row in made_zero_shot(made, both, TEMPLATES).details["templates"]] == [1, 0]
 
 
 def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tokenizer) -> None:
@@ -270,7 +569,7 @@ def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tok
     result = zero_shot(model, PREPROCESS, tokenizer, task)
     classifier = build_classifier(model, tokenizer, task.class_prompts())
     predicted = (encode_images(model, task, PREPROCESS) @ classifier.T).argmax(1)
-    assert result.top1 == np.mean([int(p) == task.label(k) for k, p in enumerate(predicted)])
+    assert result["top1"] == np.mean([int(p) == task.label(k) for k, p in enumerate(predicted)])
 
     class Prompted(Colours):
         def class_prompts(self) -> list[list[str]]:
@@ -279,9 +578,10 @@ def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tok
         def prompts(self, index: int) -> list[str] | None:
             return None
 
-    assert zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Prompted(9)).per_class_recall == (0, 0, 1)
+    taken = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Prompted(9))
+    assert [row["recall"] for row in taken.details["per_class"]] == [0, 0, 1]
     # Templates that are given win.
-    assert zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Prompted(9), "a {}").top1 == 1
+    assert zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Prompted(9), "a {}")["top1"] == 1
 
 
 def test_zero_shot_with_sentences_of_each_picture(model: DualEncoder, tokenizer: Tokenizer) -> None:
@@ -293,10 +593,40 @@ def test_zero_shot_with_sentences_of_each_picture(model: DualEncoder, tokenizer:
         scores = encode_texts(model, tokenizer, cast(list[str], task.prompts(k))) @ images[k]
         hits += int(scores.argmax()) == task.label(k)
     assert 0 < hits < 10  # else this could not fail
-    assert result.top1 == hits / 10 and result.chance == 0.5
-    assert result.confusion is None and result.mean_per_class_recall is None and result.notes
-    with pytest.raises(ValueError, match="leave the templates out"):
-        zero_shot(model, PREPROCESS, tokenizer, task, "a {}")
+    assert result["top1"] == hits / 10 and set(result.figures) == {"top1"} and result.figures["top1"].n == 10
+    assert result.details == {"chance": 0.5} and "no confusion matrix" in result.notes[0]
+    for more in ({"templates": "a {}"}, {"foreign": Colours(3)}):
+        with pytest.raises(ValueError, match="leave templates and foreign pictures out"):
+            zero_shot(model, PREPROCESS, tokenizer, task, **more)
+
+
+def test_labels_stay_with_their_pictures_when_some_cannot_be_read(tokenizer: Tokenizer) -> None:
+    options = EncodeOptions(batch_size=3, max_bad_fraction=0.5)
+    model = colour_model(tokenizer)
+    result = zero_shot(model, PREPROCESS, tokenizer, Colours(11, lost=[0, 4]), "a {}", options=options)
+    assert result["top1"] == 1 and result.details["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
+    assert result.figures["top1"].n == 9 and result.groups == (9,)
+    assert "2 pictures cannot be read and are left out: picture 0 cannot be read; picture 4" in result.notes[0]
+    foreign = Colours(4, lost=[2])
+    found = zero_shot(model, PREPROCESS, tokenizer, Colours(11), "a {}", foreign=foreign, options=options)
+    assert found.groups == (11, 3) and found.notes[0].startswith("1 pictures cannot be read")
+    with pytest.raises(BadImage, match="picture 4 cannot be read"):
+        zero_shot(model, PREPROCESS, tokenizer, Colours(11, lost=[4]), "a {}")
+    with pytest.raises(ValueError, match="colours: none of the 3 pictures can be read: picture 0"):
+        every = EncodeOptions(max_bad_fraction=1)
+        zero_shot(model, PREPROCESS, tokenizer, Colours(3, lost=range(3)), "a {}", task="colours", options=every)
+
+
+def test_zero_shot_fingerprint_is_of_pictures_and_labels(tokenizer: Tokenizer) -> None:
+    class Shifted(Colours):
+        def label(self, index: int) -> int:
+            return (index + 1) % 3
+
+    def seen(dataset: Any, templates: str = "a {}") -> str:
+        return zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, dataset, templates, resamples=2).fingerprint
+
+    assert seen(Colours(6)) == seen(Colours(6), "the {}")
+    assert len({seen(Colours(6)), seen(Colours(7)), seen(Shifted(6))}) == 3
 
 
 def test_zero_shot_says_what_is_wrong(tokenizer: Tokenizer) -> None:
@@ -320,16 +650,24 @@ def test_retrieval_by_hand(tokenizer: Tokenizer) -> None:
         def captions(self, index: int) -> list[str]:
             return [NAMES[index], f"{NAMES[index]} picture"]
 
-    result = retrieval(colour_model(tokenizer), PREPROCESS, tokenizer, Two(3))
-    assert (result.n_images, result.n_texts, result.shared_texts) == (3, 6, 0)
-    assert result.image_to_text_r1 == result.text_to_image_r1 == 1
-    assert result.image_to_text_median_rank == result.text_to_image_median_rank == 1
+    result = retrieval(colour_model(tokenizer), PREPROCESS, tokenizer, Two(3), task="three")
+    assert (result.details["n_images"], result.details["n_texts"], result.details["shared_texts"]) == (3, 6, 0)
+    assert result.kind == "retrieval" and result.task == "three" and result.notes == ()
+    for way, n in (("image_to_text", 3), ("text_to_image", 6)):
+        for name in ("r1", "r5", "r10", "median_rank", "mean_rank", "map"):
+            assert result.figures[f"{way}_{name}"] == (1, 1, 1, n)
+    assert len(result.figures) == 12 and result.groups == (3,)
     swapped = retrieval(colour_model(tokenizer, red="green", green="red"), PREPROCESS, tokenizer, Two(3))
-    assert swapped.image_to_text_r1 == swapped.text_to_image_r1 == pytest.approx(1 / 3)
+    assert swapped["image_to_text_r1"] == swapped["text_to_image_r1"] == pytest.approx(1 / 3)
     # The red picture has the green captions before it, and ties with the blue ones: rank 1 + 2 + 2.
-    assert (swapped.image_to_text_r5, swapped.image_to_text_median_rank) == (1, 5)
-    assert swapped.text_to_image_median_rank == 3  # a red caption: green picture first, and a tie with the blue one
-    assert swapped.chance_text_to_image_r10 == 1
+    assert (swapped["image_to_text_r5"], swapped["image_to_text_median_rank"]) == (1, 5)
+    assert swapped["image_to_text_mean_rank"] == pytest.approx(11 / 3)
+    # Its captions have the precisions 1 / 5 and 2 / 6.
+    assert swapped["image_to_text_map"] == pytest.approx((1 + 2 * (1 / 5 + 2 / 6) / 2) / 3)
+    assert swapped["text_to_image_median_rank"] == 3  # a red caption: green picture first, and a tie with the blue one
+    assert swapped["text_to_image_map"] == pytest.approx((2 + 4 / 3) / 6)
+    assert swapped.details["chance_text_to_image_r10"] == 1
+    assert swapped.fingerprint == result.fingerprint
 
 
 def test_retrieval_counts_any_own_caption() -> None:
@@ -338,25 +676,117 @@ def test_retrieval_counts_any_own_caption() -> None:
     pairs = PairEmbeddings(image, text, list("abcde"), torch.tensor([0, 0, 1, 2, 2]))
     result = count_retrieval(pairs)
     # image 0: own a (0.9) leads. image 1: own c (0.6) leads. image 2: own e (0.4) is behind b (0.5).
-    assert result.image_to_text_r1 == pytest.approx(2 / 3) and result.image_to_text_r5 == 1
+    assert result["image_to_text_r1"] == pytest.approx(2 / 3) and result["image_to_text_r5"] == 1
+    # image 0: a is first, b (0) has c, d and the tie e before it: (1 / 1 + 2 / 5) / 2. image 1: c is first.
+    # image 2: e is behind b, and so is d: (1 / 2 + 2 / 3) / 2.
+    assert result["image_to_text_map"] == pytest.approx((7 / 10 + 1 + 7 / 12) / 3)
     # a -> 0 first; b -> 0 last (0 against 0.2 and 0.5); c -> 1 first; d -> 2 second (0.1 against 0.8); e -> 2 second.
-    assert result.text_to_image_r1 == pytest.approx(2 / 5)
-    assert (result.image_to_text_median_rank, result.text_to_image_median_rank) == (1, 2)
+    assert result["text_to_image_r1"] == pytest.approx(2 / 5)
+    assert (result["image_to_text_median_rank"], result["text_to_image_median_rank"]) == (1, 2)
+    assert result["image_to_text_mean_rank"] == pytest.approx(4 / 3)
+    assert result["text_to_image_mean_rank"] == pytest.approx(9 / 5)
+    assert result["text_to_image_map"] == pytest.approx((1 + 1 / 3 + 1 + 1 / 2 + 1 / 2) / 5)
+    # A drawn image brings its captions: of images 0 and 2, the latter twice, come a, b and twice d and e.
+    drawn = result.recount(np.array([1.0, 0.0, 2.0]))
+    assert drawn["image_to_text_r1"] == pytest.approx(1 / 3) and drawn["text_to_image_r1"] == pytest.approx(1 / 6)
+    assert drawn["text_to_image_mean_rank"] == pytest.approx((1 + 3 + 2 * (2 + 2)) / 6)
+
+
+def test_retrieval_figures_have_intervals() -> None:
+    draws = torch.Generator().manual_seed(1)
+    image, owner = torch.randn(60, 8, generator=draws), torch.arange(60).repeat_interleave(2)
+    text = image[owner] + 1.2 * torch.randn(120, 8, generator=draws)
+    normal = nn.functional.normalize
+    pairs = PairEmbeddings(normal(image, dim=1), normal(text, dim=1), [f"t{k}" for k in range(120)], owner)
+    result = count_retrieval(pairs)
+    for name, figure in result.figures.items():
+        assert figure.low <= figure.value <= figure.high and figure.low < figure.high, name
+        assert figure.n == (60 if name.startswith("image") else 120)
+    for way in ("image_to_text", "text_to_image"):
+        assert 0 < result[f"{way}_r1"] < result[f"{way}_r5"] < result[f"{way}_r10"] < 1  # else little was tested
+    # about as wide as that of a share over 60 images
+    recall = result.figures["image_to_text_r5"]
+    half = 1.96 * math.sqrt(recall.value * (1 - recall.value) / 60)
+    assert (recall.high - recall.low) / 2 == pytest.approx(half, rel=0.25)
+    assert count_retrieval(pairs, resamples=0).figures["text_to_image_r1"].value == result["text_to_image_r1"]
+    assert math.isnan(count_retrieval(pairs, resamples=0).figures["text_to_image_r1"].low)
 
 
 def test_retrieval_chance_and_shared_captions(model: DualEncoder, tokenizer: Tokenizer) -> None:
     result = retrieval(model, PREPROCESS, tokenizer, SceneSource("test", 30, image_size=SIDE))
-    assert result.n_texts == 150
-    assert result.chance_text_to_image_r10 == pytest.approx(10 / 30)
-    assert result.chance_image_to_text_r10 == pytest.approx(1 - math.comb(145, 10) / math.comb(150, 10))
+    assert result.details["n_texts"] == 150
+    assert result.details["chance_text_to_image_r10"] == pytest.approx(10 / 30)
+    chance = 1 - math.comb(145, 10) / math.comb(150, 10)
+    assert result.details["chance_image_to_text_r10"] == pytest.approx(chance)
 
     class Shared(Colours):
         def captions(self, index: int) -> list[str]:
             return [["twice here", "twice here"], ["shared", "mine"], ["shared"]][index]
 
-    assert retrieval(model, PREPROCESS, tokenizer, Shared(3)).shared_texts == 2
+    found = retrieval(model, PREPROCESS, tokenizer, Shared(3))
+    assert found.details["shared_texts"] == 2 and found.notes[0].startswith("2 captions stand with more than one image")
+    # a copy of its own caption with another image counts as wrong
+    assert found["text_to_image_r1"] < 1
     with pytest.raises(ValueError, match="no pictures"):
         retrieval(model, PREPROCESS, tokenizer, Colours(0))
+
+
+def test_an_image_without_a_caption_is_refused(tokenizer: Tokenizer) -> None:
+    class Silent(Colours):
+        def captions(self, index: int) -> list[str]:
+            return [] if index == 1 else ["red"]
+
+    with pytest.raises(ValueError, match=r"image \(row\) 1 has no positive"):
+        retrieval(colour_model(tokenizer), PREPROCESS, tokenizer, Silent(3))
+
+
+def test_captions_stay_with_their_pictures_when_some_cannot_be_read() -> None:
+    class Captioned(Numbered):
+        def captions(self, index: int) -> list[str]:
+            return [f"{letter}{index}" for letter in "ab"[: 1 + index % 2]]  # one or two
+
+        def image(self, index: int) -> Image.Image:
+            if index in (1, 3):
+                raise BadImage(f"number {index} cannot be read")
+            return super().image(index)
+
+    axes = np.eye(6)
+    made = Made(axes, {f"{letter}{k}": axes[k] for k in range(6) for letter in "ab"})
+    source, model = cast(Any, Captioned([0] * 6)), cast(TwoTowers, made)
+    options = EncodeOptions(batch_size=2, max_bad_fraction=0.5)
+    pairs = encode_pairs(model, PREPROCESS, made.tokens, source, options)
+    assert list(pairs.rows) == [0, 2, 4, 5] and pairs.texts == ["a0", "a2", "a4", "a5", "b5"]
+    assert pairs.image_of_text.tolist() == [0, 1, 2, 3, 3]
+    result = count_retrieval(pairs)
+    assert result["image_to_text_r1"] == result["text_to_image_r1"] == 1 and result.groups == (4,)
+    assert result.notes == (
+        "2 pictures cannot be read and are left out: number 1 cannot be read; number 3 cannot be read",
+    )
+    alone = retrieval(model, PREPROCESS, made.tokens, cast(Any, Subset(source, pairs.rows)))
+    assert alone.figures == result.figures
+    with pytest.raises(BadImage, match="number 1 cannot be read"):
+        retrieval(model, PREPROCESS, made.tokens, source)
+    with pytest.raises(ValueError, match="none of the 1 pictures can be read: number 1"):
+        only = cast(Any, Subset(source, [1]))
+        retrieval(model, PREPROCESS, made.tokens, only, options=EncodeOptions(max_bad_fraction=1))
+
+
+def test_retrieval_fingerprint_is_of_pictures_captions_and_owners(tokenizer: Tokenizer) -> None:
+    class Owned(Colours):
+        def __init__(self, *captions: list[str]) -> None:
+            super().__init__(len(captions))
+            self.owned = captions
+
+        def captions(self, index: int) -> list[str]:
+            return self.owned[index]
+
+    def seen(*captions: list[str]) -> str:
+        return encode_pairs(colour_model(tokenizer), PREPROCESS, tokenizer, Owned(*captions)).fingerprint
+
+    whole = seen(["a", "b"], ["c"])
+    assert whole == seen(["a", "b"], ["c"])
+    others = [seen(["a"], ["b", "c"]), seen(["b", "a"], ["c"]), seen(["a", "b"], ["d"]), seen(["a", "b"], ["c"], ["c"])]
+    assert len({whole, *others}) == 5
 
 
 def test_best_captions_show_equal_ones_once() -> None:
@@ -368,112 +798,3 @@ def test_best_captions_show_equal_ones_once() -> None:
         [("c", True), ("b", True)],
     ]
     assert best_captions(pairs, [1], 3)[0][2] == RankedCaption("a", 0.0, False)
-
-
-# Reports
-
-
-def printed(function: Any, *arguments: Any) -> str:
-    from rich.console import Console
-
-    out = io.StringIO()
-    function(*arguments, console=Console(file=out, width=160))
-    return out.getvalue()
-
-
-def test_tables_hold_the_figures(tokenizer: Tokenizer) -> None:
-    model = colour_model(tokenizer, red="green", green="red")
-    result = zero_shot(model, PREPROCESS, tokenizer, Colours(11), "a {}", task="colours")
-    text = printed(print_zero_shot, {"runs/[red]x": result})
-    assert "runs/[red]x" in text and "27.3" in text and "33.3" in text and "needs six" in text
-    assert "green (4)" in text and "blue (3)" not in text  # what red is taken for; blue is right
-    pairs = RetrievalResult(100, 500, 0.11, 0.22, 0.33, 7.5, 0.44, 0.55, 0.66, 4, 0.077, 0.1, 8)
-    rows = [line.split() for line in printed(print_retrieval, {"runs/a": pairs, "runs/b": pairs}).splitlines()]
-    assert ["runs/a", "image", "->", "text", "100", "500", "11.0", "22.0", "33.0", "7.5", "7.7"] in rows
-    assert rows.count(["text", "->", "image", "500", "100", "44.0", "55.0", "66.0", "4", "10.0"]) == 2
-    assert any(row[:2] == ["8", "captions"] for row in rows)
-
-
-def test_json_is_plain_and_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    classes = [*NAMES, "nothing", "at all", "here"]
-    result = zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Colours(6, classes=classes), "a {}")
-    file = tmp_path / "result.json"
-    write_json(file, to_json(result))
-    read = json.loads(file.read_text())
-    assert read["top1"] == 1 and read["confusion"][0] == [2, 0, 0, 0, 0, 0] and read["per_class_recall"][3] is None
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(file, {"loss": math.nan})
-    assert json.loads(file.read_text()) == read
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-AWKWARD = [
-    "$x^2$ costs $5",
-    "$\\frac$",
-    "two\nlines\tand \x00 more",
-    "🦊 fox 日本",
-    "x" * 500,
-    "",
-    "[b]_{\\frac",
-    "<i>&amp;",
-    "ok",
-]
-
-
-@pytest.mark.parametrize("classes", [AWKWARD, AWKWARD * 4, AWKWARD * 16])
-def test_confusion_picture_takes_any_name(classes: list[str], tmp_path: Path) -> None:
-    rows = [[int(i == j) * 9 + int(j == 0) for j in range(len(classes))] for i in range(len(classes))]
-    rows[1] = [0] * len(classes)  # a class without pictures
-    confusion_png(rows, classes, tmp_path / "confusion", title="$a^b$ [x")
-    with Image.open(tmp_path / "confusion") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert image.format == "PNG" and min(image.size) > 400 and max(image.size) < 4000
-    assert (pixels == (8, 48, 107)).all(2).any()  # the darkest blue: a class that is always right
-
-
-def test_confusion_colours_are_shares_of_the_row(tmp_path: Path) -> None:
-    confusion_png([[10, 0], [10, 10]], ["first", "second"], tmp_path / "confusion.png")
-    with Image.open(tmp_path / "confusion.png") as image:
-        dark = (np.asarray(image.convert("RGB")) == (8, 48, 107)).all(2)
-    dark[:, int(0.8 * image.width) :] = False  # the colour bar
-    rows = dark.nonzero()[0]
-    assert len(rows) and rows.max() < image.height / 2  # the first class alone is always right
-
-
-def test_own_captions_carry_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks: list[int] = []
-    monkeypatch.setattr(pictures, "_draw_tick", lambda draw, x, y: ticks.append(y))
-    ranked = [RankedCaption("a", 0.5, True), RankedCaption("b", 0.4, False), RankedCaption("c", 0.3, True)]
-    example_sheet([Image.new("RGB", (9, 9))], [ranked], tmp_path / "sheet.png")
-    assert len(ticks) == 3  # two of them, and the legend
-
-
-def test_example_sheet_takes_any_caption(tmp_path: Path) -> None:
-    ranked = [[RankedCaption(text, 0.5, False) for text in AWKWARD[k : k + 3]] for k in range(3)]
-    images = [Image.new("RGB", size, "red") for size in ((300, 10), (3, 400), (64, 64))]
-    example_sheet(images, ranked, tmp_path / "plain.png", title="$t$")
-    own = [[caption._replace(own=True) for caption in row] for row in ranked]
-    example_sheet(images, own, tmp_path / "own.png", title="$t$")
-    green = []
-    for name in ("plain.png", "own.png"):
-        with Image.open(tmp_path / name) as image:
-            green.append(int((np.asarray(image.convert("RGB")) == (17, 122, 67)).all(2).sum()))
-    assert 0 < green[0] < 0.1 * green[1]  # only the legend's tick, against own captions
-    with pytest.raises(ValueError, match="at least one"):
-        example_sheet([], [], tmp_path / "none.png")
-
-
-def test_examples_are_spread_over_the_source(model: DualEncoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shown = []
-
-    class Spy(SceneSource):
-        def image(self, index: int) -> Image.Image:
-            shown.append(index)
-            return super().image(index)
-
-    source = Spy("test", 12, image_size=SIDE)
-    pairs = encode_pairs(model, PREPROCESS, tokenizer, source)
-    shown.clear()
-    write_examples(source, pairs, tmp_path / "examples.png", count=4)
-    assert shown == [0, 3, 6, 9] and (tmp_path / "examples.png").stat().st_size > 1000
-    write_examples(source, pairs, tmp_path / "examples.png", count=99)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from test_training import TINY
 
 import miniclip
-from miniclip.config import ConfigError, ModelConfig, load_config
+from miniclip.config import ConfigError, ModelConfig, load_config, load_config_file
+from miniclip.evaluation.suite import evaluate, open_suite, scalars
 from miniclip.hardware import tune_fsdp
 from miniclip.inspection.history import read_history
 from miniclip.models import create_model
@@ -75,7 +76,7 @@ def test_sharded_equals_one_process(config_file: str, tmp_path: Path, micro: str
         [json.loads(line) for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()] for d in ("two", "one")
     )
     figures = ("loss", "grad_norm", "grad_norm_image", "grad_norm_text", "cosine_positive", "rank_text", "logit_scale")
-    for name in (*figures, "eval/recall@10_text_to_image"):
+    for name in (*figures, "eval/retrieval/text_to_image_r10"):
         expected = [line[name] for line in one if name in line]
         assert expected
         assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-5)
@@ -84,6 +85,32 @@ def test_sharded_equals_one_process(config_file: str, tmp_path: Path, micro: str
     torch.testing.assert_close(ours.cosines.float(), theirs.cosines.float(), rtol=0, atol=2e-3)
     model, _, _ = miniclip.load(tmp_path / "two")
     assert model.logit_scale.shape == ()
+
+
+@pytest.mark.slow
+def test_sharded_run_keeps_the_best(config_file: str, tmp_path: Path) -> None:
+    """The kept model is whole, and one process finds the figures with it that two found with their shares."""
+    options = ["--eval.tasks", "[retrieval, shape]", "--eval.every", "2", "--eval.best", "shape/ece"]
+    sharded(config_file, tmp_path / "two", *options, "--train.max_steps", "5", "--optim.lr", "1e-2")
+    text = (tmp_path / "two" / "metrics.jsonl").read_text()
+    logged = {line.pop("step"): line for line in map(json.loads, text.splitlines()) if "loss" not in line}
+    assert list(logged) == [2, 4, 5]
+    step = min(logged, key=lambda step: logged[step]["eval/shape/ece"])
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert results["training"]["best"] == {
+        "figure": "shape/ece", "step": step, "value": logged[step]["eval/shape/ece"]
+    }  # fmt: skip
+    best, model = (load_file(tmp_path / "two" / name / "model.safetensors") for name in ("best", "model"))
+    assert best.keys() == model.keys() and all(torch.equal(best[name], model[name]) for name in best)
+    config = load_config_file(tmp_path / "two" / "config.yaml")
+    loaded, preprocess, _ = miniclip.load(tmp_path / "two")
+    # rounding shows in the probabilities alone; a single hit would be 1e-3 at least
+    for role, found in (
+        ("validation", logged[step]),
+        ("test", {f"eval/{e['task']}/{k}": f["value"] for e in results["results"] for k, f in e["figures"].items()}),
+    ):
+        expected = scalars(evaluate(config, open_suite(config, role), loaded, preprocess))  # type: ignore[arg-type]
+        assert found == pytest.approx(expected, rel=0, abs=1e-6)
 
 
 @pytest.mark.slow

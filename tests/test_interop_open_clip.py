@@ -315,6 +315,10 @@ def test_code_of_a_tokenizer_is_not_run(tmp_path: Path) -> None:
         ),
         ("open_clip:oc-vit:nowhere", "neither a known tag nor a file; oc-vit takes a file"),
         ("open_clip:ViT-B/32", "open_clip:ViT-B-32:PRETRAINED with one of the tags"),
+        ("open_clip:ViT-B-32", "open_clip:ViT-B-32:PRETRAINED with one of the tags openai, laion400m_e31"),
+        ("open_clip:ViT-B-32/", "open_clip:ViT-B-32:PRETRAINED with one of the tags"),
+        ("open_clip:ViT-B/32/nowhere", "'nowhere' is neither a known tag nor a file; ViT-B-32 takes the tags"),
+        ("open_clip:ViT-B32/openai", "no architecture 'ViT-B32-openai'; did you mean .*ViT-B-32"),
         ("open_clip:ViT-B-32:openai", "trained with QuickGELU; use open_clip:ViT-B-32-quickgelu:openai$"),
         ("open_clip:hf-hub:nobody/nothing", "no open_clip_config.json can be read there .*internet connection"),
         ("open_clip:local-dir:/nowhere/at/all", "no open_clip_config.json can be read there .*check the folder"),
@@ -331,6 +335,24 @@ def test_tags_are_open_clips() -> None:
     assert open_clip_image_size("open_clip:ViT-B-32-quickgelu:openai") == 224
     assert open_clip_image_size("open_clip:ViT-B-32:laion2B-s34B-b79K") == 224  # open_clip takes it so, too
     assert open_clip_image_size("open_clip:RN50x4-quickgelu:openai") == 288
+
+
+@pytest.mark.parametrize("arch", ["ViT-B-32-quickgelu", "ViT-B/32-quickgelu", "ViT-B/32/quickgelu"])
+def test_a_slash_stands_for_the_colon_and_the_dash(arch: str) -> None:
+    for sign in (":", "/"):
+        assert open_clip_image_size(f"open_clip:{arch}{sign}openai") == 224
+
+
+def test_a_slash_stands_before_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The longest name counts: ViT-H-14 is one as well. A path may hold both signs.
+    assert open_clip_image_size("open_clip:ViT-H-14/378/quickgelu/dfn5b") == 378
+    path = saved(tmp_path, "oc-vit")
+    assert_equal_to_open_clip(f"open_clip:oc-vit/{path}", "oc-vit", str(path))
+    odd = tmp_path / "oc-vit" / "a:b.safetensors"
+    odd.parent.mkdir()
+    path.rename(odd)
+    monkeypatch.chdir(tmp_path)
+    assert_equal_to_open_clip("open_clip:oc-vit/oc-vit/a:b.safetensors", "oc-vit", str(odd))
 
 
 def test_no_network_is_one_line(

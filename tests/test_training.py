@@ -61,6 +61,12 @@ def lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+def result_of(results: dict[str, Any], task: str) -> dict[str, Any]:
+    """What results.json holds of a task."""
+    (found,) = [entry for entry in results["results"] if entry["task"] == task]
+    return found
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -69,7 +75,8 @@ def test_run_directory(config_file: str, tmp_path: Path, capsys: pytest.CaptureF
     results = run(config_file, tmp_path / "run", "--log.trackers", "[tensorboard]", "--eval.every", "3")
     directory = tmp_path / "run"
     assert {p.name for p in directory.iterdir()} >= {
-        "config.yaml", "metrics.jsonl", "checkpoints", "model", "results.json", "examples.png"
+        "config.yaml", "metrics.jsonl", "checkpoints", "model", "results.json",
+        "examples.png", "queries.png", "examples.html", "confusion_shape.png",
     }  # fmt: skip
     assert list(directory.rglob("events.out.tfevents.*"))
     steps = lines(directory)
@@ -78,10 +85,21 @@ def test_run_directory(config_file: str, tmp_path: Path, capsys: pytest.CaptureF
     assert steps[0]["loss_over_chance"] == pytest.approx(losses[0] / math.log(8))
     assert steps[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
     assert [line["lr"] for line in steps if "lr" in line][:2] == [5e-4, 1e-3]
-    assert any("eval/recall@10_text_to_image" in line for line in steps)
+    # without a choice among them, the final tables stand for the last step's evaluation
+    (evaluated,) = [line for line in steps if "loss" not in line]
+    assert evaluated["step"] == 3
+    assert {"eval/retrieval/text_to_image_r10", "eval/shape/top1", "eval/relation/top1"} < set(evaluated)
     assert results == json.loads((directory / "results.json").read_text())
-    assert set(results["zero_shot"]) == {"shape", "colour", "unseen", "unseen_all", "count", "relation"}
-    assert results["retrieval"]["n_images"] == 16
+    assert set(results) == {"command", "time", "versions", "training", "results"}
+    assert results["training"]["best"] is None
+    tasks = ["retrieval", "shape", "colour", "unseen", "unseen_all", "count", "relation"]
+    assert [entry["task"] for entry in results["results"]] == tasks
+    assert {entry["model"]["name"] for entry in results["results"]} == {str(directory)}
+    found = result_of(results, "retrieval")
+    assert found["details"]["n_images"] == 16
+    assert found["data"].keys() == {"source", "split", "fingerprint"} and found["data"]["split"] == "test"
+    figure = found["figures"]["text_to_image_r10"]
+    assert figure["low"] <= figure["value"] <= figure["high"] and figure["n"] == found["details"]["n_texts"]
     shown = capsys.readouterr().out
     assert "zero-shot" in shown
     assert "retrieval" in shown
@@ -308,8 +326,9 @@ def test_evaluation_folders_are_read_before_training(
     assert not (tmp_path / "stopped").exists()
     assert train_main([*arguments, "--run.dir", str(tmp_path / "run"), "--data.max_bad_fraction", "0.2"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["zero_shot"][str(tmp_path / "classes")]["n"] == 15
-    assert results["retrieval"] is None
+    (found,) = results["results"]
+    assert found["task"] == found["data"]["source"] == str(tmp_path / "classes")
+    assert found["figures"]["top1"]["n"] == 15
     assert len(list((tmp_path / "run").glob("confusion_*.png"))) == 1
     (tmp_path / "classes" / "dark_red").mkdir()
     (tmp_path / "classes" / "dark red").mkdir()
@@ -336,7 +355,7 @@ def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path, capsys
     (folder / "27.png").write_bytes((folder / "27.png").read_bytes()[:100])
     results = run(config_file, tmp_path / "run", "--data.source", str(folder), "--data.max_bad_fraction", "0.2")
     assert "3.png" in " ".join(results["training"]["bad"])
-    assert results["retrieval"]["n_images"] == 4
+    assert result_of(results, "retrieval")["details"]["n_images"] == 4
     assert lines(tmp_path / "run")[-1]["bad_pictures"] == 1
     arguments = ["--config", config_file, "--data.source", str(folder), "--run.dir", str(tmp_path / "other")]
     for where in (["--data.workers", "1", "--data.cache", "false"], []):
@@ -358,7 +377,9 @@ def test_a_small_vocabulary_trains_the_same_and_ends_whole(config_file: str, tmp
     whole = run(config_file, tmp_path / "whole", *options)
     small = run(config_file, tmp_path / "small", *options, "--train.small_vocabulary", "true")
     assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-    assert small["retrieval"] == whole["retrieval"]
+    ours, theirs = result_of(small, "retrieval"), result_of(whole, "retrieval")
+    assert ours["figures"] == theirs["figures"]
+    assert ours["data"] == theirs["data"]
     tables = [miniclip.load(tmp_path / name)[0].token_embedding.weight for name in ("whole", "small")]
     assert tables[0].shape == tables[1].shape == (49408, tables[0].shape[1])
     torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-6)

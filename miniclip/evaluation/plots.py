@@ -55,7 +55,7 @@ def templates_png(templates: Sequence[Mapping[str, Any]], together: float, path:
     rows = np.cumsum(np.where(named, 1.0, 14 / n))
     figure = _sheet(9, 1.6 + 0.24 * float(rows[-1] - rows[0] + 1))
     axes = _tidy(figure.add_subplot())
-    axes.axvspan(values.mean() - values.std(), values.mean() + values.std(), color=_BAND, zorder=0)
+    axes.axvspan(values.mean() - values.std(ddof=1), values.mean() + values.std(), color=_BAND, zorder=0)
     axes.axvline(values.mean(), color=_FAINT, linestyle=":", zorder=1, label=f"mean {values.mean():.1f} %")
     axes.axvline(100 * together, color=_COLOURS[1], zorder=1, label=f"all together {100 * together:.1f} %")
     axes.plot(values, rows, "o", color=_COLOURS[0], markersize=5, zorder=3)
@@ -69,7 +69,7 @@ def templates_png(templates: Sequence[Mapping[str, Any]], together: float, path:
     axes.set_yticks([y for y, _ in ticks], [one_line(text, 60) for _, text in ticks], fontsize=8, parse_math=False)
     axes.set_ylim(rows[0] - 0.8, rows[-1] + 0.8)
     axes.tick_params(axis="y", length=0)
-    spread = f"from {values.min():.1f} to {values.max():.1f}, standard deviation {values.std():.1f} (band)"
+    spread = f"from {values.min():.1f} to {values.max():.1f}, standard deviation {values.std(ddof=1):.1f} (band)"
     axes.set_xlabel(f"top-1 accuracy, %; {spread}")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     _save(figure, path, title)

@@ -23,6 +23,9 @@ NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 # CLIP, appendix A.3: C from 1e-6 to 1e6 in eighths of a decade, 1000 steps of L-BFGS at most.
 _EIGHTHS = 96
 _MAX_STEPS = 1000
+# Entries of the training features. Each step of a smaller fit is so short that BLAS's threads mostly wait for each other:
+# on two cores, one of them busy, 1,200 x 256 took more than 20 times as long with two threads as with one.
+_WORTH_THREADS = 2**23
 # Of the gradient. scikit-learn's 1e-4 is loose on vectors of length 1, and changed which C was chosen.
 _TOLERANCE = 1e-6
 
@@ -109,9 +112,14 @@ def probe(
     filled, shot_notes = _fillable(shots, counts["training"])
     said = [*notes, *_class_notes(task, classes, counts), *shot_notes]
 
+    from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
-    with tqdm(total=2 + draws * len(filled), desc=f"probe {task}", leave=False, disable=not progress) as bar:
+    threads = 1 if x["training"].size < _WORTH_THREADS else None
+    with (
+        threadpool_limits(threads),
+        tqdm(total=2 + draws * len(filled), desc=f"probe {task}", leave=False, disable=not progress) as bar,
+    ):
         k, neighbour_accuracy, neighbours = _nearest(x, y)
         bar.update()
         # not below the rounding of float32, where all pictures have one embedding

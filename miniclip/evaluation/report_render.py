@@ -216,7 +216,7 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"- {_line(item)}" for item in items)
         case Command(text):
             text = printable(text)
-            fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text)), 3)
+            fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
             return f"{fence}sh\n{text}\n{fence}"
         case Link(text, name):
             return f"[{_label(text)}]({_address(name)})"

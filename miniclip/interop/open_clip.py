@@ -6,6 +6,7 @@
     open_clip:hf-hub:ORG/NAME             config, preprocessing, tokenizer and weights from the Hub
     open_clip:local-dir:FOLDER            the same from a folder
 
+A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai.
 What is loaded may come from anybody, so it runs no code: weights are read as safetensors or with `weights_only=True`,
 and a tokenizer that brings Python files is refused. Axes: B batch, L tokens, S side of the picture, E embedding.
 """
@@ -16,7 +17,7 @@ import difflib
 import inspect
 import logging
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def load_open_clip(
     tokenizer, length = source.tokenizer()  # may refuse, so before the weights are fetched
     open_clip = _open_clip()
     try:
-        with _quiet():
+        with quiet():
             model = open_clip.create_model(
                 source.arch,
                 source.pretrained,
@@ -167,9 +168,8 @@ class _Source:
         body = name.removeprefix(PREFIX)
         if body.startswith(_FOLDERS):
             return cls(name, body, None, False, _folder_config(name, body))
-        arch, _, pretrained = body.partition(":")
-        arch = arch.replace("/", "-")
         known = open_clip.list_models()
+        arch, pretrained = _split(body, known)
         if arch not in known:
             near = difflib.get_close_matches(arch, known, n=4, cutoff=0.5)
             did = f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() has all of them"
@@ -202,7 +202,7 @@ class _Source:
             return Tokenizer(length), length
         try:
             # A config may ask for the Python files of a tokenizer; this overrules it.
-            with _quiet():
+            with quiet():
                 theirs = open_clip.get_tokenizer(self.arch, **({"trust_remote_code": False} if foreign else {}))
         except Exception as error:
             raise ValueError(
@@ -227,6 +227,18 @@ class _Source:
         )
 
 
+def _split(body: str, known: Collection[str]) -> tuple[str, str]:
+    """ARCH:REST or ARCH/REST -> the name by which open_clip knows ARCH, and REST, which may hold either sign."""
+    arch, _, rest = body.partition(":")
+    arch = arch.replace("/", "-")
+    if arch in known:
+        return arch, rest
+    for place in reversed([place for place, sign in enumerate(body) if sign == "/"]):  # the longest name first
+        if (longer := body[:place].replace("/", "-")) in known:
+            return longer, body[place + 1 :]
+    return arch, rest
+
+
 def _check_pretrained(name: str, arch: str, pretrained: str) -> None:
     open_clip = _open_clip()
     tags = open_clip.list_pretrained_tags_by_model(arch)
@@ -248,7 +260,7 @@ def _check_pretrained(name: str, arch: str, pretrained: str) -> None:
 
 def _folder_config(name: str, body: str) -> dict[str, Any]:
     try:
-        with _quiet():
+        with quiet():
             config = _open_clip().get_model_config(body)
     except Exception as error:
         what = "the internet connection and the name" if body.startswith("hf-hub:") else "the folder's name"
@@ -291,7 +303,8 @@ def _open_clip() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Nothing is logged meanwhile."""
     # Errors are logged before they are raised, each retry of a download too; what is raised says enough.
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

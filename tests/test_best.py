@@ -1,0 +1,351 @@
+"""The model that eval.best keeps: which one it is, what becomes of it at the end, and what a resume makes of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_training import ROOT, TINY, environment, lines, result_of, run
+
+import miniclip
+from miniclip import training
+from miniclip.best import Best
+from miniclip.cli import train_main
+from miniclip.config import EvalConfig, ModelConfig, load_config_file
+from miniclip.data.transforms import Preprocess
+from miniclip.evaluation.encode import fingerprint
+from miniclip.evaluation.result import Evaluation, lower_is_better
+from miniclip.evaluation.suite import FIGURES, evaluate, open_suite
+from miniclip.intervals import Figure
+from miniclip.models import DualEncoder
+
+R10 = "retrieval/image_to_text_r10"
+NAN = math.nan
+
+
+def recount(weights: np.ndarray) -> dict[str, float]:
+    raise AssertionError("nobody asks for an interval")
+
+
+def results_with(figure: str, value: float) -> dict[str, Evaluation]:
+    """What `evaluate` gives where one figure is all there is."""
+    task, _, name = figure.rpartition("/")
+    figures = {name: Figure(value, NAN, NAN, 1)}
+    return {task: Evaluation("retrieval", task, figures, {}, (), "", recount)}
+
+
+class Planned:
+    """Stands where `evaluate` is during the training: gives the figures that it was told, and notes the weights."""
+
+    def __init__(self, figure: str, values: Sequence[float]) -> None:
+        self.figure, self.values = figure, iter(values)
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, config: Any, suite: Any, model: DualEncoder, preprocess: Any) -> dict[str, Evaluation]:
+        self.seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return results_with(self.figure, next(self.values))
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    values = {**TINY, "optim": {"lr": 1e-2, "schedule": "constant"}}
+    values["eval"] = {"size": 16, "every": 2, "best": R10, "tasks": ["retrieval"]}
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
+    def planned(values: Sequence[float], figure: str = R10) -> Planned:
+        stand_in = Planned(figure, values)
+        monkeypatch.setattr(training, "evaluate", stand_in)
+        return stand_in
+
+    return planned
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- what is kept
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    return miniclip.create_model(ModelConfig(**TINY["model"]))
+
+
+@pytest.mark.parametrize(
+    ("figure", "values", "kept"),
+    [
+        (R10, [0.2, 0.6, 0.6, 0.1], [0, 1]),  # of equals the earlier
+        (R10, [0.5, 0.4, 0.3], [0]),
+        (R10, [0.1, 0.2, 0.3], [0, 1, 2]),
+        (R10, [0.0, 0.0], [0]),  # also the worst figure is one
+        (R10, [NAN, 0.2, NAN, 0.1], [1]),
+        (R10, [NAN, NAN], []),
+        (R10, [math.inf, 0.2], [1]),
+        ("retrieval/text_to_image_median_rank", [9.0, 3.0, 3.0, 4.0], [0, 1]),
+        ("retrieval/image_to_text_mean_rank", [2.0, NAN, 5.5, 1.5], [0, 3]),
+        ("shape/ece", [0.1, 0.3, 0.05], [0, 2]),
+        ("shape/ece", [-math.inf, 0.3], [1]),
+        # the name of the task does not turn the figure round
+        ("shape/top1", [0.1, 0.3, 0.05], [0, 1]),
+        ("/data/flowers/top1", [0.1, 0.3, 0.05], [0, 1]),
+        ("retrieval/image_to_text_map", [0.1, 0.3, 0.05], [0, 1]),
+    ],
+)
+def test_which_is_kept(figure: str, values: list[float], kept: list[int], model: DualEncoder, tmp_path: Path) -> None:
+    best = Best(tmp_path, figure)
+    took = [best.offer(10 * k, {f"eval/{figure}": v}, model, Preprocess(32)) for k, v in enumerate(values)]
+    assert [k for k, taken in enumerate(took) if taken] == kept
+    if not kept:
+        assert best.record() is None and best.load(torch.device("cpu")) is None
+        assert not (tmp_path / "best").exists()
+        return
+    assert best.record() == {"figure": figure, "step": 10 * kept[-1], "value": values[kept[-1]]}
+    assert {p.name for p in (tmp_path / "best").iterdir()} == {
+        "best.json", "model.json", "model.safetensors", "preprocess.json"
+    }  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_every_figure_has_a_direction() -> None:
+    """Ranks and calibration errors fall as a model gets better, all else rises."""
+    falling = {name for names in FIGURES.values() for name in names if lower_is_better(name)}
+    ranks = {f"{way}_{rank}" for way in ("image_to_text", "text_to_image") for rank in ("median_rank", "mean_rank")}
+    assert falling == {"ece"} | ranks
+
+
+def test_another_figure_is_another_record(model: DualEncoder, tmp_path: Path) -> None:
+    Best(tmp_path, R10).offer(5, {f"eval/{R10}": 0.9}, model, Preprocess(32))
+    other = Best(tmp_path, "shape/top1")
+    assert other.record() is None and other.load(torch.device("cpu")) is None
+    assert Best(tmp_path, None).record() is None
+    assert other.offer(7, {"eval/shape/top1": 0.1}, model, Preprocess(32))
+    assert other.record() == {"figure": "shape/top1", "step": 7, "value": 0.1}
+    assert not Best(tmp_path, None).offer(8, {}, model, Preprocess(32))
+
+
+def test_what_was_cut_off_while_it_was_written(model: DualEncoder, tmp_path: Path) -> None:
+    (tmp_path / "best.part").mkdir()
+    (tmp_path / "best.part" / "rubbish").touch()
+    best = Best(tmp_path, R10)
+    assert best.record() is None
+    assert best.offer(5, {f"eval/{R10}": 0.1}, model, Preprocess(32))
+    assert best.load(torch.device("cpu")) is not None
+    assert not (tmp_path / "best.part").exists() and not (tmp_path / "best" / "rubbish").exists()
+
+
+# ---- in a run
+
+
+def test_the_best_becomes_the_model(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+    """Of four evaluations, the last step's among them, the second; the last weights are in the checkpoint alone."""
+    planned = plan([0.2, 0.6, 0.6, 0.1])
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "7")
+    directory = tmp_path / "run"
+    assert [line["step"] for line in lines(directory) if f"eval/{R10}" in line] == [2, 4, 6, 7]
+    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6}
+    assert results["training"]["best"] == json.loads((directory / "best" / "best.json").read_text())
+    assert results == json.loads((directory / "results.json").read_text())
+    assert results["training"]["steps"] == 7
+    assert same(weights(directory / "model"), planned.seen[1])
+    assert same(weights(directory / "model"), weights(directory / "best"))
+    last = weights(directory / "checkpoints" / "step_00000007")
+    assert not same(last, planned.seen[1])
+    torch.testing.assert_close(last["visual.proj"], planned.seen[3]["visual.proj"], rtol=0, atol=0)
+
+    # the final figures are of the model that was kept, on the test split
+    model, preprocess, _ = miniclip.load(directory)
+    config = load_config_file(directory / "config.yaml")
+    expected = evaluate(config, open_suite(config, "test"), model, preprocess)["retrieval"]
+    entry = result_of(results, "retrieval")
+    assert {name: figure["value"] for name, figure in entry["figures"].items()} == {
+        name: figure.value for name, figure in expected.figures.items()
+    }
+    assert entry["model"]["fingerprint"] == fingerprint(model)
+    assert entry["data"]["fingerprint"] == expected.fingerprint
+
+
+@pytest.mark.parametrize("figure", ["retrieval/text_to_image_median_rank", "shape/ece"])
+def test_the_lowest_becomes_the_model(
+    config_file: str, tmp_path: Path, plan: Callable[..., Planned], figure: str
+) -> None:
+    planned = plan([9.0, 3.0, NAN, 4.0], figure)
+    options = ["--train.max_steps", "8", "--eval.best", figure, "--eval.tasks", "[retrieval, shape]"]
+    results = run(config_file, tmp_path / "run", *options)
+    assert results["training"]["best"] == {"figure": figure, "step": 4, "value": 3.0}
+    assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
+    assert [line[f"eval/{figure}"] for line in lines(tmp_path / "run") if "loss" not in line] == [9.0, 3.0, None, 4.0]
+
+
+def test_without_a_figure_the_last_step_is_the_model(
+    config_file: str, tmp_path: Path, plan: Callable[..., Planned]
+) -> None:
+    planned = plan([NAN, NAN])
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "4")
+    assert results["training"]["best"] is None
+    assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_the_last_step_may_be_the_best(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+    planned = plan([0.1, 0.2, 0.3])
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "5")
+    assert results["training"]["best"]["step"] == 5
+    assert same(weights(tmp_path / "run" / "model"), planned.seen[2])
+
+
+def test_small_vocabulary_keeps_a_whole_model(config_file: str, tmp_path: Path) -> None:
+    """What is trained are the rows in use; what is kept has all of them, and the same figures."""
+    for name, small in (("whole", "false"), ("small", "true")):
+        run(config_file, tmp_path / name, "--train.small_vocabulary", small)
+    best, theirs = (json.loads((tmp_path / d / "best" / "best.json").read_text()) for d in ("small", "whole"))
+    assert best == theirs
+    assert weights(tmp_path / "small" / "best")["token_embedding.weight"].shape[0] == 49408
+    assert same(weights(tmp_path / "small" / "model"), weights(tmp_path / "small" / "best"))
+
+
+# ---- refused before the first step
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--eval.best", "retrieval/image_to_text_r7"], ["retrieval counts", "image_to_text_r5", "text_to_image_map"]),
+        (["--eval.best", "shape/top1"], ["eval.best=shape/top1: the tasks are retrieval; write TASK/FIGURE"]),
+        (["--eval.best", "top1"], ["the tasks are retrieval"]),
+        (["--eval.best", ""], ["the tasks are retrieval"]),
+        (["--eval.every", "0"], [f"eval.best={R10} is looked at every eval.every steps", "100"]),
+        (["--eval.best", "count/top5", "--eval.tasks", "[count]"], ["count has no top5; use count/top1"]),
+        (["--eval.best", "relation/ece", "--eval.tasks", "[relation]"], ["relation has no ece; use relation/top1"]),
+        (["--eval.best", "shape/linear", "--eval.tasks", "[shape]"], ["shape counts top1, top5, balanced_accuracy"]),
+        (["--eval.best", "retrieval/top1", "--eval.tasks", "[]"], ["eval.best=retrieval/top1"]),
+    ],
+)
+def test_refused_before_the_first_step(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
+) -> None:
+    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run"), *options]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_figure_that_may_be_named_is_counted(config_file: str, tmp_path: Path) -> None:
+    """The list that eval.best is checked against, against what the evaluation gives."""
+    config = load_config_file(config_file)
+    config = replace(config, eval=EvalConfig(size=24, tasks=["retrieval", "shape"]))
+    model = miniclip.create_model(config.model).eval()
+    suite = open_suite(config, "validation")
+    found = evaluate(config, suite, model, Preprocess(32))
+    assert set(found["retrieval"].figures) == set(FIGURES["retrieval"])
+    assert set(found["shape"].figures) == set(FIGURES["zeroshot"])
+
+
+# ---- a resume
+
+
+def test_a_resume_keeps_an_earlier_best(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+    first = plan([0.2, 0.6])
+    run(config_file, tmp_path / "run", "--train.max_steps", "4")
+    second = plan([0.5, 0.4])
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "8", "--run.resume", "true")
+    assert len(second.seen) == 2
+    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6}
+    assert same(weights(tmp_path / "run" / "model"), first.seen[1])
+    third = plan([0.7])
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "10", "--run.resume", "true")
+    assert results["training"]["best"] == {"figure": R10, "step": 10, "value": 0.7}
+    assert same(weights(tmp_path / "run" / "model"), third.seen[0])
+
+
+def test_a_resume_with_another_figure_begins_anew(
+    config_file: str, tmp_path: Path, plan: Callable[..., Planned]
+) -> None:
+    plan([0.2, 0.6])
+    run(config_file, tmp_path / "run", "--train.max_steps", "4")
+    other = "retrieval/text_to_image_r10"
+    planned = plan([0.3, 0.1], other)
+    options = ["--train.max_steps", "8", "--run.resume", "true", "--eval.best", other]
+    results = run(config_file, tmp_path / "run", *options)
+    assert results["training"]["best"] == {"figure": other, "step": 6, "value": 0.3}
+    assert same(weights(tmp_path / "run" / "model"), planned.seen[0])
+    last = plan([])
+    results = run(
+        config_file, tmp_path / "run", "--train.max_steps", "9", "--run.resume", "true", "--eval.best", "null"
+    )
+    assert results["training"]["best"] is None and not last.seen
+    assert same(weights(tmp_path / "run" / "model"), weights(tmp_path / "run" / "checkpoints" / "step_00000009"))
+
+
+def test_overwriting_deletes_what_was_kept(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+    """Else the old run's model, with the better figure, would become the new one's."""
+    plan([0.9, 0.8])
+    run(config_file, tmp_path / "run", "--train.max_steps", "4")
+    for folder in ("evaluation", "report"):
+        (tmp_path / "run" / folder / "deeper").mkdir(parents=True)
+        (tmp_path / "run" / folder / "deeper" / "results.json").touch()
+    (tmp_path / "run" / "confusion_old.png").touch()
+    planned = plan([0.1, 0.2])
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "4", "--run.overwrite", "true")
+    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.2}
+    assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
+    for name in ("evaluation", "report", "confusion_old.png"):
+        assert not (tmp_path / "run" / name).exists(), name
+    results = run(config_file, tmp_path / "run", "--run.overwrite", "true", "--eval.every", "0", "--eval.best", "null")
+    assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
+    """kill -9 in the real script, after a checkpoint: the finished model is the best of all the evaluations."""
+    directory = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
+    command += ["--run.checkpoint_every", "5", "--eval.every", "3", "--eval.best", "shape/ece"]
+    command += ["--eval.tasks", "[shape]", "--train.max_steps", "2000"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (list(directory.glob("checkpoints/step_*[0-9]")) and (directory / "best" / "best.json").exists()):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (directory / "model").exists()
+    last = max(int(p.name.removeprefix("step_")) for p in directory.glob("checkpoints/step_*[0-9]"))
+    command[-1] = str(last + 8)
+    result = subprocess.run(
+        [*command, "--run.resume", "true"], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    steps = {line["step"]: line["eval/shape/ece"] for line in lines(directory) if "eval/shape/ece" in line}
+    assert max(steps) == last + 8
+    best = json.loads((directory / "results.json").read_text())["training"]["best"]
+    step = min(steps, key=lambda step: (steps[step], step))
+    assert best == {"figure": "shape/ece", "step": step, "value": steps[step]}
+    model, preprocess, _ = miniclip.load(directory)
+    config = load_config_file(directory / "config.yaml")
+    found = evaluate(config, open_suite(config, "validation"), model, preprocess)["shape"]["ece"]
+    # another process may multiply in another order
+    assert found == pytest.approx(best["value"], abs=1e-6)

@@ -1,0 +1,267 @@
+"""Results as tables, JSON and pictures: what stands in them, and that text from data stays text."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from miniclip.console import write_json
+from miniclip.data.shapes import SceneSource
+from miniclip.evaluation import pictures
+from miniclip.evaluation.pictures import confusion_png, example_sheet, write_examples
+from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json
+from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption
+from miniclip.evaluation.tables import print_differences, print_evaluations, show
+from miniclip.intervals import Figure
+
+NAN = math.nan
+
+
+def nothing(_: np.ndarray) -> Mapping[str, float]:
+    return {}
+
+
+def evaluation(kind: Any, figures: dict[str, Figure], details: dict[str, Any], *notes: str) -> Evaluation:
+    return Evaluation(kind, "colours", figures, details, notes, "f00d", nothing)
+
+
+def swapped_colours(**more: Any) -> Evaluation:
+    """Eleven pictures of three colours of which red and green change places."""
+    figures = {
+        "top1": Figure(3 / 11, 0.0, 0.545, 11),
+        "balanced_accuracy": Figure(1 / 3, 0.3, 0.4, 11),
+        "macro_f1": Figure(0.123, 0.1, 0.2, 11),
+        "ece": Figure(0.0456, 0.01, 0.1, 11),
+    }
+    rows = [
+        ("red", 4, 0.0, 0.0, 0.0),
+        ("[green]", 4, 0.0, 0.0, 0.0),
+        ("blue", 3, 1.0, 1.0, 1.0),
+        ("no", 0, NAN, NAN, 0),
+    ]
+    details = {
+        "chance": 0.25,
+        "classes": [row[0] for row in rows],
+        "per_class": [dict(zip(("class", "n", "precision", "recall", "f1"), row, strict=True)) for row in rows],
+        "confusion": [[0, 4, 0, 0], [4, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 0]],
+    }
+    return evaluation("zeroshot", figures, {**details, **more}, "no top-5: it needs six")
+
+
+def found_pairs() -> Evaluation:
+    to_text = {"r1": 0.11, "r5": 0.22, "r10": 0.33, "median_rank": 7.5, "mean_rank": 12.34, "map": 0.155}
+    to_image = {"r1": 0.44, "r5": 0.55, "r10": 0.66, "median_rank": 4, "mean_rank": 5.67, "map": 0.5}
+    figures = {f"image_to_text_{name}": Figure(value, value - 0.1, value + 0.1, 100) for name, value in to_text.items()}
+    figures |= {f"text_to_image_{name}": Figure(v, v - 0.1, v + 0.1, 500) for name, v in to_image.items()}
+    chances = {"chance_image_to_text_r10": 0.077, "chance_text_to_image_r10": 0.1}
+    return evaluation("retrieval", figures, chances, "8 captions stand with more than one image")
+
+
+def printed(function: Any, *arguments: Any) -> list[list[str]]:
+    """The words of each line."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    function(*arguments, console=Console(file=out, width=200))
+    return [line.split() for line in out.getvalue().splitlines()]
+
+
+def test_zero_shot_table() -> None:
+    lines = printed(print_evaluations, {"runs/[red]x": swapped_colours()})
+    assert ["runs/[red]x", "11", "4", "27.3", "[0.0,", "54.5]", "-", "33.3", "12.3", "4.6", "25.0"] in lines
+    assert ["no", "top-5:", "it", "needs", "six"] in lines
+    # what red is taken for, where everything is right, and a class without pictures
+    assert ["red", "4", "0.0", "0.0", "0.0", "[green]", "(4)"] in lines
+    assert ["blue", "3", "100.0", "100.0", "100.0"] in lines and ["no", "0", "-", "-", "0.0"] in lines
+
+
+def test_several_results_give_a_row_each_and_their_notes_once() -> None:
+    lines = printed(print_evaluations, {"runs/a": swapped_colours(), "runs/b": swapped_colours()}, "the title")
+    assert [line[0] for line in lines if line and line[0].startswith("runs/")] == ["runs/a", "runs/b"]
+    assert lines.count(["no", "top-5:", "it", "needs", "six"]) == 1 and lines[0] == ["the", "title"]
+    assert not any(line[:1] == ["blue"] for line in lines)  # the classes of one of them would stand for neither
+
+
+def test_relation_has_only_top1() -> None:
+    result = evaluation("zeroshot", {"top1": Figure(0.6, 0.5, 0.7, 10)}, {"chance": 0.5})
+    assert ["relation", "10", "-", "60.0", "[50.0,", "70.0]", "-", "-", "-", "-", "50.0"] in printed(
+        print_evaluations, {"relation": result}
+    )
+
+
+def test_retrieval_table() -> None:
+    lines = printed(print_evaluations, {"runs/a": found_pairs(), "runs/b": found_pairs()})
+    to_text = "runs/a image -> text 100 11.0 22.0 33.0 [23.0, 43.0] 7.5 12.3 15.5 7.7"
+    to_image = "text -> image 500 44.0 55.0 66.0 [56.0, 76.0] 4 5.7 50.0 10.0"
+    assert to_text.split() in lines and lines.count(to_image.split()) == 2
+    assert any(line[:2] == ["8", "captions"] for line in lines)
+
+
+def test_probe_table_has_a_column_for_whatever_one_of_them_has() -> None:
+    first = evaluation("probe", {"linear": Figure(0.5, 0.4, 0.6, 20), "knn": Figure(0.25, 0.2, 0.3, 20)}, {})
+    second = evaluation("probe", {"linear": Figure(1, 1, 1, 20), "linear_2_shot": Figure(0.75, 0.7, 0.8, 20)}, {})
+    lines = printed(print_evaluations, {"a": first, "b": second})
+    assert ["pictures", "linear", "%", "knn", "%", "linear", "2", "shot", "%"] in lines
+    assert ["a", "20", "50.0", "[40.0,", "60.0]", "25.0", "[20.0,", "30.0]", "-"] in lines
+    assert ["b", "20", "100.0", "[100.0,", "100.0]", "-", "75.0", "[70.0,", "80.0]"] in lines
+
+
+def test_template_table_shows_the_best_and_the_worst() -> None:
+    templates = [{"template": f"{'abcdefgh'[k]} {{}}", "top1": k / 10} for k in range(8)]
+    lines = printed(print_evaluations, {"x": swapped_colours(templates=templates)})
+    shown = [line[0] for line in lines if line[1:2] == ["{}"]]
+    assert shown == ["h", "g", "f", "c", "b", "a"]
+    # the mean of 0 ... 0.7 is 0.35, the sample deviation sqrt(0.42 / 7)
+    assert ["mean", "±", "deviation", "35.0", "±", "24.5"] in lines and ["all", "together", "27.3"] in lines
+
+
+def test_foreign_table() -> None:
+    result = swapped_colours()
+    for k, score in enumerate(("free_energy", "max_probability", "entropy")):
+        result.figures[f"auroc_{score}"] = Figure(0.8 + k / 100, 0.7, 0.9, 15)
+        result.figures[f"fpr95_{score}"] = Figure(0.4, 0.3, 0.5, 15)
+    lines = printed(print_evaluations, {"x": result})
+    assert ["free", "energy", "0.800", "[0.700,", "0.900]", "40.0", "[30.0,", "50.0]"] in lines
+    assert ["entropy", "0.820", "[0.700,", "0.900]", "40.0", "[30.0,", "50.0]"] in lines
+
+
+def test_differences_are_starred_where_their_interval_leaves_out_0() -> None:
+    figures = {"top1": Figure(0.1, 0.02, 0.2, 9), "ece": Figure(-0.05, -0.1, 0.0, 9), "top5": Figure(0, 0, 0, 9)}
+    lines = printed(print_differences, {"runs/b": figures}, "runs/[a]")
+    assert ["runs/b", "+10.0", "[+2.0,", "+20.0]", "*", "-5.0", "[-10.0,", "0.0]", "0.0", "[0.0,", "0.0]"] in lines
+    assert lines[0][:3] == ["difference", "from", "runs/[a],"]
+
+
+def test_figures_as_people_read_them() -> None:
+    assert show("top1", Figure(0.1234, 0.1, 0.2, 9)) == "12.3 [10.0, 20.0]"
+    assert show("top1", Figure(0.1234, NAN, NAN, 9)) == show("top1", Figure(0.1234, 0.1, 0.2, 9), False) == "12.3"
+    assert show("image_to_text_median_rank", Figure(7.5, 3, 10, 9)) == "7.5 [3, 10]"
+    assert show("text_to_image_mean_rank", Figure(1234.56, 1, 2, 9), False) == "1234.6"
+    assert (
+        show("auroc_entropy", Figure(0.98765, NAN, NAN, 9)) == "0.988"
+        and show("ece", Figure(NAN, 0, 1, 9), False) == "-"
+    )
+
+
+def test_what_is_better_lower() -> None:
+    lower = ["image_to_text_median_rank", "text_to_image_mean_rank", "ece", "fpr95_entropy"]
+    higher = ["top1", "image_to_text_r10", "auroc_entropy", "text_to_image_map", "linear", "macro_f1"]
+    assert all(map(lower_is_better, lower)) and not any(map(lower_is_better, higher))
+
+
+# JSON
+
+
+def test_json_is_plain_and_whole(tmp_path: Path) -> None:
+    result = swapped_colours()
+    result.figures["none"] = Figure(NAN, NAN, math.inf, 11)
+    file = tmp_path / "results.json"
+    written = {**header("eval.py made up"), "results": [entry(result, {"name": "m"}, {"source": "s"})]}
+    write_json(file, written)
+    read = json.loads(file.read_text())
+    assert read["command"] == "eval.py made up" and read["time"].endswith("+00:00")
+    assert torch.__version__.startswith(read["versions"]["torch"]) and read["versions"]["miniclip"]
+    (found,) = read["results"]
+    assert found == {"model": {"name": "m"}, "data": {"source": "s", "fingerprint": "f00d"}, **to_json(result)}
+    assert set(found) == {"model", "data", "kind", "task", "figures", "details", "notes"}
+    assert found["figures"]["top1"] == {"value": 3 / 11, "low": 0.0, "high": 0.545, "n": 11}
+    assert found["figures"]["none"] == {"value": None, "low": None, "high": None, "n": 11}
+    assert found["details"]["per_class"][3] == {"class": "no", "n": 0, "precision": None, "recall": None, "f1": 0}
+    assert found["details"]["confusion"][0] == [0, 4, 0, 0] and found["notes"] == ["no top-5: it needs six"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(file, {"loss": math.nan})
+    assert json.loads(file.read_text()) == read
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_only_what_saw_the_same_pictures_is_compared() -> None:
+    first, second = (
+        Evaluation("zeroshot", "t", {}, {}, (), "", lambda w: {"top1": float(w[0])}, groups) for groups in ((3,), (2,))
+    )
+    with pytest.raises(ValueError, match=r"t: counted on \(3,\) and on \(2,\) pictures"):
+        difference(first, second)
+    assert difference(first, first)["top1"][:3] == (0, 0, 0)
+
+
+# Pictures
+
+AWKWARD = [
+    "$x^2$ costs $5",
+    "$\\frac$",
+    "two\nlines\tand \x00 more",
+    "🦊 fox 日本",
+    "x" * 500,
+    "",
+    "[b]_{\\frac",
+    "<i>&amp;",
+    "ok",
+]
+
+
+@pytest.mark.parametrize("classes", [AWKWARD, AWKWARD * 4, AWKWARD * 16])
+def test_confusion_picture_takes_any_name(classes: list[str], tmp_path: Path) -> None:
+    rows = [[int(i == j) * 9 + int(j == 0) for j in range(len(classes))] for i in range(len(classes))]
+    rows[1] = [0] * len(classes)  # a class without pictures
+    confusion_png(rows, classes, tmp_path / "confusion", title="$a^b$ [x")
+    with Image.open(tmp_path / "confusion") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert image.format == "PNG" and min(image.size) > 400 and max(image.size) < 4000
+    assert (pixels == (8, 48, 107)).all(2).any()  # the darkest blue: a class that is always right
+
+
+def test_confusion_colours_are_shares_of_the_row(tmp_path: Path) -> None:
+    confusion_png([[10, 0], [10, 10]], ["first", "second"], tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        dark = (np.asarray(image.convert("RGB")) == (8, 48, 107)).all(2)
+    dark[:, int(0.8 * image.width) :] = False  # the colour bar
+    rows = dark.nonzero()[0]
+    assert len(rows) and rows.max() < image.height / 2  # the first class alone is always right
+
+
+def test_own_captions_carry_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[int] = []
+    monkeypatch.setattr(pictures, "_draw_tick", lambda draw, x, y: ticks.append(y))
+    ranked = [RankedCaption("a", 0.5, True), RankedCaption("b", 0.4, False), RankedCaption("c", 0.3, True)]
+    example_sheet([Image.new("RGB", (9, 9))], [ranked], tmp_path / "sheet.png")
+    assert len(ticks) == 3  # two of them, and the legend
+
+
+def test_example_sheet_takes_any_caption(tmp_path: Path) -> None:
+    ranked = [[RankedCaption(text, 0.5, False) for text in AWKWARD[k : k + 3]] for k in range(3)]
+    images = [Image.new("RGB", size, "red") for size in ((300, 10), (3, 400), (64, 64))]
+    example_sheet(images, ranked, tmp_path / "plain.png", title="$t$")
+    own = [[caption._replace(own=True) for caption in row] for row in ranked]
+    example_sheet(images, own, tmp_path / "own.png", title="$t$")
+    green = []
+    for name in ("plain.png", "own.png"):
+        with Image.open(tmp_path / name) as image:
+            green.append(int((np.asarray(image.convert("RGB")) == (17, 122, 67)).all(2).sum()))
+    assert 0 < green[0] < 0.1 * green[1]  # only the legend's tick, against own captions
+    with pytest.raises(ValueError, match="at least one"):
+        example_sheet([], [], tmp_path / "none.png")
+
+
+def test_examples_are_spread_over_the_source(tmp_path: Path) -> None:
+    shown = []
+
+    class Spy(SceneSource):
+        def image(self, index: int) -> Image.Image:
+            shown.append(index)
+            return super().image(index)
+
+    unit = torch.nn.functional.normalize(torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    pairs = PairEmbeddings(unit, unit.flip(0), [f"caption {k}" for k in range(12)], torch.arange(12))
+    source = Spy("test", 12, image_size=32)
+    write_examples(source, pairs, tmp_path / "examples.png", count=4)
+    assert shown == [0, 3, 6, 9] and (tmp_path / "examples.png").stat().st_size > 1000
+    write_examples(source, pairs, tmp_path / "examples.png", count=99)
+    assert shown[4:] == list(range(12))
