@@ -13,7 +13,7 @@ import torch
 from miniclip.checkpoint import load, save_model
 from miniclip.console import write_json
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.result import lower_is_better
+from miniclip.evaluation.result import Evaluation, lower_is_better
 from miniclip.models import DualEncoder
 from miniclip.rundir import BEST
 
@@ -21,40 +21,55 @@ _RECORD = "best.json"
 
 
 class Best:
-    """Keeps one model in the run directory's best/, with best.json: figure, step, value. figure: eval.best, or None.
+    """Keeps one model in the run directory's best/, with best.json: figure, step, value, fingerprint of the pictures.
 
-    A run that was cut off and goes on finds there what it kept, unless that was chosen by another figure.
+    figure: eval.best, or None. A run that was cut off and goes on finds there what it kept, unless that was chosen by
+    another figure.
     """
 
     def __init__(self, run_dir: Path, figure: str | None) -> None:
         self.folder, self.figure = run_dir / BEST, figure
+        self._part = self.folder.with_suffix(".part")
 
     def record(self) -> dict[str, Any] | None:
         """What best.json says; None without one, or if it tells of another figure."""
-        try:
-            found = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        folder = self._whole()
+        if folder is None:
             return None
-        return found if self.figure is not None and found["figure"] == self.figure else None
+        found: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return found if found["figure"] == self.figure else None
 
-    def offer(self, step: int, figures: dict[str, float], model: DualEncoder, preprocess: Preprocess) -> bool:
-        """Keep the model if its figure is better than the one that is kept; of equals the earlier stays."""
+    def offer(self, step: int, results: dict[str, Evaluation], model: DualEncoder, preprocess: Preprocess) -> bool:
+        """Keep the model if its figure is better than the one that is kept; of equals the earlier stays.
+
+        What was counted on other pictures is no rival.
+        """
         if self.figure is None:
             return False
-        value, kept = figures[f"eval/{self.figure}"], self.record()
-        sign = -1 if lower_is_better(self.figure) else 1
-        if not math.isfinite(value) or (kept is not None and sign * value <= sign * kept["value"]):
+        task, _, figure = self.figure.rpartition("/")
+        value, seen, kept = results[task][figure], results[task].fingerprint, self.record()
+        sign = -1 if lower_is_better(figure) else 1
+        rival = kept is not None and kept["fingerprint"] == seen
+        if not math.isfinite(value) or (rival and kept is not None and sign * value <= sign * kept["value"]):
             return False
-        part = self.folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        save_model(part, model, preprocess)
-        write_json(part / _RECORD, {"figure": self.figure, "step": step, "value": value})
-        # the folder gets its name when it is whole; what is cut off between the two lines is found again by the next
-        # evaluation, or the last step's weights are taken
-        shutil.rmtree(self.folder, ignore_errors=True)
-        part.replace(self.folder)
+        # The record comes last, so a folder that has it is whole; and the former one goes only when this one is.
+        shutil.rmtree(self._part, ignore_errors=True)
+        save_model(self._part, model, preprocess)
+        record = {"figure": self.figure, "step": step, "value": value, "fingerprint": seen}
+        write_json(self._part / _RECORD, record)
+        old = self.folder.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.replace(old)
+        self._part.replace(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
         return True
 
     def load(self, device: torch.device) -> DualEncoder | None:
         """The model that is kept, in evaluation mode; None if there is none."""
-        return None if self.record() is None else load(self.folder, device)[0]
+        folder = self._whole()
+        return None if folder is None or self.record() is None else load(folder, device)[0]
+
+    def _whole(self) -> Path | None:
+        """Where the model lies: a process may have been killed before its folder got its name."""
+        return next((f for f in (self.folder, self._part) if (f / _RECORD).is_file()), None)

@@ -118,7 +118,8 @@ def assemble(config: ModelConfig, state: dict[str, Tensor], device: str | torch.
     """
     with torch.device("meta"):
         model = create_model(config)
-    model.load_state_dict(state, strict=True, assign=True)
+    # copies: where safetensors leaves a weight its address may be odd, and a product of it is rounded otherwise
+    model.load_state_dict({name: value.clone() for name, value in state.items()}, strict=True, assign=True)
     model.requires_grad_(True)
     return model.to(device).eval()
 
@@ -132,7 +133,9 @@ def handed_out(model: DualEncoder | None, config: ModelConfig, device: torch.dev
         assert model is not None
         return model
     if model is None:
-        model = create_model(config).to(device).eval()
+        with torch.device("meta"):  # which draws no random numbers
+            model = create_model(config)
+        model = model.to_empty(device=device).eval()
     for _, value in sorted(model.state_dict(keep_vars=True).items()):
         dist.broadcast(value.data, 0)
     return model

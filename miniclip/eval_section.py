@@ -70,7 +70,8 @@ class EvalConfig:
     """
 
     every: int = 0
-    tasks: list[str | dict[str, Any]] | None = None
+    # the values spelt out: jsonargparse would read those of a plain dict as YAML again, and make a number of "2024"
+    tasks: list[str | dict[str, str | list[str] | Any]] | None = None
     best: str | None = None
     batch_size: int = 256
     size: int = 1000

@@ -69,7 +69,17 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
     run_dir = Path(config.run.dir)
     if config.run.overwrite:
-        for folder in ("checkpoints", "model", BEST, MATRICES, "inspection", "evaluation", "report"):
+        for folder in (
+            "checkpoints",
+            "model",
+            BEST,
+            f"{BEST}.part",
+            f"{BEST}.old",
+            MATRICES,
+            "inspection",
+            "evaluation",
+            "report",
+        ):
             shutil.rmtree(run_dir / folder, ignore_errors=True)
         events = f"{config.log.project}/**/events.out.tfevents.*"
         for pattern in ("metrics.jsonl", "results.json", "examples.*", "queries.png", "confusion_*.png", events):

@@ -251,15 +251,15 @@ class _Loop:
                     since, since_step = time.perf_counter(), done
                 pause = time.perf_counter()
                 every, looked = config.run.checkpoint_every, config.log.matrix_every
-                # before the checkpoint: a resume drops the matrices that come after it
+                # both before the checkpoint: a resume does again what comes after it
                 if looked and (done % looked == 0 or done == steps):
                     self._keep_matrix(done)
+                evaluated = config.eval.every
+                # the last step, too, may be the best; without a choice the final tables say enough of it
+                if evaluated and (done % evaluated == 0 if done < steps else config.eval.best is not None):
+                    self._evaluate(done)
                 if done == steps or (every and done % every == 0):
                     self._save(done)
-                every = config.eval.every
-                # the last step, too, may be the best; without a choice the final tables say enough of it
-                if every and (done % every == 0 if done < steps else config.eval.best is not None):
-                    self._evaluate(done)
                 since += time.perf_counter() - pause  # neither counts as training time
 
     def _save(self, step: int) -> None:
@@ -386,10 +386,10 @@ class _Loop:
         if not main and self.accelerator.distributed_type == "FSDP":
             model = None  # it has only its share of the weights
         model = handed_out(model, self.config.model, self.accelerator.device)
-        figures = scalars(evaluate(self.config, self.validation, model, self.preprocess))
-        self._log(step, figures)
+        results = evaluate(self.config, self.validation, model, self.preprocess)
+        self._log(step, scalars(results))
         if main:
-            self.best.offer(step, figures, model, self.preprocess)
+            self.best.offer(step, results, model, self.preprocess)
         self.accelerator.wait_for_everyone()
 
     def _keep_matrix(self, step: int) -> None:

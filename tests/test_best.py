@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,13 +118,13 @@ def model() -> DualEncoder:
 )
 def test_which_is_kept(figure: str, values: list[float], kept: list[int], model: DualEncoder, tmp_path: Path) -> None:
     best = Best(tmp_path, figure)
-    took = [best.offer(10 * k, {f"eval/{figure}": v}, model, Preprocess(32)) for k, v in enumerate(values)]
+    took = [best.offer(10 * k, results_with(figure, v), model, Preprocess(32)) for k, v in enumerate(values)]
     assert [k for k, taken in enumerate(took) if taken] == kept
     if not kept:
         assert best.record() is None and best.load(torch.device("cpu")) is None
         assert not (tmp_path / "best").exists()
         return
-    assert best.record() == {"figure": figure, "step": 10 * kept[-1], "value": values[kept[-1]]}
+    assert best.record() == {"figure": figure, "step": 10 * kept[-1], "value": values[kept[-1]], "fingerprint": ""}
     assert {p.name for p in (tmp_path / "best").iterdir()} == {
         "best.json", "model.json", "model.safetensors", "preprocess.json"
     }  # fmt: skip
@@ -137,12 +139,12 @@ def test_every_figure_has_a_direction() -> None:
 
 
 def test_another_figure_is_another_record(model: DualEncoder, tmp_path: Path) -> None:
-    Best(tmp_path, R10).offer(5, {f"eval/{R10}": 0.9}, model, Preprocess(32))
+    Best(tmp_path, R10).offer(5, results_with(R10, 0.9), model, Preprocess(32))
     other = Best(tmp_path, "shape/top1")
     assert other.record() is None and other.load(torch.device("cpu")) is None
     assert Best(tmp_path, None).record() is None
-    assert other.offer(7, {"eval/shape/top1": 0.1}, model, Preprocess(32))
-    assert other.record() == {"figure": "shape/top1", "step": 7, "value": 0.1}
+    assert other.offer(7, results_with("shape/top1", 0.1), model, Preprocess(32))
+    assert other.record() == {"figure": "shape/top1", "step": 7, "value": 0.1, "fingerprint": ""}
     assert not Best(tmp_path, None).offer(8, {}, model, Preprocess(32))
 
 
@@ -151,9 +153,49 @@ def test_what_was_cut_off_while_it_was_written(model: DualEncoder, tmp_path: Pat
     (tmp_path / "best.part" / "rubbish").touch()
     best = Best(tmp_path, R10)
     assert best.record() is None
-    assert best.offer(5, {f"eval/{R10}": 0.1}, model, Preprocess(32))
+    assert best.offer(5, results_with(R10, 0.1), model, Preprocess(32))
     assert best.load(torch.device("cpu")) is not None
     assert not (tmp_path / "best.part").exists() and not (tmp_path / "best" / "rubbish").exists()
+
+
+@pytest.mark.parametrize("at", ["replace", "rmtree"])
+def test_a_kill_at_any_place_leaves_a_whole_model(
+    at: str, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former one or the new one, whichever of the moves and removals is the last that is done."""
+
+    class Killed(Exception):
+        pass
+
+    for survived in range(4):
+        folder = tmp_path / str(survived)
+        best, left = Best(folder, R10), [survived]
+        folder.mkdir()
+        assert best.offer(1, results_with(R10, 0.1), model, Preprocess(32))
+
+        def limited(*arguments: Any, real: Any, left: list[int] = left, **keywords: Any) -> Any:
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            return real(*arguments, **keywords)
+
+        owner = Path if at == "replace" else shutil
+        with monkeypatch.context() as patch:
+            real = getattr(owner, at)
+            patch.setattr(owner, at, lambda *a, real=real, limited=limited, **k: limited(*a, real=real, **k))
+            with contextlib.suppress(Killed):
+                best.offer(2, results_with(R10, 0.2), model, Preprocess(32))
+        found = Best(folder, R10).record()
+        assert found is not None and found["step"] in (1, 2)
+        assert Best(folder, R10).load(torch.device("cpu")) is not None
+
+
+def test_other_pictures_are_no_rivals(model: DualEncoder, tmp_path: Path) -> None:
+    best, worse = Best(tmp_path, R10), results_with(R10, 0.1)
+    assert best.offer(1, results_with(R10, 0.9), model, Preprocess(32))
+    assert not best.offer(2, worse, model, Preprocess(32))
+    task = R10.split("/")[0]
+    assert best.offer(3, {task: replace(worse[task], fingerprint="others")}, model, Preprocess(32))
 
 
 # ---- in a run
@@ -165,7 +207,7 @@ def test_the_best_becomes_the_model(config_file: str, tmp_path: Path, plan: Call
     results = run(config_file, tmp_path / "run", "--train.max_steps", "7")
     directory = tmp_path / "run"
     assert [line["step"] for line in lines(directory) if f"eval/{R10}" in line] == [2, 4, 6, 7]
-    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6}
+    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6, "fingerprint": ""}
     assert results["training"]["best"] == json.loads((directory / "best" / "best.json").read_text())
     assert results == json.loads((directory / "results.json").read_text())
     assert results["training"]["steps"] == 7
@@ -194,7 +236,7 @@ def test_the_lowest_becomes_the_model(
     planned = plan([9.0, 3.0, NAN, 4.0], figure)
     options = ["--train.max_steps", "8", "--eval.best", figure, "--eval.tasks", "[retrieval, shape]"]
     results = run(config_file, tmp_path / "run", *options)
-    assert results["training"]["best"] == {"figure": figure, "step": 4, "value": 3.0}
+    assert results["training"]["best"] == {"figure": figure, "step": 4, "value": 3.0, "fingerprint": ""}
     assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
     assert [line[f"eval/{figure}"] for line in lines(tmp_path / "run") if "loss" not in line] == [9.0, 3.0, None, 4.0]
 
@@ -272,11 +314,11 @@ def test_a_resume_keeps_an_earlier_best(config_file: str, tmp_path: Path, plan: 
     second = plan([0.5, 0.4])
     results = run(config_file, tmp_path / "run", "--train.max_steps", "8", "--run.resume", "true")
     assert len(second.seen) == 2
-    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6}
+    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6, "fingerprint": ""}
     assert same(weights(tmp_path / "run" / "model"), first.seen[1])
     third = plan([0.7])
     results = run(config_file, tmp_path / "run", "--train.max_steps", "10", "--run.resume", "true")
-    assert results["training"]["best"] == {"figure": R10, "step": 10, "value": 0.7}
+    assert results["training"]["best"] == {"figure": R10, "step": 10, "value": 0.7, "fingerprint": ""}
     assert same(weights(tmp_path / "run" / "model"), third.seen[0])
 
 
@@ -289,7 +331,7 @@ def test_a_resume_with_another_figure_begins_anew(
     planned = plan([0.3, 0.1], other)
     options = ["--train.max_steps", "8", "--run.resume", "true", "--eval.best", other]
     results = run(config_file, tmp_path / "run", *options)
-    assert results["training"]["best"] == {"figure": other, "step": 6, "value": 0.3}
+    assert results["training"]["best"] == {"figure": other, "step": 6, "value": 0.3, "fingerprint": ""}
     assert same(weights(tmp_path / "run" / "model"), planned.seen[0])
     last = plan([])
     results = run(
@@ -309,7 +351,7 @@ def test_overwriting_deletes_what_was_kept(config_file: str, tmp_path: Path, pla
     (tmp_path / "run" / "confusion_old.png").touch()
     planned = plan([0.1, 0.2])
     results = run(config_file, tmp_path / "run", "--train.max_steps", "4", "--run.overwrite", "true")
-    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.2}
+    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.2, "fingerprint": ""}
     assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
     for name in ("evaluation", "report", "confusion_old.png"):
         assert not (tmp_path / "run" / name).exists(), name
@@ -343,7 +385,7 @@ def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
     assert max(steps) == last + 8
     best = json.loads((directory / "results.json").read_text())["training"]["best"]
     step = min(steps, key=lambda step: (steps[step], step))
-    assert best == {"figure": "shape/ece", "step": step, "value": steps[step]}
+    assert best == {"figure": "shape/ece", "step": step, "value": steps[step], "fingerprint": ""}
     model, preprocess, _ = miniclip.load(directory)
     config = load_config_file(directory / "config.yaml")
     found = evaluate(config, open_suite(config, "validation"), model, preprocess)["shape"]["ece"]

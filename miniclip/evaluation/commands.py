@@ -159,7 +159,7 @@ def _evaluate(
     open_at: picture size -> data, opened once for each size that a model takes. draw: pictures of the first model.
     """
     names = [arguments.checkpoint, *(arguments.compare or ())]
-    if len(set(names)) < len(names):
+    if len({name if ":" in name else os.path.realpath(name) for name in names}) < len(names):
         raise ValueError("--checkpoint and --compare name the same model twice")
     sizes = {name: image_size_of(name) for name in names}
     with together(arguments.device) as device:

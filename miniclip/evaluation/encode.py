@@ -121,6 +121,7 @@ def encode_readable(
     device = _device(model)
     values, seen = torch.zeros(n, _width(model)), torch.zeros(n, dtype=torch.int64)
     bad = BadCount(n, options.max_bad_fraction)
+    lost: dict[int, str] = {}
 
     def read(index: int) -> tuple[Tensor, int] | BadImage:
         try:
@@ -142,7 +143,8 @@ def encode_readable(
         for k, rows in enumerate(batches):
             current, upcoming = upcoming, submit(batches[k + 1]) if k + 1 < len(batches) else []
             found = [future.result() for future in current]
-            bad.add(one for one in found if isinstance(one, BadImage))
+            lost |= {row: str(one) for row, one in zip(rows, found, strict=True) if isinstance(one, BadImage)}
+            bad.add(lost.values())
             read_now = [(row, one) for row, one in zip(rows, found, strict=True) if not isinstance(one, BadImage)]
             if read_now:
                 pixels = torch.stack([picture for _, (picture, _) in read_now]).to(device)
@@ -152,11 +154,12 @@ def encode_readable(
             advance(len(current))
     if options.shared:
         values, seen = total(values, device), total(seen, device)
-        bad.add(gathered(bad.names))
+        lost = dict(sorted(gathered(list(lost.items()))))
+        bad.add(lost.values())
     kept = seen.nonzero().flatten()
     if len(kept) < n:
         values, seen = values[kept], seen[kept]
-    return Encoded(values, kept, bad.names, digest(seen.numpy().tobytes()))
+    return Encoded(values, kept, list(lost.values()), digest(seen.numpy().tobytes()))
 
 
 def encode_images(

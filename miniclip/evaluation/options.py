@@ -97,7 +97,7 @@ def image_size_of(directory: str) -> int:
         return size
     if folder is None:
         raise FileNotFoundError(
-            f"--checkpoint {directory}: no {WEIGHTS} there, nor in its model folder, nor a checkpoint; name the "
+            f"{directory}: no {WEIGHTS} there, nor in its model folder, nor a checkpoint; name the "
             "directory of a run, or one that miniclip.save_model wrote"
         )
     try:

@@ -55,7 +55,7 @@ def templates_png(templates: Sequence[Mapping[str, Any]], together: float, path:
     rows = np.cumsum(np.where(named, 1.0, 14 / n))
     figure = _sheet(9, 1.6 + 0.24 * float(rows[-1] - rows[0] + 1))
     axes = _tidy(figure.add_subplot())
-    axes.axvspan(values.mean() - values.std(ddof=1), values.mean() + values.std(), color=_BAND, zorder=0)
+    axes.axvspan(values.mean() - values.std(ddof=1), values.mean() + values.std(ddof=1), color=_BAND, zorder=0)
     axes.axvline(values.mean(), color=_FAINT, linestyle=":", zorder=1, label=f"mean {values.mean():.1f} %")
     axes.axvline(100 * together, color=_COLOURS[1], zorder=1, label=f"all together {100 * together:.1f} %")
     axes.plot(values, rows, "o", color=_COLOURS[0], markersize=5, zorder=3)

@@ -23,8 +23,8 @@ NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 # CLIP, appendix A.3: C from 1e-6 to 1e6 in eighths of a decade, 1000 steps of L-BFGS at most.
 _EIGHTHS = 96
 _MAX_STEPS = 1000
-# Entries of the training features. Each step of a smaller fit is so short that BLAS's threads mostly wait for each other:
-# on two cores, one of them busy, 1,200 x 256 took more than 20 times as long with two threads as with one.
+# Entries of the training features. A step of a smaller fit is so short that BLAS's threads mostly wait for each other:
+# 1,200 x 256 on two cores, one of them busy, took more than 20 times as long with two threads as with one.
 _WORTH_THREADS = 2**23
 # Of the gradient. scikit-learn's 1e-4 is loose on vectors of length 1, and changed which C was chosen.
 _TOLERANCE = 1e-6

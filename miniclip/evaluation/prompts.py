@@ -31,6 +31,11 @@ class PromptedSource(Protocol):
         ...
 
 
+def brings_sentences(source: object) -> bool:
+    """Whether every picture of a source brings its own sentences to choose from, so that there are no classes."""
+    return isinstance(source, PromptedSource) and source.prompts(0) is not None
+
+
 def names_of(source: LabelledSource) -> list[list[str]]:
     """All names of each class, the one in `classes` first. A source without `names` has the one name a class."""
     names: list[list[str]] | None = getattr(source, "names", None)

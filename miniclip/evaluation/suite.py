@@ -22,7 +22,7 @@ from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.pictures import confusion_png
 from miniclip.evaluation.probing import open_parts, probe_model
-from miniclip.evaluation.prompts import check_classes, resolve_templates
+from miniclip.evaluation.prompts import brings_sentences, check_classes, resolve_templates
 from miniclip.evaluation.result import Evaluation, entry, header
 from miniclip.evaluation.retrieval import PairEmbeddings, count_retrieval, encode_pairs
 from miniclip.evaluation.sheet import write_sheets
@@ -112,15 +112,18 @@ def final_evaluation(
         results[name], pairs = _run(config, name, task, model, preprocess, RESAMPLES if main else 0)
         if main and pairs is not None and name == "retrieval":
             assert task.pairs is not None
-            title = f"{config.data.label}: the best of {len(pairs.texts)} captions for each picture"
+            title = f"{task.data}: the best of {len(pairs.texts)} captions and of {len(pairs.image)} pictures"
             write_sheets(Subset(task.pairs, pairs.rows), pairs, run_dir, title=title)
     if not main:
         return {}
     print()
     print_evaluations(results)
+    drawn: list[str] = []
     for name, result in results.items():
         if "confusion" in result.details:
-            file = "confusion_" + re.sub(r"[^\w.-]+", "_", name.strip("/")) + ".png"
+            file = "confusion_" + re.sub(r"[^\w.-]+", "_", name.strip("/"))
+            drawn.append(file)  # two names may be alike but for what a file name cannot hold
+            file += f"_{drawn.count(file)}.png" if drawn.count(file) > 1 else ".png"
             confusion_png(result.details["confusion"], result.details["classes"], run_dir / file, title=name)
     trained = {"name": str(run_dir), "fingerprint": fingerprint(model)}
     entries = [
@@ -154,17 +157,18 @@ def _open_named(config: Config, task: str, role: Role) -> Task:
 def _open_own(config: Config, task: EvalTask, role: Role) -> Task:
     image_size, allowed = config.model.image_size, config.data.max_bad_fraction
     assert image_size is not None
-    split = task.split or (config.data.validation_split if role == "validation" else config.data.test_split)
+    split = task.split or role
     if task.kind == "retrieval":
+        by_role = split in ("train", "validation", "test")
         data = DataConfig(
             source=task.data,
             name=task.name,
-            test_split=split,
+            test_split="test" if by_role else split,
             image_column=task.image_column,
             caption_column=task.caption_column,
             max_bad_fraction=allowed,
         )
-        pairs = open_source(data, "test", image_size=image_size)
+        pairs = open_source(data, split if by_role else "test", image_size=image_size)
         return Task("retrieval", task.data, split, pairs=readable(pairs, allowed))
 
     def labelled(split: str) -> LabelledSource:
@@ -194,13 +198,13 @@ def _check_best(best: str | None, suite: Suite) -> None:
         return
     name, _, figure = best.rpartition("/")
     if name not in suite:
-        raise ConfigError(f"eval.best={best}: the tasks are {', '.join(suite)}; write TASK/FIGURE")
+        raise ConfigError(f"eval.best={best}: the tasks are {', '.join(suite) or 'none'}; write TASK/FIGURE")
     known = FIGURES[suite[name].kind]
     if figure not in known:
         raise ConfigError(f"eval.best={best}: {name} counts {', '.join(known)}")
     source = suite[name].labelled
-    missing = name == "relation" or (figure == "top5" and source is not None and len(source.classes) <= 5)
-    if missing and figure != "top1":
+    few = source is not None and len(source.classes) <= 5
+    if (brings_sentences(source) and figure != "top1") or (few and figure == "top5"):
         raise ConfigError(f"eval.best={best}: {name} has no {figure}; use {name}/top1")
 
 

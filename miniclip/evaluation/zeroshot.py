@@ -29,6 +29,7 @@ from miniclip.evaluation.encode import (
 )
 from miniclip.evaluation.prompts import (
     PromptedSource,
+    brings_sentences,
     check_classes,
     fill_templates,
     names_of,
@@ -124,7 +125,7 @@ def zero_shot(
     check_classes(task, dataset.classes)
     labels = _labels(dataset, task)
     own = dataset if isinstance(dataset, PromptedSource) else None
-    if own is not None and own.prompts(0) is not None:
+    if own is not None and brings_sentences(own):
         if templates is not None or foreign is not None:
             raise ValueError(f"{task}: each picture brings its own sentences; leave templates and foreign pictures out")
         return _by_sentences(model, preprocess, tokenizer, dataset, own, labels, task, options, resamples)
