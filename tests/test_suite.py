@@ -383,3 +383,20 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
         assert code == 2, complaints
         assert "pictures cannot be used" in complaints and bad.name in complaints
     assert not (tmp_path / "stopped").exists()
+
+
+@pytest.mark.parametrize("split", [None, "train", "third"])
+def test_the_split_of_other_captions(data: Data, tmp_path: Path, split: str | None) -> None:
+    """Of a source with train, val, test and third: what the role is usually called, or the split that is named."""
+    rows = [json.loads(line) for line in (data.captioned / "metadata.jsonl").read_text().splitlines()]
+    folder = shutil.copytree(data.captioned, tmp_path / "captions")
+    for k, row in enumerate(rows):
+        row["split"] = {"validation": "val"}.get(row["split"], row["split"])
+        if k % 6 == 0:
+            row["split"] = "third"
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "val", "test", "third")}
+    task = {"kind": "retrieval", "data": str(folder), "task": "others"} | ({"split": split} if split else {})
+    config = load_config(["--config", config_file(tmp_path, {"tasks": [task]}), "--model.image_size", "32"])
+    sizes = [len(open_suite(config, role)["others"].pairs or ()) for role in ("validation", "test")]
+    assert sizes == ([counts["val"], counts["test"]] if split is None else [counts[split]] * 2)

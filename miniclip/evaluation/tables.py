@@ -20,7 +20,7 @@ _TITLES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "probe": "probe"}
 def print_evaluations(results: Mapping[str, Evaluation], title: str = "", console: Console | None = None) -> None:
     """One table a kind, its rows named by the keys (a checkpoint, a task), with the notes of all below.
 
-    A single zero-shot result also gets its classes, its templates and its scores of foreign pictures.
+    A single zero-shot result also gets its classes and its templates.
     """
     console = console or open_console()
     rows = {"zeroshot": _zero_shot_rows, "retrieval": _retrieval_rows, "probe": _probe_rows}
@@ -28,6 +28,9 @@ def print_evaluations(results: Mapping[str, Evaluation], title: str = "", consol
         found = {name: result for name, result in results.items() if result.kind == kind}
         if found:
             console.print(fill(found, title or _TITLES[kind]))
+    foreign = {name: result for name, result in results.items() if "auroc_entropy" in result.figures}
+    if foreign:
+        console.print(_foreign_rows(foreign))
     for note in dict.fromkeys(note for result in results.values() for note in result.notes):
         console.print(plain(note))
     if len(results) == 1:
@@ -111,13 +114,17 @@ def _more(result: Evaluation) -> list[Table]:
         tables.append(_class_table(details["per_class"], details["confusion"]))
     if details.get("templates"):
         tables.append(_template_table(details["templates"], result["top1"]))
-    if "auroc_entropy" in result.figures:
-        table = new_table("none of these classes?", "score", ("AUROC", "FPR@95 %"))
-        for score in ("free_energy", "max_probability", "entropy"):
-            pair = [show(name, result.figures[name]) for name in (f"auroc_{score}", f"fpr95_{score}")]
-            table.add_row(score.replace("_", " "), *pair)
-        tables.append(table)
     return tables
+
+
+def _foreign_rows(results: Mapping[str, Evaluation]) -> Table:
+    scores = ("free_energy", "max_probability", "entropy")
+    names = [f"{figure}_{score}" for score in scores for figure in ("auroc", "fpr95")]
+    columns = [f"{word}, {score.replace('_', ' ')}" for score in scores for word in ("AUROC", "FPR@95 %")]
+    table = new_table("none of these classes?", "", columns)
+    for name, result in results.items():
+        table.add_row(plain(name), *(show(figure, result.figures[figure]) for figure in names))
+    return table
 
 
 def _class_table(per_class: Sequence[Mapping[str, Any]], confusion: Sequence[Sequence[int]]) -> Table:
