@@ -642,4 +642,4 @@ def test_the_script_runs() -> None:
     assert done.returncode == 0 and "zeroshot" in done.stdout and done.stderr == ""
     done = run("zeroshot", "--checkpoint", "none", "--task", "shape")
     assert done.stdout == ""
-    assert done.returncode == 2 and done.stderr.startswith("eval.py: error: --checkpoint none")
+    assert done.returncode == 2 and done.stderr.startswith("eval.py: error: none: no model")
