@@ -61,7 +61,13 @@ def with_intervals(
 
 
 def differences(
-    first: Recount, second: Recount, groups: Sequence[int], *, resamples: int = RESAMPLES, seed: int = 0
+    first: Recount,
+    second: Recount,
+    groups: Sequence[int],
+    counts: Mapping[str, int] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Figure]:
     """second - first of each figure that both have, with the interval of the difference on the same drawn pictures.
 
@@ -72,7 +78,7 @@ def differences(
         then, now = first(weights), second(weights)
         return {name: now[name] - value for name, value in then.items() if name in now}
 
-    return with_intervals(difference, groups, resamples=resamples, seed=seed)
+    return with_intervals(difference, groups, counts, resamples=resamples, seed=seed)
 
 
 def _resamples(groups: Sequence[int], resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -463,7 +465,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("probe --checkpoint {ok} --data {none}", "none"),
         ("probe --checkpoint {ok} --data {folders} --shots 0", "0 must be at least 1"),
         ("probe --checkpoint {ok} --data {folders} --classnames {twice}", "twice.txt, line 3"),
-        ("probe --checkpoint {ok} --data {untested}", "needs the splits train and test, and it has train, validation"),
+        ("probe --checkpoint {ok} --data {untested}", "needs the splits train and test, and it has test, validation"),
         ("probe --checkpoint {ok} --data {folders}/test", "class 'blue' has 2 pictures, and 3 parts need one each"),
         ("probe --checkpoint {ok} --data {folders} --out {bad}", "bad.txt is a file; name a folder"),
     ],
@@ -485,7 +487,7 @@ def test_errors_are_one_line_before_the_model_loads(
     paths["short"].write_text("crimson\nazure\n")
     for folder in ("empty", "hollow/b"):
         (tmp_path / folder).mkdir(parents=True)
-    for picture in ("hollow/a", "single/a", "untested/train/a", "untested/validation/a"):
+    for picture in ("hollow/a", "single/a", "untested/test/a", "untested/validation/a"):
         paint(tmp_path / picture / "0.png", 0)
         paint(tmp_path / picture.replace("/a", "/c") / "0.png", 1) if "untested" in picture else None
     words = arguments.format(ok=checkpoint, tmp=tmp_path, folders=folders, captioned=captioned, **paths).split()
@@ -510,13 +512,9 @@ def test_weights_of_another_shape_than_model_json(
     save_tiny(tmp_path / "wide", 0, 32, width=48)
     (tmp_path / "wide" / "model.json").write_text((Path(checkpoint) / "model.json").read_text())
     words = ["zeroshot", "--task", "shape", "--size", "6", "--out", str(tmp_path / "out")]
-    for models in (
-        ["--checkpoint", str(tmp_path / "wide")],
-        ["--checkpoint", checkpoint, "--compare", str(tmp_path / "wide")],
-    ):
-        line = refused([*words, *models], capsys)
-        assert f"{tmp_path / 'wide' / 'model.safetensors'} does not hold the model of model.json" in line
-        assert "size mismatch" in line and not (tmp_path / "out").exists()
+    line = refused([*words, "--checkpoint", str(tmp_path / "wide")], capsys)
+    assert f"{tmp_path / 'wide' / 'model.safetensors'} does not hold the model of model.json" in line
+    assert "size mismatch" in line and not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -643,3 +641,41 @@ def test_the_script_runs() -> None:
     done = run("zeroshot", "--checkpoint", "none", "--task", "shape")
     assert done.stdout == ""
     assert done.returncode == 2 and done.stderr.startswith("eval.py: error: none: no model")
+
+
+def test_a_model_that_cannot_be_read_costs_nothing_of_the_others(
+    checkpoint: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:1000])
+    out = tmp_path / "out"
+    arguments = ["zeroshot", "--checkpoint", checkpoint, "--compare", str(broken), "--data", str(folders)]
+    assert main([*arguments, "--out", str(out)]) == 2
+    assert [entry["model"]["name"] for entry in results(out)["results"]] == [checkpoint]
+    assert "broken" in capsys.readouterr().err
+
+
+def test_pictures_of_an_evaluation_before_do_not_stay(
+    checkpoint: str, folders: Path, foreign: Path, captioned: Path, tmp_path: Path
+) -> None:
+    base = ["zeroshot", "--checkpoint", checkpoint, "--data", str(folders), "--out", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    assert main([*base, "--foreign", str(foreign), "--templates", "a {}", "one {}"]) == 0
+    assert {"foreign.png", "templates.png"} < names_in(tmp_path / "out")
+    assert main(base) == 0
+    assert names_in(tmp_path / "out") == {"mine.txt", "results.json", "confusion.png", "calibration.png"}
+
+
+def test_a_model_without_a_number_still_has_results(
+    checkpoint: str, folders: Path, foreign: Path, tmp_path: Path
+) -> None:
+    model, preprocess, _ = load(checkpoint)
+    torch.nn.init.constant_(model.text_projection, math.nan)
+    save_model(tmp_path / "nan", model, preprocess)
+    out = tmp_path / "out"
+    arguments = ["zeroshot", "--checkpoint", str(tmp_path / "nan"), "--data", str(folders), "--foreign", str(foreign)]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert results(out)["results"][0]["figures"]["top1"]["value"] == 0
+    assert "foreign.png" not in names_in(out)

@@ -45,7 +45,7 @@ from miniclip.evaluation.retrieval import (
     encode_pairs,
     retrieval,
 )
-from miniclip.evaluation.zeroshot import build_classifier, zero_shot
+from miniclip.evaluation.zeroshot import build_classifier, judge, zero_shot
 from miniclip.models import DualEncoder, create_model
 from miniclip.tokenizer import Tokenizer
 
@@ -798,3 +798,15 @@ def test_best_captions_show_equal_ones_once() -> None:
         [("c", True), ("b", True)],
     ]
     assert best_captions(pairs, [1], 3)[0][2] == RankedCaption("a", 0.0, False)
+
+
+def test_scores_of_foreign_pictures_do_not_saturate() -> None:
+    """At a scale of 100 the softmax of a sure prediction is 1 in any number format; its log-odds still say how sure."""
+    cosines = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.1, 0.0]])  # 80 and 50 nats above the rest
+    judged = judge(torch.cat([cosines, torch.zeros(2, 0)], 1), torch.eye(3), 100.0)
+    assert judged.confidence.tolist() == [1.0, 1.0]
+    expected = [90 - math.log(math.exp(10) + 1), 60 - math.log(math.exp(10) + 1)]
+    np.testing.assert_allclose(judged.log_odds.numpy(), expected, rtol=1e-6)
+    assert judged.familiarity()["max_probability"][0] > judged.familiarity()["max_probability"][1]
+    logits = (100.0 * cosines.double()).numpy()
+    np.testing.assert_allclose(judged.free_energy.numpy(), -logsumexp(logits, 1), rtol=1e-6)

@@ -19,6 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import miniclip.evaluation.probe as probing
 from miniclip.evaluation.probe import Labelled, divide, probe
+from miniclip.evaluation.probing import open_parts
 from miniclip.evaluation.result import Evaluation, to_json
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -395,3 +396,36 @@ def test_divide_names_what_is_wrong() -> None:
             divide(labels, shares, 0)
     with pytest.raises(ValueError, match="no pictures to divide"):
         divide(labels[:0], (0.5, 0.5), 0)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": 40, "val": 10, "test": 20}, ("train 40", "val 10", "test 20")),
+        ({"training": 40, "testing": 20}, ("training 32", "training 8", "testing 20")),
+        ({"train": 40, "validation": 10}, ("train 32", "train 8", "validation 10")),
+        ({"all": 40}, ("all 24", "all 8", "all 8")),
+    ],
+)
+def test_parts_of_what_a_source_has(splits: dict[str, int], expected: tuple[str, ...]) -> None:
+    class Source:
+        classes = ("a", "b")
+
+        def __init__(self, split: str) -> None:
+            self.split = split
+
+        def __len__(self) -> int:
+            return splits[self.split]
+
+        def label(self, index: int) -> int:
+            return index % 2
+
+        def name(self, index: int) -> str:
+            return f"{self.split} {index}"
+
+    parts = open_parts(Source, list(splits), "made up")  # type: ignore[arg-type]
+    names = [{part.name(index) for index in range(len(part))} for part in parts]
+    assert [f"{next(iter(found)).split()[0]} {len(found)}" for found in names] == list(expected)
+    assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
+    with pytest.raises(ValueError, match="needs the splits train and test, and it has test, validation"):
+        open_parts(Source, ["test", "validation"], "made up")  # type: ignore[arg-type]

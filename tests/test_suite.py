@@ -400,3 +400,13 @@ def test_the_split_of_other_captions(data: Data, tmp_path: Path, split: str | No
     config = load_config(["--config", config_file(tmp_path, {"tasks": [task]}), "--model.image_size", "32"])
     sizes = [len(open_suite(config, role)["others"].pairs or ()) for role in ("validation", "test")]
     assert sizes == ([counts["val"], counts["test"]] if split is None else [counts[split]] * 2)
+
+
+def test_the_best_by_the_final_pictures_is_noted(data: Data, tmp_path: Path) -> None:
+    """A folder without splits is the same pictures during the training and at the end; scenes are others."""
+    path = config_file(tmp_path, {"tasks": [str(data.classes) + "/", "shape"], "every": 3})
+    for best, noted in ((f"{data.classes}/top1", True), ("shape/top1", False)):
+        directory = tmp_path / best.split("/")[-2]
+        assert train_main(["--config", path, "--run.dir", str(directory), "--eval.best", best]) == 0
+        found = json.loads((directory / "results.json").read_text())["results"]
+        assert [any("flatter" in note for note in entry["notes"]) for entry in found] == [noted, False]

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from miniclip.console import write_json
-from miniclip.evaluation.encode import EncodeOptions, fingerprint
+from miniclip.evaluation.encode import EncodeOptions, fingerprint, model_device
 from miniclip.evaluation.options import image_size_of, load_model, pairs_of, together
 from miniclip.evaluation.pictures import confusion_png
 from miniclip.evaluation.plots import calibration_png, compare_png, foreign_png, shots_png, templates_png
@@ -42,6 +44,10 @@ _HEADLINES = {
     "retrieval": tuple(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
     "probe": ("linear", "knn"),
 }
+_PICTURES = (
+    *("confusion.png", "calibration.png", "templates.png", "foreign.png", "shots.png", "compare.png"),
+    *("examples.png", "queries.png", "examples.html"),
+)
 
 
 def zeroshot_command(arguments: argparse.Namespace) -> None:
@@ -84,7 +90,7 @@ def zeroshot_command(arguments: argparse.Namespace) -> None:
         if "confusion" in details:
             confusion_png(details["confusion"], details["classes"], folder / "confusion.png", title)
             calibration_png(details["calibration"], result["ece"], folder / "calibration.png", title)
-        if result.raw:
+        if result.raw and all(np.isfinite(scores).any() for scores in result.raw):
             inside, outside = result.raw
             foreign_png(inside, outside, folder / "foreign.png", task, score="highest probability")
         if details.get("templates"):
@@ -105,7 +111,7 @@ def retrieval_command(arguments: argparse.Namespace) -> None:
         pairs = encode_pairs(model, preprocess, tokenizer, source, _options(arguments))
         if not kept:
             kept["first"] = source, pairs
-        return count_retrieval(pairs, task, shared=True, resamples=resamples)
+        return count_retrieval(pairs, task, shared=True, device=model_device(model), resamples=resamples)
 
     def draw(result: Evaluation, folder: Path) -> None:
         from miniclip.data.subset import Subset
@@ -166,13 +172,22 @@ def _evaluate(
         sources = {size: open_at(size) for size in dict.fromkeys(sizes.values())}
         main = place()[0] == 0
         results, weights = {}, {}
+        failure: ValueError | OSError | None = None
         for name in names:
-            model, preprocess, tokenizer = load_model(name, device)
-            weights[name] = fingerprint(model) if main else ""
-            source = sources[sizes[name]]
-            results[name] = run(model, preprocess, tokenizer, source, RESAMPLES if main else 0)
+            try:
+                model, preprocess, tokenizer = load_model(name, device)
+                weights[name] = fingerprint(model) if main else ""
+                source = sources[sizes[name]]
+                results[name] = run(model, preprocess, tokenizer, source, RESAMPLES if main else 0)
+            except (ValueError, OSError) as error:
+                if not results:
+                    raise
+                failure = error  # which costs nothing of what is done
+                break
         if main:
             _conclude(arguments, folder, results, weights, draw)
+        if failure is not None:
+            raise failure
 
 
 def _conclude(
@@ -199,6 +214,14 @@ def _conclude(
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in _PICTURES:
+        (folder / left_over).unlink(missing_ok=True)  # of an evaluation before, perhaps of other data
+    entries = [entry(r, {"name": name, "fingerprint": weights[name]}, data) for name, r in results.items()]
+    differences = [
+        {"of": name, "than": arguments.checkpoint, "task": first.task, "figures": figures_json(figures)}
+        for name, figures in apart.items()
+    ]
+    write_json(folder / "results.json", {**header(arguments.line), "results": entries, "differences": differences})
     draw(first, folder)
     if apart:
         shown = {
@@ -206,12 +229,6 @@ def _conclude(
             for name, r in results.items()
         }
         compare_png(shown, folder / "compare.png", title)
-    entries = [entry(r, {"name": name, "fingerprint": weights[name]}, data) for name, r in results.items()]
-    differences = [
-        {"of": name, "than": arguments.checkpoint, "task": first.task, "figures": figures_json(figures)}
-        for name, figures in apart.items()
-    ]
-    write_json(folder / "results.json", {**header(arguments.line), "results": entries, "differences": differences})
     print(f"results.json and pictures are in {folder}")
 
 

@@ -118,7 +118,7 @@ def encode_readable(
     Raises BadImage for the first that cannot be read if options.max_bad_fraction is 0, and TooManyBad above the share.
     """
     n = len(images)
-    device = _device(model)
+    device = model_device(model)
     values, seen = torch.zeros(n, _width(model)), torch.zeros(n, dtype=torch.int64)
     bad = BadCount(n, options.max_bad_fraction)
     lost: dict[int, str] = {}
@@ -187,7 +187,7 @@ def encode_texts(
     # Another tokenizer may pad with what is not zero, or end without the highest id.
     trims = isinstance(tokenizer, Tokenizer)
     order = caption_lengths(tokens).argsort(stable=True) if trims else torch.arange(len(tokens))
-    device = _device(model)
+    device = model_device(model)
     result = torch.zeros(len(place_of), _width(model))
     batches = _own_batches(len(order), options.batch_size, options.shared)
     with _evaluating(model, options, batches, "texts") as advance:
@@ -227,7 +227,8 @@ def _unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1).cpu()
 
 
-def _device(model: TwoTowers) -> torch.device:
+def model_device(model: TwoTowers) -> torch.device:
+    """The device of its weights."""
     return next(model.parameters()).device
 
 
@@ -250,7 +251,7 @@ def _evaluating(model: TwoTowers, options: EncodeOptions, batches: Sequence[rang
     model.eval()
     shown = options.progress and (not options.shared or place()[0] == 0)
     items = sum(map(len, batches))
-    autocast = torch.autocast(_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
+    autocast = torch.autocast(model_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
     try:
         # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
         with (

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,9 +121,10 @@ def together(name: str) -> Iterator[torch.device]:
 
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device {name}: each of several processes has a device of its own; use auto, cpu or cuda")
-    if name == "cuda":
-        device_of(name)
-    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available())
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda cannot be used here: there is no GPU; use auto or cpu")
+    # the others wait while the main process fits, draws and writes
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=6))
     if not state.is_main_process:
         logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
     try:

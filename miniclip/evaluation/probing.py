@@ -32,8 +32,9 @@ def open_parts(
     """Pictures to fit on, to choose on and to count on: train, validation, test.
 
     open_split: one split of the data by name. splits: those it has. What is missing is divided off, each class in
-    proportion, with a logged note: validation is a fifth of train; one split alone is cut into three, 60:20:20.
-    Raises ValueError if there are several splits and train or test is not among them, or a class has too few pictures.
+    proportion, with a logged note: validation is a fifth of train, and takes the place of a test split that is not
+    there; one split alone is cut into three, 60:20:20. Raises ValueError if there are several splits and they are
+    others, or a class has too few pictures.
     """
     if len(splits) == 1:
         log.warning("%s has the one split %r: 60 %% is fitted on, 20 %% chosen on, 20 %% tested on", data, splits[0])
@@ -41,6 +42,9 @@ def open_parts(
     train, validation, test = (
         next((name for name in (role, *ALIASES[role]) if name in splits), None) for role in ROLES
     )
+    if train is not None and test is None and validation is not None:
+        log.warning("%s has no test split: a fifth of train chooses the penalty, %r is tested on", data, validation)
+        return [*_divided(open_split(train), (0.8, 0.2), seed), open_split(validation)]
     if train is None or test is None:
         raise ValueError(
             f"{data}: a probe needs the splits train and test, and it has {', '.join(splits)}; rename them, or give "

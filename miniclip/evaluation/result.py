@@ -67,7 +67,8 @@ def difference(first: Evaluation, second: Evaluation) -> dict[str, Figure]:
         raise ValueError(
             f"{first.task}: counted on {first.groups} and on {second.groups} pictures; compare on the same"
         )
-    return differences(first.recount, second.recount, first.groups)
+    counts = {name: figure.n for name, figure in first.figures.items()}
+    return differences(first.recount, second.recount, first.groups, counts)
 
 
 def to_json(result: Evaluation) -> dict[str, Any]:

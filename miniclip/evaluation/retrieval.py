@@ -24,6 +24,7 @@ from miniclip.evaluation.encode import (
     TwoTowers,
     encode_readable,
     encode_texts,
+    model_device,
 )
 from miniclip.evaluation.result import Evaluation
 from miniclip.intervals import RESAMPLES, Recount, with_intervals
@@ -96,11 +97,16 @@ def retrieval(
 ) -> Evaluation:
     """Encode all pairs of source and count. Raises ValueError if it is empty or an image has no caption."""
     pairs = encode_pairs(model, preprocess, tokenizer, source, options)
-    return count_retrieval(pairs, task, shared=options.shared, resamples=resamples)
+    return count_retrieval(pairs, task, shared=options.shared, device=model_device(model), resamples=resamples)
 
 
 def count_retrieval(
-    pairs: PairEmbeddings, task: str = "retrieval", *, shared: bool = False, resamples: int = RESAMPLES
+    pairs: PairEmbeddings,
+    task: str = "retrieval",
+    *,
+    shared: bool = False,
+    device: str | torch.device = "cpu",
+    resamples: int = RESAMPLES,
 ) -> Evaluation:
     """Recall at 1, 5 and 10, median and mean rank, and mean average precision of embedded pairs, both ways.
 
@@ -109,10 +115,11 @@ def count_retrieval(
     hypergeometric probability that ten of the M captions hold one of the image's own. shared_texts: captions that
     another image has word for word; the other image's one counts as wrong, so they keep even a perfect model below 1.
     Intervals: images are drawn anew as queries, each with its captions; the candidates stay all of them.
-    shared: every process calls, and ranks a part of the images. Raises ValueError if an image has no caption.
+    shared: every process calls, and ranks a part of the images. device: where the matrix is computed.
+    Raises ValueError if an image has no caption.
     """
     n, m = len(pairs.image), len(pairs.texts)
-    ranks = _ranks(pairs, shared)
+    ranks = _ranks(pairs, shared, torch.device(device))
     own = torch.bincount(pairs.image_of_text, minlength=n)
     chance = sum(metrics.chance_recall_at_k(m, k, 10) * images for k, images in Counter(own.tolist()).items()) / n
     owners = Counter(text for text, _ in set(zip(pairs.texts, pairs.image_of_text.tolist(), strict=True)))
@@ -140,18 +147,20 @@ def count_retrieval(
     )
 
 
-def _ranks(pairs: PairEmbeddings, shared: bool) -> RetrievalRanks:
-    """Of all pairs, whichever process counted them."""
+def _ranks(pairs: PairEmbeddings, shared: bool, device: torch.device) -> RetrievalRanks:
+    """Of all pairs, whichever process counted them, on the CPU."""
     rank, count = place() if shared else (0, 1)
     n = len(pairs.image)
     rows = slice(n * rank // count, n * (rank + 1) // count)
-    found = metrics.retrieval_counts(pairs.image, pairs.text, pairs.image_of_text, rows)
+    # MPS has no float64, which the products are taken in
+    there = torch.device("cpu") if device.type == "mps" else device
+    image, text, image_of_text = (part.to(there) for part in (pairs.image, pairs.text, pairs.image_of_text))
+    found = RetrievalRanks(*(part.cpu() for part in metrics.retrieval_counts(image, text, image_of_text, rows)))
     if count == 1:
         return found
-    meet = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     to_text, precision = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
     to_text[rows], precision[rows] = found.image_to_text, found.image_average_precision
-    return RetrievalRanks(total(to_text, meet), 1 + total(found.text_to_image - 1, meet), total(precision, meet))
+    return RetrievalRanks(total(to_text, device), 1 + total(found.text_to_image - 1, device), total(precision, device))
 
 
 def _recount(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Recount:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from miniclip.data.shapes import TASKS, scene_task
 from miniclip.data.sources import LabelledSource, PairSource, open_source
 from miniclip.data.subset import Subset, readable
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import EncodeOptions, fingerprint
+from miniclip.evaluation.encode import EncodeOptions, fingerprint, model_device
 from miniclip.evaluation.pictures import confusion_png
 from miniclip.evaluation.probing import open_parts, probe_model
 from miniclip.evaluation.prompts import brings_sentences, check_classes, resolve_templates
@@ -74,7 +74,7 @@ def open_suite(config: Config, role: Role) -> Suite:
     suite = {}
     for task in tasks:
         if isinstance(task, str):
-            name, opened = task, _open_named(config, task, role)
+            name, opened = task.rstrip("/"), _open_named(config, task, role)
         else:
             name, opened = task.label, _open_own(config, task, role)
         suite[name] = opened
@@ -116,6 +116,11 @@ def final_evaluation(
             write_sheets(Subset(task.pairs, pairs.rows), pairs, run_dir, title=title)
     if not main:
         return {}
+    chosen = training.get("best") or {}
+    for name, result in results.items():
+        if (name, result.fingerprint) == (chosen.get("figure", "").rpartition("/")[0], chosen.get("fingerprint")):
+            note = f"{name}: eval.best chose the weights by these very pictures, so its figures flatter"
+            results[name] = replace(result, notes=(*result.notes, note))
     print()
     print_evaluations(results)
     drawn: list[str] = []
@@ -217,7 +222,7 @@ def _run(
     if task.kind == "retrieval":
         assert task.pairs is not None
         pairs = encode_pairs(model, preprocess, tokenizer, task.pairs, options)
-        return count_retrieval(pairs, name, shared=True, resamples=resamples), pairs
+        return count_retrieval(pairs, name, shared=True, device=model_device(model), resamples=resamples), pairs
     if task.kind == "probe":
         return probe_model(model, preprocess, task.parts, name, options=options, shots=(), resamples=resamples), None
     assert task.labelled is not None

@@ -51,19 +51,21 @@ class Judged(NamedTuple):
     """What the scores say of each picture, (N,) each; the logits are scale * cosines.
 
     rank: of the own class, from 1, ties counted against; 0 without labels. predicted: class with the highest score,
-    another one where the own class ties for it. confidence: highest probability of the softmax. entropy: of the
-    softmax, free_energy: -logsumexp of the logits, both in nats.
+    another one where the own class ties for it. confidence: highest probability of the softmax. log_odds: of that
+    probability; it goes on where float32 rounds the probability to 1. entropy: of the softmax, free_energy: -logsumexp
+    of the logits, all three in nats.
     """
 
     rank: Tensor
     predicted: Tensor
     confidence: Tensor
+    log_odds: Tensor
     entropy: Tensor
     free_energy: Tensor
 
     def familiarity(self) -> dict[str, np.ndarray]:
         """Scores that should be higher for pictures of the classes than for foreign ones."""
-        scores = {"free_energy": -self.free_energy, "max_probability": self.confidence, "entropy": -self.entropy}
+        scores = {"free_energy": -self.free_energy, "max_probability": self.log_odds, "entropy": -self.entropy}
         return {name: score.numpy() for name, score in scores.items()}
 
 
@@ -88,14 +90,15 @@ def judge(image: Tensor, classifier: Tensor, scale: float, labels: Tensor | None
     parts = []
     for start in range(0, len(image), size):
         cosines = metrics.cosine_matrix(image[start : start + size], classifier)
-        logits = scale * cosines
-        logs = logits.log_softmax(1)
+        logits = scale * cosines.double()
+        logs, (top, best) = logits.log_softmax(1), logits.max(1)
+        log_odds = top - logits.scatter(1, best[:, None], -torch.inf).logsumexp(1)
         predicted, rank = cosines.argmax(1), torch.zeros(len(cosines), dtype=torch.int64)
         if labels is not None:
             own = labels[start : start + size]
             predicted, rank = metrics.predictions(cosines, own), metrics.class_ranks(cosines, own)
         entropy = -(logs.exp() * logs).sum(1)
-        parts.append(Judged(rank, predicted, logs.max(1).values.exp(), entropy, free_energy(logits)[0]))
+        parts.append(Judged(rank, predicted, log_odds.sigmoid(), log_odds, entropy, free_energy(logits)[0]))
     return Judged(*map(torch.cat, zip(*parts, strict=True)))
 
 
