@@ -190,13 +190,6 @@ def median_rank(ranks: Tensor) -> float:
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]).item() / 2
 
 
-def mean_rank(ranks: Tensor) -> float:
-    """Mean of the ranks, from 1. Raises ValueError without ranks."""
-    if ranks.numel() == 0:
-        raise ValueError("the mean needs at least one rank")
-    return ranks.double().mean().item()
-
-
 def chance_recall_at_k(candidates: int, own: int, k: int) -> float:
     """Probability that k of `candidates` items, drawn without replacement, hold one of the `own` items, in [0, 1].
 

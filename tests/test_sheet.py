@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from miniclip import metrics
 from miniclip.data.images import BadImage
 from miniclip.evaluation import pictures, sheet
-from miniclip.evaluation.pictures import Answer, RankedImage, cosine_text, query_sheet, readable_picture, write_examples
+from miniclip.evaluation.pictures import Answer, RankedImage, cosine_text, query_sheet, readable_picture
 from miniclip.evaluation.retrieval import PairEmbeddings
 from miniclip.evaluation.sheet import best_images, caption_ranks, write_sheets
 
@@ -163,10 +163,9 @@ def test_lost_pictures_become_grey_squares(error: Exception, tmp_path: Path) -> 
     for name in ("examples.png", "queries.png"):
         assert (np.asarray(Image.open(tmp_path / name).convert("RGB")) == GREY).all(2).sum() > 5000
     assert any('"1"' in str(image["alt"]) for image in parsed(tmp_path).images)
-    write_examples(source, embedded(source), tmp_path / "other.png")
     source.lost[1] = ZeroDivisionError("a fault of the code")
     with pytest.raises(ZeroDivisionError):
-        write_examples(source, embedded(source), tmp_path / "other.png")
+        write_sheets(source, embedded(source), tmp_path, title="t")
 
 
 # The sheet of queries

@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 
 from miniclip.console import write_json
-from miniclip.data.shapes import SceneSource
 from miniclip.evaluation import pictures
-from miniclip.evaluation.pictures import confusion_png, example_sheet, write_examples
+from miniclip.evaluation.pictures import confusion_png, example_sheet
 from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json
-from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption
+from miniclip.evaluation.retrieval import RankedCaption
 from miniclip.evaluation.tables import print_differences, print_evaluations, show
 from miniclip.intervals import Figure
 
@@ -248,20 +247,3 @@ def test_example_sheet_takes_any_caption(tmp_path: Path) -> None:
     assert 0 < green[0] < 0.1 * green[1]  # only the legend's tick, against own captions
     with pytest.raises(ValueError, match="at least one"):
         example_sheet([], [], tmp_path / "none.png")
-
-
-def test_examples_are_spread_over_the_source(tmp_path: Path) -> None:
-    shown = []
-
-    class Spy(SceneSource):
-        def image(self, index: int) -> Image.Image:
-            shown.append(index)
-            return super().image(index)
-
-    unit = torch.nn.functional.normalize(torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    pairs = PairEmbeddings(unit, unit.flip(0), [f"caption {k}" for k in range(12)], torch.arange(12))
-    source = Spy("test", 12, image_size=32)
-    write_examples(source, pairs, tmp_path / "examples.png", count=4)
-    assert shown == [0, 3, 6, 9] and (tmp_path / "examples.png").stat().st_size > 1000
-    write_examples(source, pairs, tmp_path / "examples.png", count=99)
-    assert shown[4:] == list(range(12))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from miniclip.data.images import BadImage
-from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption, best_captions
+from miniclip.evaluation.retrieval import RankedCaption
 from miniclip.printing import one_line
 
 if TYPE_CHECKING:
@@ -164,16 +164,6 @@ def query_sheet(
             label = _fit(f"rank {answer.rank:,}", _font(19), _SMALL)
             draw.text((left + _SMALL // 2, y + _SMALL + 10 + _LINE), label, fill=_OWN, font=_font(19), anchor="ma")
     sheet.save(path, format="PNG")
-
-
-def write_examples(
-    source: PairSource, pairs: PairEmbeddings, path: str | Path, *, count: int = 8, title: str = ""
-) -> None:
-    """Example sheet of `count` images, spread evenly over source, with three captions each; pairs embeds source."""
-    n = len(source)
-    chosen = [k * n // min(count, n) for k in range(min(count, n))]
-    images = [readable_picture(source, row, _PICTURE) for row in chosen]
-    example_sheet(images, best_captions(pairs, chosen), path, title=title)
 
 
 def readable_picture(source: PairSource, row: int, side: int) -> Image.Image:
