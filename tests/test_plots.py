@@ -83,7 +83,7 @@ def test_templates(drawn: list[Any], tmp_path: Path) -> None:
     dots = next(line for line in axes.lines if line.get_marker() == "o")
     assert dots.get_xdata().tolist() == [25, 50, 75] and dots.get_ydata().tolist() == [1, 2, 3]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c {}", "a {}", "b {}"]  # from below
-    assert "from 25.0 to 75.0, standard deviation 20.4" in axes.get_xlabel()
+    assert "from 25.0 to 75.0, standard deviation 25.0" in axes.get_xlabel()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean 50.0 %", "all together 80.0 %"]
     assert ([80.0, 80.0], [0.0, 1.0]) in lines_of(axes)
     with pytest.raises(ValueError, match="no templates"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from miniclip.console import write_json
-from miniclip.evaluation.tables import print_zero_shot
-from miniclip.evaluation.zeroshot import ZeroShotResult
+from miniclip.evaluation.result import Evaluation
+from miniclip.evaluation.tables import print_evaluations
+from miniclip.intervals import Figure
 from miniclip.printing import printable
 
 
@@ -16,8 +17,11 @@ def test_printable() -> None:
 
 def test_tables_and_json_take_any_name(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
     names = ("\x1b]0;title\x07[red]", "dark\udcff")
-    result = ZeroShotResult("t", 2, names, 0.5, None, 0.5, 0.5, (1.0, 0.0), ((1, 0), (1, 0)), ())
-    print_zero_shot({"\x1b[2J run": result})
+    rows = [{"class": name, "n": 1, "precision": 0.5, "recall": 1.0, "f1": 0.7} for name in names]
+    details = {"chance": 0.5, "classes": list(names), "per_class": rows, "confusion": [[1, 0], [1, 0]]}
+    figures = {"top1": Figure(0.5, 0.0, 1.0, 2)}
+    result = Evaluation("zeroshot", "t", figures, details, ("\x1b[2J note",), "", lambda weights: {})
+    print_evaluations({"\x1b[2J run": result})
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert "\x07" not in shown

@@ -22,6 +22,7 @@ from miniclip.data.bad import BadCount
 from miniclip.data.images import BadImage
 from miniclip.data.stamps import digest
 from miniclip.data.transforms import Preprocess
+from miniclip.printing import first_few
 from miniclip.processes import gathered, place, total
 from miniclip.tokenizer import Tokenizer, caption_lengths, trim_padding
 
@@ -160,6 +161,11 @@ def encode_readable(
     if len(kept) < n:
         values, seen = values[kept], seen[kept]
     return Encoded(values, kept, list(lost.values()), digest(seen.numpy().tobytes()))
+
+
+def left_out(bad: Sequence[str]) -> list[str]:
+    """The note that a result has if pictures could not be read; no note if there are none."""
+    return [f"{len(bad)} pictures cannot be read and are left out: {first_few(bad)}"] if bad else []
 
 
 def encode_images(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from miniclip.data.sources import LabelledSource
@@ -14,9 +12,10 @@ from miniclip.data.splits import ALIASES
 from miniclip.data.stamps import digest
 from miniclip.data.subset import Subset
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, TwoTowers, encode_readable
+from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, TwoTowers, encode_readable, left_out
 from miniclip.evaluation.probe import Labelled, divide, probe
 from miniclip.evaluation.result import Evaluation
+from miniclip.evaluation.zeroshot import labels_of
 from miniclip.intervals import RESAMPLES
 from miniclip.printing import first_few
 from miniclip.processes import place
@@ -38,13 +37,13 @@ def open_parts(
     """
     if len(splits) == 1:
         log.warning("%s has the one split %r: 60 %% is fitted on, 20 %% chosen on, 20 %% tested on", data, splits[0])
-        return _divided(open_split(splits[0]), (0.6, 0.2, 0.2), seed)
+        return _divided(open_split(splits[0]), data, (0.6, 0.2, 0.2), seed)
     train, validation, test = (
         next((name for name in (role, *ALIASES[role]) if name in splits), None) for role in ROLES
     )
     if train is not None and test is None and validation is not None:
         log.warning("%s has no test split: a fifth of train chooses the penalty, %r is tested on", data, validation)
-        return [*_divided(open_split(train), (0.8, 0.2), seed), open_split(validation)]
+        return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(validation)]
     if train is None or test is None:
         raise ValueError(
             f"{data}: a probe needs the splits train and test, and it has {', '.join(splits)}; rename them, or give "
@@ -53,11 +52,11 @@ def open_parts(
     if validation is not None:
         return [open_split(name) for name in (train, validation, test)]
     log.warning("%s has no validation split: a fifth of train chooses the penalty", data)
-    return [*_divided(open_split(train), (0.8, 0.2), seed), open_split(test)]
+    return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(test)]
 
 
-def _divided(source: LabelledSource, shares: Sequence[float], seed: int) -> list[LabelledSource]:
-    parts = divide(_labels(source).numpy(), shares, seed, classes=source.classes)
+def _divided(source: LabelledSource, data: str, shares: Sequence[float], seed: int) -> list[LabelledSource]:
+    parts = divide(labels_of(source, data), shares, seed, classes=source.classes)
     return [Subset(source, part.tolist()) for part in parts]
 
 
@@ -88,7 +87,7 @@ def probe_model(
             images = encode_readable(model, part, preprocess, options)
             if not len(images.values):
                 raise ValueError(f"{task}: none of the {len(part)} pictures can be read: {first_few(images.bad)}")
-            encoded[id(part)] = images, _labels(part)[images.rows]
+            encoded[id(part)] = images, labels_of(part, task)[images.rows]
     if options.shared and place()[0]:
         shots = ()  # the processes have shared the pictures; the same fits in each would only hold each other up
     found = [encoded[id(part)] for part in parts]
@@ -105,10 +104,6 @@ def probe_model(
         seed=seed,
         fingerprint=digest(*(part for images, labels in found for part in (images.fingerprint, labels.tolist()))),
         progress=options.progress,
-        notes=[f"{len(bad)} pictures cannot be read and are left out: {first_few(bad)}"] * bool(bad),
+        notes=left_out(bad),
         resamples=resamples,
     )
-
-
-def _labels(source: LabelledSource) -> Tensor:
-    return torch.from_numpy(np.array([source.label(index) for index in range(len(source))], dtype=np.int64))

@@ -24,6 +24,7 @@ from miniclip.evaluation.encode import (
     TwoTowers,
     encode_readable,
     encode_texts,
+    left_out,
     model_device,
 )
 from miniclip.evaluation.result import Evaluation
@@ -126,7 +127,7 @@ def count_retrieval(
     recount = _recount(ranks, pairs.image_of_text.numpy())
     counts = {name: n if name.startswith("image") else m for name in recount(np.ones(n))}
     shared_texts = sum(owners[text] > 1 for text in pairs.texts)
-    notes = [f"{len(pairs.bad)} pictures cannot be read and are left out: {first_few(pairs.bad)}"] * bool(pairs.bad)
+    notes = left_out(pairs.bad)
     if shared_texts:
         notes.append(f"{shared_texts} captions stand with more than one image; the other image's copy counts as wrong")
     return Evaluation(

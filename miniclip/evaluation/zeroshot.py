@@ -26,6 +26,7 @@ from miniclip.evaluation.encode import (
     TwoTowers,
     encode_readable,
     encode_texts,
+    left_out,
 )
 from miniclip.evaluation.prompts import (
     PromptedSource,
@@ -126,7 +127,7 @@ def zero_shot(
     if len(dataset) == 0:
         raise ValueError(f"{task}: the data set holds no pictures")
     check_classes(task, dataset.classes)
-    labels = _labels(dataset, task)
+    labels = labels_of(dataset, task)
     own = dataset if isinstance(dataset, PromptedSource) else None
     if own is not None and brings_sentences(own):
         if templates is not None or foreign is not None:
@@ -148,12 +149,12 @@ def zero_shot(
     strangers = None
     groups: tuple[int, ...] = (len(labels),)
     seen = digest(images.fingerprint, labels.numpy().tobytes())
-    notes = _left_out(images)
+    notes = left_out(images.bad)
     if foreign is not None:
         others = _encode(model, foreign, preprocess, options, f"{task}, foreign pictures")
         strangers = judge(others.values, classifier, scale)
         groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
-        notes += _left_out(others)
+        notes += left_out(others.bad)
     if len(dataset.classes) <= 5:
         notes.append(f"no top-5: it says little with {len(dataset.classes)} classes, and needs six")
     recount = _recount(judged, labels.numpy(), len(dataset.classes), strangers)
@@ -179,7 +180,8 @@ def _mean_of(by_class: Sequence[Tensor]) -> Tensor:
     return F.normalize(torch.stack([part.mean(0) for part in by_class]), dim=-1)
 
 
-def _labels(dataset: LabelledSource, task: str) -> Tensor:
+def labels_of(dataset: LabelledSource, task: str) -> Tensor:
+    """(N,) int64 places in dataset.classes. Raises ValueError that names a picture whose label is none of them."""
     labels = torch.tensor([dataset.label(index) for index in range(len(dataset))])
     if not bool(((labels >= 0) & (labels < len(dataset.classes))).all()):
         bad = int(((labels < 0) | (labels >= len(dataset.classes))).nonzero()[0])
@@ -194,10 +196,6 @@ def _encode(model: TwoTowers, pictures: Pictures, preprocess: Preprocess, option
     if not len(found.values):
         raise ValueError(f"{task}: none of the {len(pictures)} pictures can be read: {first_few(found.bad)}")
     return found
-
-
-def _left_out(images: Encoded) -> list[str]:
-    return [f"{len(images.bad)} pictures cannot be read and are left out: {first_few(images.bad)}"] * bool(images.bad)
 
 
 def _by_sentences(
@@ -224,7 +222,7 @@ def _by_sentences(
     def recount(weights: np.ndarray) -> dict[str, float]:
         return {"top1": mean(hit, weights)}
 
-    notes = ("no confusion matrix: the sentences change from picture to picture", *_left_out(images))
+    notes = ("no confusion matrix: the sentences change from picture to picture", *left_out(images.bad))
     figures = with_intervals(recount, (len(hit),), resamples=resamples)
     seen = digest(images.fingerprint, labels[images.rows].numpy().tobytes(), *texts)
     return Evaluation("zeroshot", task, figures, {"chance": 1 / c}, notes, seen, recount, (len(hit),))
