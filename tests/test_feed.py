@@ -126,7 +126,7 @@ def test_a_stream_trains_and_resumes(stream_file: str, tmp_path: Path) -> None:
     held = [open_pairs(config, role, seed=0, image_size=32, eval_size=99) for role in ("validation", "test")]
     names = [[re.findall(r"\d{6}", pairs.name(i))[0] for i in range(len(pairs))] for pairs in held]
     assert sorted(names[0] + names[1]) == [f"{i:06}" for i in range(48, 60)]
-    assert any("eval/recall@1_image_to_text" in line for line in lines(tmp_path / "whole"))
+    assert any("eval/retrieval/image_to_text_r1" in line for line in lines(tmp_path / "whole"))
     run(stream_file, tmp_path / "parts", *options, "--train.max_steps", "7")
     run(stream_file, tmp_path / "parts", *options, "--run.resume", "true")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
