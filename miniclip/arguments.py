@@ -47,6 +47,15 @@ def check_output(option: str, target: str) -> None:
         raise PermissionError(f"{option} {target}: no permission to write there")
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """Raise ValueError or OSError if files cannot be written into that folder, or it cannot be made there."""
+    standing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not standing.is_dir():
+        raise ValueError(f"{option} {folder}: {standing} is a file; name a folder")
+    if not os.access(standing, os.W_OK):
+        raise PermissionError(f"{option} {folder}: no permission to write in {standing}")
+
+
 def share(text: str) -> float:
     """An argparse type, of numbers from 0 to 1."""
     value = float(text)

@@ -49,8 +49,9 @@ class Best:
         task, _, figure = self.figure.rpartition("/")
         value, seen, kept = results[task][figure], results[task].fingerprint, self.record()
         sign = -1 if lower_is_better(figure) else 1
-        rival = kept is not None and kept["fingerprint"] == seen
-        if not math.isfinite(value) or (rival and kept is not None and sign * value <= sign * kept["value"]):
+        if kept is not None and kept["fingerprint"] != seen:
+            kept = None
+        if not math.isfinite(value) or (kept is not None and sign * value <= sign * kept["value"]):
             return False
         # The record comes last, so a folder that has it is whole; and the former one goes only when this one is.
         shutil.rmtree(self._part, ignore_errors=True)

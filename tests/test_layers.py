@@ -88,6 +88,7 @@ LAYERS = [
     "rundir",
     "evaluation.result",
     "evaluation.encode",
+    "interop.adapted",
     "interop.open_clip",
     "interop.transformers_clip",
     "interop",

@@ -108,6 +108,15 @@ class Pairs:
         )
 
 
+def open_split(
+    config: DataConfig, split: str, *, seed: int = 0, image_size: int = 64, eval_size: int = 1000
+) -> PairSource:
+    """`open_source` for a split called train, validation or test, or by the source's own word for one."""
+    if split not in ("train", "validation", "test") and config.source != "shapes":
+        config, split = replace(config, test_split=split), "test"
+    return open_source(config, split, seed=seed, image_size=image_size, eval_size=eval_size)
+
+
 def open_source(
     config: DataConfig, split: str, *, seed: int = 0, image_size: int = 64, eval_size: int = 1000
 ) -> PairSource:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from miniclip.arguments import check_folder
 from miniclip.console import write_json
 from miniclip.evaluation.encode import EncodeOptions, fingerprint, model_device
 from miniclip.evaluation.options import image_size_of, load_model, pairs_of, together
@@ -272,11 +273,7 @@ def _folder(arguments: argparse.Namespace, task: str) -> Path | None:
         folder = Path(arguments.checkpoint) / "evaluation" / name
     else:
         return None
-    standing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not standing.is_dir():
-        raise ValueError(f"--out {folder}: {standing} is a file; name a folder")
-    if not os.access(standing, os.W_OK):
-        raise PermissionError(f"--out {folder}: no permission to write in {standing}")
+    check_folder("--out", folder)
     return folder
 
 

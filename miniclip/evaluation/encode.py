@@ -163,6 +163,16 @@ def encode_readable(
     return Encoded(values, kept, list(lost.values()), digest(seen.numpy().tobytes()))
 
 
+def encode_some(
+    model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions, task: str
+) -> Encoded:
+    """`encode_readable`; raises ValueError, which begins with task, if not one of the pictures can be read."""
+    found = encode_readable(model, images, preprocess, options)
+    if not len(found.values):
+        raise ValueError(f"{task}: none of the {len(images)} pictures can be read: {first_few(found.bad)}")
+    return found
+
+
 def left_out(bad: Sequence[str]) -> list[str]:
     """The note that a result has if pictures could not be read; no note if there are none."""
     return [f"{len(bad)} pictures cannot be read and are left out: {first_few(bad)}"] if bad else []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None = None) -> PairSource:
     """The captioned pictures that --data and its companions name, the first limit of them."""
     from miniclip.config import DataConfig
-    from miniclip.data.sources import open_source
+    from miniclip.data.sources import open_split
     from miniclip.data.subset import Subset
 
     columns = arguments.caption_column
@@ -33,12 +33,8 @@ def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None =
     data = {"source": arguments.data, "name": arguments.name, "revision": arguments.revision, "size": arguments.size}
     data |= {"image_column": arguments.image_column, "caption_column": caption_column}
     data |= {"max_bad_fraction": arguments.max_bad_fraction}
-    split = arguments.split
-    if split not in ("train", "validation", "test") and arguments.data != "shapes":
-        # the source's own word for a split
-        data["test_split"], split = split, "test"
-    source = open_source(
-        DataConfig(**data), split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
+    source = open_split(
+        DataConfig(**data), arguments.split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
     )
     if len(source) == 0:
         raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from miniclip.evaluation.result import lower_is_better
+from miniclip.evaluation.result import is_rank, lower_is_better, words_of
 from miniclip.intervals import Figure
 from miniclip.printing import one_line
 
@@ -35,7 +35,6 @@ _BESIDE: dict[str, Any] = {
 }
 _NAMED_TEMPLATES = 40  # more of them would be smaller than print
 _ENDS = 6  # of more templates, how many of the best and of the worst are named
-_WORDS = {"map": "mAP", "ece": "ECE", "auroc": "AUROC", "fpr95": "FPR@95", "f1": "F1", "top1": "top-1", "top5": "top-5"}
 _DOTS = 60  # points of a curve up to which each gets a dot
 
 
@@ -136,7 +135,7 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
     Raises ValueError if no model has a figure.
     """
     names = list(dict.fromkeys(name for figures in results.values() for name in figures))
-    parts = [part for part in ([n for n in names if not _is_rank(n)], [n for n in names if _is_rank(n)]) if part]
+    parts = [part for part in ([n for n in names if not is_rank(n)], [n for n in names if is_rank(n)]) if part]
     if not parts:
         raise ValueError("there are no figures to compare")
     # a model takes a sixth of an inch, so that its value can stand beside it
@@ -152,7 +151,7 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
 
 
 def _forest(axes: Axes, results: Mapping[str, Mapping[str, Figure]], names: Sequence[str]) -> list[Any]:
-    ranks, handles = _is_rank(names[0]), []
+    ranks, handles = is_rank(names[0]), []
     step = 0.8 / len(results)
     for y in range(0, len(names), 2):
         axes.axhspan(y - 0.5, y + 0.5, color=_BAND, zorder=0)
@@ -232,7 +231,7 @@ def _curves(axes: Axes, lines: Sequence[Mapping[str, Any]], keys: Sequence[str])
     for k, key in enumerate(keys):
         own = [(line["step"], line[key]) for line in lines if key in line]
         evaluated = key.startswith("eval/")
-        percent = 100 if evaluated and not _is_rank(key) else 1
+        percent = 100 if evaluated and not is_rank(key) else 1
         x = np.asarray([step for step, _ in own])
         y = percent * np.asarray([value if _number(value) else np.nan for _, value in own], dtype=float)
         colour, marker = _look(k)
@@ -275,10 +274,6 @@ def foreign_png(inside: Scores, outside: Scores, path: str | Path, title: str, *
     _save(figure, path, title)
 
 
-def _is_rank(name: str) -> bool:
-    return name.endswith("_rank")
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -288,14 +283,13 @@ def _panel(key: str) -> str:
     task, _, figure = key.removeprefix("eval/").rpartition("/")
     found = re.match("image_to_text|text_to_image", figure)
     way = f", {found[0].replace('_', ' ')}" if found else ""
-    unit = "rank" if _is_rank(figure) else "%"
+    unit = "rank" if is_rank(figure) else "%"
     return f"{task or 'evaluation'}{way}, {unit}" + (" (lower is better)" if lower_is_better(figure) else "")
 
 
 def _readable(name: str, arrow: bool = True) -> str:
     """ "image_to_text_r10" -> "image to text R@10"; an arrow down where lower is better."""
-    text = " ".join(_WORDS.get(word, re.sub(r"^r(\d+)$", r"R@\1", word)) for word in name.split("_"))
-    return one_line(text, 60) + ("\N{NO-BREAK SPACE}↓" if arrow and lower_is_better(name) else "")
+    return one_line(words_of(name), 60) + ("\N{NO-BREAK SPACE}↓" if arrow and lower_is_better(name) else "")
 
 
 def _look(k: int) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from miniclip.data.splits import ALIASES
 from miniclip.data.stamps import digest
 from miniclip.data.subset import Subset
 from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, TwoTowers, encode_readable, left_out
+from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, TwoTowers, encode_some, left_out
 from miniclip.evaluation.probe import Labelled, divide, probe
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.zeroshot import labels_of
@@ -84,9 +84,7 @@ def probe_model(
     encoded: dict[int, tuple[Encoded, Tensor]] = {}
     for part in parts:
         if id(part) not in encoded:
-            images = encode_readable(model, part, preprocess, options)
-            if not len(images.values):
-                raise ValueError(f"{task}: none of the {len(part)} pictures can be read: {first_few(images.bad)}")
+            images = encode_some(model, part, preprocess, options, task)
             encoded[id(part)] = images, labels_of(part, task)[images.rows]
     if options.shared and place()[0]:
         shots = ()  # the processes have shared the pictures; the same fits in each would only hold each other up

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 
 from miniclip.evaluation.report_files import number
+from miniclip.evaluation.result import WORDS, is_rank, words_of
 from miniclip.intervals import Figure
 
 DASH = "–"
-_WORDS = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "map": "mAP",
-    "ece": "ECE",
-    "auroc": "AUROC",
-    "fpr95": "FPR@95",
-    "f1": "F1",
-    "knn": "nearest neighbours",
-}
+_WORDS = {**WORDS, "knn": "nearest neighbours"}
 
 
 def name_of(figure: str) -> str:
     """ "image_to_text_r10" -> "image to text R@10 %"; a task before a slash stays as it is."""
     task, slash, figure = figure.rpartition("/")
-    words = (_WORDS.get(word, re.sub(r"^r(\d+)$", r"R@\1", word)) for word in figure.split("_"))
-    return task + slash + " ".join(words) + ("" if _is_rank(figure) or "auroc" in figure else " %")
+    return task + slash + words_of(figure, _WORDS) + ("" if is_rank(figure) or "auroc" in figure else " %")
 
 
 def value_of(figure: str, value: object, sign: bool = False) -> str:
@@ -34,7 +24,7 @@ def value_of(figure: str, value: object, sign: bool = False) -> str:
     if found is None:
         return DASH
     plus = "+" if sign else ""
-    if _is_rank(figure):
+    if is_rank(figure):
         return f"{found:{plus},.1f}".removesuffix(".0")
     return f"{found:{plus}.3f}" if "auroc" in figure else f"{100 * found:{plus}.1f}"
 
@@ -91,7 +81,3 @@ def moment(time: str | datetime | None) -> str:
         return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else f"{time:%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError):
         return str(time) or DASH
-
-
-def _is_rank(figure: str) -> bool:
-    return figure.endswith("_rank")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from miniclip.intervals import Figure, Recount, differences
 
 # What is better when it is lower; everything else is better when it is higher.
 LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
+WORDS = {"map": "mAP", "ece": "ECE", "auroc": "AUROC", "fpr95": "FPR@95", "f1": "F1", "top1": "top-1", "top5": "top-5"}
 _VERSIONS = ("torch", "transformers", "open_clip_torch", "datasets", "accelerate", "scikit-learn", "pillow")
 
 
@@ -54,6 +56,16 @@ class Evaluation:
     def __getitem__(self, name: str) -> float:
         """Value of a figure."""
         return self.figures[name].value
+
+
+def words_of(figure: str, words: Mapping[str, str] = WORDS) -> str:
+    """A figure's name as people write it: "image_to_text_r10" -> "image to text R@10"."""
+    return " ".join(words.get(word, re.sub(r"^r(\d+)$", r"R@\1", word)) for word in figure.split("_"))
+
+
+def is_rank(figure: str) -> bool:
+    """Whether it counts places from 1; all other figures lie in [0, 1]."""
+    return figure.endswith("_rank")
 
 
 def lower_is_better(figure: str) -> bool:

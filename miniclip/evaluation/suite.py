@@ -16,7 +16,7 @@ from miniclip.console import write_json
 from miniclip.data.aside import open_pairs
 from miniclip.data.labelled import labelled_splits, open_labelled
 from miniclip.data.shapes import TASKS, scene_task
-from miniclip.data.sources import LabelledSource, PairSource, open_source
+from miniclip.data.sources import LabelledSource, PairSource, open_split
 from miniclip.data.subset import Subset, readable
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions, fingerprint, model_device
@@ -164,16 +164,14 @@ def _open_own(config: Config, task: EvalTask, role: Role) -> Task:
     assert image_size is not None
     split = task.split or role
     if task.kind == "retrieval":
-        by_role = split in ("train", "validation", "test")
         data = DataConfig(
             source=task.data,
             name=task.name,
-            test_split="test" if by_role else split,
             image_column=task.image_column,
             caption_column=task.caption_column,
             max_bad_fraction=allowed,
         )
-        pairs = open_source(data, split if by_role else "test", image_size=image_size)
+        pairs = open_split(data, split, image_size=image_size)
         return Task("retrieval", task.data, split, pairs=readable(pairs, allowed))
 
     def labelled(split: str) -> LabelledSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +142,8 @@ def _class_table(per_class: Sequence[Mapping[str, Any]], confusion: Sequence[Seq
 def _template_table(templates: Sequence[Mapping[str, Any]], together: float) -> Table:
     """The best and the worst three, and how far they lie apart."""
     ordered = sorted(templates, key=lambda row: -row["top1"])
-    mean = sum(row["top1"] for row in ordered) / len(ordered)
-    deviation = (sum((row["top1"] - mean) ** 2 for row in ordered) / (len(ordered) - 1)) ** 0.5
+    values = [row["top1"] for row in ordered]
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
     table = new_table(f"by template, {len(ordered)}", "template", ("top-1 %",))
     for row in ordered if len(ordered) <= 6 else [*ordered[:3], *ordered[-3:]]:
         table.add_row(plain(row["template"]), _percent(row["top1"]))

@@ -19,12 +19,11 @@ from miniclip.data.transforms import Preprocess
 from miniclip.energy import free_energy
 from miniclip.evaluation.encode import (
     DEFAULT,
-    Encoded,
     EncodeOptions,
     Pictures,
     TextTokenizer,
     TwoTowers,
-    encode_readable,
+    encode_some,
     encode_texts,
     left_out,
 )
@@ -39,7 +38,6 @@ from miniclip.evaluation.prompts import (
 )
 from miniclip.evaluation.result import Evaluation
 from miniclip.intervals import RESAMPLES, Recount, with_intervals
-from miniclip.printing import first_few
 from miniclip.weighted import Calibration, Detection, balanced_accuracy, class_scores, confusion, macro_f1, mean
 
 if TYPE_CHECKING:
@@ -142,7 +140,7 @@ def zero_shot(
         prompts = fill_templates(names_of(dataset), chosen)
     by_class = _embed(model, tokenizer, prompts, options)
     scale = float(model.logit_scale.detach().exp())
-    images = _encode(model, dataset, preprocess, options, task)
+    images = encode_some(model, dataset, preprocess, options, task)
     labels = labels[images.rows]
     classifier = _mean_of(by_class)
     judged = judge(images.values, classifier, scale, labels)
@@ -151,7 +149,7 @@ def zero_shot(
     seen = digest(images.fingerprint, labels.numpy().tobytes())
     notes = left_out(images.bad)
     if foreign is not None:
-        others = _encode(model, foreign, preprocess, options, f"{task}, foreign pictures")
+        others = encode_some(model, foreign, preprocess, options, f"{task}, foreign pictures")
         strangers = judge(others.values, classifier, scale)
         groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
         notes += left_out(others.bad)
@@ -191,13 +189,6 @@ def labels_of(dataset: LabelledSource, task: str) -> Tensor:
     return labels
 
 
-def _encode(model: TwoTowers, pictures: Pictures, preprocess: Preprocess, options: EncodeOptions, task: str) -> Encoded:
-    found = encode_readable(model, pictures, preprocess, options)
-    if not len(found.values):
-        raise ValueError(f"{task}: none of the {len(pictures)} pictures can be read: {first_few(found.bad)}")
-    return found
-
-
 def _by_sentences(
     model: TwoTowers,
     preprocess: Preprocess,
@@ -214,7 +205,7 @@ def _by_sentences(
     texts = [text for index in range(n) for text in own.prompts(index) or ()]
     if len(texts) != n * c:
         raise ValueError(f"{task}: every picture must bring {c} sentences, one for each of {list(dataset.classes)}")
-    images = _encode(model, dataset, preprocess, options, task)
+    images = encode_some(model, dataset, preprocess, options, task)
     candidates = encode_texts(model, tokenizer, texts, options).view(n, c, -1)[images.rows]  # (n c) e -> n c e
     cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
     hit = (metrics.class_ranks(cosines, labels[images.rows]) == 1).double().numpy()

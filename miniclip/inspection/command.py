@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miniclip.arguments import check_folder
 from miniclip.config import Config, load_config_file
 from miniclip.evaluation.options import OPEN_CLIP, device_of, load_model, pairs_of
 from miniclip.printing import first_few
@@ -139,11 +139,7 @@ def _out(arguments: argparse.Namespace, config: Config | None) -> Path:
     """The folder to write into, checked."""
     beside = Path(arguments.checkpoint) if config is not None else Path()
     folder = Path(arguments.out) if arguments.out else beside / "inspection"
-    parent = next(place for place in (folder, *folder.parents) if place.exists())
-    if not parent.is_dir():
-        raise ValueError(f"--out {folder}: {parent} is a file; name a folder")
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"--out {folder}: no permission to write in {parent}")
+    check_folder("--out", folder)
     return folder
 
 

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import pickle
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,10 +24,11 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import TextTokenizer
+from miniclip.interop.adapted import AdaptedModel, quiet
 from miniclip.tokenizer import Tokenizer
 
 PREFIX = "open_clip:"
@@ -48,26 +47,8 @@ class OpenClipConfig:
     zero_padded: bool
 
 
-class OpenClipModel(nn.Module):
+class OpenClipModel(AdaptedModel[OpenClipConfig]):
     """A model of open_clip with the meaning of miniclip's: features as the towers give them, before unit length."""
-
-    def __init__(self, model: nn.Module, config: OpenClipConfig) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.config = config
-        for name in ("logit_scale", "logit_bias"):  # open_clip has an option that gives them the shape (1,)
-            value = getattr(model, name, None)
-            setattr(model, name, None if value is None else nn.Parameter(value.detach().reshape(())))
-
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        """0-dim: natural logarithm of the factor on the cosines."""
-        return cast(nn.Parameter, self.model.logit_scale)
-
-    @property
-    def logit_bias(self) -> nn.Parameter | None:
-        """0-dim, or None for a model without one."""
-        return cast("nn.Parameter | None", self.model.logit_bias)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
@@ -300,18 +281,6 @@ def _open_clip() -> Any:
             f"open_clip {open_clip.__version__} cannot load weights safely by itself; pip install -U open_clip_torch"
         )
     return open_clip
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing is logged meanwhile."""
-    # Errors are logged before they are raised, each retry of a download too; what is raised says enough.
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _one_line(error: Exception) -> str:

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from miniclip.data.transforms import Preprocess
-from miniclip.interop.open_clip import quiet
+from miniclip.interop.adapted import AdaptedModel, quiet
 from miniclip.printing import one_line
 
 PREFIX = "hf:"
@@ -52,26 +52,8 @@ class TransformersConfig:
     context_length: int
 
 
-class TransformersModel(nn.Module):
+class TransformersModel(AdaptedModel[TransformersConfig]):
     """A model of transformers with the meaning of miniclip's: features as the towers give them, before unit length."""
-
-    def __init__(self, model: nn.Module, config: TransformersConfig) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.config = config
-        for name in ("logit_scale", "logit_bias"):  # SigLIP's have the shape (1,)
-            value = getattr(model, name, None)
-            setattr(model, name, None if value is None else nn.Parameter(value.detach().reshape(())))
-
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        """0-dim: natural logarithm of the factor on the cosines."""
-        return cast(nn.Parameter, self.model.logit_scale)
-
-    @property
-    def logit_bias(self) -> nn.Parameter | None:
-        """0-dim, or None for a model without one."""
-        return cast("nn.Parameter | None", self.model.logit_bias)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
