@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from miniclip.eval_section import EvalConfig as EvalConfig
 from miniclip.eval_section import EvalTask as EvalTask
@@ -68,6 +68,10 @@ class Config:
         if bias == "balanced":
             bias = -math.log(self.data.batch_size - 1)
         return replace(self, model=replace(self.model, logit_scale_init=scale, logit_bias_init=bias))
+
+    def with_precision(self, precision: Literal["fp32", "bf16", "fp16"]) -> Config:
+        """With the number format that train.precision=auto came to."""
+        return replace(self, train=replace(self.train, precision=precision))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dict of plain values: what YAML and trackers take."""

@@ -77,11 +77,12 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     from miniclip.checkup.data import DATA_TITLE, Stage, check_data
     from miniclip.checkup.fit import check_fit
     from miniclip.checkup.pairs import check_pairs
+    from miniclip.checkup.speed import check_speed
     from miniclip.checkup.trial import Setting, fixed_batch, trial_pairs
     from miniclip.data.transforms import Preprocess
     from miniclip.data.weights import picture_weights
-    from miniclip.feed import check_enough
-    from miniclip.hardware import build_accelerator, check_possible, share_cores
+    from miniclip.feed import check_enough, planned_steps
+    from miniclip.hardware import build_accelerator, check_possible
     from miniclip.inspection.contents import Verdict
     from miniclip.models import resolve
 
@@ -93,9 +94,8 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     assert config.model.image_size is not None
     assert config.model.context_length is not None
     preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
-    accelerator = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
-    if accelerator.device.type == "cpu":
-        share_cores(config.train.cpu_threads, 1)
+    accelerator, precision = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
+    config = config.with_precision(precision.name)
     setting = Setting(config, accelerator, preprocess, seconds)
     stages: list[Stage] = []
 
@@ -119,10 +119,11 @@ def examine(config: Config, seconds: float) -> list[Stage]:
         return stages
     if done(check_fit(setting, fixed_batch(setting, source, rows, PAIRS))):
         return stages
+    fits = stages[-1].told
     augment, captions = config.data.augment, config.data.captions_per_image
     pairs = trial_pairs(setting, source, rows, augment, captions, config.log.progress)
+    done(check_speed(setting, pairs, planned_steps(config, len(source)), precision))
     order = torch.randperm(len(held_out), generator=generator).tolist()
-    fits = stages[-1].told
     if not done(check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fits)):
         told = all(stage.told for stage in stages)
         print("healthy: start the long run" if told else "nothing found, but not all of it could be told; see above")

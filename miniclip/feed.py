@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +40,28 @@ def build_augment(config: Config) -> Augment:
     data, size = config.data, config.model.image_size
     assert size is not None
     return Augment(size, data.augment, data.crop_scale, data.flip, data.colour_jitter, data.resize)
+
+
+def planned_steps(config: Config, rows: int) -> int:
+    """Steps of a whole run over so many pictures."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    assert config.train.epochs is not None
+    # rounded first: 1.1 epochs of 100 batches are 110 steps, not the 111 of 110.00000000000001
+    return math.ceil(round(config.train.epochs * (rows // config.data.batch_size), 6))
+
+
+def image_side(step: int, steps: int, config: Config) -> int:
+    """Side in pixels of the pictures of step 0, 1, ..., steps - 1: train.low_image_size at first, then the model's."""
+    low, full = config.train.low_image_size, config.model.image_size
+    assert full is not None
+    return full if low is None or step >= round(config.train.low_share * steps) else low
+
+
+def phases(first: int, steps: int, config: Config) -> list[tuple[int, int]]:
+    """(image side, how many) of the steps from first on, in their order."""
+    sides = (image_side(step, steps, config) for step in range(first, steps))
+    return [(side, len(list(group))) for side, group in groupby(sides)]
 
 
 def check_enough(config: Config, pictures: int) -> None:
@@ -79,7 +102,7 @@ class MapFeed:
             weights=weights,
         )
         self.rows = len(self.pairs)
-        self.steps = _steps(config, self.rows)
+        self.steps = planned_steps(config, self.rows)
         self.batches = TrainBatches(
             self.rows,
             data.batch_size,
@@ -268,11 +291,3 @@ def _sizes(source: Any, pairs: TrainingPairs) -> list[int]:
         sizes.append(int(((pairs.rows >= start) & (pairs.rows < start + size)).sum()))
         start += size
     return sizes
-
-
-def _steps(config: Config, rows: int) -> int:
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    assert config.train.epochs is not None
-    # rounded first: 1.1 epochs of 100 batches are 110 steps, not the 111 of 110.00000000000001
-    return math.ceil(round(config.train.epochs * (rows // config.data.batch_size), 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -11,9 +12,13 @@ import torch
 
 from miniclip.config import Config, ConfigError
 from miniclip.models import DualEncoder
+from miniclip.models.presets import image_stride
+from miniclip.precision import Precision, agreed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
 
 # mallopt's parameters in glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -22,21 +27,28 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def check_possible(config: Config) -> None:
     """Raise ConfigError for what this machine, or the resolved model of config, cannot do."""
     if config.train.precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        raise ConfigError("train.precision=fp16 needs a GPU; use auto or fp32 on a CPU")
     if config.train.patch_dropout and config.model.image_encoder != "vit":
         raise ConfigError(
             f"train.patch_dropout={config.train.patch_dropout} drops patches, which a ResNet does not have; use a ViT, "
             "e.g. model.preset=tiny-vit, or set it to 0"
         )
+    low, full, stride = config.train.low_image_size, config.model.image_size, image_stride(config.model)
+    if low is not None and (low % stride or low >= (full or 0)):
+        raise ConfigError(
+            f"train.low_image_size={low} must be a multiple of {stride}, by which this image encoder divides the side, "
+            f"below model.image_size={full}; or set it to null"
+        )
 
 
-def build_accelerator(config: Config) -> Accelerator:
-    """Accelerate, with nothing of its launcher's environment that would change the run unasked.
+def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
+    """Accelerate, with nothing of its launcher's environment that would change the run unasked, and its precision.
 
-    Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other than DDP and
-    FSDP.
+    On a CPU it also gives this process its threads, and warns where bf16 is asked for and slow. config: with its model
+    resolved. Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other
+    than DDP and FSDP.
     """
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import DistributedType
@@ -44,15 +56,24 @@ def build_accelerator(config: Config) -> Accelerator:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
+    # without a device, torchrun's processes form a group only if the CPU is asked for
+    cpu = processes > 1 and not has_device
+    # the others wait while the main process evaluates
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
+    if state.device.type == "cpu":
+        share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
+    assert config.model.image_encoder is not None
+    precision = agreed(config.train.precision, state.device, config.model.image_encoder)
+    if precision.name == "fp16" and config.train.precision == "auto" and os.environ.get("ACCELERATE_USE_FSDP"):
+        precision = precision._replace(name="fp32")  # FSDP scales no loss
+    if precision.slow and state.is_main_process:
+        log.warning("train.precision=bf16 is slow here: %s; use auto or fp32", precision.why)
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.train.precision],
-        # without a device, torchrun's processes form a group only if the CPU is asked for
-        cpu=processes > 1 and not has_device,
+        mixed_precision="no" if precision.name == "fp32" else precision.name,
+        cpu=cpu,
         log_with=config.log.trackers or None,
         project_dir=config.run.dir,
         dynamo_backend="no",  # train.compile decides
-        # the others wait while the main process evaluates
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
     missing = set(config.log.trackers) - {"all", *(str(tracker.value) for tracker in get_available_trackers())}
     if missing:
@@ -68,7 +89,7 @@ def build_accelerator(config: Config) -> Accelerator:
         )
     if accelerator.distributed_type == DistributedType.FSDP:
         tune_fsdp(accelerator)
-    return accelerator
+    return accelerator, precision
 
 
 def tune_fsdp(accelerator: Accelerator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,10 +14,11 @@ from miniclip.flops import Flops
 class Pace:
     """Adds up the steps since the last line of the log.
 
-    peak: FLOP/s that this process's device reaches in large matrix products.
+    flops: of the towers, by the side of the pictures. peak: FLOP/s that this process's device reaches in large matrix
+    products.
     """
 
-    def __init__(self, device: torch.device, flops: Flops, peak: float) -> None:
+    def __init__(self, device: torch.device, flops: Callable[[int], Flops], peak: float) -> None:
         self.device, self.flops, self.peak = device, flops, peak
         self.clear()
 
@@ -28,7 +30,7 @@ class Pace:
         self.waited += waited
         self.tokens += sum(batch.lengths)
         self.pixels += batch.image.shape[0] * batch.image.shape[-1] * batch.image.shape[-2]
-        self.work += self.flops.step(len(batch.image), batch.lengths)
+        self.work += self.flops(batch.image.shape[-1]).step(len(batch.image), batch.lengths)
 
     def counts(self) -> torch.Tensor:
         """(3,) float64: tokens, pixels and FLOPs of this process; `values` takes their sum over the processes."""
@@ -44,6 +46,24 @@ class Pace:
             "mfu": work / seconds / (self.peak * processes),
             "memory_peak_gb": peak_memory(self.device) / 1e9,
         }
+
+    def expected(self, batch: Batch, seconds: float, phases: Sequence[tuple[int, int]]) -> str:
+        """How long (image side, steps) in turn will take, by the work of each; seconds: of a step with this batch."""
+
+        def work(side: int) -> float:
+            return self.flops(side).step(len(batch.image), batch.lengths)
+
+        scale = seconds / work(batch.image.shape[-1])
+        return expected_time([(steps, work(side) * scale) for side, steps in phases])
+
+
+def expected_time(phases: Sequence[tuple[int, float]]) -> str:
+    """For the user: how long (steps, seconds of each) in turn will take."""
+    total = sum(steps * seconds for steps, seconds in phases)
+    whole = f"{total:.0f} s" if total < 90 else f"{total / 60:.0f} min" if total < 5400 else f"{total / 3600:.1f} h"
+    (steps, seconds), *later = phases
+    rest = "".join(f", then {steps} of {seconds:.2g} s" for steps, seconds in later)
+    return f"about {whole}: {steps} steps of {seconds:.2g} s{rest}"
 
 
 def peak_memory(device: torch.device) -> float:

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from miniclip.config import Config, ConfigError, load_config_file, save_config
 
@@ -40,6 +40,13 @@ def check_run_dir(config: Config) -> None:
             raise ConfigError(f"run.dir={run_dir} holds other things than a run; run.overwrite deletes runs alone")
         if config.run.resume and (run_dir / "config.yaml").exists():
             _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
+
+
+def precision_before(config: Config) -> Literal["fp32", "bf16", "fp16"] | None:
+    """What the run that config resumes was computed in; None without such a run."""
+    file = Path(config.run.dir) / "config.yaml"
+    saved = load_config_file(file).train.precision if config.run.resume and file.exists() else "auto"
+    return None if saved == "auto" else saved
 
 
 def _is_run(run_dir: Path) -> bool:

@@ -378,24 +378,30 @@ class TrainConfig:
     Args:
         max_steps: number of optimiser steps; give this or epochs.
         epochs: number of passes over the training split; give this or max_steps.
-        precision: fp32, or mixed precision with bf16 or fp16 (fp16 needs a GPU).
+        precision: auto takes what the device computes fastest, and safely; or fp32, or mixed precision with bf16 or
+            fp16 (fp16 needs a GPU). A resume with auto keeps what the run began with.
         micro_batch_size: pairs that go through the towers at a time, for each process; the loss still sees the whole
             batch (gradient caching). None takes the batch at once.
         compile: run the towers through torch.compile.
         small_vocabulary: train only the rows of the token table that the training captions use. The finished model has
             the whole table and takes any text.
         patch_dropout: share of a ViT's patches that training leaves out at random (FLIP, arXiv:2212.00794); 0 for none.
+        low_image_size: side, in pixels, to which the first steps' pictures are shrunk: most is learnt from few pixels,
+            and a quarter of them costs a quarter. Null trains on model.image_size throughout.
+        low_share: share of the steps that do so.
         profile_steps: write a trace of that many steps, after a few to warm up, to trace.json in the run directory.
         cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
     """
 
     max_steps: int | None = None
     epochs: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     micro_batch_size: int | None = None
     compile: bool = False
     small_vocabulary: bool = False
     patch_dropout: float = 0.0
+    low_image_size: int | None = None
+    low_share: float = 0.75
     profile_steps: int = 0
     cpu_threads: int | None = None
 
@@ -413,6 +419,9 @@ class TrainConfig:
         require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
         drop = self.patch_dropout
         require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
+        low = self.low_image_size
+        require(low is None or low >= 1, f"train.low_image_size={low} must be at least 1 pixel, or null")
+        require(0 < self.low_share <= 1, f"train.low_share={self.low_share} must lie in (0, 1]")
         require(self.profile_steps >= 0, f"train.profile_steps={self.profile_steps} must be 0 or more")
         threads = self.cpu_threads
         require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")

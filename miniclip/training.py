@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +38,12 @@ from miniclip.checkpoint import (
 )
 from miniclip.config import Config, ConfigError
 from miniclip.data.loader import Batch
-from miniclip.data.transforms import Preprocess, recolour
+from miniclip.data.transforms import Preprocess, recolour, shrink
 from miniclip.evaluation.suite import Suite, evaluate, final_evaluation, open_suite, scalars
-from miniclip.feed import Feed, MapFeed, open_feed
-from miniclip.flops import forward_flops, matmul_peak
+from miniclip.feed import Feed, MapFeed, image_side, open_feed, phases
+from miniclip.flops import Flops, forward_flops, matmul_peak
 from miniclip.gradcache import cached_backward
-from miniclip.hardware import build_accelerator, check_possible, share_cores, tune_for_device
+from miniclip.hardware import build_accelerator, check_possible, tune_for_device
 from miniclip.inspection.history import MatrixLog, open_matrix_log
 from miniclip.inspection.watch import at_clamp, local, step_figures, tower_norms
 from miniclip.models import DualEncoder, Embeddings, create_model, resolve
@@ -52,13 +52,15 @@ from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
 from miniclip.optim import build_optimizer, learning_rate
 from miniclip.pace import Pace
-from miniclip.rundir import append_metrics, check_run_dir, flat, prepare_run_dir
+from miniclip.precision import Precision
+from miniclip.rundir import append_metrics, check_run_dir, flat, precision_before, prepare_run_dir
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 BEFORE_TRACE = 3  # steps
+TIMED = 4  # steps from which the time of all is told; the first of them warms up
 
 
 class NonFiniteLoss(RuntimeError):
@@ -74,20 +76,24 @@ def train(config: Config) -> dict[str, Any]:
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
     check_run_dir(config)
+    before = precision_before(config)
+    if before and config.train.precision == "auto":
+        config = config.with_precision(before)
     check_possible(config)
-    accelerator = build_accelerator(config)
+    accelerator, precision = build_accelerator(config)
+    if before:
+        kept = before == precision.name
+        precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
     try:
-        return _train(config, accelerator)
+        return _train(config.with_precision(precision.name), accelerator, precision)
     finally:
         accelerator.end_training()
 
 
-def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+def _train(config: Config, accelerator: Accelerator, precision: Precision) -> dict[str, Any]:
     main = accelerator.is_main_process
     if not main:
         logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
-    if accelerator.device.type == "cpu":
-        share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     sharded = accelerator.distributed_type == "FSDP"
     if sharded and config.train.small_vocabulary:
         raise ConfigError(
@@ -131,7 +137,7 @@ def _train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         raise ConfigError(f"the run in {config.run.dir} stands at step {progress.step}, past train.max_steps or epochs")
     if main:
         prepare_run_dir(config, progress.step)
-        _announce(config, accelerator, model, feed, progress.step)
+        _announce(config, accelerator, precision, model, feed, progress.step)
     accelerator.wait_for_everyone()
     accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
@@ -160,12 +166,15 @@ def _resume(config: Config, accelerator: Accelerator, optimizer: Any) -> Progres
     return progress
 
 
-def _announce(config: Config, accelerator: Accelerator, model: DualEncoder, feed: Feed, first_step: int) -> None:
+def _announce(
+    config: Config, accelerator: Accelerator, precision: Precision, model: DualEncoder, feed: Feed, first_step: int
+) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{config.model.preset or config.model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
-        f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, {config.train.precision}, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}"
+        f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, "
+        f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}\n"
+        f"{precision.name}: {precision.why}"
     )
     if config.run.resume:
         known = f"resuming {config.run.dir} at step {first_step}"
@@ -214,7 +223,7 @@ class _Loop:
         )
         self.prepared.train()
         batches = self.feed.start(first, self.progress.feed)
-        since, since_step = time.perf_counter(), first
+        since, since_step, times = time.perf_counter(), first, list[float]()
         with bar, self._trace() as trace:
             if config.log.matrix_every and not first:
                 self._keep_matrix(0)
@@ -222,12 +231,19 @@ class _Loop:
             for step in range(first, steps):
                 start = time.perf_counter()
                 batch = next(batches)
+                batch = batch._replace(image=shrink(batch.image, image_side(step, steps, config)))
                 pace.add(batch, time.perf_counter() - start)
                 done = step + 1
                 logged = done % config.log.every == 0 or done == steps
                 values = self._step(step, batch, logged)
                 trace.step()
                 bar.update()
+                times.append(time.perf_counter() - start)
+                if len(times) == 1:
+                    bar.refresh()  # a log file would wait for its interval
+                elif len(times) == TIMED and shown:
+                    left = phases(done, steps, config)
+                    bar.write(pace.expected(batch, sum(times[1:]) / (TIMED - 1), left), file=sys.stderr)
                 if logged:
                     elapsed, samples = time.perf_counter() - since, (done - since_step) * config.data.batch_size
                     # decoupled's is 0 for two pairs
@@ -275,7 +291,11 @@ class _Loop:
         device, dtype = self.accelerator.device, torch.float32
         if self.config.train.precision != "fp32":
             dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float16
-        flops = forward_flops(self.config.model, self.config.train.patch_dropout)
+
+        @cache
+        def flops(side: int) -> Flops:
+            return forward_flops(replace(self.config.model, image_size=side), self.config.train.patch_dropout)
+
         return Pace(device, flops, matmul_peak(device, dtype))
 
     def _total(self, counts: Tensor) -> Tensor:

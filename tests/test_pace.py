@@ -19,8 +19,8 @@ def batch(pictures: int, side: int, lengths: list[int]) -> Batch:
 
 
 def test_values_by_hand() -> None:
-    # a picture costs 100, a caption of L tokens 10 + 2 L + L^2
-    pace = Pace(torch.device("cpu"), Flops(100.0, (10.0, 2.0, 1.0)), peak=1000.0)
+    # a picture of 8 pixels costs 100, a caption of L tokens 10 + 2 L + L^2
+    pace = Pace(torch.device("cpu"), lambda side: Flops(12.5 * side, (10.0, 2.0, 1.0)), peak=1000.0)
     pace.add(batch(2, 8, [3, 5]), waited=0.5)
     pace.add(batch(1, 8, [4]), waited=0.25)
     work = 3 * (3 * 100 + 3 * 10 + 2 * (3 + 5 + 4) + 9 + 25 + 16)

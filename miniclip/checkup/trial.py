@@ -27,6 +27,7 @@ from miniclip.inspection.watch import tower_of
 from miniclip.matrix import Positives
 from miniclip.models import Embeddings, create_model
 from miniclip.models.vit import VisionTransformer
+from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.objective import GlobalBatch, chance_loss, global_loss
 from miniclip.optim import build_optimizer, learning_rate
 from miniclip.tokenizer import Tokenizer
@@ -92,7 +93,8 @@ class Step(NamedTuple):
 class Trial:
     """A fresh model with the configuration's loss and optimiser, at a constant rate after a short warm-up."""
 
-    def __init__(self, setting: Setting, lr: float) -> None:
+    def __init__(self, setting: Setting, lr: float, vocabulary: Tensor | None = None) -> None:
+        """vocabulary: the token ids whose rows alone are trained, as use_small_vocabulary_ takes them."""
         config, accelerator = setting.config, setting.accelerator
         warmup = min(config.optim.warmup_steps, WARMUP)
         self.config, self.accelerator, self.preprocess = config, accelerator, setting.preprocess
@@ -101,6 +103,8 @@ class Trial:
         accelerator.free_memory()
         torch.manual_seed(config.run.seed)
         self.model = create_model(config.model)
+        if vocabulary is not None:
+            use_small_vocabulary_(self.model, vocabulary)
         if isinstance(self.model.visual, VisionTransformer):
             self.model.visual.patch_dropout = config.train.patch_dropout
         tune_for_device(self.model, accelerator.device, compiled=False)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -153,6 +154,14 @@ class Augment:
         mirror = -1.0 if self.flip and rng.random() < self.flip else 1.0
         changes = 3 if self.colour_jitter else 0
         return [mirror, *(1 + rng.uniform(-self.colour_jitter, self.colour_jitter) for _ in range(changes))]
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """Squares to smaller ones, each pixel the mean of those that it covers.
+
+    pixels: (B, 3, S, S), 0 to 255. Returns float32 (B, 3, side, side), or the pixels themselves where side = S.
+    """
+    return pixels if side == pixels.shape[-1] else F.interpolate(pixels.float(), (side, side), mode="area")
 
 
 # Luma of ITU-R BT.601, which Pillow greys pictures with.

@@ -171,6 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--batch_size", type=at_least(1), default=256, help="items encoded at a time (default: 256)"
         )
-        command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+        command.add_argument(
+            "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: what is fastest here"
+        )
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     return parser

@@ -30,6 +30,7 @@ from miniclip.evaluation.sheet import write_sheets
 from miniclip.evaluation.tables import print_differences, print_evaluations
 from miniclip.evaluation.zeroshot import zero_shot
 from miniclip.intervals import RESAMPLES, Figure
+from miniclip.precision import agreed, for_encoding
 from miniclip.processes import place
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def _evaluate(
         raise ValueError("--checkpoint and --compare name the same model twice")
     sizes = {name: image_size_of(name) for name in names}
     with together(arguments.device) as device:
+        arguments.precision = for_encoding(agreed(arguments.precision, device).name)
         sources = {size: open_at(size) for size in dict.fromkeys(sizes.values())}
         main = place()[0] == 0
         results, weights = {}, {}

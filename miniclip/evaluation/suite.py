@@ -30,6 +30,7 @@ from miniclip.evaluation.tables import print_evaluations
 from miniclip.evaluation.zeroshot import zero_shot
 from miniclip.intervals import RESAMPLES
 from miniclip.models import DualEncoder
+from miniclip.precision import for_encoding
 from miniclip.processes import place
 from miniclip.tokenizer import Tokenizer
 
@@ -215,7 +216,7 @@ def _run(
     config: Config, name: str, task: Task, model: DualEncoder, preprocess: Preprocess, resamples: int
 ) -> tuple[Evaluation, PairEmbeddings | None]:
     tokenizer = Tokenizer(context_length=model.context_length)
-    precision: Literal["bf16", "fp32"] = "bf16" if config.train.precision == "bf16" else "fp32"
+    precision = for_encoding(config.train.precision)
     options = EncodeOptions(config.eval.batch_size, precision, config.log.progress, shared=True)
     if task.kind == "retrieval":
         assert task.pairs is not None

@@ -59,9 +59,12 @@ def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
     from miniclip.inspection.history import read_history, training_log
     from miniclip.inspection.sample import draw, scale_and_bias
     from miniclip.inspection.views import loss_figures
+    from miniclip.precision import choose, for_encoding
 
+    device = device_of(arguments.device)
+    arguments.precision = for_encoding(choose(arguments.precision, device).name)
     options = EncodeOptions(arguments.batch_size, arguments.precision, progress=sys.stderr.isatty())
-    model, preprocess, tokenizer = load_model(arguments.checkpoint, device_of(arguments.device))
+    model, preprocess, tokenizer = load_model(arguments.checkpoint, device)
     run_dir = Path(arguments.checkpoint)
     history = read_history(run_dir) if config is not None else None
     loss = None if config is None else config.loss

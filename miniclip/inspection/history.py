@@ -27,6 +27,7 @@ from miniclip.inspection.figures import batch_figures
 from miniclip.inspection.sample import Sample, TooFewPairs, draw, scale_and_bias
 from miniclip.inspection.views import loss_figures
 from miniclip.models import DualEncoder
+from miniclip.precision import for_encoding
 from miniclip.printing import first_few
 from miniclip.rundir import MATRICES, kept_matrices
 from miniclip.tokenizer import Tokenizer
@@ -93,7 +94,7 @@ def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
         count, named = len(sample.bad), first_few(sample.bad)
         print(f"{count} validation pictures cannot be read and are left out of the fixed batch: {named}")
     assert config.model.context_length is not None
-    options = EncodeOptions(config.eval.batch_size, "bf16" if config.train.precision == "bf16" else "fp32")
+    options = EncodeOptions(config.eval.batch_size, for_encoding(config.train.precision))
     tokenizer = Tokenizer(context_length=config.model.context_length)
     log = MatrixLog(Path(config.run.dir), sample, preprocess, tokenizer, config.loss, options)
     if config.run.resume:

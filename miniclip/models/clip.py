@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
-from miniclip.models.presets import resolve
+from miniclip.models.presets import image_stride, resolve
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.text import TextTower
 from miniclip.models.vit import VisionTransformer
@@ -85,15 +85,19 @@ class DualEncoder(TextTower):
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """image: (B, 3, S, S) float, S = config.image_size, normalised as Preprocess does. Returns (B, E).
+        """image: (B, 3, S, S) float, normalised as Preprocess does. Returns (B, E).
 
-        normalize: unit length, in at least float32 even under autocast. Raises ValueError for another shape or dtype.
+        S: config.image_size, or another multiple of the ResNet's stride of 32, or of the ViT's patch_size, for which
+        the position embeddings are interpolated. normalize: unit length, in at least float32 even under autocast.
+        Raises ValueError for another shape or dtype.
         """
-        size = self.config.image_size
-        if image.ndim != 4 or tuple(image.shape[1:]) != (3, size, size) or not image.is_floating_point():
+        size, stride = self.config.image_size, image_stride(self.config)
+        square = image.ndim == 4 and image.shape[1] == 3 and 0 < image.shape[2] == image.shape[3]
+        if not square or image.shape[3] % stride or not image.is_floating_point():
             raise ValueError(
                 f"image has shape {tuple(image.shape)} and dtype {image.dtype}; this model takes normalised floats of "
-                f"shape (B, 3, {size}, {size}), as Preprocess(image_size={size}) returns them"
+                f"shape (B, 3, {size}, {size}), as Preprocess(image_size={size}) returns them, or of another side that "
+                f"is a multiple of {stride}"
             )
         features = self.visual(image)
         return unit_length(features) if normalize else features

@@ -13,6 +13,7 @@ from typing import Any
 from miniclip.config import ConfigError, ModelConfig
 
 _QUICKGELU = "-quickgelu"
+RESNET_STRIDE = 32  # the stem and the three strided stages shrink the side by 2 five times
 
 _SMALL_TEXT = {"text_width": 256, "text_heads": 4, "text_layers": 4}
 
@@ -192,6 +193,11 @@ def resolve(config: ModelConfig) -> ModelConfig:
     return replace(config, **filled)
 
 
+def image_stride(config: ModelConfig) -> int:
+    """Pixels of which every image side that the image encoder takes is a multiple; config is resolved."""
+    return config.patch_size or RESNET_STRIDE
+
+
 def _check(c: dict[str, Any]) -> None:
     for name in _SIZES:
         if not _is_size(c[name]):
@@ -232,8 +238,7 @@ def _check_resnet(c: dict[str, Any]) -> None:
         raise ConfigError(
             f"model.image_width={c['image_width']} must be even: the resnet's stem starts with half of it"
         )
-    # The stem and the three strided stages shrink the side by 2 five times.
-    _divides("image_size", c["image_size"], "the resnet's stride", 32)
+    _divides("image_size", c["image_size"], "the resnet's stride", RESNET_STRIDE)
     _divides("image_width * 32", c["image_width"] * 32, "image_heads", c["image_heads"])
 
 

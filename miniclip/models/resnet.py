@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from miniclip.models.transformer import attend, run_block
+from miniclip.models.transformer import attend, positions_at, run_block
 
 EXPANSION = 4
 
@@ -66,9 +66,10 @@ class AttentionPool(nn.Module):
             nn.init.normal_(linear.weight, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, D, side, side) -> (B, E)."""
+        """x: (B, D, side, side), of any side -> (B, E)."""
+        positions = positions_at(self.positional_embedding, x.shape[-1])
         x = x.flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + positions
         # The other tokens' outputs are never read, so they ask no query.
         q, k, v = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # b l (h d) -> b h l d
@@ -109,7 +110,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(image_size // 32, width * 32, heads, embed_dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, image_size, image_size) float, normalised. Returns (B, E), not normalised."""
+        """image: (B, 3, S, S) float, normalised, S any multiple of 32. Returns (B, E), not normalised."""
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)

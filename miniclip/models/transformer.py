@@ -7,6 +7,7 @@ Parameter names are those of OpenAI's released CLIP weights.
 from __future__ import annotations
 
 import inspect
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -50,6 +51,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causa
             wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal)
         return wide.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+
+
+def positions_at(table: Tensor, side: int) -> Tensor:
+    """Position embeddings of a grid, for a grid of another side: bicubic, antialiased, as open_clip does it.
+
+    table: (1 + g^2, D), first that of the token that is no cell. Returns (1 + side^2, D), at side = g the table itself.
+    """
+    if len(table) == 1 + side**2:
+        return table
+    first, cells = table.split([1, len(table) - 1])
+    grid = cells.T.unflatten(1, (math.isqrt(len(cells)), -1))[None]  # (h w) d -> 1 d h w
+    grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([first, grid[0].flatten(1).T])  # 1 d h w -> (h w) d
 
 
 class Packed(NamedTuple):

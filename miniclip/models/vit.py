@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from miniclip.models.transformer import Transformer
+from miniclip.models.transformer import Transformer, positions_at
 
 
 class VisionTransformer(nn.Module):
@@ -46,10 +46,11 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(std * torch.randn(width, embed_dim))
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, image_size, image_size) float, normalised. Returns (B, E), not normalised."""
-        x = self.conv1(image).flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
-        first = self.class_embedding.expand(len(x), 1, -1)
-        x = torch.cat([first, x], dim=1) + self.positional_embedding
+        """image: (B, 3, S, S) float, normalised, S any multiple of patch_size. Returns (B, E), not normalised."""
+        x = self.conv1(image)
+        positions = positions_at(self.positional_embedding, x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + positions
         if self.training and self.patch_dropout:
             x = self._without_some(x)
         class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
