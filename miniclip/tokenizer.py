@@ -6,6 +6,11 @@ CLIP's (https://github.com/openai/CLIP, MIT licence, Copyright (c) 2021 OpenAI),
 A text is repaired (`ftfy`), unescaped (HTML), lower-cased and split at white space. No token crosses white space, so
 the ids of a chunk between two spaces depend on that chunk alone, and a bounded cache of chunks does most of the work.
 
+The merge table has two properties, which the tests check for every token. The letters of a token merge to that token
+alone. The two neighbours that spell a token are then always the two of its merge, the last state on that way: one dict
+from spelling to id holds all merges, and a piece that spells a token is that token. And no token that ends a piece
+would be cut in two: a chunk that spells one is one piece.
+
 Axes: B texts, L tokens.
 """
 
@@ -19,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from importlib import resources
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -30,10 +35,9 @@ START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 VOCAB_SIZE = 49408
 
-_SPECIALS = {"<start_of_text>": START_OF_TEXT, "<end_of_text>": END_OF_TEXT}
-_FIRST_MERGE = 512  # ids 0-255 are the bytes, 256-511 the same bytes at the end of a piece, then one id a merge
-_WORD_END = "</w>"
-_TAKEN = -1
+_SPECIALS = {b"<start_of_text>": START_OF_TEXT, b"<end_of_text>": END_OF_TEXT}
+_WORD_END = b"</w>"
+_NOTHING = b" "  # before and after a piece, and where a merge has taken a symbol; in no token's spelling
 # What CLIP calls a piece: a special, an English contraction, a run of letters, one digit, a run of anything else.
 _PIECE = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
@@ -104,7 +108,7 @@ class Tokenizer:
             if not 0 <= token < VOCAB_SIZE:
                 raise ValueError(f"ids[{position}]={token} is not a token id; they lie in [0, {VOCAB_SIZE})")
         # Word ends become spaces only now: four tokens that spell "</w>" do so in open_clip, too.
-        return b"".join(spellings[token] for token in wanted).decode("utf-8", "replace").replace(_WORD_END, " ")
+        return b"".join(spellings[token] for token in wanted).decode("utf-8", "replace").replace("</w>", " ")
 
 
 def tokenize(texts: str | Iterable[str], context_length: int = 77) -> Tensor:
@@ -155,15 +159,14 @@ class _Chunks(dict[str, bytes]):
 
         super().__init__()
         self.find_pieces: Any = regex.compile(_PIECE, regex.IGNORECASE).findall
-        self.byte_order, letters = _byte_alphabet()
-        self.byte_ids = bytes(self.byte_order.index(byte) for byte in range(256))
-        self.merges = _read_merges(letters)
+        self.letters = _byte_letters()
+        self.vocabulary = _read_vocabulary(self.letters)
 
     def __missing__(self, chunk: str) -> bytes:
-        ids = array("H")
-        for piece in self.find_pieces(chunk):
-            ids.extend(self.piece_ids(piece))
-        packed = ids.tobytes()
+        # ASCII that a token spells is spelt as it is, and looking it up needs neither the regex nor the letters
+        whole = self.vocabulary.get(chunk.encode() + _WORD_END) if chunk.isascii() else None
+        ids = [whole] if whole is not None else chain.from_iterable(map(self.piece_ids, self.find_pieces(chunk)))
+        packed = array("H", ids).tobytes()
         if len(chunk) <= _CACHED_LENGTH:
             if len(self) >= _CACHED_CHUNKS:
                 self.clear()
@@ -176,42 +179,38 @@ class _Chunks(dict[str, bytes]):
         Merges are numbered as they were learnt, and one that builds on another comes later, so a heap of (merged id,
         position) yields them in order and a long piece costs n log n. A merged pair lives on at its left position.
         """
-        if piece in _SPECIALS:
-            return [_SPECIALS[piece]]
-        merges = self.merges
-        symbols = list(piece.encode("utf-8").translate(self.byte_ids))
-        symbols[-1] += 256
+        data = piece.encode()
+        if data in _SPECIALS:
+            return [_SPECIALS[data]]
+        find = self.vocabulary.get
+        symbols = [_NOTHING, *map(self.letters.__getitem__, data), _NOTHING]
+        symbols[-2] += _WORD_END
+        whole = find(b"".join(symbols[1:-1]))
+        if whole is not None:
+            return [whole]
         before = list(range(-1, len(symbols) - 1))
         after = list(range(1, len(symbols) + 1))
-        heap = [(merges[pair], at) for at, pair in enumerate(pairwise(symbols)) if pair in merges]
+        heap = [(merged, at) for at, (a, b) in enumerate(pairwise(symbols)) if (merged := find(a + b)) is not None]
         heapify(heap)
         while heap:
             merged, left = heappop(heap)
             right = after[left]
-            if right == len(symbols) or merges.get((symbols[left], symbols[right])) != merged:
+            joint = symbols[left] + symbols[right]
+            if find(joint) != merged:
                 continue  # an earlier merge has taken one of the two
-            symbols[left] = merged
-            symbols[right] = _TAKEN
+            symbols[left], symbols[right] = joint, _NOTHING
             after[left] = after[right]
-            if after[left] < len(symbols):
-                before[after[left]] = left
-                pair = merged, symbols[after[left]]
-                if pair in merges:
-                    heappush(heap, (merges[pair], left))
-            if before[left] >= 0:
-                pair = symbols[before[left]], merged
-                if pair in merges:
-                    heappush(heap, (merges[pair], before[left]))
-        return [symbol for symbol in symbols if symbol != _TAKEN]
+            before[after[left]] = left
+            for at in before[left], left:
+                if (merged := find(symbols[at] + symbols[after[at]])) is not None:
+                    heappush(heap, (merged, at))
+        return [self.vocabulary[symbol] for symbol in symbols if symbol != _NOTHING]
 
     @functools.cached_property
     def spellings(self) -> list[bytes]:
         """The bytes of each id."""
-        spellings = [bytes([byte]) for byte in self.byte_order]
-        spellings += [spelling + _WORD_END.encode() for spelling in spellings]
-        for left, right in self.merges:
-            spellings.append(spellings[left] + spellings[right])
-        return spellings + [special.encode() for special in _SPECIALS]
+        byte_of = {ord(letter.decode()): byte for byte, letter in self.letters.items()}
+        return [spelling.decode().translate(byte_of).encode("latin-1") for spelling in self.vocabulary]
 
 
 @functools.cache
@@ -219,22 +218,20 @@ def _chunks() -> _Chunks:
     return _Chunks()
 
 
-def _byte_alphabet() -> tuple[list[int], list[str]]:
-    """-> the byte of each id 0-255, and the letter by which the merge file spells it.
+def _byte_letters() -> dict[int, bytes]:
+    """-> byte -> the letter, as UTF-8, by which the merge file spells it, in the order of the ids 0-255.
 
     First the visible Latin-1 characters, spelt as they are, then the others: chr(256), chr(257), ...
     """
     visible = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
-    others = [byte for byte in range(256) if byte not in visible]
-    return visible + others, [chr(byte) for byte in visible] + [chr(256 + n) for n in range(len(others))]
+    others = sorted(set(range(256)).difference(visible))
+    codes = [*visible, *range(256, 256 + len(others))]
+    return {byte: chr(code).encode() for byte, code in zip(visible + others, codes, strict=True)}
 
 
-def _read_merges(letters: list[str]) -> dict[tuple[int, int], int]:
-    """-> (left id, right id) -> merged id, in the order of the ids."""
-    ids = {symbol: token for token, symbol in enumerate(letters + [letter + _WORD_END for letter in letters])}
+def _read_vocabulary(letters: dict[int, bytes]) -> dict[bytes, int]:
+    """-> spelling -> id, in the order of the ids: bytes, the same bytes at the end of a piece, merges, specials."""
     packed = resources.files("miniclip").joinpath("bpe_merges.txt.gz").read_bytes()
-    merges = {}
-    for token, line in enumerate(gzip.decompress(packed).decode("utf-8").splitlines(), start=_FIRST_MERGE):
-        left, right = line.split(" ")
-        merges[ids[left], ids[right]] = ids[left + right] = token
-    return merges
+    merged = gzip.decompress(packed).replace(b" ", b"").split()  # a line of the file is the two that merge
+    ends = [letter + _WORD_END for letter in letters.values()]
+    return dict(zip([*letters.values(), *ends, *merged, *_SPECIALS], range(VOCAB_SIZE), strict=True))

@@ -139,6 +139,31 @@ def test_every_code_point_has_open_clips_ids() -> None:
         assert Tokenizer().encode(block) == peer().encode(block), hex(ord(block[1]))
 
 
+def test_the_letters_of_a_token_merge_to_that_token_alone() -> None:
+    # what lets the tokenizer look up two neighbours by their joint spelling, and a piece as a whole
+    ranks = peer().bpe_ranks
+    letters: dict[str, tuple[str, ...]] = {}
+    for left, right in ranks:
+        word = letters[left + right] = letters.get(left, (left,)) + letters.get(right, (right,))
+        while len(word) > 1:
+            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(itertools.pairwise(word)))
+            assert rank < len(ranks), word
+            word = (*word[:at], word[at] + word[at + 1], *word[at + 2 :])
+    for special in ("<start_of_text>", "<end_of_text>"):  # not a joint spelling of any two
+        assert not any({special[:at], special[at:]} <= peer().encoder.keys() for at in range(len(special)))
+
+
+def test_each_token_that_ends_a_piece_has_open_clips_ids() -> None:
+    spelt = [(token, peer().decode([token])) for token in range(tokenizer.VOCAB_SIZE)]
+    ends = [(token, text) for token, text in spelt if text.endswith(" ") and "\ufffd" not in text]
+    assert len(ends) > 30_000
+    for token, text in ends:
+        ids = Tokenizer().encode(text)
+        assert ids == peer().encode(text)
+        if text.isascii() and text[:-1].isprintable() and text.strip() == text.strip().lower() != "":
+            assert ids == [token]
+
+
 def test_the_fast_road_is_the_identity_of_the_slow_one() -> None:
     printable = [chr(c) for c in range(32, 127) if chr(c) != "&"]
     texts = ["".join(pair) for pair in itertools.product(printable, repeat=2)]
