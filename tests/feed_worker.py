@@ -19,7 +19,7 @@ from miniclip.models import resolve
 def main(config_file: str, folder: str, first_step: int, steps: int, state_file: str | None = None) -> None:
     config = load_config_file(config_file)
     config = replace(config, model=resolve(config.model), train=replace(config.train, max_steps=steps))
-    accelerator = build_accelerator(config)
+    accelerator, _ = build_accelerator(config)
     feed = open_feed(config, accelerator)
     state = json.loads(Path(state_file).read_text()) if state_file else {}
     shown = []

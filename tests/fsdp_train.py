@@ -10,16 +10,17 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from miniclip import hardware, training
 from miniclip.cli import train_main
 from miniclip.config import Config
+from miniclip.precision import Precision
 
 build_accelerator = hardware.build_accelerator
 
 
-def sharded(config: Config) -> Accelerator:
-    accelerator = build_accelerator(config)
+def sharded(config: Config) -> tuple[Accelerator, Precision]:
+    accelerator, precision = build_accelerator(config)
     accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     hardware.tune_fsdp(accelerator)
-    return accelerator
+    return accelerator, precision
 
 
 if __name__ == "__main__":

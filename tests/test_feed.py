@@ -205,7 +205,7 @@ def test_shares_of_two_sources(config_file_of_two: tuple[str, list[int]], tmp_pa
     assert results["training"]["steps"] == 4
     config = load_config(["--config", config_file, "--run.dir", str(tmp_path / "x")])
     config = replace(config, model=resolve(config.model))
-    feed = MapFeed(config, build_accelerator(config))
+    feed = MapFeed(config, build_accelerator(config)[0])
     first = sum(sizes[:1])
     for _, batch in zip(range(6), feed.start(0, {}), strict=False):
         assert int((batch.image_id < first).sum()) == 2 and len(batch.image_id) == 8

@@ -173,7 +173,7 @@ def test_autocast_returns_unit_length_in_float32(config: ModelConfig) -> None:
 
 def test_wrong_inputs() -> None:
     model = build(VIT)
-    for image in (pictures(2, 32), pictures(2)[0], torch.zeros(2, 3, 64, 64, dtype=torch.uint8)):
+    for image in (pictures(2, 60), pictures(2)[0], torch.zeros(2, 3, 64, 64, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\)"):
             model.encode_image(image)
     with pytest.raises(ValueError, match="context_length=77"):

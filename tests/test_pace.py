@@ -10,7 +10,7 @@ import torch
 
 from miniclip.data.loader import Batch
 from miniclip.flops import Flops
-from miniclip.pace import Pace, peak_memory
+from miniclip.pace import Pace, expected_time, peak_memory
 
 
 def batch(pictures: int, side: int, lengths: list[int]) -> Batch:
@@ -39,3 +39,18 @@ def test_the_peak_grows_with_what_is_used() -> None:
     block = bytearray(before.__int__() // 8 + 50_000_000)
     block[::4096] = b"x" * len(block[::4096])
     assert peak_memory(torch.device("cpu")) > before + 0.5 * 50_000_000
+
+
+def test_expected_time_by_hand() -> None:
+    assert expected_time([(640, 0.55)]) == "about 6 min: 640 steps of 0.55 s"
+    assert expected_time([(10, 0.125), (10, 4.0)]) == "about 41 s: 10 steps of 0.12 s, then 10 of 4 s"
+    assert expected_time([(1000, 28.123)]) == "about 7.8 h: 1000 steps of 28 s"
+    # a step's work: 2 pictures of 12.5 a pixel of their side, and 10 + 2 x 3 + 3 x 3 for each of 2 captions
+    pace = Pace(torch.device("cpu"), lambda side: Flops(12.5 * side, (10.0, 2.0, 1.0)), peak=1000.0)
+    small, large = 2 * 12.5 * 4 + 2 * 25, 2 * 12.5 * 8 + 2 * 25
+    found = pace.expected(batch(2, 4, [3, 3]), 0.3, [(4, 30), (8, 10)])
+    assert (
+        found
+        == expected_time([(30, 0.3), (10, 0.3 * large / small)])
+        == "about 14 s: 30 steps of 0.3 s, then 10 of 0.5 s"
+    )
