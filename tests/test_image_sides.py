@@ -63,7 +63,7 @@ def test_another_side_is_the_model_with_other_positions(preset: str) -> None:
     torch.testing.assert_close(model.encode_image(image), small.encode_image(image), rtol=0, atol=1e-6)
     assert model.encode_image(torch.randn(2, 3, 96, 96)).shape == (2, 256)
     for wrong in (torch.randn(2, 3, 60, 60), torch.randn(2, 3, 64, 32), torch.randn(2, 3, 0, 0)):
-        with pytest.raises(ValueError, match="a multiple of (32|8)"):
+        with pytest.raises(ValueError, match=r"a multiple of (32|8)"):
             model.encode_image(wrong)
 
 
