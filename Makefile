@@ -16,8 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 train: setup
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		train.py --config configs/shapes.yaml --run.dir $(RUN) $(ARGS)
+	$(BIN)/python train.py --config configs/shapes.yaml --run.dir $(RUN) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(ARGS)

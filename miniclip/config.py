@@ -95,7 +95,7 @@ def _parser() -> Any:
     parser = ArgumentParser(
         prog="train.py",
         description="Train a CLIP-style model on captioned images. "
-        "Start with: accelerate launch train.py --config configs/shapes.yaml",
+        "Start with: python train.py --config configs/shapes.yaml",
         exit_on_error=False,
         default_env=False,
     )
