@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -154,20 +154,27 @@ def _known(value: int | None) -> int:
 
 class Progress(NamedTuple):
     """How far a run has come. seconds, samples: of all its steps so far, those before a resume included. feed: where a
-    stream of data stands, by plain values."""
+    stream of data stands, by plain values. clamped: whether the logit scale was, in each step since the last line of
+    the log."""
 
     step: int = 0
     seconds: float = 0.0
     samples: int = 0
     feed: Mapping[str, Any] = MappingProxyType({})
+    clamped: Sequence[bool] = ()
 
 
-def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, keep: int) -> None:
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where the state after so many steps lies."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, keep: int) -> Path:
     """Write the state after progress.step steps; every process calls it. Older ones than the newest `keep` are removed.
 
     The directory gets its final name when it is whole: a process killed halfway leaves the last checkpoint untouched.
     """
-    final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
+    final = checkpoint_folder(run_dir, progress.step)
     part = final.with_suffix(".part")
     if accelerator.is_main_process:
         for left_over in final.parent.glob("*.part"):
@@ -183,6 +190,7 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress,
         for old in _checkpoints(run_dir)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+    return final
 
 
 def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:

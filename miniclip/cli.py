@@ -1,19 +1,39 @@
-"""The command line of train.py: errors become one line that says what to do."""
+"""The command line of train.py: errors and signals become one line that says what to do."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from miniclip.config import ConfigError, load_config
 from miniclip.printing import printable
+from miniclip.stopping import CODES, INTERRUPTED, Stopped, resume_command
 
 
 def train_main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 2 after a line on standard error about what cannot be run as asked.
 
-    MINICLIP_DEBUG=1 in the environment shows the whole traceback instead.
+    130 or 143, after a line on what was saved and how to go on, if Ctrl-C or a scheduler's signal ended the run.
+    MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of a line.
     """
+    try:
+        return _train(arguments)
+    except KeyboardInterrupt as error:
+        if os.environ.get("MINICLIP_DEBUG"):
+            raise
+        stop = error if isinstance(error, Stopped) else Stopped(INTERRUPTED, "before the first step", None)
+    if arguments is None:
+        # torchrun ends the other processes as soon as one has ended, and each shall end with its code
+        for number in CODES:
+            signal.signal(number, signal.SIG_IGN)
+    if int(os.environ.get("RANK", 0)) == 0:
+        advice = f"; go on with: {resume_command(arguments)}" if stop.checkpoint else ""
+        print(f"train.py: {printable(str(stop))}{advice}", file=sys.stderr)
+    return stop.code
+
+
+def _train(arguments: list[str] | None) -> int:
     try:
         config = load_config(arguments)
         # torch takes seconds to import: --help and a wrong key do not wait for it

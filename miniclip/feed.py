@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,7 +147,7 @@ class MapFeed:
         """The token ids that the captions use."""
         return self.pairs.vocabulary()
 
-    def start(self, first_step: int, state: Mapping[str, Any]) -> Iterator[Batch]:
+    def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         self.batches.first_step = first_step
         device = self.accelerator.device
@@ -205,7 +205,7 @@ class StreamFeed:
         """The epoch, from 0, that this process's last lane is in."""
         return self._epoch
 
-    def start(self, first_step: int, state: Mapping[str, Any]) -> Iterator[Batch]:
+    def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         cursors = None
         if first_step:

@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from miniclip.best import Best
 from miniclip.checkpoint import (
     Progress,
     assemble,
+    checkpoint_folder,
     handed_out,
     load,
     load_checkpoint,
@@ -54,6 +55,7 @@ from miniclip.optim import build_optimizer, learning_rate
 from miniclip.pace import Pace
 from miniclip.precision import Precision
 from miniclip.rundir import append_metrics, check_run_dir, flat, precision_before, prepare_run_dir
+from miniclip.stopping import Stopped, Stopping
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,7 +73,8 @@ def train(config: Config) -> dict[str, Any]:
     """Run the whole of a configuration; returns what results.json holds (an empty dict on other than the main process).
 
     Every process of an `accelerate launch` or `torchrun` calls it. Raises ConfigError, ValueError or FileNotFoundError
-    before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks.
+    before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks. Ctrl-C,
+    SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a KeyboardInterrupt.
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
@@ -80,17 +83,18 @@ def train(config: Config) -> dict[str, Any]:
     if before and config.train.precision == "auto":
         config = config.with_precision(before)
     check_possible(config)
-    accelerator, precision = build_accelerator(config)
-    if before:
-        kept = before == precision.name
-        precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
-    try:
-        return _train(config.with_precision(precision.name), accelerator, precision)
-    finally:
-        accelerator.end_training()
+    with Stopping() as stopping:
+        accelerator, precision = build_accelerator(config)
+        if before:
+            kept = before == precision.name
+            precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
+        try:
+            return _train(config.with_precision(precision.name), accelerator, precision, stopping)
+        finally:
+            accelerator.end_training()
 
 
-def _train(config: Config, accelerator: Accelerator, precision: Precision) -> dict[str, Any]:
+def _train(config: Config, accelerator: Accelerator, precision: Precision, stopping: Stopping) -> dict[str, Any]:
     main = accelerator.is_main_process
     if not main:
         logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
@@ -141,8 +145,11 @@ def _train(config: Config, accelerator: Accelerator, precision: Precision) -> di
     accelerator.wait_for_everyone()
     accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
-    loop = _Loop(config, accelerator, prepared, model, optimizer, preprocess, feed, progress, validation, matrices)
+    loop = _Loop(
+        config, accelerator, prepared, model, optimizer, preprocess, feed, progress, validation, matrices, stopping
+    )
     loop.run()
+    stopping.where = "after the last step, in the final evaluation"
 
     state = accelerator.get_state_dict(prepared)
     run_dir = Path(config.run.dir)
@@ -197,12 +204,15 @@ class _Loop:
         progress: Progress,
         validation: Suite | None,
         matrices: MatrixLog | None,
+        stopping: Stopping,
     ) -> None:
         self.config, self.accelerator, self.prepared, self.model = config, accelerator, prepared, model
         self.optimizer, self.preprocess, self.feed, self.validation = optimizer, preprocess, feed, validation
         self.progress, self.run_dir, self.matrices = progress, Path(config.run.dir), matrices
-        self.best = Best(self.run_dir, config.eval.best)
-        self.clamped: list[bool] = []  # the logit scale, in the steps since the last line of the log
+        self.best, self.stopping = Best(self.run_dir, config.eval.best), stopping
+        if progress.step:
+            stopping.checkpoint = checkpoint_folder(self.run_dir, progress.step)
+        self.clamped = list(progress.clamped)
 
     def run(self) -> None:
         """All steps that are left; evaluation and checkpoints in between, and a checkpoint at the end."""
@@ -222,9 +232,9 @@ class _Loop:
             mininterval=interval,
         )
         self.prepared.train()
-        batches = self.feed.start(first, self.progress.feed)
         since, since_step, times = time.perf_counter(), first, list[float]()
-        with bar, self._trace() as trace:
+        started = closing(self.feed.start(first, self.progress.feed))
+        with bar, self._trace() as trace, started as batches, self.stopping.noting():
             if config.log.matrix_every and not first:
                 self._keep_matrix(0)
                 since = time.perf_counter()
@@ -274,8 +284,12 @@ class _Loop:
                 # the last step, too, may be the best; without a choice the final tables say enough of it
                 if evaluated and (done % evaluated == 0 if done < steps else config.eval.best is not None):
                     self._evaluate(done)
-                if done == steps or (every and done % every == 0):
+                if done == steps or (every and done % every == 0) or self.stopping.agreed:
                     self._save(done)
+                if done == steps:
+                    self._agreed(torch.zeros((), device=self.accelerator.device))  # what came since the step
+                if self.stopping.agreed:
+                    raise Stopped(self.stopping.agreed, f"after step {done} of {steps}", self.stopping.checkpoint)
                 since += time.perf_counter() - pause  # neither counts as training time
 
     def _save(self, step: int) -> None:
@@ -283,8 +297,8 @@ class _Loop:
         broken = sum(not bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
         if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
-        progress = self.progress._replace(step=step, feed=self.feed.state())
-        save_checkpoint(self.accelerator, self.run_dir, progress, self.config.run.keep)
+        progress = self.progress._replace(step=step, feed=self.feed.state(), clamped=self.clamped)
+        self.stopping.checkpoint = save_checkpoint(self.accelerator, self.run_dir, progress, self.config.run.keep)
 
     def _pace(self) -> Pace:
         """Measures what the device can do."""
@@ -360,8 +374,7 @@ class _Loop:
             embeddings = self.prepared(image, batch.text)
             loss = loss_of(embeddings)
             accelerator.backward(loss)
-        # each process has its own rows; their mean is the loss
-        value, scale = float(accelerator.reduce(loss.detach(), "mean")), float(embeddings.scale.detach())
+        value, scale = self._agreed(loss.detach()), float(embeddings.scale.detach())
         norm = float(accelerator.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip or math.inf))
         # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
         if not math.isfinite(value) or (not math.isfinite(norm) and accelerator.scaler is None):
@@ -380,6 +393,13 @@ class _Loop:
         self.optimizer.zero_grad()
         self.model.clamp_logit_scale_()
         return values
+
+    def _agreed(self, loss: Tensor) -> float:
+        """The loss's mean over the processes, for each has its own rows; with it travels who was asked to stop."""
+        parts = torch.cat([loss[None], loss.new_tensor(self.stopping.wishes())])
+        value, *wishes = self.accelerator.reduce(parts, "mean").tolist()
+        self.stopping.agree(wishes)
+        return value
 
     def _no_sync(self) -> AbstractContextManager[None]:
         if self.accelerator.num_processes == 1:

@@ -13,6 +13,7 @@ LAYERS = [
     "eval_section",
     "config",
     "printing",
+    "stopping",
     "console",
     "processes",
     "arguments",

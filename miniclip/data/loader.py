@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import random
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from miniclip.data.order import Draw, TrainBatches, mix, number_of
 from miniclip.data.sources import PairSource
 from miniclip.data.store import Prepared
 from miniclip.data.transforms import Augment
+from miniclip.stopping import CODES
 from miniclip.tokenizer import Tokenizer, caption_lengths
 
 T = TypeVar("T")
@@ -171,6 +173,7 @@ def training_loader(pairs: TrainingPairs, batches: TrainBatches, config: DataCon
         pairs,
         batch_sampler=batches,
         collate_fn=as_it_is,
+        worker_init_fn=ignore_signals,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         pin_memory=pin,
@@ -179,6 +182,15 @@ def training_loader(pairs: TrainingPairs, batches: TrainBatches, config: DataCon
 
 def as_it_is(batch: Any) -> Any:
     return batch
+
+
+def ignore_signals(worker: int) -> None:
+    """For a loader's process: a terminal or a scheduler signals all processes of a run, which has a step to finish.
+
+    The training process ends its loaders when it ends, and they end by themselves once it is gone.
+    """
+    for number in CODES:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Ahead(Generic[T]):

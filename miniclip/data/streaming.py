@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from miniclip.config import DataConfig
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.lanes import START, Cursor, Drawn, Group, Lane, Pool
-from miniclip.data.loader import Batch, Example, as_it_is, collate, make_example, token_rows
+from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals, make_example, token_rows
 from miniclip.data.order import apportion, mix, number_of
 from miniclip.data.shards import Sample, Shard, training_shards
 from miniclip.data.transforms import Augment
@@ -133,6 +133,7 @@ class TrainStream:
                 _Reader(self, first_step, steps, cursors),
                 batch_size=None,
                 collate_fn=as_it_is,
+                worker_init_fn=ignore_signals,
                 num_workers=self.workers,
             )
         )

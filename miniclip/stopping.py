@@ -1,0 +1,114 @@
+"""A run that a signal ends: Ctrl-C, or the SIGTERM or SIGUSR1 of a scheduler.
+
+While the loop takes its steps a signal is only noted; the loop asks for it, saves and raises Stopped. Where there is
+nothing to save Stopped is raised at once, and so it is by a second Ctrl-C. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+INTERRUPTED, TERMINATED = 130, 143  # what a shell says of a process that SIGINT or SIGTERM killed
+# not every platform has all of them
+CODES = {
+    getattr(signal, name): code
+    for name, code in (("SIGINT", INTERRUPTED), ("SIGTERM", TERMINATED), ("SIGUSR1", TERMINATED))
+    if hasattr(signal, name)
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run. code: what the process ends with. checkpoint: where it goes on from, or None."""
+
+    def __init__(self, code: int, where: str, checkpoint: Path | None) -> None:
+        kept = f"the last checkpoint is {checkpoint}" if checkpoint else "nothing was saved"
+        super().__init__(f"stopped {where}; {kept}")
+        self.code, self.checkpoint = code, checkpoint
+
+
+class Stopping:
+    """A context that hears the signals; what they did before comes back after it.
+
+    where: what the run is at. checkpoint: the newest of it. agreed: the code that all processes stop with, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.where = "before the first step"
+        self.checkpoint: Path | None = None
+        self.agreed = 0
+        self._code, self._noting = 0, False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            for number in CODES:
+                former = signal.getsignal(number)
+                # what is ignored stays so: nohup, or a script's job in the background
+                if former not in (None, signal.SIG_IGN):
+                    self._former[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+    def _hear(self, number: int, _: object) -> None:
+        again, self._code = bool(self._code), self._code or CODES[number]
+        # launchers and schedulers repeat themselves; a person who does is in a hurry
+        if again and number != signal.SIGINT:
+            return
+        if again or not self._noting:
+            raise Stopped(self._code, "at once" if again else self.where, self.checkpoint)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """While this lasts a signal ends nothing, unless it is a second Ctrl-C."""
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+
+    def wishes(self) -> list[float]:
+        """Whether this process was asked to stop, by Ctrl-C and by a scheduler; of all processes, agree takes them."""
+        return [float(self._code == code) for code in (INTERRUPTED, TERMINATED)]
+
+    def agree(self, wishes: Sequence[float]) -> None:
+        """Set `agreed` by the sum or mean of all processes' wishes, so that it is the same in each."""
+        interrupted, terminated = wishes
+        self.agreed = TERMINATED if terminated else INTERRUPTED if interrupted else 0
+
+
+def resume_command(arguments: Sequence[str] | None) -> str:
+    """What goes on with a run, quoted for a shell: its own command line with --run.resume true.
+
+    arguments: of train.py; None takes the process's, with what started it.
+    """
+    words, kept = iter(sys.argv[1:] if arguments is None else arguments), []
+    for word in words:
+        name, given, _ = word.partition("=")
+        if name not in ("--run.resume", "--run.overwrite"):
+            kept.append(word)
+        elif not given:
+            next(words, None)
+    return shlex.join([*(_started() if arguments is None else ["train.py"]), *kept, "--run.resume", "true"])
+
+
+def _started() -> list[str]:
+    """The words before the arguments: of the launcher, where one started this process, else of the interpreter."""
+    import psutil
+
+    command = sys.orig_argv
+    with suppress(psutil.Error, AttributeError):  # none there, or none of ours to look at
+        launcher = psutil.Process().parent().cmdline()
+        # torchrun's and accelerate's ends with what it starts
+        if launcher[-len(sys.argv) :] == sys.argv:
+            command = launcher
+    return command[: len(command) - len(sys.argv) + 1]
