@@ -10,19 +10,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(
-    processes: int, script: Path, arguments: list[str], variables: dict[str, str] | None = None, timeout: int = 600
-) -> subprocess.CompletedProcess[str]:
-    """Start a script in several processes and wait. variables: added to the environment. timeout: in seconds."""
+def launched(
+    processes: int, script: Path, arguments: list[str], variables: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a script in several processes. variables: added to the environment."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as launcher:
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def torchrun(
+    processes: int, script: Path, arguments: list[str], variables: dict[str, str] | None = None, timeout: int = 600
+) -> subprocess.CompletedProcess[str]:
+    """The same, and wait. timeout: in seconds."""
+    with launched(processes, script, arguments, variables) as launcher:
         try:
             output, complaints = launcher.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             launcher.terminate()  # rather than kill it, for then its workers would live on
             raise
-    return subprocess.CompletedProcess(command, launcher.returncode, output, complaints)
+    return subprocess.CompletedProcess(launcher.args, launcher.returncode, output, complaints)

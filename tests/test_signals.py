@@ -1,0 +1,204 @@
+"""A run that a signal ends: what it saves, what it says, and that it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from launching import ROOT, launched
+from safetensors.torch import load_file
+from test_training import TINY, environment, lines, run
+
+from miniclip import training
+from miniclip.cli import train_main
+from miniclip.stopping import CODES, Stopped, resume_command
+
+TIMED = {"samples_per_s", "data_wait", "tokens_per_s", "pixels_per_s", "mfu", "memory_peak_gb"}
+UNEVALUATED = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny config.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def exact(directory: Path) -> list[dict[str, Any]]:
+    """The log without what a clock or the system says."""
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines(directory)]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = load_file(first), load_file(second)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def before(monkeypatch: Any, name: str, call: int, *numbers: int) -> None:
+    """Send this process signals just before the call-th time that a function of training.py is called."""
+    owner = training if hasattr(training, name) else training._Loop
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def test_stopped_thrice_and_resumed_equals_an_unbroken_run(
+    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes due at the step comes before its checkpoint, and the log's means reach back over the stop."""
+    monkeypatch.setattr(training, "at_clamp", lambda scale: int(scale * 1e4) % 2 == 1)
+    options = ["--config", config_file, "--log.every", "3", "--log.matrix_every", "2", "--eval.tasks", "[retrieval]"]
+    options += ["--eval.every", "2", "--eval.best", "retrieval/text_to_image_r10"]
+    assert train_main([*options, "--run.dir", str(tmp_path / "whole")]) == 0
+    broken = tmp_path / "broken"
+    arguments = [*options, "--run.dir", str(broken)]
+    handlers = {number: signal.getsignal(number) for number in CODES}
+    steps = [0, 2, 4, 5]
+    for first, step, (number, code) in zip(steps, steps[1:], CODES.items(), strict=False):
+        with monkeypatch.context() as patch:
+            before(patch, "_step", step - first, number)
+            capsys.readouterr()
+            assert train_main(arguments) == code
+        assert {number: signal.getsignal(number) for number in CODES} == handlers
+        folder = broken / "checkpoints" / f"step_{step:08d}"
+        arguments = [*options, "--run.dir", str(broken), "--run.resume", "true"]
+        told = f"train.py: stopped after step {step} of 6; the last checkpoint is {folder}; go on with: "
+        assert capsys.readouterr().err == f"{told}{shlex.join(['train.py', *arguments])}\n"
+        assert folder.is_dir()
+    assert train_main(arguments) == 0
+    assert exact(broken) == exact(tmp_path / "whole")
+    assert_same_weights(broken / "model/model.safetensors", tmp_path / "whole/model/model.safetensors")
+    for path in (tmp_path / "whole" / "matrix").glob("*.safetensors"):
+        assert_same_weights(broken / "matrix" / path.name, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "told"),
+    [
+        ("open_feed", [signal.SIGINT], "stopped before the first step; nothing was saved"),
+        ("open_feed", [signal.SIGTERM], "stopped before the first step; nothing was saved"),
+        # the evaluation ends, and one more step
+        ("evaluate", [signal.SIGTERM, signal.SIGTERM], "stopped after step 5 of 6; the last checkpoint is "),
+        ("evaluate", [signal.SIGINT, signal.SIGINT], "stopped at once; the last checkpoint is "),
+        ("append_metrics", [signal.SIGINT, signal.SIGINT], "stopped at once; nothing was saved"),
+        ("final_evaluation", [signal.SIGINT], "stopped after the last step, in the final evaluation; the last "),
+    ],
+)
+def test_outside_of_a_step(
+    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, numbers: list[int], told: str
+) -> None:
+    before(monkeypatch, name, 1, *numbers)
+    options = ["--eval.tasks", "[retrieval]", "--eval.every", "4", "--run.checkpoint_every", "3"]
+    with pytest.raises(KeyboardInterrupt, match=told) as stop:
+        run(config_file, tmp_path / "run", *options)
+    assert isinstance(stop.value, Stopped)
+    assert stop.value.code == CODES[numbers[0]]  # type: ignore[index]
+    found = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert stop.value.checkpoint == (found[-1] if found else None)
+
+
+def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no further step to hear of a signal that comes while the last checkpoint is written."""
+    before(monkeypatch, "save_checkpoint", 1, signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped after step 6 of 6"):
+        run(config_file, tmp_path / "run", "--eval.tasks", "[]")
+    assert not (tmp_path / "run" / "model").exists()
+    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--run.resume", "true")
+    assert (tmp_path / "run" / "model").exists()
+
+
+def test_the_command_to_go_on() -> None:
+    given = ["--run.resume", "false", "--config", "a b.yaml", "--run.overwrite=true", "--eval.tasks", "[]"]
+    assert resume_command(given) == "train.py --config 'a b.yaml' --eval.tasks '[]' --run.resume true"
+
+
+def test_what_is_ignored_stays_ignored(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nohup and a script's background jobs ask for it."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        before(monkeypatch, "_step", 2, signal.SIGINT)
+        assert run(config_file, tmp_path / "run", "--eval.tasks", "[]")
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def wait_for(steps: int, directory: Path, process: subprocess.Popen[str]) -> None:
+    """Until the log has that many lines."""
+    deadline = time.monotonic() + 120
+    while not (directory / "metrics.jsonl").exists() or len(lines(directory)) < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def told_command(complaints: str) -> list[str]:
+    """The command to go on with, of the one line that rank 0 wrote."""
+    (line,) = [line for line in complaints.splitlines() if line.startswith("train.py: ")]
+    return shlex.split(line.partition("go on with: ")[2])
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(config_file: str, tmp_path: Path) -> None:
+    """It reaches the loader's processes as well; they leave neither a traceback nor themselves behind."""
+    directory = tmp_path / "my run"
+    command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
+    command += [*UNEVALUATED, "--train.max_steps", "100000", "--data.workers", "2"]
+    process = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    wait_for(2, directory, process)
+    loaders = psutil.Process(process.pid).children(recursive=True)
+    assert len(loaders) >= 2
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130, complaints
+    assert not psutil.wait_procs(loaders, timeout=10)[1]
+    assert complaints.startswith("train.py: stopped after step") and complaints.count("\n") == 1
+    assert told_command(complaints) == [*command, "--run.resume", "true"]
+    assert len(list(directory.glob("checkpoints/step_*"))) == 1
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
+    """Whether torchrun hands a signal on to all, or it reaches one alone; then the run goes on to the same bits."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = ["--config", config_file, *UNEVALUATED, "--train.max_steps", "100000", "--run.dir"]
+    with launched(2, ROOT / "train.py", [*arguments, str(whole)]) as launcher:
+        wait_for(40, whole, launcher)
+        launcher.send_signal(signal.SIGTERM)
+        _, complaints = launcher.communicate(timeout=60)
+    (checkpoint,) = (whole / "checkpoints").iterdir()
+    assert "forcefully" not in complaints and told_command(complaints)
+
+    with launched(2, ROOT / "train.py", [*arguments, str(broken)]) as launcher:
+        wait_for(1, broken, launcher)
+        _, other = [p for p in psutil.Process(launcher.pid).children() if str(ROOT / "train.py") in p.cmdline()]
+        other.send_signal(signal.SIGUSR1)
+        _, complaints = launcher.communicate(timeout=60)
+    assert complaints.count(": 143 (pid") == 2 and "exitcode  : -" not in complaints, complaints
+    steps = str(len(lines(whole)))
+    command = [*told_command(complaints), "--train.max_steps", steps]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"resuming {broken} at step" in done.stdout, done.stderr
+    assert exact(broken) == exact(whole)
+    assert_same_weights(broken / "checkpoints" / checkpoint.name / "model.safetensors", checkpoint / "model.safetensors")
