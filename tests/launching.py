@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
+@contextmanager
 def launched(
     processes: int, script: Path, arguments: list[str], variables: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Start a script in several processes. variables: added to the environment."""
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a script in several processes, which end with the context. variables: added to the environment."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        try:
+            yield launcher
+        finally:
+            launcher.terminate()  # rather than kill it, for then its workers would live on
 
 
 def torchrun(
@@ -25,9 +34,5 @@ def torchrun(
 ) -> subprocess.CompletedProcess[str]:
     """The same, and wait. timeout: in seconds."""
     with launched(processes, script, arguments, variables) as launcher:
-        try:
-            output, complaints = launcher.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            launcher.terminate()  # rather than kill it, for then its workers would live on
-            raise
+        output, complaints = launcher.communicate(timeout=timeout)
     return subprocess.CompletedProcess(launcher.args, launcher.returncode, output, complaints)

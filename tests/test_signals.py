@@ -158,19 +158,24 @@ def told_command(complaints: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal(config_file: str, tmp_path: Path) -> None:
-    """It reaches the loader's processes as well; they leave neither a traceback nor themselves behind."""
+def test_signals_that_reach_all_processes(config_file: str, tmp_path: Path) -> None:
+    """As a scheduler's and a terminal's do: the loader's leave neither a traceback nor themselves behind."""
     directory = tmp_path / "my run"
     command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
     command += [*UNEVALUATED, "--train.max_steps", "100000", "--data.workers", "2"]
     process = subprocess.Popen(
         command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
-    wait_for(2, directory, process)
-    loaders = psutil.Process(process.pid).children(recursive=True)
-    assert len(loaders) >= 2
-    os.killpg(process.pid, signal.SIGINT)
-    _, complaints = process.communicate(timeout=60)
+    try:
+        wait_for(2, directory, process)
+        loaders = psutil.Process(process.pid).children(recursive=True)
+        assert len(loaders) >= 2
+        for loader in loaders:
+            loader.terminate()
+        os.killpg(process.pid, signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, complaints
     assert not psutil.wait_procs(loaders, timeout=10)[1]
     assert complaints.startswith("train.py: stopped after step") and complaints.count("\n") == 1
@@ -201,4 +206,6 @@ def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"resuming {broken} at step" in done.stdout, done.stderr
     assert exact(broken) == exact(whole)
-    assert_same_weights(broken / "checkpoints" / checkpoint.name / "model.safetensors", checkpoint / "model.safetensors")
+    assert_same_weights(
+        broken / "checkpoints" / checkpoint.name / "model.safetensors", checkpoint / "model.safetensors"
+    )
