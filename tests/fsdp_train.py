@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from accelerate import Accelerator, PartialState
@@ -25,4 +26,10 @@ def sharded(config: Config) -> tuple[Accelerator, Precision]:
 
 if __name__ == "__main__":
     training.build_accelerator = sharded
-    sys.exit(train_main())
+    code = train_main()
+    # Without Python's own end: torch's caches for sharded tensors keep the destroyed process group, so that gloo's
+    # threads live on, and one that lets go of a tensor while Python ends aborts the process (pytorch/pytorch#190489).
+    # A group on a GPU has no such threads, and DDP lets go of its group.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -494,5 +494,4 @@ def test_no_more_is_read_than_the_depth_and_closing_ends_the_thread() -> None:
     time.sleep(0.3)
     assert len(taken) == 4  # handed out, two in the queue, one in the thread's hands
     ahead.close()
-    ahead._thread.join(timeout=10)
     assert not ahead._thread.is_alive()

@@ -233,5 +233,9 @@ class Ahead(Generic[T]):
         raise item
 
     def close(self) -> None:
-        """End the thread; items that it has read ahead are lost."""
+        """End the thread and wait for it; items that it has read ahead are lost.
+
+        Python ends a thread that comes back to it while the process ends, and inside torch that aborts the process.
+        """
         self._closed.set()
+        self._thread.join()
