@@ -6,11 +6,16 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from miniclip.printing import printable
+from miniclip.config import Config
+from miniclip.printing import one_line, printable
+
+# how torch on a CPU and the system, CUDA and MPS say it
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,18 +27,53 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.program}: error: {printable(message)}; see {self.prog} --help\n")
 
 
-def exit_code(program: str, action: Callable[[], None]) -> int:
-    """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted."""
+def exit_code(program: str, action: Callable[[], None], less_memory: str = "use a smaller set, or more memory") -> int:
+    """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted.
+
+    less_memory: what to do where memory runs out.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
     try:
-        action()
-    except (ValueError, OSError) as error:
+        with advised(less_memory):
+            action()
+    except (ValueError, OSError, MemoryError) as error:
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what it says, of the machine's memory or its device's."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return said or isinstance(error, MemoryError)
+
+
+@contextmanager
+def advised(less_memory: str) -> Iterator[None]:
+    """Where memory runs out, of the machine or of its device, raise MemoryError with one line of advice."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(f"out of memory ({one_line(str(error), 150)}); {less_memory}") from error
+
+
+def smaller_training(config: Config, processes: int) -> list[str]:
+    """Options that take less memory, the one that changes the least first; a resume refuses the last alone.
+
+    processes: that share the batch.
+    """
+    options = []
+    pairs = config.train.micro_batch_size or -(-config.data.batch_size // processes)
+    if pairs > 1:
+        options.append(f"--train.micro_batch_size {pairs // 2}")
+    if not config.model.activation_checkpointing:
+        options.append("--model.activation_checkpointing true")
+    return [*options, f"--data.batch_size {max(2, config.data.batch_size // 2)}"]
 
 
 def check_output(option: str, target: str) -> None:

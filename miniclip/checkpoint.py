@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from miniclip.arguments import out_of_memory
 from miniclip.config import ModelConfig, load_config_file
 from miniclip.data.transforms import Preprocess
 from miniclip.models import DualEncoder, create_model
@@ -206,6 +207,8 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
         _check_optimizer(accelerator)
         return Progress(**_read_json(found[-1] / "progress.json"))
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(
             f"{found[-1]} cannot be loaded into this model ({str(error).splitlines()[0]}); "
             "keep the run's model config, or delete that directory to go on from the one before"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
+from miniclip.arguments import advised, smaller_training
 from miniclip.config import ConfigError, load_config
 from miniclip.printing import printable
 from miniclip.stopping import CODES, INTERRUPTED, Stopped, resume_command
@@ -41,15 +43,20 @@ def _train(arguments: list[str] | None) -> int:
         from miniclip.training import NonFiniteLoss, train
     except ConfigError as error:
         return _fail(error)
+    smaller = smaller_training(config, int(os.environ.get("WORLD_SIZE", 1)))
     try:
-        train(config)
-    except (ConfigError, BadImage, NonFiniteLoss, OSError, ValueError) as error:
+        with advised(f"use {', '.join(smaller)}, or in an evaluation a smaller eval.batch_size"):
+            train(config)
+    except (ConfigError, BadImage, NonFiniteLoss, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
+        saved = any(Path(config.run.dir).glob("checkpoints/step_*[0-9]"))
+        if isinstance(error, MemoryError) and saved and len(smaller) > 1:
+            return _fail(error, f"; go on with: {resume_command(arguments)} {smaller[0]}")
         return _fail(error)
     return 0
 
 
-def _fail(error: Exception) -> int:
-    print(f"train.py: error: {printable(str(error))}", file=sys.stderr)
+def _fail(error: Exception, advice: str = "") -> int:
+    print(f"train.py: error: {printable(str(error))}{advice}", file=sys.stderr)
     return 2

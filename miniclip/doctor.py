@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.arguments import advised, smaller_training
 from miniclip.config import Config, ConfigError, load_config
 from miniclip.printing import printable
 
@@ -29,9 +30,9 @@ TRAINED_ON = 4096  # pictures at least, where there are as many
 
 
 def doctor_main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if nothing was found, 1 after verdicts, 2 after a line about what cannot be run as asked.
+    """Returns 0 if nothing was found, 1 after verdicts, 2 after a line about what cannot be run as asked, or 130.
 
-    MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of that line.
+    130: interrupted by Ctrl-C. MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of that line.
     """
     parser = argparse.ArgumentParser(
         prog="python -m miniclip.doctor",
@@ -54,15 +55,18 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(error)
     try:
-        stages = examine(config, own.seconds)
+        with advised(f"use {', '.join(smaller_training(config, 1))}"):
+            stages = examine(config, own.seconds)
         if own.json:
             from miniclip.console import write_json
 
             write_json(own.json, _values(config, stages))
-    except (ConfigError, BadImage, OSError, ValueError) as error:
+    except (ConfigError, BadImage, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
         return _fail(error)
+    except KeyboardInterrupt:
+        return 130
     return 1 if any(stage.verdicts for stage in stages) else 0
 
 

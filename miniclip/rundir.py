@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from miniclip.config import Config, ConfigError, load_config_file, save_config
 
-# What may change between a run and its resume; the rest decides which pairs a step sees.
-_FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir")
+# What may change between a run and its resume; the rest decides which pairs a step sees, or what it computes.
+_FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir", "model.activation_checkpointing")
 
 
 MATRICES = "matrix"  # folder of the matrices of a fixed batch

@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from miniclip.arguments import Parser, at_least, exit_code, share
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "audit": _audit,
         "report": _report,
     }
-    return exit_code("eval.py", lambda: commands[arguments.command](arguments))
+    action = partial(commands[arguments.command], arguments)
+    if "batch_size" not in arguments:
+        return exit_code("eval.py", action)
+    return exit_code("eval.py", action, f"use --batch_size {max(1, arguments.batch_size // 2)}, or --precision bf16")
 
 
 def _zeroshot(arguments: argparse.Namespace) -> None:

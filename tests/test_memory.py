@@ -1,0 +1,107 @@
+"""Memory that runs out: one line that says what takes less, for that error alone."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_training import TINY, lines
+
+import miniclip.doctor
+import miniclip.evaluation.commands
+from miniclip import training
+from miniclip.arguments import smaller_training
+from miniclip.cli import train_main
+from miniclip.config import load_config
+from miniclip.evaluation.cli import main
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
+FULL: list[Callable[..., Any]] = [
+    lambda *_: torch.empty(10**15),
+    lambda *_: np.empty(10**15),
+    raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 512 MiB free.\nSee")),
+    raising(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB).")),
+]
+
+
+@pytest.mark.parametrize("full", FULL, ids=["torch", "numpy", "CUDA", "MPS"])
+def test_train_says_what_takes_less(
+    config_file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    full: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(training._Loop, "_step", full)
+    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("train.py: error: out of memory (") and told.count("\n") == 1
+    advice = "use --train.micro_batch_size 4, --model.activation_checkpointing true, --data.batch_size 4, or "
+    assert advice in told and "go on" not in told
+
+
+def test_a_saved_run_goes_on_with_less(
+    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = training._Loop._step
+
+    def full(self: Any, number: int, *rest: Any) -> Any:
+        return torch.empty(10**15) if number == 4 else step(self, number, *rest)
+
+    options = ["--config", config_file, "--eval.tasks", "[]", "--run.checkpoint_every", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Loop, "_step", full)
+        assert train_main([*options, "--run.dir", str(tmp_path / "my run")]) == 2
+    command = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
+    assert command[-2:] == ["--train.micro_batch_size", "4"]
+    assert train_main([*command[1:], "--model.activation_checkpointing", "true"]) == 0
+    assert [line["step"] for line in lines(tmp_path / "my run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_errors_are_left_alone(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training._Loop, "_step", raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "smaller"),
+    [
+        ([], 3, ["--train.micro_batch_size 1", "--model.activation_checkpointing true", "--data.batch_size 4"]),
+        (["--train.micro_batch_size", "1"], 1, ["--model.activation_checkpointing true", "--data.batch_size 4"]),
+        (["--train.micro_batch_size", "1", "--model.activation_checkpointing", "true"], 1, ["--data.batch_size 4"]),
+    ],
+)
+def test_what_is_left_to_make_smaller(config_file: str, options: list[str], processes: int, smaller: list[str]) -> None:
+    assert smaller_training(load_config(["--config", config_file, *options]), processes) == smaller
+
+
+def test_eval_and_doctor(config_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(miniclip.evaluation.commands, "retrieval_command", FULL[0])
+    assert main(["retrieval", "--checkpoint", "run", "--data", "shapes"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("eval.py: error: out of memory (") and "; use --batch_size 128, or" in told
+    monkeypatch.setattr(miniclip.doctor, "examine", FULL[0])
+    assert miniclip.doctor.doctor_main(["--config", config_file]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("doctor: error: out of memory (") and "; use --train.micro_batch_size 4, " in told
