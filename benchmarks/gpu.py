@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from machine import machine
 from throughput import Case, Step, Trial, compare, write_files, write_json
 
 
@@ -36,17 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         print("no GPU here: nothing was measured. benchmarks/throughput.py measures on a CPU")
         return
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch_size}, bf16")
+    print(f"{machine('cuda')}, batch {options.batch_size}, bf16")
     found: dict[str, dict[str, list[Step]]] = {}
-    flags = ("amp_bf16", "amp_bf16 compiled")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         # open_clip's epochs end with the table, and its workers with them
         write_files(options.data, options.pictures, work, lines=50 * options.batch_size)
         for name in options.models:
-            case = Case({"preset": name}, options.batch_size, options.steps, options.rounds, flags)
-            trial = Trial(name, case, options.steps, options.workers, work, device="cuda")
-            found[name] = compare(trial, flags, options.rounds)
+            case = Case({"preset": name}, options.batch_size, options.steps, options.rounds)
+            trial = Trial(name, case, "bf16", options.steps, options.workers, work, device="cuda")
+            found[name] = compare(trial, case.flags("bf16"), options.rounds)
     print_table(found, work_of_a_sample(options.models, options.data))
     if options.json:
         write_json(options.json, found)

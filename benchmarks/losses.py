@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -29,6 +27,7 @@ from typing import Any, get_args, get_type_hints
 
 import psutil
 import torch
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -99,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare(n, runs)
         show(n, names, runs, options.dim)
         if options.json:  # after every size, for the last one may take long
-            machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-            result = {"machine": machine, "dim": options.dim, "runs": runs}
+            result = {"machine": machine(), "dim": options.dim, "runs": runs}
             options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

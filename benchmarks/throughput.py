@@ -12,8 +12,11 @@ figures differ from machine to machine and from hour to hour.
 Before the first step, once for a data set, miniclip decodes and shrinks the pictures into its cache, which does not
 count; each run prints how much of its time was training. open_clip decodes each picture whenever it comes up.
 
---curve STEPS compares the losses along longer runs of both instead. open_clip's default precision, amp, is fp16, which
-a CPU only emulates: its figure here is fp32.
+--precision is that of both sides: auto takes bf16 where the processor is fast in it, else fp32. open_clip's own
+default, amp, is fp16, which a CPU only emulates, and is left out. ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 in
+the environment takes AVX-512 and bf16 from both sides, as on a processor without them.
+
+--curve STEPS compares the losses along longer runs of both instead.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from machine import machine
+
 from miniclip.config import DataConfig, ModelConfig
 from miniclip.models import resolve
 
@@ -48,9 +53,10 @@ open_clip.add_model_config(sys.argv[1])
 from open_clip_train.main import main
 main(sys.argv[2:])
 """
-# what its users can ask for, besides its default
+# what its users can ask for
 FLAGS = {
     "fp32": ["--precision", "fp32"],
+    "fp32 compiled": ["--precision", "fp32", "--torchcompile"],
     "amp_bf16": ["--precision", "amp_bf16"],
     "amp_bf16 compiled": ["--precision", "amp_bf16", "--torchcompile"],
     "pure_bf16": ["--precision", "pure_bf16"],
@@ -59,21 +65,26 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Two towers and a batch. steps: of a process. flags: keys of FLAGS, of which the first is open_clip's default."""
+    """Two towers and a batch. steps: of a process. compiled: open_clip runs with --torchcompile, too."""
 
     model: dict[str, Any]
     batch_size: int
     steps: int
     rounds: int
-    flags: tuple[str, ...]
+    compiled: bool = True
+
+    def flags(self, precision: str) -> tuple[str, ...]:
+        """Keys of FLAGS: what open_clip's users can ask for in a precision."""
+        plain = {"fp32": "fp32", "bf16": "amp_bf16"}[precision]
+        return (plain, f"{plain} compiled") if self.compiled else (plain,)
 
 
 TINY_VIT = {"embed_dim": 256, "image_encoder": "vit", "image_size": 64, "image_width": 256, "image_layers": 6}
 TINY_VIT |= {"image_heads": 4, "patch_size": 8, "text_width": 256, "text_heads": 4, "text_layers": 6}
 CASES = {
-    "tiny-resnet": Case({"preset": "tiny-resnet"}, 256, 14, 3, ("fp32", "amp_bf16", "amp_bf16 compiled")),
-    "tiny-vit": Case(TINY_VIT, 256, 10, 2, ("fp32", "amp_bf16")),
-    "ViT-B-32": Case({"preset": "ViT-B-32"}, 256, 5, 2, ("amp_bf16",)),
+    "tiny-resnet": Case({"preset": "tiny-resnet"}, 256, 14, 3),
+    "tiny-vit": Case(TINY_VIT, 256, 10, 2),
+    "ViT-B-32": Case({"preset": "ViT-B-32"}, 256, 5, 2, compiled=False),
 }
 
 
@@ -89,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="shapes", help="what data.source takes; the built-in scenes if left out")
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--flags", nargs="+", choices=FLAGS, help="of open_clip, in place of the case's own")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both sides")
+    parser.add_argument("--flags", nargs="+", choices=FLAGS, help="of open_clip, in place of those of the precision")
     parser.add_argument("--rounds", type=int, help="in place of the case's own")
     parser.add_argument("--steps", type=int, help="of a process, in place of the case's own")
     parser.add_argument("--pictures", type=int, default=6000, help="how many are trained on")
@@ -98,14 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write every step here")
     options = parser.parse_args(arguments)
 
+    import torch
+
+    from miniclip.precision import choose
+
+    print(machine(), flush=True)
     found: dict[str, dict[str, list[Step]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_files(options.data, options.pictures, work)
         for name in options.models:
             case = CASES[name]
-            trial = Trial(name, case, options.curve or options.steps or case.steps, options.workers, work)
-            flags = options.flags or (("amp_bf16",) if options.curve else case.flags)
+            encoder = resolve(ModelConfig(**case.model)).image_encoder
+            precision = choose(options.precision, torch.device("cpu"), encoder).name
+            trial = Trial(name, case, precision, options.curve or options.steps or case.steps, options.workers, work)
+            flags = options.flags or case.flags(precision)[: 1 if options.curve else None]
             rounds = 1 if options.curve else options.rounds or case.rounds
             found[name] = compare(trial, flags, rounds)
             (print_curve if options.curve else print_table)(name, found[name])
@@ -149,6 +168,7 @@ class Trial:
 
     name: str
     case: Case
+    precision: str
     steps: int
     workers: int
     work: Path
@@ -166,8 +186,13 @@ class Trial:
         options |= {"data.augment": "resized_crop", "data.crop_scale": "[0.9, 1.0]", "data.cache_dir": self.work}
         options |= {"optim.lr": LEARNING_RATE, "optim.weight_decay": DECAY, "optim.betas": list(BETAS)}
         options |= {"optim.eps": EPS, "optim.warmup_steps": WARMUP, "optim.schedule": "constant"}
-        options |= {"train.max_steps": self.steps, "log.every": 1, "log.trackers": "[]", "log.progress": "false"}
-        options |= {"eval.tasks": "[]", "run.checkpoint_every": 0}
+        options |= {
+            "train.precision": self.precision,
+            "train.max_steps": self.steps,
+            "log.every": 1,
+            "log.trackers": "[]",
+        }
+        options |= {"log.progress": "false", "eval.tasks": "[]", "run.checkpoint_every": 0}
         start = time.perf_counter()
         options |= {"data.workers": 0 if self.device == "cpu" else self.workers}
         command = [sys.executable, str(ROOT / "train.py"), *(f"--{key}={value}" for key, value in options.items())]
