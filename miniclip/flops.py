@@ -72,7 +72,7 @@ def _vit(config: ModelConfig, patch_dropout: float) -> float:
 
 
 def _resnet(config: ModelConfig) -> float:
-    assert config.image_size and config.image_width and config.embed_dim
+    assert config.image_size and config.image_width and config.image_heads and config.embed_dim
     assert isinstance(config.image_layers, tuple)
     width, side = config.image_width, config.image_size // 2
     stem = 3 * width // 2 + (width // 2) ** 2 + width // 2 * width
@@ -88,8 +88,8 @@ def _resnet(config: ModelConfig) -> float:
                 side //= 2
             multiplied += channels * EXPANSION * (channels + (channels_in if block == 0 else 0)) * side**2
             channels_in = channels * EXPANSION
-    tokens = side**2 + 1  # the mean of the cells asks, and each cell answers
-    multiplied += 2 * channels_in**2 * tokens + channels_in**2 + 2 * tokens * channels_in
+    tokens = side**2 + 1  # the mean of the cells asks, and each cell answers each head
+    multiplied += 3 * channels_in**2 + 2 * config.image_heads * tokens * channels_in
     return 2.0 * (multiplied + channels_in * config.embed_dim)
 
 

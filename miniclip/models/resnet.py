@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from miniclip.models.transformer import attend, positions_at, run_block
+from miniclip.models.transformer import attend_once, positions_at, run_block
 
 EXPANSION = 4
 
@@ -71,12 +71,9 @@ class AttentionPool(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + positions
         # The other tokens' outputs are never read, so they ask no query.
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # b l (h d) -> b h l d
-            for t in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
-        )
-        out = attend(q, k, v)
-        return self.c_proj(out.flatten(1))  # b h 1 d -> b (h d)
+        q = self.q_proj(x[:, 0]).unflatten(-1, (self.heads, -1))  # b (h d) -> b h d
+        key, value = ((linear.weight, linear.bias) for linear in (self.k_proj, self.v_proj))
+        return self.c_proj(attend_once(q, x, key, value))
 
 
 class ModifiedResNet(nn.Module):

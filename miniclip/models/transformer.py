@@ -66,6 +66,22 @@ def positions_at(table: Tensor, side: int) -> Tensor:
     return torch.cat([first, grid[0].flatten(1).T])  # 1 d h w -> (h w) d
 
 
+def attend_once(q: Tensor, x: Tensor, key: tuple[Tensor, Tensor], value: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention where each row has one query, keys and values being linear in x: the same, without making them.
+
+    q: (B, H, d); x: (B, L, D); key, value: weight (H d, D) and bias (H d,) of the projections. Returns (B, H d).
+    q (W x) = (q W) x and sum p (W x) = W (sum p x): one row goes through a projection in place of L.
+    """
+    heads = q.shape[1]
+    (w_k, b_k), (w_v, b_v) = ([t.unflatten(0, (heads, -1)) for t in projection] for projection in (key, value))
+    q = q * q.shape[-1] ** -0.5
+    asked = torch.einsum("bhd,hde->bhe", q, w_k)
+    # the bias adds the same to all logits of a query and changes nothing; DDP wants every parameter in the graph
+    logits = asked @ x.transpose(1, 2) + (q * b_k).sum(-1, keepdim=True)
+    seen = logits.softmax(dim=-1) @ x
+    return (torch.einsum("bhe,hde->bhd", seen, w_v) + b_v).flatten(1)
+
+
 class Packed(NamedTuple):
     """Sequences one behind the other without padding, the shorter ones first.
 
