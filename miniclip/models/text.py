@@ -79,9 +79,30 @@ class TextTower(nn.Module):
         starts = F.pad(lengths.cumsum(0), (1, 0))
         runs = [(int(count), int(length)) for length, count in zip(*lengths.unique(return_counts=True), strict=True)]
         own = torch.arange(text.shape[1]) < lengths[:, None]  # (B, L), of the sorted captions
-        position = torch.arange(text.shape[1]).expand_as(own)[own].to(text.device)
-        chosen = (order[:, None] * text.shape[1] + torch.arange(text.shape[1]))[own].to(text.device)
-        x = self.token_embedding(text.flatten()[chosen]) + F.embedding(position, self.positional_embedding)
-        packed = Packed(runs, starts.int().to(text.device))
-        x = self.transformer(x, at=starts[1:].to(text.device) - 1, causal=True, packed=packed)
+        last, row = starts[1:] - 1, None
+        if text.device.type == "cpu":
+            tokens, position, row = share_beginnings(text[order], own)
+            last = row[last]
+        else:
+            chosen = (order[:, None] * text.shape[1] + torch.arange(text.shape[1]))[own].to(text.device)
+            tokens, position = text.flatten()[chosen], own.nonzero()[:, 1].to(text.device)
+        x = self.token_embedding(tokens) + F.embedding(position, self.positional_embedding)
+        packed = Packed(runs, starts.int().to(text.device), row)
+        x = self.transformer(x, at=last.to(text.device), causal=True, packed=packed)
         return self.ln_final(x[order.argsort().to(text.device)]) @ self.text_projection
+
+
+def share_beginnings(text: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each beginning of a caption once, however many captions have it: in causal attention it is the same in all.
+
+    text: (B, L) integer ids; own: (B, L) bool, those that count, a caption's first ones. Returns token and position
+    (R,) of the last token of each beginning, and (T,), which of them stands at each of text[own].
+    """
+    captions, of = text.masked_fill(~own, -1).unique(dim=0, return_inverse=True)
+    # sorted word by word: what a caption shares with any earlier one, it shares with the one before
+    new = torch.ones_like(captions, dtype=torch.bool)
+    new[1:] = (captions[1:] != captions[:-1]).cumsum(1) > 0
+    new &= captions >= 0
+    row = torch.zeros_like(captions)
+    row[new] = torch.arange(int(new.sum()))
+    return captions[new], new.nonzero()[:, 1], row.cummax(0).values[of][own]

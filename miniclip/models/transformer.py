@@ -36,7 +36,7 @@ def make_activation(name: str) -> nn.Module:
 
 
 def tokens_at(x: Tensor, at: Tensor, packed: Packed | None = None) -> Tensor:
-    """One token a sequence. x: (B, L, D), at: (B,) in [0, L) -> (B, 1, D). Packed x: (T, D), at in [0, T) -> (B, D)."""
+    """One token a sequence. x: (B, L, D), at: (B,) in [0, L) -> (B, 1, D). Packed x: (T, D), at its rows -> (B, D)."""
     return x[at] if packed is not None else x[torch.arange(len(x), device=x.device), at][:, None]
 
 
@@ -86,20 +86,21 @@ class Packed(NamedTuple):
     """Sequences one behind the other without padding, the shorter ones first.
 
     runs: (how many, how long) of each stretch of sequences of one length. starts: (B + 1,) int32, where each begins,
-    and the end.
+    and the end. row: (T,) int64, which of x's rows each token has; sequences that begin alike share those rows, which
+    causal attention leaves equal. None where x has one row a token.
     """
 
     runs: list[tuple[int, int]]
     starts: Tensor
+    row: Tensor | None = None
 
 
-def attend_packed(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
-    """Causal attention within each sequence. k, v: (T, H, d); q: (T, H, d), or (B, H, d), the last token of each.
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, packed: Packed, single: bool) -> Tensor:
+    """Causal attention within each sequence. k, v: (T, H, d); q: (T, H, d), or, if single, (B, H, d), of the last ones.
 
-    Returns q's shape and dtype. Sequences of one length go together; on a GPU in half precision all of them do, where
-    torch and the GPU have a kernel for it.
+    With packed.row, (rows of x, H, d) in place of (T, H, d). Returns q's shape and dtype. Sequences of one length go
+    together; on a GPU in half precision all of them do, where torch and the GPU have a kernel for it.
     """
-    single = len(q) == len(packed.starts) - 1
     if q.device.type == "cuda" and q.dtype in HALF and (varlen := _varlen_attention(q.device)) is not None:
         longest = packed.runs[-1][1]
         first = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if single else packed.starts
@@ -107,7 +108,15 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
         return varlen(q, k, v, first, packed.starts, 1 if single else longest, longest, window_size=window)
     if q.device.type == "cpu" and q.dtype in HALF:
         with torch.autocast("cpu", enabled=False):
-            return attend_packed(q.float(), k.float(), v.float(), packed).to(q.dtype)
+            return attend_packed(q.float(), k.float(), v.float(), packed, single).to(q.dtype)
+    if packed.row is not None:
+        own = packed._replace(row=None)
+        rows, (k, v) = len(k), (t.index_select(0, packed.row) for t in (k, v))
+        if single:
+            return attend_packed(q, k, v, own, single)
+        out = attend_packed(q.index_select(0, packed.row), k, v, own, single)
+        place = torch.arange(len(out))
+        return out.index_select(0, place.new_zeros(rows).scatter_reduce_(0, packed.row, place, "amax"))
     sizes = [count * length for count, length in packed.runs]
     asked = [count for count, _ in packed.runs] if single else sizes
     parts = []
@@ -155,7 +164,7 @@ class Attention(nn.Module):
             k, v = F.linear(x, w_kv, b_kv).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))  # ... (h d) -> ... h d
         if packed is not None:
-            return self.out_proj(attend_packed(q, k, v, packed).flatten(-2))  # t h d -> t (h d)
+            return self.out_proj(attend_packed(q, k, v, packed, at is not None).flatten(-2))  # t h d -> t (h d)
         mask = None
         if at is not None and causal:
             # (B, 1, 1, L): a single query cannot use is_causal, which would let it see the first key only.
