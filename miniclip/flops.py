@@ -1,7 +1,8 @@
 """How much arithmetic a model needs, and how much the machine can do: their quotient is the MFU.
 
 A multiply-add counts as two operations, and only matrix products, convolutions and attention count, as in torch's
-FlopCounterMode: the rest is below a hundredth. Attention counts in full though it is causal, as everybody counts it.
+FlopCounterMode: the rest is below a hundredth. Attention counts in full though it is causal, as everybody counts it,
+and so does a caption whose beginning another one has, too.
 
 Axes: `B` captions, `L` tokens, `D` width, `E` embedding.
 """

@@ -252,6 +252,32 @@ def test_packing_computes_no_padding() -> None:
     assert seen == [(21,)]
 
 
+def test_captions_that_begin_alike_are_computed_once_and_exactly() -> None:
+    """Few words, so that beginnings come up again; equal captions; one that goes on where another ends."""
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randint(1, 4, (40, 9), generator=generator)
+    ends = torch.randint(1, 9, (40,), generator=generator)
+    text[torch.arange(40), ends] = 99
+    text[torch.arange(9) > ends[:, None]] = 0
+    text[7], text[8] = text[6], text[6]
+    text[8, ends[6]], text[8, -1] = 3, 99
+    text[9, ends[9] + 1 :] = 2  # ids in the padding are nobody's beginning
+    beginnings = {tuple(row[: k + 1]) for row in text.tolist() for k in range(row.index(99) + 1)}
+    weights = torch.randn(40, 256, generator=generator)
+    results = []
+    for packs in (False, True):
+        model = build(VIT).train()
+        model.packs = packs
+        seen: list[int] = []
+        model.transformer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
+        embeddings = model.encode_text(text, normalize=True)
+        (embeddings * weights).sum().backward()
+        results.append((embeddings.detach(), gradients(model)))
+    assert seen == [len(beginnings)] and len(beginnings) < 0.8 * int((text.argmax(1) + 1).sum())
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-6)
+    assert_close_by_norm(results[1][1], results[0][1], 1e-5)
+
+
 @BOTH
 def test_checkpointing_changes_memory_only(config: ModelConfig) -> None:
     image, text = pictures(4), captions([5, 9, 2, 30])
