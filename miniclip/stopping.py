@@ -10,11 +10,12 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 INTERRUPTED, TERMINATED = 130, 143  # what a shell says of a process that SIGINT or SIGTERM killed
 # not every platform has all of them
 CODES = {
@@ -43,7 +44,7 @@ class Stopping:
         self.where = "before the first step"
         self.checkpoint: Path | None = None
         self.agreed = 0
-        self._code, self._noting = 0, False
+        self._code, self._noting, self._closing = 0, False, False
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Stopping:
@@ -62,19 +63,27 @@ class Stopping:
     def _hear(self, number: int, _: object) -> None:
         again, self._code = bool(self._code), self._code or CODES[number]
         # launchers and schedulers repeat themselves; a person who does is in a hurry
-        if again and number != signal.SIGINT:
+        if again and (number != signal.SIGINT or self._closing):
             return
         if again or not self._noting:
             raise Stopped(self._code, "at once" if again else self.where, self.checkpoint)
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """While this lasts a signal ends nothing, unless it is a second Ctrl-C."""
+    def noting(self, batches: Generator[T]) -> Iterator[Generator[T]]:
+        """Around the steps that take the batches: a signal ends nothing, unless it is a second Ctrl-C.
+
+        Closes the batches, which is not to be disturbed: a loader's end would only print what is raised within.
+        """
         self._noting = True
         try:
-            yield
+            yield batches
         finally:
-            self._noting = False
+            self._closing = True
+            batches.close()
+            self._noting = self._closing = False
+        self.where = "after the last step, in the final evaluation"
+        if self._code:
+            raise Stopped(self._code, self.where, self.checkpoint)
 
     def wishes(self) -> list[float]:
         """Whether this process was asked to stop, by Ctrl-C and by a scheduler; of all processes, agree takes them."""

@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 import time
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -149,7 +149,6 @@ def _train(config: Config, accelerator: Accelerator, precision: Precision, stopp
         config, accelerator, prepared, model, optimizer, preprocess, feed, progress, validation, matrices, stopping
     )
     loop.run()
-    stopping.where = "after the last step, in the final evaluation"
 
     state = accelerator.get_state_dict(prepared)
     run_dir = Path(config.run.dir)
@@ -233,8 +232,8 @@ class _Loop:
         )
         self.prepared.train()
         since, since_step, times = time.perf_counter(), first, list[float]()
-        started = closing(self.feed.start(first, self.progress.feed))
-        with bar, self._trace() as trace, started as batches, self.stopping.noting():
+        started = self.feed.start(first, self.progress.feed)
+        with bar, self._trace() as trace, self.stopping.noting(started) as batches:
             if config.log.matrix_every and not first:
                 self._keep_matrix(0)
                 since = time.perf_counter()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from test_training import TINY, environment, lines, run
 
 from miniclip import training
 from miniclip.cli import train_main
-from miniclip.stopping import CODES, Stopped, resume_command
+from miniclip.stopping import CODES, Stopped, Stopping, resume_command
 
 TIMED = {"samples_per_s", "data_wait", "tokens_per_s", "pixels_per_s", "mfu", "memory_peak_gb"}
+PATIENCE = 300  # seconds, for processes on a busy machine
 UNEVALUATED = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
 
 
@@ -127,6 +128,24 @@ def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "run" / "model").exists()
 
 
+def test_closing_is_not_disturbed() -> None:
+    """A person in a hurry, while the loader's processes end."""
+    ended = []
+
+    def batches() -> Generator[int]:
+        try:
+            yield 1
+        finally:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+            ended.append(True)
+
+    with Stopping() as stopping, pytest.raises(Stopped, match="in the final evaluation; nothing was saved"):  # noqa: SIM117
+        with stopping.noting(batches()) as taken:
+            next(taken)
+    assert ended
+
+
 def test_the_command_to_go_on() -> None:
     given = ["--run.resume", "false", "--config", "a b.yaml", "--run.overwrite=true", "--eval.tasks", "[]"]
     assert resume_command(given) == "train.py --config 'a b.yaml' --eval.tasks '[]' --run.resume true"
@@ -144,7 +163,7 @@ def test_what_is_ignored_stays_ignored(config_file: str, tmp_path: Path, monkeyp
 
 def wait_for(steps: int, directory: Path, process: subprocess.Popen[str]) -> None:
     """Until the log has that many lines."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (directory / "metrics.jsonl").exists() or len(lines(directory)) < steps:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -173,7 +192,7 @@ def test_signals_that_reach_all_processes(config_file: str, tmp_path: Path) -> N
         for loader in loaders:
             loader.terminate()
         os.killpg(process.pid, signal.SIGINT)
-        _, complaints = process.communicate(timeout=60)
+        _, complaints = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130, complaints
@@ -188,22 +207,24 @@ def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
     """Whether torchrun hands a signal on to all, or it reaches one alone; then the run goes on to the same bits."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = ["--config", config_file, *UNEVALUATED, "--train.max_steps", "100000", "--run.dir"]
-    with launched(2, ROOT / "train.py", [*arguments, str(whole)]) as launcher:
-        wait_for(40, whole, launcher)
-        launcher.send_signal(signal.SIGTERM)
-        _, complaints = launcher.communicate(timeout=60)
-    (checkpoint,) = (whole / "checkpoints").iterdir()
-    assert "forcefully" not in complaints and told_command(complaints)
-
     with launched(2, ROOT / "train.py", [*arguments, str(broken)]) as launcher:
         wait_for(1, broken, launcher)
         _, other = [p for p in psutil.Process(launcher.pid).children() if str(ROOT / "train.py") in p.cmdline()]
         other.send_signal(signal.SIGUSR1)
-        _, complaints = launcher.communicate(timeout=60)
+        _, complaints = launcher.communicate(timeout=PATIENCE)
     assert complaints.count(": 143 (pid") == 2 and "exitcode  : -" not in complaints, complaints
+    command = told_command(complaints)
+
+    with launched(2, ROOT / "train.py", [*arguments, str(whole)]) as launcher:
+        wait_for(len(lines(broken)) + 4, whole, launcher)
+        launcher.send_signal(signal.SIGTERM)
+        _, complaints = launcher.communicate(timeout=PATIENCE)
+    (checkpoint,) = (whole / "checkpoints").iterdir()
+    assert "forcefully" not in complaints and told_command(complaints)
+
     steps = str(len(lines(whole)))
-    command = [*told_command(complaints), "--train.max_steps", steps]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    command += ["--train.max_steps", steps]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and f"resuming {broken} at step" in done.stdout, done.stderr
     assert exact(broken) == exact(whole)
     assert_same_weights(
