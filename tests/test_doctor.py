@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,8 +22,11 @@ import yaml
 from PIL import Image
 
 import miniclip.checkup.pairs
+import miniclip.checkup.speed
 import miniclip.checkup.trial
 from miniclip.checkup.pairs import Course, permutation_z
+from miniclip.checkup.trial import Trial
+from miniclip.data.loader import Batch
 from miniclip.data.shapes import SceneSource
 from miniclip.doctor import doctor_main
 from miniclip.models import DualEncoder, create_model
@@ -49,7 +53,7 @@ SMALL: dict[str, Any] = {
     "log": {"progress": False},
 }
 RESNET = ["--model.image_encoder", "resnet", "--model.image_layers", "[1,1,1,1]", "--model.patch_size", "null"]
-RESNET += ["--model.image_width", "8", "--train.precision", "bf16"]
+RESNET += ["--model.image_width", "8"]
 SIGMOID = ["--loss.name", "sigmoid", "--model.logit_bias_init", "balanced"]
 COLOURS = {
     "red": (255, 0, 0),
@@ -198,6 +202,26 @@ def test_healthy_scenes(doctor: Doctor, options: list[str]) -> None:
     (course,) = found["stages"]["pairs"]["runs"]
     assert course["z"] > 6
     assert course["loss"] < course["shuffled"]
+    told = found["stages"]["speed"]["figures"]
+    assert told["training"].startswith("about 0 s: 6 steps of 0.0") and told["precision"] == "fp32: as asked for"
+
+
+def test_the_time_of_a_run(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step with small pictures takes a second and one with large ones five."""
+    now, seen = [0.0], list[int]()
+    step = miniclip.checkup.trial.Trial.step
+
+    def timed(self: Trial, batch: Batch) -> Any:
+        seen.append(batch.image.shape[-1])
+        now[0] += {16: 1.0, 32: 5.0}[seen[-1]]
+        return step(self, batch)
+
+    monkeypatch.setattr(miniclip.checkup.speed, "Trial", type("Timed", (Trial,), {"step": timed}))
+    monkeypatch.setattr(miniclip.checkup.speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    options = ["--train.low_image_size", "16", "--train.low_share", "0.5", "--train.small_vocabulary", "true"]
+    found = doctor(*options, "--train.max_steps", "100", "--model.patch_size", "16")
+    told = found["stages"]["speed"]["figures"]["training"]
+    assert told == "about 5 min: 50 steps of 1 s, then 50 of 5 s" and seen == [16] * 4 + [32] * 4
 
 
 def test_healthy_files(doctor: Doctor, tmp_path: Path) -> None:
