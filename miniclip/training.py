@@ -231,7 +231,8 @@ class _Loop:
             mininterval=interval,
         )
         self.prepared.train()
-        since, since_step, times = time.perf_counter(), first, list[float]()
+        since, since_step = time.perf_counter(), first
+        timed = since
         started = self.feed.start(first, self.progress.feed)
         with bar, self._trace() as trace, self.stopping.noting(started) as batches:
             if config.log.matrix_every and not first:
@@ -247,12 +248,12 @@ class _Loop:
                 values = self._step(step, batch, logged)
                 trace.step()
                 bar.update()
-                times.append(time.perf_counter() - start)
-                if len(times) == 1:
+                if done == first + 1:
                     bar.refresh()  # a log file would wait for its interval
-                elif len(times) == TIMED and shown:
-                    left = phases(done, steps, config)
-                    bar.write(pace.expected(batch, sum(times[1:]) / (TIMED - 1), left), file=sys.stderr)
+                    timed = time.perf_counter()
+                elif done == first + TIMED and done < steps and shown:
+                    each = (time.perf_counter() - timed) / (TIMED - 1)
+                    bar.write(pace.expected(batch, each, phases(done, steps, config)), file=sys.stderr)
                 if logged:
                     elapsed, samples = time.perf_counter() - since, (done - since_step) * config.data.batch_size
                     # decoupled's is 0 for two pairs

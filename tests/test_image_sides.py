@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_the_steps_of_each_side(config_file: str) -> None:
     assert phases(0, 6, replace(config, train=replace(config.train, low_image_size=None))) == [(32, 6)]
 
 
-def test_training_begins_with_small_images(config_file: str, tmp_path: Path) -> None:
+def test_training_begins_with_small_images(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The log says so, the finished model takes its own side, and a resume goes on bit by bit."""
     run(config_file, tmp_path / "whole")
     logged = lines(tmp_path / "whole")
@@ -99,7 +102,10 @@ def test_training_begins_with_small_images(config_file: str, tmp_path: Path) -> 
     assert model.config.image_size == preprocess.image_size == 32
     assert len(model.visual.positional_embedding) == 5
 
-    run(config_file, tmp_path / "full", "--train.low_image_size", "null")
+    run(config_file, tmp_path / "full", "--train.low_image_size", "null", "--log.progress", "true")
+    # after four of the six steps; the first is shown at once, not when the bar's interval is over
+    assert re.search(r"about 0 s: 2 steps of 0\.0\d+ s\n", shown := capsys.readouterr().err), shown
+    assert "| 1/6 [" in shown
     assert lines(tmp_path / "full")[0]["loss"] != logged[0]["loss"]
 
     for cut in (1, 4):  # once in each half
