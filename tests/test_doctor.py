@@ -324,7 +324,7 @@ def test_really_started(tmp_path: Path) -> None:
     assert "healthy: start the long run" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["healthy"]
-    assert list(found["stages"]) == ["data", "overfit", "pairs"]
+    assert list(found["stages"]) == ["data", "overfit", "speed", "pairs"]
     assert {path.name for path in tmp_path.iterdir()} == {"small.yaml", "found.json"}
     refused = subprocess.run(
         [*command, "--optim.lr", "-1"], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -137,7 +137,8 @@ def test_zero_shot_on_a_task_equals_python(checkpoint: str, tmp_path: Path, caps
     figure = result["figures"]["top1"]
     assert figure["n"] == 24 and figure["low"] <= figure["value"] <= figure["high"]
     written = results(tmp_path / "out")
-    assert set(written) == {"command", "time", "versions", "results", "differences"} and written["differences"] == []
+    assert set(written) == {"command", "time", "versions", "precision", "results", "differences"}
+    assert written["precision"] == "fp32" and written["differences"] == []
     assert written["command"] == " ".join(["eval.py", *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert torch.__version__.startswith(written["versions"]["torch"]) and "miniclip" in written["versions"]
     assert names_in(tmp_path / "out") == {"results.json", "confusion.png", "calibration.png"}

@@ -110,15 +110,17 @@ def launched(processes: int, folder: Path, arguments: list[str]) -> tuple[int, s
 
 def both(processes: int, tmp_path: Path, arguments: list[str]) -> tuple[dict[str, Any], list[dict[str, int]]]:
     """results.json of one process, which is also that of several (but for time and command); and their notes."""
-    assert main([*arguments, "--device", "cpu", "--out", str(tmp_path / "one")]) == 0
-    shared = [*arguments, "--device", "cpu", "--out", str(tmp_path / "several")]
+    command, *options = arguments
+    arguments = [command, "--precision", "fp32", *options, "--device", "cpu", "--out"]
+    assert main([*arguments, str(tmp_path / "one")]) == 0
+    shared = [*arguments, str(tmp_path / "several")]
     code, out, err, notes = launched(processes, tmp_path / "notes", shared)
     assert code == 0, err
     assert not any(note["left"] for note in notes), "a thread of the processes' group outlives it"
     assert [note["world"] for note in notes if note["batches"]] == [processes] * sum(n["batches"] > 0 for n in notes)
     assert out.count("results.json and pictures are in") == 1  # the main process alone speaks
     one, several = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "several"))
-    assert set(one) == {"command", "time", "versions", "results", "differences"}
+    assert set(one) == {"command", "time", "versions", "precision", "results", "differences"}
     for alone, together in zip(one["results"], several["results"], strict=True):
         for key, value in alone.items():
             assert together[key] == value, key

@@ -224,7 +224,8 @@ def _conclude(
         {"of": name, "than": arguments.checkpoint, "task": first.task, "figures": figures_json(figures)}
         for name, figures in apart.items()
     ]
-    write_json(folder / "results.json", {**header(arguments.line), "results": entries, "differences": differences})
+    about = header(arguments.line) | {"precision": arguments.precision}
+    write_json(folder / "results.json", {**about, "results": entries, "differences": differences})
     draw(first, folder)
     if apart:
         shown = {
