@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -14,6 +15,8 @@ atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ |= {"HF_HOME": _home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "Agg"}
 os.environ["MINICLIP_CACHE"] = f"{_home}/prepared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
