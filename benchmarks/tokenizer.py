@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 from miniclip import tokenizer
 
@@ -45,16 +46,6 @@ def parquet_captions(folder: Path, column: str) -> list[str]:
         raise FileNotFoundError(f"no *.parquet files in {folder}")
     rows = [row for file in files for row in parquet.read_table(file, columns=[column])[column].to_pylist()]
     return [caption for row in rows for caption in ([row] if isinstance(row, str) else row)]
-
-
-def processor() -> str:
-    """The processor's model name and the instructions that torch uses on it."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        info = ""
-    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def seconds(make: Callable[[], Callable[[list[str]], Any]], batches: list[list[str]]) -> tuple[float, float]:
@@ -102,7 +93,7 @@ def main() -> None:
         "captions": len(captions),
         "batch": args.batch,
         "repeats": args.repeats,
-        "machine": f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}",
+        "machine": f"{machine()}, Python {platform.python_version()}",
     }
     print(result["machine"])
     print(f"{len(captions)} captions, batches of {args.batch}, {args.repeats} interleaved runs; equal ids")

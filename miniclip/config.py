@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from miniclip.eval_section import EvalConfig as EvalConfig
 from miniclip.eval_section import EvalTask as EvalTask
 from miniclip.sections import ConfigError as ConfigError
 from miniclip.sections import DataConfig as DataConfig
+from miniclip.sections import Format as Format
 from miniclip.sections import LogConfig as LogConfig
 from miniclip.sections import LossConfig as LossConfig
 from miniclip.sections import ModelConfig as ModelConfig
@@ -69,7 +70,7 @@ class Config:
             bias = -math.log(self.data.batch_size - 1)
         return replace(self, model=replace(self.model, logit_scale_init=scale, logit_bias_init=bias))
 
-    def with_precision(self, precision: Literal["fp32", "bf16", "fp16"]) -> Config:
+    def with_precision(self, precision: Format) -> Config:
         """With the number format that train.precision=auto came to."""
         return replace(self, train=replace(self.train, precision=precision))
 

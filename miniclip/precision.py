@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.processes import gathered
-from miniclip.sections import ImageEncoderKind
+from miniclip.sections import Format, ImageEncoderKind
 
-Format = Literal["fp32", "bf16", "fp16"]
 Wanted = Literal["auto", "fp32", "bf16", "fp16"]
 WORTH = 1.2  # times as fast as fp32, from where bf16 is worth the digits that it loses
 EMULATED = 0.25  # times as fast, below which a longer trial would take seconds and say the same

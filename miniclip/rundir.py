@@ -7,9 +7,9 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from miniclip.config import Config, ConfigError, load_config_file, save_config
+from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 
 # What may change between a run and its resume; the rest decides which pairs a step sees, or what it computes.
 _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir", "model.activation_checkpointing")
@@ -42,7 +42,7 @@ def check_run_dir(config: Config) -> None:
             _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
 
 
-def precision_before(config: Config) -> Literal["fp32", "bf16", "fp16"] | None:
+def precision_before(config: Config) -> Format | None:
     """What the run that config resumes was computed in; None without such a run."""
     file = Path(config.run.dir) / "config.yaml"
     saved = load_config_file(file).train.precision if config.run.resume and file.exists() else "auto"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 ImageEncoderKind = Literal["resnet", "vit"]
 Activation = Literal["gelu", "quick_gelu"]
+Format = Literal["fp32", "bf16", "fp16"]
 
 
 class ConfigError(ValueError):
