@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def work_of_a_sample(models: Sequence[str], data: str) -> dict[str, float]:
     """FLOPs of a training step for one pair, with the captions of the data."""
     from miniclip.config import DataConfig, ModelConfig
-    from miniclip.data.sources import open_source
-    from miniclip.flops import forward_flops
-    from miniclip.tokenizer import Tokenizer, caption_lengths
+    from miniclip.data.captioned import open_source
+    from miniclip.models.tokenizer import Tokenizer, caption_lengths
+    from miniclip.training.flops import forward_flops
 
     source = open_source(DataConfig(source=data), "train", image_size=64)
     captions = [source.captions(index)[0] for index in range(min(1000, len(source)))]
@@ -68,7 +68,7 @@ def work_of_a_sample(models: Sequence[str], data: str) -> dict[str, float]:
 def print_table(found: dict[str, dict[str, list[Step]]], work: dict[str, float]) -> None:
     import torch
 
-    from miniclip.flops import matmul_peak
+    from miniclip.training.flops import matmul_peak
 
     peak = matmul_peak("cuda", torch.bfloat16, seconds=2)
     print(f"\nbest bf16 matrix product: {peak / 1e12:.0f} TFLOP/s\n{'':44}samples/s    MFU  waiting  miniclip is")

@@ -34,11 +34,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniclip.config import LossConfig
-from miniclip.hardware import share_cores
-from miniclip.matrix import Positives
-from miniclip.models import Embeddings
-from miniclip.objective import GlobalBatch, global_loss
-from miniclip.rows import NEEDS_MATRIX
+from miniclip.losses.matrix import Embeddings, Positives
+from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.losses.rows import NEEDS_MATRIX
+from miniclip.training.accelerator import share_cores
 
 PAIRWISE = ("sigmoid", "focal-sigmoid", "SigLipLoss")
 NAMES = [

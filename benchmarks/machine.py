@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from miniclip.precision import choose
+from miniclip.training.precision import choose
 
 
 def machine(device: str = "cpu") -> str:

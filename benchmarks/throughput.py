@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from miniclip.precision import choose
+    from miniclip.training.precision import choose
 
     print(machine(), flush=True)
     found: dict[str, dict[str, list[Step]]] = {}
@@ -145,7 +145,7 @@ def write_files(data: str, pictures: int, work: Path, lines: int = 0) -> None:
 
     lines: that the training table has at least, by starting over.
     """
-    from miniclip.data.sources import open_source
+    from miniclip.data.captioned import open_source
 
     for split, count in (("train", pictures), ("validation", 16), ("test", 16)):
         config = DataConfig(source=data, size=count)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from machine import machine
 
-from miniclip import tokenizer
+from miniclip.models import tokenizer
 
 
 def made_up_captions(count: int = 40_000, words: int = 9_000, seed: int = 0) -> list[str]:

@@ -26,7 +26,7 @@ from miniclip.losses import (
     softmax_loss,
     transport_loss,
 )
-from miniclip.rows import ON_COSINES
+from miniclip.losses.rows import ON_COSINES
 
 FOLDER = Path(__file__).parent / "losses"
 N, SCALE, BIAS = 10, 15.0, -4.5  # a cosine of 0.3 is a logit of 0

@@ -13,13 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from miniclip.checkpoint import load as load
-    from miniclip.checkpoint import save_model as save_model
     from miniclip.losses import LOSSES as LOSSES
     from miniclip.models import PRESETS as PRESETS
     from miniclip.models import DualEncoder as DualEncoder
     from miniclip.models import create_model as create_model
-    from miniclip.tokenizer import tokenize as tokenize
+    from miniclip.models.saved import load as load
+    from miniclip.models.saved import save_model as save_model
+    from miniclip.models.tokenizer import tokenize as tokenize
 
 __version__ = "0.1.0"
 
@@ -28,9 +28,9 @@ _HOME = {
     "LOSSES": "miniclip.losses",
     "PRESETS": "miniclip.models",
     "create_model": "miniclip.models",
-    "load": "miniclip.checkpoint",
-    "save_model": "miniclip.checkpoint",
-    "tokenize": "miniclip.tokenizer",
+    "load": "miniclip.models.saved",
+    "save_model": "miniclip.models.saved",
+    "tokenize": "miniclip.models.tokenizer",
 }
 __all__ = [*_HOME, "__version__"]
 

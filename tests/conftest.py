@@ -22,4 +22,4 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def _one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left to the machine is float32 on all of them: no test hangs on the processor that it meets."""
-    monkeypatch.setattr("miniclip.precision.speed_of_bf16", lambda encoder: 1.0)
+    monkeypatch.setattr("miniclip.training.precision.speed_of_bf16", lambda encoder: 1.0)

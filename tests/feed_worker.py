@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from miniclip.config import load_config_file
-from miniclip.feed import open_feed
-from miniclip.hardware import build_accelerator
 from miniclip.models import resolve
+from miniclip.training.accelerator import build_accelerator
+from miniclip.training.batches import open_feed
 
 
 def main(config_file: str, folder: str, first_step: int, steps: int, state_file: str | None = None) -> None:

@@ -8,24 +8,25 @@ import sys
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from miniclip import hardware, training
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 from miniclip.config import Config
-from miniclip.precision import Precision
+from miniclip.training import accelerator as machine
+from miniclip.training import loop
+from miniclip.training.precision import Precision
 
-build_accelerator = hardware.build_accelerator
+build_accelerator = machine.build_accelerator
 
 
 def sharded(config: Config) -> tuple[Accelerator, Precision]:
     accelerator, precision = build_accelerator(config)
     accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    hardware.tune_fsdp(accelerator)
+    machine.tune_fsdp(accelerator)
     return accelerator, precision
 
 
 if __name__ == "__main__":
-    training.build_accelerator = sharded
+    loop.build_accelerator = sharded
     code = train_main()
     # Without Python's own end: torch's caches for sharded tensors keep the destroyed process group, so that gloo's
     # threads live on, and one that lets go of a tensor while Python ends aborts the process (pytorch/pytorch#190489).

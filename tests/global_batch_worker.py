@@ -19,11 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniclip import create_model
 from miniclip.config import LossConfig, ModelConfig, OptimConfig
-from miniclip.gradcache import cached_backward
-from miniclip.matrix import gather, shares
-from miniclip.models import Embeddings
-from miniclip.objective import GlobalBatch, global_loss
-from miniclip.optim import build_optimizer
+from miniclip.losses.matrix import Embeddings, gather, shares
+from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.training.gradcache import cached_backward
+from miniclip.training.optim import build_optimizer
 
 BATCH, SCENES, STEPS = 64, 150, 5
 CLIP = 0.05  # below every case's gradient norm, so that it clips

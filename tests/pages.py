@@ -14,7 +14,7 @@ from browsing import BIAS, N, Visits, plain, started
 
 from miniclip.config import LossConfig
 from miniclip.inspection.contents import Cell, Inspection, Verdict
-from miniclip.inspection.report import write_report
+from miniclip.inspection.page.write import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

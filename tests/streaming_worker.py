@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from miniclip.config import DataConfig
-from miniclip.data.streaming import open_stream
-from miniclip.data.transforms import Augment
-from miniclip.tokenizer import Tokenizer
+from miniclip.data.augment import Augment
+from miniclip.data.stream.stream import open_stream
+from miniclip.models.tokenizer import Tokenizer
 
 
 def main() -> None:

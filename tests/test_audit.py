@@ -17,9 +17,9 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from miniclip.data import audit, audit_figures, audit_report
-from miniclip.data.audit import add_options, examine, main
-from miniclip.evaluation.cli import main as eval_main
+from miniclip.cli.eval import main as eval_main
+from miniclip.data.audit import command, figures, report
+from miniclip.data.audit.command import add_options, examine, main
 
 ESCAPE = "\x1b[31m\x9b31m"  # also the one-character form
 LONG = "a very long caption with far more words than a context of eight tokens can hold"
@@ -57,22 +57,22 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def found(*options: str) -> audit_report.Audit:
+def found(*options: str) -> report.Audit:
     parser = argparse.ArgumentParser()
     add_options(parser)
     return examine(parser.parse_args(list(options)))[0]
 
 
 @pytest.fixture(scope="module")
-def result(planted: Path) -> audit_report.Audit:
+def result(planted: Path) -> report.Audit:
     return found("--data", str(planted), "--context_length", "8", "--image_size", "60", "--batch_size", "4")
 
 
-def of(audit: audit_report.Audit, first: str, second: str) -> Any:
+def of(audit: report.Audit, first: str, second: str) -> Any:
     return next(pair for pair in audit.shared if (pair.first, pair.second) == (first, second))
 
 
-def test_pictures(result: audit_report.Audit) -> None:
+def test_pictures(result: report.Audit) -> None:
     train, validation, test = result.splits
     assert [s.split for s in result.splits] == ["train", "validation", "test"]
     assert (train.pictures, train.unreadable) == (10, 1)
@@ -92,7 +92,7 @@ def test_pictures(result: audit_report.Audit) -> None:
     assert train.file_bytes.highest > train.file_bytes.lowest > 100
 
 
-def test_captions(result: audit_report.Audit) -> None:
+def test_captions(result: report.Audit) -> None:
     train = result.splits[0]
     assert train.captions == train.distinct_captions == 10
     assert train.distinct_bare_captions == 9  # number 1 stands there twice
@@ -120,7 +120,7 @@ def test_tokens_used(tmp_path: Path) -> None:
         assert (train.tokens_used, train.truncated) == (used, cut)
 
 
-def test_twins_in_train(result: audit_report.Audit) -> None:
+def test_twins_in_train(result: report.Audit) -> None:
     train = of(result, "train", "train")
     assert (train.identical_pairs, train.near_pairs, train.second_pictures) == (1, 1, 4)
     identical, near = train.twins
@@ -133,7 +133,7 @@ def test_twins_in_train(result: audit_report.Audit) -> None:
     assert (echo.caption, echo.row, echo.twin_row) == ("Picture number 1, of TRAIN!", 7, 1)
 
 
-def test_leaks(result: audit_report.Audit) -> None:
+def test_leaks(result: report.Audit) -> None:
     validation, test = of(result, "train", "validation"), of(result, "train", "test")
     assert (validation.identical_pairs, validation.near_pairs, validation.second_pictures) == (1, 0, 1)
     (twin,) = validation.twins
@@ -147,7 +147,7 @@ def test_leaks(result: audit_report.Audit) -> None:
     assert result.leaks == [validation, test]
     clean = [of(result, *pair) for pair in (("validation", "validation"), ("validation", "test"), ("test", "test"))]
     assert all(pair.second_pictures == pair.second_captions == 0 for pair in clean)
-    assert any("1 of 2 test pictures are in train" in sentence for sentence in audit_report.advice(result))
+    assert any("1 of 2 test pictures are in train" in sentence for sentence in report.advice(result))
 
 
 def test_many_copies_are_counted_by_pairs(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_the_longest_shared_captions_come_first(tmp_path: Path) -> None:
     assert [(echo.row, echo.twin_row) for echo in shared.echoes] == [(2, 1), (1, 2), (0, 0)]
 
 
-def test_a_batch(result: audit_report.Audit) -> None:
+def test_a_batch(result: report.Audit) -> None:
     """Nine readable pictures of train in batches of 4; two are one picture, in a batch together one time in six."""
     collisions = result.collisions
     assert collisions is not None
@@ -305,8 +305,8 @@ def test_limit(planted: Path) -> None:
     assert result.limit == 2
 
 
-def test_blocks(planted: Path, result: audit_report.Audit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_figures, "BLOCK", 3)
+def test_blocks(planted: Path, result: report.Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "BLOCK", 3)
     again = found("--data", str(planted), "--context_length", "8", "--image_size", "60", "--batch_size", "4")
     assert again == result
 
@@ -406,7 +406,7 @@ def test_nothing_readable_and_nothing_twice(tmp_path: Path, capsys: pytest.Captu
 
 def test_help_is_quick_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        audit.main(["--help"])
+        command.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in ("data", "revision", "caption_column", "validation_split", "limit"))

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import hypergeom
 
 from miniclip.data import duplicates
-from miniclip.data.collisions import batch_floor, expected_collisions
+from miniclip.data.audit.collisions import batch_floor, expected_collisions
 from miniclip.data.duplicates import THRESHOLD, bare, near_pairs, small_vector
 from miniclip.losses import softmax_loss
 

@@ -23,16 +23,16 @@ from safetensors.torch import load_file
 from test_training import ROOT, TINY, environment, lines, result_of, run
 
 import miniclip
-from miniclip import training
-from miniclip.best import Best
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 from miniclip.config import EvalConfig, ModelConfig, load_config_file
-from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import fingerprint
 from miniclip.evaluation.result import Evaluation, lower_is_better
 from miniclip.evaluation.suite import FIGURES, evaluate, open_suite
-from miniclip.intervals import Figure
+from miniclip.metrics.bootstrap import Figure
 from miniclip.models import DualEncoder
+from miniclip.models.preprocess import Preprocess
+from miniclip.training import loop
+from miniclip.training.best import Best
 
 R10 = "retrieval/image_to_text_r10"
 NAN = math.nan
@@ -74,7 +74,7 @@ def config_file(tmp_path: Path) -> str:
 def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
     def planned(values: Sequence[float], figure: str = R10) -> Planned:
         stand_in = Planned(figure, values)
-        monkeypatch.setattr(training, "evaluate", stand_in)
+        monkeypatch.setattr(loop, "evaluate", stand_in)
         return stand_in
 
     return planned

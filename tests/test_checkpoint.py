@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import miniclip
-from miniclip.data.transforms import Preprocess
 from miniclip.models import DualEncoder
+from miniclip.models.preprocess import Preprocess
 
 
 @pytest.fixture

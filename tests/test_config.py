@@ -453,7 +453,7 @@ def test_help_and_import_do_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     code = (
         "import sys; sys.argv = ['train.py', '--help']\n"
-        "from miniclip.cli import train_main\n"
+        "from miniclip.cli.train import train_main\n"
         "try: train_main()\n"
         f"except SystemExit as e: assert e.code == 0\nfound = {heavy} & set(sys.modules); assert not found, found"
     )

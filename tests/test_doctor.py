@@ -21,14 +21,14 @@ import torch
 import yaml
 from PIL import Image
 
-import miniclip.checkup.pairs
-import miniclip.checkup.speed
-import miniclip.checkup.trial
-from miniclip.checkup.pairs import Course, permutation_z
-from miniclip.checkup.trial import Trial
+import miniclip.doctor.pairs
+import miniclip.doctor.speed
+import miniclip.doctor.trial
 from miniclip.data.loader import Batch
-from miniclip.data.shapes import SceneSource
-from miniclip.doctor import doctor_main
+from miniclip.data.scenes.source import SceneSource
+from miniclip.doctor.main import doctor_main
+from miniclip.doctor.pairs import Course, permutation_z
+from miniclip.doctor.trial import Trial
 from miniclip.models import DualEncoder, create_model
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     # a busy machine does not change what is found
-    monkeypatch.setattr(miniclip.checkup.trial, "LONGEST", 1000)
+    monkeypatch.setattr(miniclip.doctor.trial, "LONGEST", 1000)
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SMALL))
     run_dir = tmp_path / "run"
@@ -188,7 +188,7 @@ def test_frozen_tower(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tower: st
                 parameter.requires_grad_(False)
         return model
 
-    monkeypatch.setattr(miniclip.checkup.trial, "create_model", frozen)
+    monkeypatch.setattr(miniclip.doctor.trial, "create_model", frozen)
     found = doctor("--seconds", "3")
     assert kinds(found) == ["one_tower"]
     assert found["verdicts"][0]["title"] == f"the {tower} encoder is not learning"
@@ -209,15 +209,15 @@ def test_healthy_scenes(doctor: Doctor, options: list[str]) -> None:
 def test_the_time_of_a_run(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which a step with small pictures takes a second and one with large ones five."""
     now, seen = [0.0], list[int]()
-    step = miniclip.checkup.trial.Trial.step
+    step = miniclip.doctor.trial.Trial.step
 
     def timed(self: Trial, batch: Batch) -> Any:
         seen.append(batch.image.shape[-1])
         now[0] += {16: 1.0, 32: 5.0}[seen[-1]]
         return step(self, batch)
 
-    monkeypatch.setattr(miniclip.checkup.speed, "Trial", type("Timed", (Trial,), {"step": timed}))
-    monkeypatch.setattr(miniclip.checkup.speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(miniclip.doctor.speed, "Trial", type("Timed", (Trial,), {"step": timed}))
+    monkeypatch.setattr(miniclip.doctor.speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     options = ["--train.low_image_size", "16", "--train.low_share", "0.5", "--train.small_vocabulary", "true"]
     found = doctor(*options, "--train.max_steps", "100", "--model.patch_size", "16")
     told = found["stages"]["speed"]["figures"]["training"]
@@ -263,7 +263,7 @@ def test_a_rate_that_only_a_few_pairs_put_up_with(doctor: Doctor, monkeypatch: p
         low = lr < SMALL["optim"]["lr"]
         return Course(lr, steps=80, z=9.0 if low else 1.0, sure=low)
 
-    monkeypatch.setattr(miniclip.checkup.pairs, "watch", watched)
+    monkeypatch.setattr(miniclip.doctor.pairs, "watch", watched)
     assert kinds(doctor()) == ["rate_too_high"]
 
 
@@ -278,7 +278,7 @@ def test_too_few_held_out_pairs(doctor: Doctor) -> None:
 
 def test_too_few_steps_say_nothing(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is too slow is no illness."""
-    monkeypatch.setattr(miniclip.checkup.trial, "LONGEST", 1)
+    monkeypatch.setattr(miniclip.doctor.trial, "LONGEST", 1)
     found = doctor("--seconds", "0.001")
     assert kinds(found) == []
     assert not found["all_told"]

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from miniclip.energy import energy, free_energy, log_partition
 from miniclip.losses import softmax_loss
+from miniclip.losses.energy import energy, free_energy, log_partition
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-13)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from test_rows import draw, groups
 
-from miniclip.entries import ENTRIES, hinge_entries
+from miniclip.inspection.pair_loss import ENTRIES, hinge_entries
 from miniclip.losses import LOSSES
-from miniclip.rows import NEEDS_MATRIX, ROWS
+from miniclip.losses.rows import NEEDS_MATRIX, ROWS
 
 close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-13)
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ROWS] + [

@@ -18,19 +18,19 @@ import pytest
 import torch
 from PIL import Image
 
-from miniclip.checkpoint import load, save_model
+from miniclip.cli import evaluate
+from miniclip.cli.eval import main
 from miniclip.data.labelled import open_labelled
-from miniclip.data.plain import open_pictures
-from miniclip.data.shapes import SceneSource, scene_task
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation import commands
-from miniclip.evaluation.cli import main
+from miniclip.data.scenes.source import SceneSource, scene_task
+from miniclip.data.unlabelled import open_pictures
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.result import Evaluation, difference, to_json
 from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.zeroshot import zero_shot
-from miniclip.metrics import median_rank, recall_at_k, retrieval_ranks_from_embeddings
+from miniclip.metrics.retrieval import median_rank, recall_at_k, retrieval_ranks_from_embeddings
 from miniclip.models import create_model
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import load, save_model
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("red", "light_green", "blue")
@@ -204,7 +204,7 @@ def test_precision_and_batch_size_reach_the_towers(
         seen.append((options.batch_size, options.precision, options.max_bad_fraction, options.shared))
         return zero_shot(*arguments, options=options, **keywords)
 
-    monkeypatch.setattr(commands, "zero_shot", spy)
+    monkeypatch.setattr(evaluate, "zero_shot", spy)
     base = ["zeroshot", "--checkpoint", checkpoint, "--task", "count", "--size", "6"]
     more = ["--precision", "bf16", "--batch_size", "5", "--max_bad_fraction", "0.25"]
     assert main(base) == 0 and main([*base, *more]) == 0
@@ -334,7 +334,7 @@ def test_report_is_wired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         asked.append(run)
         return run / "report.md", run / "report.html"
 
-    monkeypatch.setattr("miniclip.evaluation.report.write_report", write_report)
+    monkeypatch.setattr("miniclip.evaluation.report.write.write_report", write_report)
     assert main(["report", str(tmp_path)]) == 0 and asked == [tmp_path]
     out = capsys.readouterr().out
     assert str(tmp_path / "report.html") in out and str(tmp_path / "report.md") in out
@@ -393,7 +393,7 @@ def test_names_of_folders_are_tame(source: str, run_directory: Path, folders: Pa
 def test_an_unwritable_target_is_refused(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
+    monkeypatch.setattr(evaluate.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
     target = str(tmp_path / "a" / "b")
     assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--out", target]) == 2
     assert "no permission" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
@@ -408,8 +408,8 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the model was loaded first")
 
     for name in ("load", "load_unfinished"):
-        monkeypatch.setattr(f"miniclip.checkpoint.{name}", loaded)
-    monkeypatch.setattr(commands, "load_model", loaded)
+        monkeypatch.setattr(f"miniclip.models.saved.{name}", loaded)
+    monkeypatch.setattr(evaluate, "load_model", loaded)
     yield
 
 
@@ -581,7 +581,7 @@ def test_unreadable_pictures_may_be_left_out(
 @pytest.mark.parametrize("command", [[], ["zeroshot"], ["retrieval"], ["probe"], ["report"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
-        "import sys\nfrom miniclip.evaluation.cli import main\n"
+        "import sys\nfrom miniclip.cli.eval import main\n"
         f"try:\n    main({[*command, '--help']!r})\nfinally:\n    assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

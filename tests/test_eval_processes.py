@@ -14,10 +14,10 @@ import torch
 from launching import ROOT, torchrun
 from PIL import Image
 
-from miniclip.checkpoint import save_model
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.cli import main
+from miniclip.cli.eval import main
 from miniclip.models import create_model
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import save_model
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox", "gnu")
 

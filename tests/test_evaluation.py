@@ -22,19 +22,11 @@ from sklearn.metrics import (
 )
 from torch import Tensor, nn
 
-from miniclip.data.bad import TooManyBad
+from miniclip.data.bad_images import TooManyBad
 from miniclip.data.images import BadImage
-from miniclip.data.shapes import SceneSource, scene_task
+from miniclip.data.scenes.source import SceneSource, scene_task
 from miniclip.data.subset import Subset
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import (
-    EncodeOptions,
-    TwoTowers,
-    encode_images,
-    encode_readable,
-    encode_texts,
-    fingerprint,
-)
+from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_readable, encode_texts, fingerprint
 from miniclip.evaluation.prompts import fill_templates, resolve_templates
 from miniclip.evaluation.result import difference, to_json
 from miniclip.evaluation.retrieval import (
@@ -47,7 +39,9 @@ from miniclip.evaluation.retrieval import (
 )
 from miniclip.evaluation.zeroshot import build_classifier, judge, zero_shot
 from miniclip.models import DualEncoder, create_model
-from miniclip.tokenizer import Tokenizer
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TwoTowers
+from miniclip.models.tokenizer import Tokenizer
 
 SIDE = 32
 PREPROCESS = Preprocess(SIDE)

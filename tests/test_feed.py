@@ -22,17 +22,17 @@ from safetensors.torch import load_file
 from test_prepared import bad_files, good_files
 from test_training import TINY, lines, losses, run
 
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 from miniclip.config import ConfigError, DataConfig, load_config
-from miniclip.data.aside import open_pairs
+from miniclip.data.augment import Augment
 from miniclip.data.loader import TrainingPairs, training_loader
-from miniclip.data.order import TrainBatches
-from miniclip.data.shapes import SceneSource
-from miniclip.data.transforms import Augment
-from miniclip.feed import MapFeed
-from miniclip.hardware import build_accelerator
+from miniclip.data.sampler import TrainBatches
+from miniclip.data.scenes.source import SceneSource
+from miniclip.data.stream.held_out import open_pairs
 from miniclip.models import resolve
-from miniclip.tokenizer import Tokenizer
+from miniclip.models.tokenizer import Tokenizer
+from miniclip.training.accelerator import build_accelerator
+from miniclip.training.batches import MapFeed
 
 MANY = 100_000
 

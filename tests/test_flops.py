@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from miniclip import create_model
 from miniclip.config import ConfigError, ModelConfig
-from miniclip.flops import forward_flops, matmul_peak
 from miniclip.models import PRESETS
 from miniclip.models.vit import VisionTransformer
+from miniclip.training.flops import forward_flops, matmul_peak
 
 
 def counted(function: Any, *inputs: torch.Tensor) -> int:

@@ -19,10 +19,10 @@ from test_training import TINY
 import miniclip
 from miniclip.config import ConfigError, ModelConfig, load_config, load_config_file
 from miniclip.evaluation.suite import evaluate, open_suite, scalars
-from miniclip.hardware import tune_fsdp
 from miniclip.inspection.history import read_history
 from miniclip.models import create_model
-from miniclip.training import train
+from miniclip.training.accelerator import tune_fsdp
+from miniclip.training.loop import train
 
 
 @pytest.fixture

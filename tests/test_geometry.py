@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miniclip.geometry import alignment, effective_negatives, effective_rank, modality_gap, uniformity
+from miniclip.metrics.geometry import alignment, effective_negatives, effective_rank, modality_gap, uniformity
 
 E1, E2, E3 = torch.eye(3, dtype=torch.float64)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_training import TINY
 from torch import Tensor
 
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 
 DTYPES = [torch.float32, torch.float64]
 # float32 is off by the order of its sums; in float64 no error of the method would pass

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from miniclip import create_model
 from miniclip.config import LossConfig, ModelConfig
-from miniclip.gradcache import cached_backward
 from miniclip.losses import sigmoid_loss, softmax_loss
-from miniclip.matrix import Positives, similarity_logits
-from miniclip.models import DualEncoder, Embeddings
-from miniclip.objective import GlobalBatch, global_loss
+from miniclip.losses.matrix import Embeddings, Positives, similarity_logits
+from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.models import DualEncoder
+from miniclip.training.gradcache import cached_backward
 
 EVERY_LOSS = {
     "softmax": LossConfig(),

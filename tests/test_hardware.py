@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from miniclip import create_model
-from miniclip.hardware import keep_freed_memory, share_cores, tune_for_device
+from miniclip.training.accelerator import keep_freed_memory, share_cores, tune_for_device
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 def test_threads_do_not_follow_the_launcher() -> None:
     """The launchers set OMP_NUM_THREADS=1 for their children; all cores are used nevertheless."""
     code = (
-        "import torch; from miniclip.hardware import share_cores; share_cores({}, {}); print(torch.get_num_threads())"
+        "import torch; from miniclip.training.accelerator import share_cores; "
+        "share_cores({}, {}); print(torch.get_num_threads())"
     )
 
     def threads(asked: int | None, processes: int) -> int:
@@ -56,7 +57,7 @@ def test_freed_memory_is_kept() -> None:
     """Where glibc is, blocks that were freed come back without page faults, once the heap has grown to its size."""
     code = (
         "import resource, torch\n"
-        "from miniclip.hardware import keep_freed_memory\n"
+        "from miniclip.training.accelerator import keep_freed_memory\n"
         "torch.set_num_threads(1)\n"
         "def faults(rounds):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

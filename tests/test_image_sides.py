@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from test_training import TINY, lines, run
 
 import miniclip
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 from miniclip.config import load_config
-from miniclip.data.transforms import shrink
-from miniclip.feed import image_side, phases
+from miniclip.data.augment import shrink
 from miniclip.models import create_model
 from miniclip.models.transformer import positions_at
+from miniclip.training.batches import image_side, phases
 
 LOW = {
     **TINY,

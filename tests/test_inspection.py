@@ -16,14 +16,13 @@ from torch import Tensor
 from miniclip.config import LossConfig
 from miniclip.inspection.build import build
 from miniclip.inspection.contents import Inspection
-from miniclip.inspection.figures import FIGURES, batch_figures
 from miniclip.inspection.numbers import WHOLE, write_numbers
 from miniclip.inspection.picture import write_picture
 from miniclip.inspection.views import Handed, best_bias
 from miniclip.losses import LOSSES
-from miniclip.matrix import Positives
-from miniclip.models import Embeddings
-from miniclip.objective import GlobalBatch, global_loss
+from miniclip.losses.matrix import Embeddings, Positives
+from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.metrics.batch import FIGURES, batch_figures
 
 TRAINED = {
     "softmax": LossConfig(smoothing=0.1),

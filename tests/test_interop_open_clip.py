@@ -19,10 +19,10 @@ from photos import PHOTOS, Photos, unit
 from safetensors.torch import save_file
 from torch import Tensor
 
-from miniclip.data.transforms import CLIP_MEAN, CLIP_STD, Preprocess
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
-from miniclip.interop.open_clip import OpenClipPreprocess, load_open_clip, open_clip_image_size
-from miniclip.tokenizer import Tokenizer, trim_padding
+from miniclip.models.external.open_clip import OpenClipPreprocess, load_open_clip, open_clip_image_size
+from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from miniclip.models.tokenizer import Tokenizer, trim_padding
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -379,5 +379,5 @@ def test_an_open_clip_that_loads_unsafely_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_import_costs_nothing() -> None:
-    code = "import sys, miniclip.interop.open_clip; sys.exit('open_clip' in sys.modules)"
+    code = "import sys, miniclip.models.external.open_clip; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,10 +19,10 @@ import torch
 from photos import PHOTOS, Photos, unit
 from torch import Tensor
 
-from miniclip.data.transforms import CLIP_MEAN, CLIP_STD, Preprocess
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
-from miniclip.interop.transformers_clip import load_transformers, transformers_image_size
-from miniclip.tokenizer import Tokenizer
+from miniclip.models.external.transformers_clip import load_transformers, transformers_image_size
+from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from miniclip.models.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -36,7 +36,7 @@ def bpe_files() -> tuple[str, str]:
     from open_clip.tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
-    merges = gzip.decompress(resources.files("miniclip").joinpath("bpe_merges.txt.gz").read_bytes()).decode()
+    merges = gzip.decompress(resources.files("miniclip.models").joinpath("bpe_merges.txt.gz").read_bytes()).decode()
     symbols = letters + [letter + "</w>" for letter in letters]
     symbols += [line.replace(" ", "") for line in merges.splitlines()] + ["<|startoftext|>", "<|endoftext|>"]
     return json.dumps({symbol: k for k, symbol in enumerate(symbols)}), "#version: 0.2\n" + merges
@@ -384,5 +384,5 @@ def test_from_the_cache_of_the_hub_without_a_network(tmp_path: Path, monkeypatch
 
 
 def test_import_costs_nothing() -> None:
-    code = "import sys, miniclip.interop.transformers_clip; sys.exit('transformers' in sys.modules)"
+    code = "import sys, miniclip.models.external.transformers_clip; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,8 @@ from math import isnan
 import numpy as np
 import pytest
 
-from miniclip import weighted
-from miniclip.intervals import RESAMPLES, Figure, differences, with_intervals
+from miniclip.metrics import weighted
+from miniclip.metrics.bootstrap import RESAMPLES, Figure, differences, with_intervals
 
 Recount = Callable[[np.ndarray], dict[str, float]]
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from miniclip.data.classnames import name_classes
+from miniclip.data.captioned import LabelledSource
+from miniclip.data.classes import name_classes
 from miniclip.data.images import BadImage
 from miniclip.data.labelled import LabelledFolder, LabelledRows, open_labelled
-from miniclip.data.sources import LabelledSource
 from miniclip.data.subset import Subset, readable
 
 

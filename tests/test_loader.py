@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from miniclip.config import DataConfig
+from miniclip.data.augment import Augment
+from miniclip.data.cache.prepared import prepare
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Ahead, Batch, TrainingPairs, training_loader
-from miniclip.data.order import Draw, TrainBatches, apportion
-from miniclip.data.prepared import prepare
-from miniclip.data.transforms import Augment
-from miniclip.tokenizer import Tokenizer
+from miniclip.data.sampler import Draw, TrainBatches, apportion
+from miniclip.models.tokenizer import Tokenizer
 
 
 class Fake:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from miniclip.matrix import Positives, gather, shares, similarity_logits
+from miniclip.losses.matrix import Positives, gather, shares, similarity_logits
 
 
 def test_matrix_is_float32_under_autocast() -> None:

@@ -15,14 +15,14 @@ from PIL import Image
 from test_eval_cli import save_tiny
 from test_training import TINY
 
-from miniclip.checkpoint import load, load_unfinished
+from miniclip.cli.eval import main
 from miniclip.config import load_config
-from miniclip.data.shapes import SceneSource
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.cli import main
-from miniclip.evaluation.options import load_model
+from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.sample import draw
-from miniclip.training import train
+from miniclip.models.load import load_model
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import load, load_unfinished
+from miniclip.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_run_that_went_on_is_read_from_its_newest_checkpoint(run_directory: Pa
     config = load_config(["--config", str(run / "config.yaml"), "--run.dir", str(run), "--run.resume", "true"])
     steps = replace(config.train, max_steps=8)
     with pytest.MonkeyPatch.context() as patch:  # cut off before its end
-        patch.setattr("miniclip.training.save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("miniclip.training.loop.save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(replace(config, train=steps))
     newest, _, _ = load_model(str(run), torch.device("cpu"))

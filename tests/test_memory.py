@@ -13,13 +13,12 @@ import torch
 import yaml
 from test_training import TINY, lines
 
-import miniclip.doctor
-import miniclip.evaluation.commands
-from miniclip import training
-from miniclip.arguments import smaller_training
-from miniclip.cli import train_main
-from miniclip.config import load_config
-from miniclip.evaluation.cli import main
+import miniclip.cli.evaluate
+import miniclip.doctor.main
+from miniclip.cli.eval import main
+from miniclip.cli.train import train_main
+from miniclip.config import load_config, smaller_training
+from miniclip.training import loop
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_train_says_what_takes_less(
     capsys: pytest.CaptureFixture[str],
     full: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(training._Loop, "_step", full)
+    monkeypatch.setattr(loop._Loop, "_step", full)
     assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
     assert told.startswith("train.py: error: out of memory (") and told.count("\n") == 1
@@ -63,14 +62,14 @@ def test_train_says_what_takes_less(
 def test_a_saved_run_goes_on_with_less(
     config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = training._Loop._step
+    step = loop._Loop._step
 
     def full(self: Any, number: int, *rest: Any) -> Any:
         return torch.empty(10**15) if number == 4 else step(self, number, *rest)
 
     options = ["--config", config_file, "--eval.tasks", "[]", "--run.checkpoint_every", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr(training._Loop, "_step", full)
+        patch.setattr(loop._Loop, "_step", full)
         assert train_main([*options, "--run.dir", str(tmp_path / "my run")]) == 2
     command = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
     assert command[-2:] == ["--train.micro_batch_size", "4"]
@@ -79,7 +78,7 @@ def test_a_saved_run_goes_on_with_less(
 
 
 def test_other_errors_are_left_alone(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training._Loop, "_step", raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    monkeypatch.setattr(loop._Loop, "_step", raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")])
 
@@ -97,11 +96,11 @@ def test_what_is_left_to_make_smaller(config_file: str, options: list[str], proc
 
 
 def test_eval_and_doctor(config_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(miniclip.evaluation.commands, "retrieval_command", FULL[0])
+    monkeypatch.setattr(miniclip.cli.evaluate, "retrieval_command", FULL[0])
     assert main(["retrieval", "--checkpoint", "run", "--data", "shapes"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("eval.py: error: out of memory (") and "; use --batch_size 128, or" in told
-    monkeypatch.setattr(miniclip.doctor, "examine", FULL[0])
-    assert miniclip.doctor.doctor_main(["--config", config_file]) == 2
+    monkeypatch.setattr(miniclip.doctor.main, "examine", FULL[0])
+    assert miniclip.doctor.main.doctor_main(["--config", config_file]) == 2
     told = capsys.readouterr().err
     assert told.startswith("doctor: error: out of memory (") and "; use --train.micro_batch_size 4, " in told

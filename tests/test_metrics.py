@@ -8,7 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
-from miniclip import metrics
+from miniclip.metrics import classification
+from miniclip.metrics import retrieval as metrics
 
 
 def brute_ranks(similarity: torch.Tensor, positives: torch.Tensor) -> tuple[list[int], list[int]]:
@@ -257,8 +258,8 @@ def test_a_score_that_is_no_number_misses() -> None:
     ranks = metrics.retrieval_ranks(similarity, torch.eye(3, dtype=torch.bool))
     assert ranks.image_to_text.tolist() == [3, 3, 3] and ranks.text_to_image.tolist() == [3, 3, 3]
     assert ranks.image_average_precision.tolist() == pytest.approx([1 / 3] * 3, abs=1e-15)
-    assert metrics.top_k_accuracy(similarity, torch.arange(3), 1) == 0
-    assert (metrics.predictions(similarity, torch.arange(3)) != torch.arange(3)).all()
+    assert classification.top_k_accuracy(similarity, torch.arange(3), 1) == 0
+    assert (classification.predictions(similarity, torch.arange(3)) != torch.arange(3)).all()
 
 
 def test_one_score_that_is_no_number() -> None:
@@ -323,28 +324,28 @@ def scores_and_labels(seed: int, samples: int = 300, classes: int = 7) -> tuple[
 @pytest.mark.parametrize("seed", range(3))
 def test_classification_equals_sklearn(seed: int) -> None:
     scores, labels = scores_and_labels(seed)
-    predicted = metrics.predictions(scores, labels)
+    predicted = classification.predictions(scores, labels)
     assert torch.equal(predicted, scores.argmax(1))  # no ties here
     for k in (1, 2, 5):
         expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7))
-        assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(expected)
+        assert classification.top_k_accuracy(scores, labels, k) == pytest.approx(expected)
 
 
 def test_ties_between_classes_count_against() -> None:
     scores = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 0.0, 0.0]])
     labels = torch.tensor([0, 2, 0])
-    assert metrics.predictions(scores, labels).tolist() == [1, 1, 0]
-    assert metrics.top_k_accuracy(scores, labels, 1) == pytest.approx(1 / 3)
-    assert metrics.top_k_accuracy(scores, labels, 2) == 1
-    assert metrics.class_ranks(scores, labels).tolist() == [2, 2, 1]
+    assert classification.predictions(scores, labels).tolist() == [1, 1, 0]
+    assert classification.top_k_accuracy(scores, labels, 1) == pytest.approx(1 / 3)
+    assert classification.top_k_accuracy(scores, labels, 2) == 1
+    assert classification.class_ranks(scores, labels).tolist() == [2, 2, 1]
     # All samples of class 0, all scores equal: argmax would call it 100%.
-    assert metrics.top_k_accuracy(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64), 3) == 0
+    assert classification.top_k_accuracy(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64), 3) == 0
 
 
 def test_classification_checks_its_labels() -> None:
     with pytest.raises(ValueError, match=r"\[0, 3\)"):
-        metrics.top_k_accuracy(torch.zeros(2, 3), torch.tensor([0, 3]), 1)
+        classification.top_k_accuracy(torch.zeros(2, 3), torch.tensor([0, 3]), 1)
     with pytest.raises(ValueError, match="empty"):
-        metrics.predictions(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+        classification.predictions(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"labels \(N,\)"):
-        metrics.predictions(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
+        classification.predictions(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))

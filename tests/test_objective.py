@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miniclip import objective, tiles
 from miniclip.config import LossConfig
-from miniclip.losses import LOSSES
-from miniclip.matrix import Positives
-from miniclip.models import Embeddings
-from miniclip.objective import GlobalBatch, chance_loss, global_loss
+from miniclip.losses import LOSSES, objective, tiles
+from miniclip.losses.matrix import Embeddings, Positives
+from miniclip.losses.objective import GlobalBatch, chance_loss, global_loss
 
 N, E = 13, 6
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import torch
 
 from miniclip import create_model
 from miniclip.config import OptimConfig
-from miniclip.optim import build_optimizer, learning_rate, parameter_groups
+from miniclip.training.optim import build_optimizer, learning_rate, parameter_groups
 
 
 def test_groups() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from miniclip.data.loader import Batch
-from miniclip.flops import Flops
-from miniclip.pace import Pace, expected_time, peak_memory
+from miniclip.training.flops import Flops
+from miniclip.training.throughput import Pace, expected_time, peak_memory
 
 
 def batch(pictures: int, side: int, lengths: list[int]) -> Batch:

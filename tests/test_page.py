@@ -37,10 +37,10 @@ from browsing import (
 )
 from PIL import Image, ImageFilter
 
-from miniclip.geometry import effective_negatives
 from miniclip.inspection.contents import Inspection
-from miniclip.inspection.report import write_report
+from miniclip.inspection.page.write import write_report
 from miniclip.losses import LOSSES
+from miniclip.metrics.geometry import effective_negatives
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

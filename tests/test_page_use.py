@@ -35,7 +35,7 @@ from browsing import (
 )
 
 from miniclip.inspection.contents import Figure, Inspection
-from miniclip.inspection.report import write_report
+from miniclip.inspection.page.write import write_report
 from miniclip.losses import LOSSES
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from miniclip.config import ModelConfig
-from miniclip.gradcache import cached_backward
 from miniclip.losses import softmax_loss
-from miniclip.models import DualEncoder, Embeddings, create_model
+from miniclip.losses.matrix import Embeddings
+from miniclip.models import DualEncoder, create_model
 from miniclip.models.vit import VisionTransformer, kept_patches
+from miniclip.training.gradcache import cached_backward
 
 
 def tower(dropout: float = 0.5) -> VisionTransformer:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from miniclip.data.images import BadImage
-from miniclip.data.plain import open_pictures
 from miniclip.data.subset import PictureSource, readable
+from miniclip.data.unlabelled import open_pictures
 
 
 def picture(file: Path, value: int) -> None:

@@ -13,15 +13,8 @@ import pytest
 from PIL import Image
 
 from miniclip.evaluation import plots
-from miniclip.evaluation.plots import (
-    calibration_png,
-    compare_png,
-    curves_png,
-    foreign_png,
-    shots_png,
-    templates_png,
-)
-from miniclip.intervals import Figure
+from miniclip.evaluation.plots import calibration_png, compare_png, curves_png, foreign_png, shots_png, templates_png
+from miniclip.metrics.bootstrap import Figure
 
 NAMES = [
     "runs/a",

@@ -11,9 +11,9 @@ import torch
 import yaml
 from test_training import TINY, run
 
-from miniclip import precision
 from miniclip.config import load_config_file
-from miniclip.precision import Precision, agreed, choose, for_encoding, speed_of_bf16
+from miniclip.training import precision
+from miniclip.training.precision import Precision, agreed, choose, for_encoding, speed_of_bf16
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from miniclip.data import prepared as module
-from miniclip.data.bad import TooManyBad
+from miniclip.data.augment import Augment
+from miniclip.data.bad_images import TooManyBad
+from miniclip.data.cache import prepared as module
+from miniclip.data.cache.prepared import cache_folder, prepare
+from miniclip.data.cache.store import Prepared, Unusable
 from miniclip.data.images import BadImage, decode_image
-from miniclip.data.prepared import cache_folder, prepare
-from miniclip.data.store import Prepared, Unusable
-from miniclip.data.transforms import Augment
-from miniclip.tokenizer import Tokenizer
+from miniclip.models.tokenizer import Tokenizer
 
 AUGMENT = Augment(16)
 SHARP = "!☃"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from miniclip.console import write_json
+from miniclip.common.console import write_json
+from miniclip.common.printing import printable
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.tables import print_evaluations
-from miniclip.intervals import Figure
-from miniclip.printing import printable
+from miniclip.metrics.bootstrap import Figure
 
 
 def test_printable() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from miniclip.data.known import KNOWN
 from miniclip.data.labelled import open_labelled
-from miniclip.data.shapes import scene_task
+from miniclip.data.scenes.source import scene_task
 from miniclip.data.subset import Subset
 from miniclip.evaluation.prompts import (
     SIMPLE_TEMPLATES,

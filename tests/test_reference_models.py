@@ -18,13 +18,13 @@ from test_interop_transformers import save_clip, stir
 from torch import Tensor
 
 from miniclip.config import DataConfig
+from miniclip.data.captioned import open_source
 from miniclip.data.labelled import open_labelled
-from miniclip.data.sources import open_source
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
 from miniclip.evaluation.zeroshot import build_classifier
-from miniclip.interop.open_clip import load_open_clip
-from miniclip.interop.transformers_clip import load_transformers
-from miniclip.metrics import RetrievalRanks, cosine_matrix, retrieval_ranks_from_embeddings
+from miniclip.metrics.retrieval import RetrievalRanks, cosine_matrix, retrieval_ranks_from_embeddings
+from miniclip.models.external.open_clip import load_open_clip
+from miniclip.models.external.transformers_clip import load_transformers
 
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")

@@ -22,11 +22,11 @@ from PIL import Image
 
 from miniclip.config import load_config, save_config
 from miniclip.evaluation import plots
-from miniclip.evaluation.report import write_report
+from miniclip.evaluation.report.write import write_report
 from miniclip.evaluation.result import Evaluation, entry, figures_json, header
-from miniclip.intervals import Figure
+from miniclip.metrics.bootstrap import Figure
 from miniclip.models import create_model, resolve
-from miniclip.rundir import append_metrics
+from miniclip.training.run_dir import append_metrics
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

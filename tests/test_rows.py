@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from miniclip.losses import LOSSES
-from miniclip.rows import NEEDS_MATRIX, ROWS, chance_value, focal_rows, hinge_rows, sigmoid_rows, softmax_rows
+from miniclip.losses.rows import NEEDS_MATRIX, ROWS, chance_value, focal_rows, hinge_rows, sigmoid_rows, softmax_rows
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-13)
 

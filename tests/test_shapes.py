@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from miniclip.data.captions import (
+from miniclip.data.scenes.captions import (
     BACKGROUNDS,
     SIZES,
     TEXTURES,
@@ -23,8 +23,8 @@ from miniclip.data.captions import (
     SceneObject,
     relation,
 )
-from miniclip.data.drawing import RGB, TONE_RGB, render
-from miniclip.data.shapes import COLOURS, HELD_OUT, SEEN, SHAPES, TASKS, SceneSource, SceneTask, scene_task
+from miniclip.data.scenes.drawing import RGB, TONE_RGB, render
+from miniclip.data.scenes.source import COLOURS, HELD_OUT, SEEN, SHAPES, TASKS, SceneSource, SceneTask, scene_task
 
 # Written out again on purpose: a synonym in the wrong row of the grammar's own table must show.
 SHAPE_OF = {

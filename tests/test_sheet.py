@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from miniclip import metrics
 from miniclip.data.images import BadImage
 from miniclip.evaluation import pictures, sheet
 from miniclip.evaluation.pictures import Answer, RankedImage, cosine_text, query_sheet, readable_picture
 from miniclip.evaluation.retrieval import PairEmbeddings
 from miniclip.evaluation.sheet import best_images, caption_ranks, write_sheets
+from miniclip.metrics import retrieval as metrics
 
 NASTY = [
     "<script>alert(1)</script>",

@@ -20,9 +20,9 @@ from launching import ROOT, launched
 from safetensors.torch import load_file
 from test_training import TINY, environment, lines, run
 
-from miniclip import training
-from miniclip.cli import train_main
-from miniclip.stopping import CODES, Stopped, Stopping, resume_command
+from miniclip.cli.train import train_main
+from miniclip.common.stopping import CODES, Stopped, Stopping, resume_command
+from miniclip.training import loop
 
 TIMED = {"samples_per_s", "data_wait", "tokens_per_s", "pixels_per_s", "mfu", "memory_peak_gb"}
 PATIENCE = 300  # seconds, for processes on a busy machine
@@ -48,7 +48,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 def before(monkeypatch: Any, name: str, call: int, *numbers: int) -> None:
     """Send this process signals just before the call-th time that a function of training.py is called."""
-    owner = training if hasattr(training, name) else training._Loop
+    owner = loop if hasattr(loop, name) else loop._Loop
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
@@ -67,7 +67,7 @@ def test_stopped_thrice_and_resumed_equals_an_unbroken_run(
     config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What comes due at the step comes before its checkpoint, and the log's means reach back over the stop."""
-    monkeypatch.setattr(training, "at_clamp", lambda scale: int(scale * 1e4) % 2 == 1)
+    monkeypatch.setattr(loop, "at_clamp", lambda scale: int(scale * 1e4) % 2 == 1)
     options = ["--config", config_file, "--log.every", "3", "--log.matrix_every", "2", "--eval.tasks", "[retrieval]"]
     options += ["--eval.every", "2", "--eval.best", "retrieval/text_to_image_r10"]
     assert train_main([*options, "--run.dir", str(tmp_path / "whole")]) == 0

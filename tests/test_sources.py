@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from miniclip.config import DataConfig
-from miniclip.data.bad import TooManyBad
-from miniclip.data.columns import caption_columns, image_column
+from miniclip.data.bad_images import TooManyBad
+from miniclip.data.captioned import NoCaptions, PairSource, open_source
 from miniclip.data.images import BadImage
-from miniclip.data.sources import NoCaptions, PairSource, open_source
 from miniclip.data.splits import OnePicture, carve
 from miniclip.data.subset import Subset
-from miniclip.data.tables import read_file
-from miniclip.data.texts import TextLists
+from miniclip.data.tables.columns import caption_columns, image_column
+from miniclip.data.tables.table import read_file
+from miniclip.data.tables.texts import TextLists
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_parquet_folder_with_a_list_column_alone(tmp_path: Path) -> None:
 
 
 def test_captions_are_read_without_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from miniclip.data import pictures as module
+    from miniclip.data.tables import image_column as module
 
     write_parquet(tmp_path / "train.parquet", {"image": cells(5), "text": list("abcde")})
     monkeypatch.setattr(module, "decode_image", lambda *a, **k: pytest.fail("decoded"))

@@ -21,12 +21,12 @@ from test_sources import (  # noqa: F401
 from test_sources_tars import samples, server, write_tar  # noqa: F401
 
 from miniclip.config import DataConfig
-from miniclip.data.arrow import ArrowTable
-from miniclip.data.bad import TooManyBad
+from miniclip.data.bad_images import TooManyBad
+from miniclip.data.captioned import NoCaptions, PairSource, open_source
 from miniclip.data.images import BadImage
-from miniclip.data.patterns import braces, by_split, near_name
-from miniclip.data.reading import is_hub, read_tables
-from miniclip.data.sources import NoCaptions, PairSource, open_source
+from miniclip.data.tables.arrow import ArrowTable
+from miniclip.data.tables.patterns import braces, by_split, near_name
+from miniclip.data.tables.reading import is_hub, read_tables
 
 
 def shard(file: Path, first: int, last: int) -> None:

@@ -15,10 +15,10 @@ from test_sources_kinds import beside, opened, shard, texts
 from test_sources_tars import samples, write_tar
 
 from miniclip.config import DataConfig
+from miniclip.data.captioned import Pairs, open_source
+from miniclip.data.concat import Several
 from miniclip.data.images import BadImage
-from miniclip.data.several import Several
-from miniclip.data.shapes import SceneSource
-from miniclip.data.sources import Pairs, open_source
+from miniclip.data.scenes.source import SceneSource
 from miniclip.data.subset import Subset
 
 
@@ -180,7 +180,7 @@ def test_the_fingerprint_of_pictures_with_equal_captions(tmp_path: Path) -> None
 def test_the_fingerprint_is_the_same_in_another_process(tmp_path: Path, kind: str) -> None:
     source = make(tmp_path, kind)
     code = (
-        "import sys; from miniclip.config import DataConfig; from miniclip.data.sources import open_source;"
+        "import sys; from miniclip.config import DataConfig; from miniclip.data.captioned import open_source;"
         "print(open_source(DataConfig(source=sys.argv[1]), 'test').fingerprint())"
     )
     import datasets
@@ -204,7 +204,7 @@ def test_the_fingerprint_is_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names = pictures(tmp_path, 2000)
     write_csv(tmp_path / "l.csv", [("image", "caption", "split"), *((n, "t", "test") for n in names)])
     source = opened(tmp_path / "l.csv", "test")
-    monkeypatch.setattr("miniclip.data.pictures.decode_image", lambda *a, **k: pytest.fail("decoded"))
+    monkeypatch.setattr("miniclip.data.tables.image_column.decode_image", lambda *a, **k: pytest.fail("decoded"))
     took = []
     for _ in range(5):
         start = time.perf_counter()

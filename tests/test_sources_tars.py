@@ -19,12 +19,12 @@ import pytest
 from test_sources import contents, everything, identity, own_cache, png  # noqa: F401
 
 from miniclip.config import DataConfig
-from miniclip.data.bad import TooManyBad
+from miniclip.data.bad_images import TooManyBad
+from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.images import BadImage
 from miniclip.data.labelled import open_labelled
-from miniclip.data.pictures import picture_column
-from miniclip.data.reading import read_tables
-from miniclip.data.sources import PairSource, open_source
+from miniclip.data.tables.image_column import picture_column
+from miniclip.data.tables.reading import read_tables
 
 Sample = tuple[str, dict[str, bytes]]
 

@@ -25,16 +25,16 @@ from launching import torchrun
 from PIL import Image
 
 from miniclip.config import DataConfig
-from miniclip.data.aside import streamed_eval_pairs
+from miniclip.data.augment import Augment
 from miniclip.data.images import BadImage
-from miniclip.data.lanes import START, Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.loader import Batch, Example
-from miniclip.data.order import apportion
-from miniclip.data.shards import Sample, Shard, find_shards, split_shards, training_shards
-from miniclip.data.streaming import StreamBatch, TrainStream, open_stream, picture_id
-from miniclip.data.tables import Table
-from miniclip.data.transforms import Augment
-from miniclip.tokenizer import Tokenizer
+from miniclip.data.sampler import apportion
+from miniclip.data.stream.held_out import streamed_eval_pairs
+from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
+from miniclip.data.stream.shards import Sample, Shard, find_shards, split_shards, training_shards
+from miniclip.data.stream.stream import StreamBatch, TrainStream, open_stream, picture_id
+from miniclip.data.tables.table import Table
+from miniclip.models.tokenizer import Tokenizer
 
 SPREADS = [(world, workers) for world in (1, 2, 3) for workers in (0, 1, 2)]
 

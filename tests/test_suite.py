@@ -22,13 +22,13 @@ from launching import ROOT, torchrun
 from test_training import RESNET, TINY, environment, lines, result_of
 
 import miniclip
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 from miniclip.config import load_config, load_config_file
 from miniclip.data.labelled import open_labelled
-from miniclip.data.shapes import SceneSource, scene_task
-from miniclip.data.transforms import Preprocess
+from miniclip.data.scenes.source import SceneSource, scene_task
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.suite import evaluate, open_suite, scalars
+from miniclip.models.preprocess import Preprocess
 
 CLASSES = ("blue", "green", "red")
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from miniclip.data.shapes import SceneSource
+from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.contents import Cell, Duplicate
 from miniclip.inspection.suspects import (
     THRESHOLD,

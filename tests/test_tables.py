@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from miniclip.console import write_json
+from miniclip.common.console import write_json
 from miniclip.evaluation import pictures
 from miniclip.evaluation.pictures import confusion_png, example_sheet
 from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json
 from miniclip.evaluation.retrieval import RankedCaption
 from miniclip.evaluation.tables import print_differences, print_evaluations, show
-from miniclip.intervals import Figure
+from miniclip.metrics.bootstrap import Figure
 
 NAN = math.nan
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miniclip import tiles
-from miniclip.rows import decoupled_rows, focal_rows, hinge_rows, sigmoid_rows, softmax_rows
-from miniclip.tiles import tiled_loss
+from miniclip.losses import tiles
+from miniclip.losses.rows import decoupled_rows, focal_rows, hinge_rows, sigmoid_rows, softmax_rows
+from miniclip.losses.tiles import tiled_loss
 
 B, M, E = 7, 9, 5  # 7 is no multiple of 3: the last tile is a short one
 ROWS = [softmax_rows, sigmoid_rows, focal_rows, hinge_rows, decoupled_rows]

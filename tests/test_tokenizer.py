@@ -20,8 +20,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from miniclip import tokenizer
-from miniclip.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer, caption_lengths, tokenize, trim_padding
+from miniclip.models import tokenizer
+from miniclip.models.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer, caption_lengths, tokenize, trim_padding
 
 HARD = [
     "",
@@ -282,7 +282,7 @@ def test_pickle_and_threads() -> None:
 
 def test_import_is_lazy_and_open_clip_is_not_needed() -> None:
     code = (
-        "import sys; sys.modules['open_clip'] = None; import miniclip.tokenizer as t\n"
+        "import sys; sys.modules['open_clip'] = None; import miniclip.models.tokenizer as t\n"
         "assert not {'ftfy', 'regex'} & set(sys.modules) and t._chunks.cache_info().currsize == 0\n"
         "assert t.tokenize('a dog', 4).tolist() == [[49406, 320, 1929, 49407]] and 'ftfy' not in sys.modules"
     )

@@ -19,10 +19,10 @@ import yaml
 from safetensors.torch import load_file
 
 import miniclip
-from miniclip.cli import train_main
+from miniclip.cli.train import train_main
 from miniclip.config import ConfigError, load_config
-from miniclip.rows import ROWS
-from miniclip.training import NonFiniteLoss, train
+from miniclip.losses.rows import ROWS
+from miniclip.training.loop import NonFiniteLoss, train
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
@@ -312,7 +312,7 @@ def test_overwrite_deletes_runs_alone(config_file: str, tmp_path: Path, capsys: 
 def test_evaluation_folders_are_read_before_training(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from miniclip.data.shapes import scene_task
+    from miniclip.data.scenes.source import scene_task
 
     task = scene_task("colour", 16)
     for index in range(16):
@@ -340,7 +340,7 @@ def test_evaluation_folders_are_read_before_training(
 
 def test_trains_on_a_folder_of_pictures(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real files with a corrupt one among them, skipped and named, down to results.json."""
-    from miniclip.data.shapes import SceneSource
+    from miniclip.data.scenes.source import SceneSource
 
     folder = tmp_path / "pictures"
     folder.mkdir()

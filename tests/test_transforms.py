@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from miniclip.data.transforms import CLIP_MEAN, CLIP_STD, Augment, Preprocess, recolour
+from miniclip.data.augment import Augment, recolour
+from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 
 def coordinates(width: int, height: int) -> Image.Image:

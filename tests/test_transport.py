@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniclip.losses import softmax_loss, transport_loss
-from miniclip.transport import sinkhorn, wasserstein
+from miniclip.losses.transport import sinkhorn, wasserstein
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-13)
 SHAPES = [(6, 6), (4, 7), (7, 4), (1, 3)]

@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import miniclip
-from miniclip.checkpoint import Progress, assemble, load_checkpoint, save_checkpoint
 from miniclip.config import ModelConfig, OptimConfig
-from miniclip.data.transforms import Preprocess
 from miniclip.losses import softmax_loss
 from miniclip.models import DualEncoder, create_model
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import assemble
 from miniclip.models.vocabulary import SmallEmbedding, use_small_vocabulary_
-from miniclip.optim import build_optimizer, learning_rate
+from miniclip.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from miniclip.training.optim import build_optimizer, learning_rate
 
 USED = [3, 7, 20, 21, 58, 59]
 UNSEEN = torch.tensor([[58, 4, 7, 33, 59, 0], [58, 1, 59, 0, 0, 0]])
@@ -141,7 +142,7 @@ def test_training_refuses_a_word_that_it_was_not_told() -> None:
         model.encode_text(torch.tensor([[58, -1, 59]]))
     with pytest.raises(IndexError):
         model.eval().encode_text(torch.tensor([[58, 60, 59]]))
-    full = torch.zeros(miniclip.tokenizer.VOCAB_SIZE, 2)
+    full = torch.zeros(miniclip.models.tokenizer.VOCAB_SIZE, 2)
     with pytest.raises(ValueError, match=r"token 1929 \('dog'\)"):
         SmallEmbedding(full, torch.tensor([0, 5]))(miniclip.tokenize(["dog"])[0, 1:2])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score, roc_curve
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from miniclip import weighted
+from miniclip.metrics import weighted
 
 # Few levels: many ties.
 VALUE = st.integers(-3, 3).map(float)

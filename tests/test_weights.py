@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from miniclip.config import ConfigError, DataConfig
-from miniclip.data.sources import PairSource, open_source
+from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.subset import Subset
 from miniclip.data.weights import class_weights, picture_weights
 

@@ -1,0 +1,1 @@
+"""Captioned and labelled images from anywhere, as sources, batches and streams."""

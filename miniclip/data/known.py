@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from miniclip.data.patterns import SPLIT_NAMES
-from miniclip.data.tables import TABLE_EXTENSIONS
+from miniclip.data.tables.patterns import SPLIT_NAMES
+from miniclip.data.tables.table import TABLE_EXTENSIONS
 
 _ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
 _WNID = re.compile(r"n\d{8}")

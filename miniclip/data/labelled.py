@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from miniclip.data.arrow import ArrowTable
-from miniclip.data.classnames import name_classes, sorted_keys
-from miniclip.data.columns import image_column as find_image_column
-from miniclip.data.columns import label_column as find_label_column
-from miniclip.data.folders import table_files
+from miniclip.common.printing import first_few
+from miniclip.data.captioned import LabelledSource
+from miniclip.data.classes import name_classes, sorted_keys
 from miniclip.data.images import EXTENSIONS
 from miniclip.data.known import find_known, wordless
-from miniclip.data.pictures import check_some_exist, picture_column
-from miniclip.data.plain import PictureFolder, PictureRows, choose_split, split_folders, sub_folders
-from miniclip.data.sources import LabelledSource
 from miniclip.data.splits import Part, read_parts
-from miniclip.data.texts import TextLists
-from miniclip.printing import first_few
+from miniclip.data.tables.arrow import ArrowTable
+from miniclip.data.tables.columns import image_column as find_image_column
+from miniclip.data.tables.columns import label_column as find_label_column
+from miniclip.data.tables.folders import table_files
+from miniclip.data.tables.image_column import check_some_exist, picture_column
+from miniclip.data.tables.texts import TextLists
+from miniclip.data.unlabelled import PictureFolder, PictureRows, choose_split, split_folders, sub_folders
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from miniclip.common.stopping import CODES
 from miniclip.config import DataConfig
+from miniclip.data.augment import Augment
+from miniclip.data.cache.store import Prepared
+from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
-from miniclip.data.order import Draw, TrainBatches, mix, number_of
-from miniclip.data.sources import PairSource
-from miniclip.data.store import Prepared
-from miniclip.data.transforms import Augment
-from miniclip.stopping import CODES
-from miniclip.tokenizer import Tokenizer, caption_lengths
+from miniclip.data.sampler import Draw, TrainBatches, mix, number_of
+from miniclip.models.tokenizer import Tokenizer, caption_lengths
 
 T = TypeVar("T")
 

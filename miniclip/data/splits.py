@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from miniclip.config import DataConfig
-from miniclip.data.columns import image_column
-from miniclip.data.patterns import near_name
-from miniclip.data.pictures import FilePictures, picture_column
-from miniclip.data.reading import read_tables
-from miniclip.data.tables import Table
+from miniclip.data.tables.columns import image_column
+from miniclip.data.tables.image_column import FilePictures, picture_column
+from miniclip.data.tables.patterns import near_name
+from miniclip.data.tables.reading import read_tables
+from miniclip.data.tables.table import Table
 
 ROLES = ("train", "validation", "test")
 ALIASES = {"train": ("training",), "validation": ("val", "valid", "dev"), "test": ("testing", "eval")}

@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeVar, cast
 
 from PIL import Image
 
-from miniclip.data.bad import BadCount
+from miniclip.common.fingerprint import digest
+from miniclip.common.printing import first_few
+from miniclip.common.processes import gathered, place
+from miniclip.data.bad_images import BadCount
 from miniclip.data.images import BadImage
-from miniclip.data.stamps import digest
-from miniclip.printing import first_few
-from miniclip.processes import gathered, place
 
 
 class PictureSource(Protocol):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from miniclip.config import ConfigError, DataConfig
-from miniclip.data.sources import PairSource
+from miniclip.data.captioned import PairSource
 
 
 def class_weights(classes: Sequence[str], kind: str) -> list[float]:

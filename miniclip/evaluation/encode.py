@@ -7,24 +7,25 @@ whatever their number, and the embeddings are those of one process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from miniclip.data.bad import BadCount
+from miniclip.common.fingerprint import digest
+from miniclip.common.printing import first_few
+from miniclip.common.processes import gathered, place, total
+from miniclip.data.bad_images import BadCount
 from miniclip.data.images import BadImage
-from miniclip.data.stamps import digest
-from miniclip.data.transforms import Preprocess
-from miniclip.printing import first_few
-from miniclip.processes import gathered, place, total
-from miniclip.tokenizer import Tokenizer, caption_lengths, trim_padding
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer, TwoTowers
+from miniclip.models.tokenizer import Tokenizer, caption_lengths, trim_padding
 
 
 class Pictures(Protocol):
@@ -33,42 +34,6 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int, /) -> Image.Image: ...
-
-
-class HasWidth(Protocol):
-    @property
-    def embed_dim(self) -> int | None: ...
-
-
-class TwoTowers(Protocol):
-    """What encodes: a DualEncoder, or another module with its own towers. Features need not have unit length."""
-
-    @property
-    def config(self) -> HasWidth: ...
-
-    @property
-    def logit_scale(self) -> nn.Parameter: ...  # 0-dim, the natural logarithm
-
-    @property
-    def logit_bias(self) -> nn.Parameter | None: ...
-
-    def encode_image(self, image: Tensor, /) -> Tensor: ...
-
-    def encode_text(self, text: Tensor, /) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def eval(self) -> object: ...
-
-
-class TextTokenizer(Protocol):
-    """Texts -> (N, L) int64. Rows of miniclip's own Tokenizer reach the model trimmed, those of any other whole."""
-
-    def __call__(self, texts: list[str], /) -> Tensor: ...
 
 
 @dataclass(frozen=True)

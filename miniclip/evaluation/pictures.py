@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from miniclip.common.printing import one_line
 from miniclip.data.images import BadImage
 from miniclip.evaluation.retrieval import RankedCaption
-from miniclip.printing import one_line
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-    from miniclip.data.sources import PairSource
+    from miniclip.data.captioned import PairSource
 
 _NAMED_CLASSES = 100  # more names than this would be smaller than print
 _COUNTED_CLASSES = 20

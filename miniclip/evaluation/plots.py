@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from miniclip.common.printing import one_line
 from miniclip.evaluation.result import is_rank, lower_is_better, words_of
-from miniclip.intervals import Figure
-from miniclip.printing import one_line
+from miniclip.metrics.bootstrap import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from miniclip.evaluation.result import Evaluation
-from miniclip.intervals import RESAMPLES, with_intervals
+from miniclip.metrics.bootstrap import RESAMPLES, with_intervals
 
 NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 # CLIP, appendix A.3: C from 1e-6 to 1e6 in eighths of a decade, 1000 steps of L-BFGS at most.

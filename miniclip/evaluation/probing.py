@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from miniclip.data.sources import LabelledSource
+from miniclip.common.fingerprint import digest
+from miniclip.common.printing import first_few
+from miniclip.common.processes import place
+from miniclip.data.captioned import LabelledSource
 from miniclip.data.splits import ALIASES
-from miniclip.data.stamps import digest
 from miniclip.data.subset import Subset
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, TwoTowers, encode_some, left_out
+from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, encode_some, left_out
 from miniclip.evaluation.probe import Labelled, divide, probe
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.zeroshot import labels_of
-from miniclip.intervals import RESAMPLES
-from miniclip.printing import first_few
-from miniclip.processes import place
+from miniclip.metrics.bootstrap import RESAMPLES
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TwoTowers
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from miniclip.data.known import KNOWN
 
 if TYPE_CHECKING:
-    from miniclip.data.sources import LabelledSource
+    from miniclip.data.captioned import LabelledSource
 
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 

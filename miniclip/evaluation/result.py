@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from miniclip.intervals import Figure, Recount, differences
+from miniclip.metrics.bootstrap import Figure, Recount, differences
 
 # What is better when it is lower; everything else is better when it is higher.
 LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")

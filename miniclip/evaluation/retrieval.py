@@ -14,28 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniclip import metrics
-from miniclip.data.stamps import digest
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import (
-    DEFAULT,
-    EncodeOptions,
-    TextTokenizer,
-    TwoTowers,
-    encode_readable,
-    encode_texts,
-    left_out,
-    model_device,
-)
+from miniclip.common.fingerprint import digest
+from miniclip.common.printing import first_few
+from miniclip.common.processes import place, total
+from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable, encode_texts, left_out, model_device
 from miniclip.evaluation.result import Evaluation
-from miniclip.intervals import RESAMPLES, Recount, with_intervals
-from miniclip.metrics import RetrievalRanks
-from miniclip.printing import first_few
-from miniclip.processes import place, total
-from miniclip.weighted import Median, mean
+from miniclip.metrics import retrieval as metrics
+from miniclip.metrics.bootstrap import RESAMPLES, Recount, with_intervals
+from miniclip.metrics.retrieval import RetrievalRanks
+from miniclip.metrics.weighted import Median, mean
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer, TwoTowers
 
 if TYPE_CHECKING:
-    from miniclip.data.sources import PairSource
+    from miniclip.data.captioned import PairSource
 
 
 class PairEmbeddings(NamedTuple):

@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from miniclip import metrics
-from miniclip.evaluation.pictures import (
-    Answer,
-    RankedImage,
-    cosine_text,
-    example_sheet,
-    query_sheet,
-    readable_picture,
-)
+from miniclip.common.printing import one_line
+from miniclip.evaluation.pictures import Answer, RankedImage, cosine_text, example_sheet, query_sheet, readable_picture
 from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption, best_captions
-from miniclip.printing import one_line
+from miniclip.metrics import retrieval as metrics
 
 if TYPE_CHECKING:
-    from miniclip.data.sources import PairSource
+    from miniclip.data.captioned import PairSource
 
 _SIDE = 224  # pixels of a picture that is kept; those of the page are shown at half of it, for sharp screens
 _LONGEST = 300  # characters of a caption on the page

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from miniclip.common.console import write_json
+from miniclip.common.processes import place
 from miniclip.config import Config, ConfigError, DataConfig, EvalTask
-from miniclip.console import write_json
-from miniclip.data.aside import open_pairs
+from miniclip.data.captioned import LabelledSource, PairSource, open_split
 from miniclip.data.labelled import labelled_splits, open_labelled
-from miniclip.data.shapes import TASKS, scene_task
-from miniclip.data.sources import LabelledSource, PairSource, open_split
+from miniclip.data.scenes.source import TASKS, scene_task
+from miniclip.data.stream.held_out import open_pairs
 from miniclip.data.subset import Subset, readable
-from miniclip.data.transforms import Preprocess
 from miniclip.evaluation.encode import EncodeOptions, fingerprint, model_device
 from miniclip.evaluation.pictures import confusion_png
 from miniclip.evaluation.probing import open_parts, probe_model
@@ -28,11 +28,11 @@ from miniclip.evaluation.retrieval import PairEmbeddings, count_retrieval, encod
 from miniclip.evaluation.sheet import write_sheets
 from miniclip.evaluation.tables import print_evaluations
 from miniclip.evaluation.zeroshot import zero_shot
-from miniclip.intervals import RESAMPLES
+from miniclip.metrics.bootstrap import RESAMPLES
 from miniclip.models import DualEncoder
-from miniclip.precision import for_encoding
-from miniclip.processes import place
-from miniclip.tokenizer import Tokenizer
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.tokenizer import Tokenizer
+from miniclip.training.precision import for_encoding
 
 Role = Literal["validation", "test"]
 _WAYS = ("image_to_text", "text_to_image")

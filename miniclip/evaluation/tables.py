@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from miniclip.console import new_table, open_console, plain
+from miniclip.common.console import new_table, open_console, plain
 from miniclip.evaluation.result import Evaluation
-from miniclip.intervals import Figure
+from miniclip.metrics.bootstrap import Figure
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,20 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip import metrics
-from miniclip.data.stamps import digest
-from miniclip.data.transforms import Preprocess
-from miniclip.energy import free_energy
-from miniclip.evaluation.encode import (
-    DEFAULT,
-    EncodeOptions,
-    Pictures,
-    TextTokenizer,
-    TwoTowers,
-    encode_some,
-    encode_texts,
-    left_out,
-)
+from miniclip.common.fingerprint import digest
+from miniclip.evaluation.encode import DEFAULT, EncodeOptions, Pictures, encode_some, encode_texts, left_out
 from miniclip.evaluation.prompts import (
     PromptedSource,
     brings_sentences,
@@ -37,11 +25,16 @@ from miniclip.evaluation.prompts import (
     templates_of,
 )
 from miniclip.evaluation.result import Evaluation
-from miniclip.intervals import RESAMPLES, Recount, with_intervals
-from miniclip.weighted import Calibration, Detection, balanced_accuracy, class_scores, confusion, macro_f1, mean
+from miniclip.losses.energy import free_energy
+from miniclip.metrics import classification
+from miniclip.metrics import retrieval as metrics
+from miniclip.metrics.bootstrap import RESAMPLES, Recount, with_intervals
+from miniclip.metrics.weighted import Calibration, Detection, balanced_accuracy, class_scores, confusion, macro_f1, mean
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer, TwoTowers
 
 if TYPE_CHECKING:
-    from miniclip.data.sources import LabelledSource
+    from miniclip.data.captioned import LabelledSource
 
 _CHUNK_ELEMENTS = 2**22  # of the (N, C) scores that are alive at a time
 
@@ -95,7 +88,7 @@ def judge(image: Tensor, classifier: Tensor, scale: float, labels: Tensor | None
         predicted, rank = cosines.argmax(1), torch.zeros(len(cosines), dtype=torch.int64)
         if labels is not None:
             own = labels[start : start + size]
-            predicted, rank = metrics.predictions(cosines, own), metrics.class_ranks(cosines, own)
+            predicted, rank = classification.predictions(cosines, own), classification.class_ranks(cosines, own)
         entropy = -(logs.exp() * logs).sum(1)
         parts.append(Judged(rank, predicted, log_odds.sigmoid(), log_odds, entropy, free_energy(logits)[0]))
     return Judged(*map(torch.cat, zip(*parts, strict=True)))
@@ -208,7 +201,7 @@ def _by_sentences(
     images = encode_some(model, dataset, preprocess, options, task)
     candidates = encode_texts(model, tokenizer, texts, options).view(n, c, -1)[images.rows]  # (n c) e -> n c e
     cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
-    hit = (metrics.class_ranks(cosines, labels[images.rows]) == 1).double().numpy()
+    hit = (classification.class_ranks(cosines, labels[images.rows]) == 1).double().numpy()
 
     def recount(weights: np.ndarray) -> dict[str, float]:
         return {"top1": mean(hit, weights)}
@@ -268,7 +261,7 @@ def _by_template(
     for t, template in enumerate(templates):
         classifier = _mean_of([part[t :: len(templates)] for part in by_class])
         hits = sum(
-            int((metrics.class_ranks(metrics.cosine_matrix(part, classifier), own) == 1).sum())
+            int((classification.class_ranks(metrics.cosine_matrix(part, classifier), own) == 1).sum())
             for part, own in zip(image.split(4096), labels.split(4096), strict=True)
         )
         found.append({"template": template, "top1": hits / len(labels)})

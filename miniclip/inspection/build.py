@@ -9,9 +9,7 @@ from statistics import mean
 from torch import Tensor
 
 from miniclip.config import LossConfig
-from miniclip.energy import free_energy
 from miniclip.inspection.contents import Figure, History, Inspection, Temperature
-from miniclip.inspection.figures import FIGURES, batch_figures
 from miniclip.inspection.ordering import orders
 from miniclip.inspection.sample import Sample
 from miniclip.inspection.suspects import (
@@ -25,7 +23,9 @@ from miniclip.inspection.suspects import (
 )
 from miniclip.inspection.verdicts import Repeats, verdicts
 from miniclip.inspection.views import loss_views, temperature
-from miniclip.metrics import cosine_matrix
+from miniclip.losses.energy import free_energy
+from miniclip.metrics.batch import FIGURES, batch_figures
+from miniclip.metrics.retrieval import cosine_matrix
 
 
 def build(

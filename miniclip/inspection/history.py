@@ -17,20 +17,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from miniclip.common.console import write_json
+from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, LossConfig
-from miniclip.console import write_json
-from miniclip.data.aside import open_pairs
-from miniclip.data.transforms import Preprocess
+from miniclip.data.stream.held_out import open_pairs
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.inspection.contents import History
-from miniclip.inspection.figures import batch_figures
 from miniclip.inspection.sample import Sample, TooFewPairs, draw, scale_and_bias
 from miniclip.inspection.views import loss_figures
+from miniclip.metrics.batch import batch_figures
 from miniclip.models import DualEncoder
-from miniclip.precision import for_encoding
-from miniclip.printing import first_few
-from miniclip.rundir import MATRICES, kept_matrices
-from miniclip.tokenizer import Tokenizer
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.tokenizer import Tokenizer
+from miniclip.training.precision import for_encoding
+from miniclip.training.run_dir import MATRICES, kept_matrices
 
 BATCH = "batch.json"
 

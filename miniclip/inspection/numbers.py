@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from miniclip.console import write_json
+from miniclip.common.console import write_json
 from miniclip.inspection.contents import Cell, Inspection, LossView
 
 WHOLE = 256  # pairs up to which the JSON holds the matrices of all losses; of more, they would be hundreds of megabytes

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from miniclip.common.printing import one_line
 from miniclip.inspection.contents import Inspection
-from miniclip.printing import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from miniclip.data.bad import BadCount
+from miniclip.data.bad_images import BadCount
+from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
-from miniclip.data.sources import PairSource
-from miniclip.data.transforms import Preprocess
-from miniclip.evaluation.encode import DEFAULT, EncodeOptions, TextTokenizer, TwoTowers, encode_images, encode_texts
-from miniclip.matrix import Positives
+from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_images, encode_texts
+from miniclip.losses.matrix import Positives
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer, TwoTowers
 
 THUMBNAIL = 64  # side, in pixels
 

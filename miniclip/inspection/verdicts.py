@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from miniclip.inspection.contents import History, Verdict
-from miniclip.inspection.watch import at_clamp
+from miniclip.training.diagnostics import at_clamp
 
 FLAT = 0.98  # loss / chance from which on nothing has been learnt
 LEARNT = 0.6  # loss / chance of pairs that are known by heart

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from miniclip.config import LossConfig
-from miniclip.entries import ENTRIES
-from miniclip.geometry import effective_negatives
 from miniclip.inspection.contents import LossView, Temperature
+from miniclip.inspection.pair_loss import ENTRIES
 from miniclip.losses import LOSSES
-from miniclip.objective import chance_loss, likeness
-from miniclip.rows import ON_COSINES
+from miniclip.losses.objective import chance_loss, likeness
+from miniclip.losses.rows import ON_COSINES
+from miniclip.metrics.geometry import effective_negatives
 
 _SCALES = 25  # points of the temperature curves, evenly spaced in the logarithm
 END = 2**62  # the step at which settings that move along the training have arrived

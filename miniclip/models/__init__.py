@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from miniclip.config import ConfigError, ModelConfig
-from miniclip.models.clip import DualEncoder, Embeddings
+from miniclip.models.clip import DualEncoder
 from miniclip.models.presets import PRESETS, nearest, resolve
 
-__all__ = ["PRESETS", "DualEncoder", "Embeddings", "create_model", "resolve"]
+__all__ = ["PRESETS", "DualEncoder", "create_model", "resolve"]
 
 
 def create_model(preset: str | ModelConfig, **overrides: Any) -> DualEncoder:

@@ -7,31 +7,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
+from miniclip.losses.matrix import Embeddings
 from miniclip.models.presets import image_stride, resolve
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.text import TextTower
 from miniclip.models.vit import VisionTransformer
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
-
-
-class Embeddings(NamedTuple):
-    """What a training step needs; the matrix of logits is `scale * image @ text.T + bias`.
-
-    image, text: (B, E), unit length, at least float32. scale: 0-dim, > 0. bias: 0-dim, or None for a model without one.
-    """
-
-    image: Tensor
-    text: Tensor
-    scale: Tensor
-    bias: Tensor | None
 
 
 class DualEncoder(TextTower):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.models.text import TextTower
-from miniclip.tokenizer import VOCAB_SIZE, Tokenizer
+from miniclip.models.tokenizer import VOCAB_SIZE, Tokenizer
 
 
 class SmallEmbedding(nn.Embedding):

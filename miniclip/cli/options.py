@@ -1,0 +1,78 @@
+"""What the commands of eval.py share: their checks, the data they open, the device."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from miniclip.data.captioned import PairSource
+
+
+def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None = None) -> PairSource:
+    """The captioned pictures that --data and its companions name, the first limit of them."""
+    from miniclip.config import DataConfig
+    from miniclip.data.captioned import open_split
+    from miniclip.data.subset import Subset
+
+    columns = arguments.caption_column
+    caption_column = columns[0] if columns and len(columns) == 1 else columns
+    data = {"source": arguments.data, "name": arguments.name, "revision": arguments.revision, "size": arguments.size}
+    data |= {"image_column": arguments.image_column, "caption_column": caption_column}
+    data |= {"max_bad_fraction": arguments.max_bad_fraction}
+    source = open_split(
+        DataConfig(**data), arguments.split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
+    )
+    if len(source) == 0:
+        raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
+    if limit is not None:
+        source = Subset(source, range(min(limit, len(source))))
+    return source
+
+
+@contextmanager
+def together(name: str) -> Iterator[torch.device]:
+    """The device of this process; those that torchrun or `accelerate launch` started form a group, to share the work.
+
+    name: --device. Raises ValueError if it cannot be used, or is a device by number for several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device_of(name)
+        return
+    import torch
+    from accelerate import PartialState
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {name}: each of several processes has a device of its own; use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda cannot be used here: there is no GPU; use auto or cpu")
+    # the others wait while the main process fits, draws and writes
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=6))
+    if not state.is_main_process:
+        logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
+    try:
+        yield state.device
+    finally:
+        state.destroy_process_group()
+
+
+def device_of(name: str) -> torch.device:
+    """What --device names; auto takes a GPU if there is one. Raises ValueError if it cannot be used."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}); use auto or cpu") from error
+    return device

@@ -1,0 +1,80 @@
+"""What the commands show and write: tables on the terminal, JSON files that are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miniclip.common.printing import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_WORDS = (
+    "",
+    "direction",
+    "most often taken for",
+    "unit",
+    "how to read it",
+    "picture",
+    "twin",
+    "caption",
+    "files",
+    "of",
+)
+
+
+def open_console() -> Console:
+    """Rich's console for the terminal, or a wide one for a log file."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    # Without a terminal rich assumes 80 columns and would break the rows of a log file.
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def new_table(title: str, first: str, columns: Sequence[str]) -> Table:
+    """An empty one; columns of words stand left, those of figures right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        table.add_column(
+            name, justify="left" if name in _WORDS else "right", overflow="fold" if name in _WORDS else "ellipsis"
+        )
+    return table
+
+
+def plain(text: str) -> Any:
+    """Text that rich shows as it is: names come from data, [red] in one is no markup, and no escape passes."""
+    from rich.text import Text
+
+    return Text(printable(text))
+
+
+def write_json(path: str | Path, values: Any, indent: int | None = 2) -> None:
+    """Write values; path holds either what it held before or all of it. Raises ValueError for NaN or infinity."""
+    path = Path(path)
+    text = json.dumps(values, indent=indent, allow_nan=False) + "\n"
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe: written to, not replaced
+        path.write_text(text, encoding="utf-8")
+        return
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes the file private; a result is as readable as any file the user writes.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(part).chmod(0o666 & ~umask)
+        Path(part).replace(path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise

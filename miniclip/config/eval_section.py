@@ -1,0 +1,113 @@
+"""The part of the configuration that says what a run is evaluated on. The other parts: sections.py."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from miniclip.config.sections import require
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A task on data of its own.
+
+    Args:
+        kind: zeroshot by prompts, retrieval, or a linear probe.
+        data: labelled pictures (zeroshot, probe) or captioned ones (retrieval), from anywhere that eval.py takes them.
+        task: what its figures are filed under; the last part of data if left out.
+        split: of data; none takes validation during the training and test at the end.
+        name: configuration of a Hub data set.
+        classnames: file that says what the classes are called.
+        templates: as eval.py takes them.
+        label_column: column of the class; found by itself if left out.
+        image_column: column of the pictures; found by itself if left out.
+        caption_column: column or columns of the captions; found by itself if left out.
+    """
+
+    kind: Literal["zeroshot", "retrieval", "probe"]
+    data: str
+    task: str | None = None
+    split: str | None = None
+    name: str | None = None
+    classnames: str | None = None
+    templates: str | list[str] | None = None
+    label_column: str | None = None
+    image_column: str | None = None
+    caption_column: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            "zeroshot": ("caption_column",),
+            "retrieval": ("classnames", "templates", "label_column"),
+            "probe": ("templates", "caption_column", "split"),
+        }[self.kind]
+        stray = [option for option in given if getattr(self, option) is not None]
+        require(not stray, f"eval.tasks: {', '.join(stray)} has no meaning for {self.kind} on {self.data}")
+        require("/" not in self.label, f"eval.tasks: task={self.label!r} may not hold a slash; use e.g. flowers")
+
+    @property
+    def label(self) -> str:
+        """What its figures are filed under."""
+        return self.task or Path(self.data).name or self.data
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and when.
+
+    Args:
+        every: steps between evaluations on the validation split; 0 evaluates only at the end, on the test split.
+        tasks: retrieval, a task of the built-in scenes (shape, colour, unseen, unseen_all, count, relation), a folder
+            with one sub-folder a class, or a mapping with kind, data and more for a task on other data; none takes
+            retrieval, and for the scenes all of their tasks.
+        best: figure of the validation split that chooses the weights of the finished model, e.g.
+            retrieval/image_to_text_r10 or unseen/top1; none takes those of the last step.
+        batch_size: pictures encoded at a time.
+        size: pictures in each built-in task, and in the scenes' validation and test splits.
+    """
+
+    every: int = 0
+    # the values spelt out: jsonargparse would read those of a plain dict as YAML again, and make a number of "2024"
+    tasks: list[str | dict[str, str | list[str] | Any]] | None = None
+    best: str | None = None
+    batch_size: int = 256
+    size: int = 1000
+
+    def __post_init__(self) -> None:
+        labels = [task if isinstance(task, str) else task.label for task in self.own_tasks or ()]
+        twice = [label for label in labels if labels.count(label) > 1]
+        require(not twice, f"eval.tasks: two tasks are called {twice[:1]}; give one of them another name by task")
+        require(
+            self.best is None or self.every >= 1,
+            f"eval.best={self.best} is looked at every eval.every steps; set that to e.g. 100",
+        )
+        require(self.every >= 0, f"eval.every={self.every} must be 0 or more steps")
+        require(self.batch_size >= 1, f"eval.batch_size={self.batch_size} must be at least 1")
+        require(self.size >= 1, f"eval.size={self.size} must be at least 1")
+
+    @property
+    def own_tasks(self) -> list[str | EvalTask] | None:
+        """tasks, the mappings among them checked; None if the run's data decides."""
+        if self.tasks is None:
+            return None
+        return [task if isinstance(task, str) else _task(task) for task in self.tasks]
+
+
+def _task(values: dict[str, Any]) -> EvalTask:
+    known = [f.name for f in fields(EvalTask)]
+    for key in values:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        did = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
+        require(key in known, f"eval.tasks: unknown key {key} of a task; {did}")
+    lacking = [key for key in ("kind", "data") if not values.get(key)]
+    require(not lacking, f"eval.tasks: {values} lacks {' and '.join(lacking)}")
+    kinds = ("zeroshot", "retrieval", "probe")
+    require(values["kind"] in kinds, f"eval.tasks: kind={values['kind']!r} must be one of {', '.join(kinds)}")
+    lists = ("templates", "caption_column")
+    for key, value in values.items():
+        fits = value is None or isinstance(value, str) or (key in lists and isinstance(value, list))
+        require(fits, f"eval.tasks: {key}={value!r} of a task must be text" + " or a list" * (key in lists))
+    return EvalTask(**values)

@@ -1,0 +1,169 @@
+"""The configuration: frozen dataclasses <- a YAML file <- `--section.key VALUE`, checked before any long work.
+
+Every section checks its own ranges when it is built; `load_config` turns each failure into one line that says what to
+do. Nothing here imports torch, so that `train.py --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from miniclip.config.eval_section import EvalConfig
+from miniclip.config.sections import (
+    ConfigError,
+    DataConfig,
+    Format,
+    LogConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole of a run."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    eval: EvalConfig
+    log: LogConfig
+
+    def __post_init__(self) -> None:
+        if self.loss.name == "soft" and self.loss.soft_share and self.data.captions_per_image > 1:
+            raise ConfigError(
+                "loss.name=soft compares captions one by one; use data.captions_per_image=1, or loss.soft_share=0"
+            )
+        if self.model.logit_bias_init is not None and not self.loss.pairwise:
+            raise ConfigError(
+                f"model.logit_bias_init={self.model.logit_bias_init} has no meaning for loss.name={self.loss.name}: "
+                "a number added to every logit changes nothing there; leave it out"
+            )
+        if self.data.weights_for == "sampler" and self.loss.positives != "identity":
+            raise ConfigError(
+                f"data.weights_for=sampler draws a picture several times in a batch, and loss.positives="
+                f"{self.loss.positives} would push it away from its own captions; use loss.positives=identity"
+            )
+
+    def with_start(self) -> Config:
+        """Fill in where logit scale and bias start, for the losses that want a start of their own.
+
+        A sigmoid loss starts at a scale of 10 and a bias of -10 (SigLIP, arXiv:2303.15343, section 3.2).
+        """
+        scale, bias = self.model.logit_scale_init, self.model.logit_bias_init
+        if self.loss.pairwise:
+            scale = math.log(10) if scale is None else scale
+            bias = -10.0 if bias is None else bias
+        if bias == "balanced":
+            bias = -math.log(self.data.batch_size - 1)
+        return replace(self, model=replace(self.model, logit_scale_init=scale, logit_bias_init=bias))
+
+    def with_precision(self, precision: Format) -> Config:
+        """With the number format that train.precision=auto came to."""
+        return replace(self, train=replace(self.train, precision=precision))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dict of plain values: what YAML and trackers take."""
+        return _plain(asdict(self))
+
+
+SECTIONS: dict[str, type] = {f.name: globals()[str(f.type)] for f in fields(Config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Train a CLIP-style model on captioned images. "
+        "Start with: python train.py --config configs/shapes.yaml",
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the sections below; see configs/")
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    return parser
+
+
+def load_config(arguments: Sequence[str] | None = None) -> Config:
+    """Command line (default sys.argv[1:]) -> checked configuration.
+
+    Raises ConfigError with one message that names the key: unknown (with the nearest known one), of a wrong type, out
+    of range, or a file that is not there.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = _parser()
+    try:
+        parsed = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+        sections = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise ConfigError(_advice(str(error))) from error
+    return Config(**{name: getattr(sections, name) for name in SECTIONS})
+
+
+def load_config_file(path: str | Path) -> Config:
+    """The configuration that a run saved beside its results."""
+    return load_config(["--config", str(path)])
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every value, defaults included, as YAML."""
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _advice(message: str) -> str:
+    """The parser's message, with the nearest known name where one was not known."""
+    known = {f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section)}
+    for pattern in (
+        r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
+        r"Option '(?P<key>[\w.]+)' is not accepted",
+        r"unrecognized arguments: --(?P<key>[\w.]+)",
+    ):
+        if match := re.search(pattern, message):
+            found = match.groupdict()
+            key = ".".join(part for part in (found.get("group"), found["key"]) if part)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            section = key.split(".")[0]
+            choices = sorted(k for k in known if k.startswith(section + "."))
+            listed = f"keys of this section: {', '.join(choices)}" if choices else f"sections: {', '.join(SECTIONS)}"
+            return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "") + f" ({listed})"
+    return message
+
+
+def smaller_training(config: Config, processes: int) -> list[str]:
+    """Options that take less memory, the one that changes the least first; a resume refuses the last alone.
+
+    processes: that share the batch.
+    """
+    options = []
+    pairs = config.train.micro_batch_size or -(-config.data.batch_size // processes)
+    if pairs > 1:
+        options.append(f"--train.micro_batch_size {pairs // 2}")
+    if not config.model.activation_checkpointing:
+        options.append("--model.activation_checkpointing true")
+    return [*options, f"--data.batch_size {max(2, config.data.batch_size // 2)}"]

@@ -1,0 +1,1 @@
+"""Before training: what is in the data."""

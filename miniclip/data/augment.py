@@ -1,0 +1,123 @@
+"""Pictures to tensors: the fixed transform of evaluation, and the random one of training.
+
+The random one has two halves: squares are cut out where the data are loaded, and mirrored and recoloured all at once on
+the device that trains.
+
+Axes: B batch, H height, W width, S side of the square that the image encoder takes.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from miniclip.models.preprocess import Preprocess
+
+LONGEST = 16  # times the shorter side, of a picture that is stored
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The random transform of training: one picture, one generator -> one square, and how it is to look.
+
+    image_size: side S in pixels.
+    kind: "crop" takes a random S x S square of the picture whose shorter side is 9/8 S (CLIP, section 2.4: "a random
+    square crop from resized images"); "resized_crop" takes a square of a random share of the area and scales it to S;
+    "none" is the transform of evaluation.
+    crop_scale: smallest and largest share for resized_crop. flip: probability of a mirror image.
+    colour_jitter: largest relative change of brightness, contrast and saturation, each drawn on its own.
+    """
+
+    image_size: int
+    kind: Literal["crop", "resized_crop", "none"] = "crop"
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.0
+    colour_jitter: float = 0.0
+    resize: Literal["crop", "squash"] = "crop"
+
+    @property
+    def stored_side(self) -> int:
+        """Shorter side, in pixels, that loses nothing that the transform would have used."""
+        if self.kind == "crop":
+            return round(self.image_size * 9 / 8)
+        if self.kind == "resized_crop":
+            return round(self.image_size / self.crop_scale[0] ** 0.5)
+        return self.image_size
+
+    def store(self, image: Image.Image) -> Image.Image:
+        """The random part's input: the picture with its shorter side at `stored_side`, or squashed to that square.
+
+        Idempotent, so a picture may be stored once and used in every epoch. Never enlarges for resized_crop, which
+        scales by itself. Of a picture that is longer than LONGEST times its shorter side, the ends are cut off.
+        """
+        side = self.stored_side
+        longest = LONGEST * min(image.size)
+        if max(image.size) > longest and self.resize == "crop":
+            # a line of pixels, enlarged to the side, would fill the memory
+            left, top = max(0, image.width - longest) // 2, max(0, image.height - longest) // 2
+            image = image.crop((left, top, image.width - left, image.height - top))
+        if self.kind == "resized_crop" and min(image.size) <= side:
+            side = min(image.size)
+        if self.resize == "squash" or self.kind == "none":
+            return Preprocess(side, resize=self.resize).to_square(image) if image.size != (side, side) else image
+        scale = side / min(image.size)
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def square(self, stored: np.ndarray, rng: random.Random) -> np.ndarray:
+        """A stored picture, uint8 (H, W, 3) -> uint8 (S, S, 3). The same state of rng gives the same square."""
+        (height, width, _), size = stored.shape, self.image_size
+        if self.kind == "crop":
+            left, top = rng.randint(0, width - size), rng.randint(0, height - size)
+            return stored[top : top + size, left : left + size]
+        if self.kind == "resized_crop":
+            side = min(height, width) * rng.uniform(*self.crop_scale) ** 0.5
+            x, y = rng.uniform(0, width - side), rng.uniform(0, height - side)
+            box = (x, y, x + side, y + side)
+            return np.asarray(Image.fromarray(stored).resize((size, size), Image.Resampling.BILINEAR, box=box))
+        return stored
+
+    def look(self, rng: random.Random) -> list[float]:
+        """-1 to mirror the square, else 1; with colour_jitter also the factors of brightness, contrast, saturation."""
+        mirror = -1.0 if self.flip and rng.random() < self.flip else 1.0
+        changes = 3 if self.colour_jitter else 0
+        return [mirror, *(1 + rng.uniform(-self.colour_jitter, self.colour_jitter) for _ in range(changes))]
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """Squares to smaller ones, each pixel the mean of those that it covers.
+
+    pixels: (B, 3, S, S), 0 to 255. Returns float32 (B, 3, side, side), or the pixels themselves where side = S.
+    """
+    return pixels if side == pixels.shape[-1] else F.interpolate(pixels.float(), (side, side), mode="area")
+
+
+# Luma of ITU-R BT.601, which Pillow greys pictures with.
+_GREY = (0.299, 0.587, 0.114)
+
+
+def recolour(pixels: Tensor, looks: Tensor) -> Tensor:
+    """Mirror squares and change their colours, as Pillow's ImageEnhance does, without its rounding to whole values.
+
+    pixels: uint8 (B, 3, S, S). looks: float32 (B, 1) or (B, 4), as `Augment.look` gives them. Returns values of 0 to
+    255: uint8 if they are only mirrored, else float32.
+    """
+    mirror, *factors = looks[:, :, None, None, None].unbind(1)
+    pixels = torch.where(mirror < 0, pixels.flip(-1), pixels)
+    if not factors:
+        return pixels
+    brightness, contrast, saturation = factors
+    x = pixels.float()
+    grey = torch.tensor(_GREY, device=x.device).view(3, 1, 1)
+    x = x.mul_(brightness).clamp_(0, 255)
+    mean = (x * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    x = x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
+    mean = (x * grey).sum(1, keepdim=True)
+    return x.sub_(mean).mul_(saturation).add_(mean).clamp_(0, 255)

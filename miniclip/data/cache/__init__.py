@@ -1,0 +1,1 @@
+"""Images decoded once, in files that are mapped into memory."""

@@ -1,0 +1,284 @@
+"""The prepared cache: pictures decoded and shrunk once, captions tokenised once, in files that are mapped into memory.
+
+There is one store (store.py) for a source and its settings. A part of it becomes visible by one rename, so whatever
+ends a build early, the next one goes on with the parts that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from filelock import FileLock, Timeout
+
+from miniclip.common.printing import one_line
+from miniclip.data.augment import Augment
+from miniclip.data.bad_images import BadCount
+from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, running_sums, save_part
+from miniclip.data.captioned import PairSource
+from miniclip.data.images import BadImage
+from miniclip.models.tokenizer import END_OF_TEXT, Tokenizer
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the files; a change makes every older store another one
+PART = 4096  # pictures in a part, at least
+MOST_PARTS = 512  # each is a mapped file, and a process may open about a thousand
+SAMPLED = 100  # pictures that are stored before the size of the whole is estimated
+ADVICE = "set data.cache_dir to another folder, or data.cache to false"
+
+
+def cache_folder(folder: str | Path | None) -> Path:
+    """data.cache_dir, or what MINICLIP_CACHE names, or ~/.cache/miniclip."""
+    return Path(folder or os.environ.get("MINICLIP_CACHE") or "~/.cache/miniclip").expanduser()
+
+
+def prepare(
+    source: PairSource,
+    augment: Augment,
+    tokenizer: Tokenizer,
+    *,
+    folder: str | Path | None,
+    label: str,
+    allowed: float,
+    progress: bool,
+) -> Prepared:
+    """The store of a source, built if there is none, or if its files or settings have changed.
+
+    folder: as cache_folder takes it. label: what tells this source and split from others, for the key and for messages.
+    allowed: data.max_bad_fraction. Of several processes that want the same store, one builds it and the others wait.
+    Raises TooManyBad; ValueError with advice if the folder cannot be written, or the disk is too small.
+    """
+    # image_size, too: a large JPEG is decoded smaller, as far as that size allows
+    key = [FORMAT, label, augment.image_size, augment.stored_side, augment.kind, augment.resize]
+    digest = hashlib.blake2b(json.dumps([*key, tokenizer.context_length]).encode(), digest_size=8).hexdigest()
+    directory = cache_folder(folder) / digest
+    # what one Pillow cannot read another can
+    stamp = f"{source.fingerprint()}, {len(source)} pictures, Pillow {PIL.__version__}"
+    bad = BadCount(len(source), allowed)
+    try:
+        prepared = Prepared(directory, stamp)  # finished stores need no lock: they may lie where nobody can write
+    except Unusable:
+        build = _Build(source, augment, tokenizer, directory, stamp, one_line(label, 80), bad)
+        prepared = build.alone(progress)
+    bad.add(prepared.bad)
+    return prepared
+
+
+class _Build:
+    """One go at a store: the parts that are there are kept, the others are made."""
+
+    def __init__(
+        self,
+        source: PairSource,
+        augment: Augment,
+        tokenizer: Tokenizer,
+        directory: Path,
+        stamp: str,
+        label: str,
+        bad: BadCount,
+    ) -> None:
+        self.source, self.augment, self.tokenizer = source, augment, tokenizer
+        self.directory, self.stamp, self.label, self.bad = directory, stamp, label, bad
+        self.part = max(PART, math.ceil(len(source) / MOST_PARTS))
+        self.starts = range(0, len(source), self.part)
+        self.problem = ""  # the first reason why something that is there cannot be used
+        self.missing = 0  # pictures that this build decodes
+        self.sizes: list[int] = []  # bytes of the first of them
+
+    def alone(self, progress: bool) -> Prepared:
+        """Build while no other process does; if another has just done so, its store."""
+        with _writing(self.directory):
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.directory.with_suffix(".lock"))
+            self._wait(lock, progress)
+        try:
+            return Prepared(self.directory, self.stamp)
+        except Unusable as error:
+            self.problem = str(error)
+            self._build(progress)
+            return Prepared(self.directory, self.stamp)
+        finally:
+            lock.release()
+
+    def _wait(self, lock: FileLock, progress: bool) -> None:
+        from tqdm import tqdm
+
+        try:
+            lock.acquire(timeout=0)
+            return
+        except Timeout:
+            pass
+        title = "waiting for another run that prepares these pictures"
+        with tqdm(total=len(self.source), desc=title, unit="", leave=False, disable=not progress) as bar:
+            while True:
+                try:
+                    lock.acquire(timeout=1)
+                    return
+                except Timeout:
+                    done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.starts)))
+                    bar.n = min(done * self.part, len(self.source))
+                    bar.refresh()
+
+    def _build(self, progress: bool) -> None:
+        from tqdm import tqdm
+
+        total = len(self.source)
+        parts = self._finished()
+        if self.problem:
+            log.warning("%s %s; preparing again", self.label, self.problem)
+        done = sum(min(self.part, total - self.starts[i]) for i in parts)
+        self.missing = total - done
+        bar = tqdm(total=total, initial=done, desc="preparing pictures", unit="", leave=False, disable=not progress)
+        with bar, ThreadPoolExecutor(_cores()) as pool:
+            for i, start in enumerate(self.starts):
+                if i in parts:
+                    self.bad.add(parts[i][0]["bad"])
+                    continue
+                rows = range(start, min(start + self.part, total))
+                with self._new(part_name(i)) as temporary:
+                    parts[i] = self._make(temporary, rows, pool, bar.update)
+        if not any(len(arrays.places) for _, arrays in parts.values()):
+            raise BadImage(f"{self.label}: no picture can be read; check data.source and data.image_column")
+        ordered = [parts[i] for i in range(len(self.starts))]
+        whole = Arrays(*map(np.concatenate, zip(*(arrays for _, arrays in ordered), strict=True)))
+        whole = whole._replace(captions=running_sums(whole.captions), lengths=running_sums(whole.lengths))
+        about = {
+            "stamp": self.stamp,
+            "label": self.label,  # for people who look for what to delete
+            "part": self.part,
+            "pixels": [about["pixels"] for about, _ in ordered],
+            "bad": [name for about, _ in ordered for name in about["bad"]],
+        }
+        with self._new(ALL) as temporary, _writing(self.directory):
+            save_part(temporary, about, whole)
+
+    def _finished(self) -> dict[int, tuple[dict[str, Any], Arrays]]:
+        """The parts that can be used; everything else goes."""
+        parts = {}
+        for i, start in enumerate(self.starts):
+            try:
+                rows = min(self.part, len(self.source) - start)
+                parts[i] = load_part(self.directory / part_name(i), self.stamp, rows)
+            except Unusable as error:
+                self.problem = self.problem or str(error)
+        keep = {part_name(i) for i in parts}
+        with _writing(self.directory):
+            self.directory.mkdir(exist_ok=True)
+            for path in list(self.directory.iterdir()):
+                if path.name not in keep:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return parts
+
+    def _make(
+        self, path: Path, rows: range, pool: ThreadPoolExecutor, update: Callable[[int], Any]
+    ) -> tuple[dict[str, Any], Arrays]:
+        places: list[tuple[int, int, int, int]] = []
+        captions: list[list[str]] = []
+        bad: list[str] = []
+        at = 0
+        with _writing(self.directory):
+            # unbuffered: closing must write nothing, or a full disk would raise once more, without the advice
+            file = (path / "pixels").open("wb", buffering=0)
+        with file:
+            # not pool.map, which would decode on while the disk falls behind, and keep it all in memory
+            for row, found in zip(rows, _in_order(pool, self._read, rows, 4 * _cores()), strict=True):
+                update(1)
+                if isinstance(found, BadImage):
+                    self.bad.add([found])
+                    bad.append(str(found))
+                    continue
+                height, width, pixels, texts = found
+                places.append((row, at, height, width))
+                captions.append(texts)
+                at += len(pixels)
+                with _writing(self.directory):
+                    left = memoryview(pixels)
+                    while left:
+                        left = left[file.write(left) :]
+                self._check_space(len(pixels))
+        lengths, tokens = _ragged(self.tokenizer, [text for texts in captions for text in texts])
+        counts = np.array([len(texts) for texts in captions], dtype=np.int64)
+        arrays = Arrays(np.array(places, dtype=np.int64).reshape(-1, 4), counts, lengths, tokens)
+        about = {"stamp": self.stamp, "rows": len(rows), "pixels": at, "bad": bad}
+        with _writing(self.directory):
+            save_part(path, about, arrays)
+        return about, arrays
+
+    def _read(self, row: int) -> tuple[int, int, bytes, list[str]] | BadImage:
+        try:
+            image = self.augment.store(self.source.image(row))
+        except BadImage as error:
+            return error
+        return image.height, image.width, image.tobytes(), self.source.captions(row)
+
+    def _check_space(self, size: int) -> None:
+        """The first pictures tell what all of them take; raises ValueError before the disk is full."""
+        if len(self.sizes) == SAMPLED:
+            return
+        self.sizes.append(size)
+        if len(self.sizes) < SAMPLED:
+            return
+        needed, free = sum(self.sizes) / SAMPLED * self.missing, shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise ValueError(
+                f"preparing {self.missing} pictures takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+                f"free in {self.directory.parent}; {ADVICE}"
+            )
+
+    @contextmanager
+    def _new(self, name: str) -> Iterator[Path]:
+        """A folder to fill; it gets its name when it is complete."""
+        path = self.directory / f"{name}.unfinished"
+        try:
+            with _writing(self.directory):
+                path.mkdir()
+            yield path
+            with _writing(self.directory):
+                path.replace(self.directory / name)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _ragged(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """-> tokens of each text, and the tokens of all."""
+    ids = tokenizer(texts).numpy()
+    # the last end token, and not the first, which a caption may spell out; and not the zeros, since 0 is also "!"
+    lengths = ids.shape[1] - (ids[:, ::-1] == END_OF_TEXT).argmax(axis=1)
+    return lengths, ids[np.arange(ids.shape[1]) < lengths[:, None]].astype(np.uint16)
+
+
+def _in_order(pool: ThreadPoolExecutor, read: Callable[[int], Any], rows: Iterable[int], ahead: int) -> Iterator[Any]:
+    waiting: deque[Future[Any]] = deque()
+    for row in rows:
+        waiting.append(pool.submit(read, row))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Errors of the disk, with advice."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"the prepared pictures cannot be written to {directory.parent}: {error}; {ADVICE}") from error

@@ -1,0 +1,1 @@
+"""A training split that is read in order, shard by shard."""

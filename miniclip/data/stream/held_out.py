@@ -1,0 +1,111 @@
+"""Held-out pairs of a source that is streamed: few enough to lie in memory, as a PairSource."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from miniclip.common.fingerprint import digest
+from miniclip.config import DataConfig
+from miniclip.data.captioned import PairSource, open_source
+from miniclip.data.images import BadImage, decode_image
+from miniclip.data.stream.shards import Shard, split_shards
+from miniclip.data.stream.stream import picture_id, usable_captions
+from miniclip.losses.matrix import shares
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldPairs:
+    """A PairSource of encoded pictures. at_least: as in decode_image."""
+
+    pictures: list[bytes]
+    texts: list[list[str]]
+    names: list[str]
+    at_least: int
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def image(self, index: int) -> Image.Image:
+        return decode_image(self.pictures[index], self.names[index], at_least=self.at_least)
+
+    def captions(self, index: int) -> list[str]:
+        return self.texts[index]
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def fingerprint(self) -> str:
+        return digest(*map(str, map(picture_id, self.pictures)), repr(self.texts), str(self.at_least))
+
+    def column(self, name: str) -> list[Any]:
+        raise ValueError(f"column {name!r} is not kept of a source that is streamed; set data.streaming to false")
+
+
+def open_pairs(config: DataConfig, role: str, *, seed: int, image_size: int, eval_size: int) -> PairSource:
+    """Pairs of a split to look at or evaluate on: what open_source gives, or of a stream the first eval_size."""
+    if config.streaming:
+        return streamed_eval_pairs(config, role, eval_size, image_size)
+    return open_source(config, role, seed=seed, image_size=image_size, eval_size=eval_size)
+
+
+def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: int) -> HeldPairs:
+    """At most `size` pictures for validation or test, in the order of the source, equal parts of several sources.
+
+    They come from the split of that name, or from the last shard by name of the training split, which training then
+    leaves out: by the hash of a picture's bytes, half of it is for validation and half for test. Rows with the same
+    picture are one. Raises ValueError if there is neither, or no usable pair.
+    """
+    pairs = HeldPairs([], [], [], 2 * image_size)
+    for source, count in zip(config.sources, shares(size, len(config.sources)), strict=True):
+        shards, aside = split_shards(config, source, role)
+        if role in aside:
+            log.warning("%s has no split for %s: %s is set aside from training", source, role, shards[0].name)
+        half = ("validation", "test").index(role) if aside == ["validation", "test"] else None
+        before = len(pairs)
+        skipped = _collect(shards, pairs, count, half)
+        if len(pairs) == before:
+            raise ValueError(
+                f"{source}: no usable pair for {role} in {shards[0].name} ({skipped[:1] or 'it is empty'})"
+            )
+        if skipped:
+            log.warning("%s: %d samples for %s cannot be used: %s", source, len(skipped), role, "; ".join(skipped[:5]))
+    return pairs
+
+
+def _collect(shards: list[Shard], pairs: HeldPairs, count: int, half: int | None) -> list[str]:
+    """Add count pictures; returns what is wrong with others. half: 0 or 1, which half of the hashes; None for all."""
+    skipped: list[str] = []
+    where: dict[int, int] = {}
+    for shard in shards:
+        try:
+            for sample in shard.read():
+                if sample.picture is None:
+                    skipped.append(f"{sample.name}: holds no picture")
+                    continue
+                key = picture_id(sample.picture)
+                if half is not None and key % 2 != half:
+                    continue
+                if key not in where and len(where) == count:
+                    return skipped
+                try:
+                    texts = usable_captions(sample)
+                except BadImage as error:
+                    skipped.append(str(error))
+                    continue
+                if key not in where:
+                    where[key] = len(pairs)
+                    pairs.pictures.append(sample.picture)
+                    pairs.texts.append([])
+                    pairs.names.append(sample.name)
+                pairs.texts[where[key]].extend(texts)
+        except Exception as error:
+            if not where:
+                raise ValueError(f"{shard.name}: cannot be read ({type(error).__name__}: {error})") from error
+            skipped.append(f"{shard.name}: {error}")
+    return skipped

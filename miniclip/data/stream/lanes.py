@@ -1,0 +1,213 @@
+"""The order of a stream: shards over lanes, and the blocks of samples within which a lane shuffles.
+
+The shards of an epoch are permuted, and the epochs follow one another as one endless row of shards. Lanes are dealt
+these shards in turn, and the samples of the run are dealt from the lanes in turn. How many lanes there are depends on
+the data alone, so the order does not depend on who reads them: a process owns some lanes, and so does each of its
+workers. A lane that has finished its shard takes its next one without asking the others: the end of an epoch is
+blurred, by what the lengths of shards differ, but every epoch has every sample once.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Generator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from miniclip.data.sampler import mix
+from miniclip.data.stream.shards import Sample, Shard, reason
+
+log = logging.getLogger(__name__)
+
+FEWEST, MOST = 24, 96  # lanes; with fewer shards than FEWEST, several lanes share one
+BARREN = 50  # shards in a row without a sample, after which a lane gives up
+
+# A lane's position: its how-manieth shard, where the block begins in it, how many samples of the block are handed out
+Cursor = tuple[int, int, int]
+START: Cursor = (0, 0, 0)
+
+
+class StreamLost(ConnectionError):
+    """The network failed; nothing says that the data are bad."""
+
+
+class Drawn(NamedTuple):
+    """A sample with its place in the data: epoch, shard and row."""
+
+    epoch: int
+    shard: int
+    row: int
+    sample: Sample
+
+
+def lane_count(shards: int) -> int:
+    return min(shards, MOST) if shards >= FEWEST else shards * -(-FEWEST // shards)
+
+
+class Pool:
+    """Shards that are drawn from alike. number: tells several pools apart. buffer: samples of all blocks together.
+
+    lanes: how many. sharing: lanes that share a shard; each takes every sharing-th sample of it. groups: lanes that do
+    not.
+    """
+
+    def __init__(self, shards: Sequence[Shard], *, seed: int, number: int, buffer: int) -> None:
+        self.shards, self.seed, self.number = shards, seed, number
+        self.lanes = lane_count(len(shards))
+        self.sharing = max(1, self.lanes // len(shards))
+        self.groups = self.lanes // self.sharing
+        self.block = max(1, buffer // self.lanes)
+
+    def place(self, group: int, turn: int) -> tuple[int, int]:
+        """Epoch and index of the turn-th shard of a group."""
+        epoch, place = divmod(turn * self.groups + group, len(self.shards))
+        return epoch, _permutation(mix(self.seed, self.number, epoch), len(self.shards))[place]
+
+    def first_block(self, lane: int) -> int:
+        """Length of the first block in a shard: of different lengths, so that not all lanes read at once."""
+        return 1 + (self.block - 1) * (lane + 1) // self.lanes
+
+
+@lru_cache(8)
+def _permutation(seed: int, count: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed).sample(range(count), count))
+
+
+class _Pass:
+    """One pass over a shard for those of its lanes that this process has. starts: share -> sample to begin with."""
+
+    def __init__(self, samples: Generator[Sample, None, None], name: str, sharing: int, starts: dict[int, int]) -> None:
+        self.samples, self.name, self.sharing, self.starts = samples, name, sharing, starts
+        self.queues: dict[int, deque[tuple[int, Sample]]] = {share: deque() for share in starts}
+        self.row = 0
+        self.ended = False
+        self.error: str | None = None
+
+    def next(self, share: int) -> tuple[int, Sample] | None:
+        """Row and sample; None after the last. Raises StreamLost."""
+        queue = self.queues[share]
+        while not queue:
+            if self.ended:
+                return None
+            sample = self._read()
+            if sample is None:
+                self.ended = True
+                continue
+            row, self.row = self.row, self.row + 1
+            place, owner = divmod(row, self.sharing)
+            if owner in self.queues and place >= self.starts[owner]:
+                self.queues[owner].append((row, sample))
+        return queue.popleft()
+
+    def _read(self) -> Sample | None:
+        try:
+            return next(self.samples, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # of tarfile, pyarrow, fsspec, zlib and more
+            if _is_network(error):
+                raise StreamLost(
+                    f"{self.name}: the connection was lost ({reason(error)}); run.resume=true goes on from the last "
+                    "checkpoint"
+                ) from error
+            self.error = f"{self.name}: cannot be read beyond sample {self.row} ({reason(error)})"
+            log.warning("%s; going on with the next shard", self.error)
+            return None
+
+
+def _is_network(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError):
+        return False  # that shard is not there: the others may be
+    packages = ("aiohttp", "httpx", "httpcore", "requests", "urllib3")
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in packages
+
+
+class Group:
+    """The lanes of this process that read the same shards, and their passes over those."""
+
+    def __init__(self, pool: Pool, number: int) -> None:
+        self.pool, self.number = pool, number
+        self.lanes: list[Lane] = []
+        self._passes: dict[int, _Pass] = {}
+
+    def a_pass(self, turn: int) -> _Pass:
+        if turn not in self._passes:
+            # a lane that has left the shard takes no part; one that has yet to come begins at its start
+            starts = {lane.share: lane.start if lane.turn == turn else 0 for lane in self.lanes if lane.turn <= turn}
+            shard = self.pool.shards[self.pool.place(self.number, turn)[1]]
+            self._passes[turn] = _Pass(shard.read(), shard.name, self.pool.sharing, starts)
+        return self._passes[turn]
+
+    def leave(self, turn: int) -> None:
+        """Called by a lane that has gone beyond turn."""
+        if all(lane.turn > turn for lane in self.lanes):
+            self._passes.pop(turn).samples.close()
+
+    def close(self) -> None:
+        """Let go of the files: pyarrow can hang when the interpreter ends with some of its readers open."""
+        while self._passes:
+            self._passes.popitem()[1].samples.close()
+
+
+class Lane:
+    """An endless row of samples, from a cursor on."""
+
+    def __init__(self, number: int, group: Group, cursor: Cursor = START) -> None:
+        self.number, self.group, self.pool = number, group, group.pool
+        self.share = number // group.pool.groups
+        self.turn, self.start, self.done = cursor
+        self._block: list[tuple[int, Sample] | None] | None = None
+        self._last = False  # whether the shard ends with the block
+        self._barren = 0
+        group.lanes.append(self)
+
+    @property
+    def cursor(self) -> Cursor:
+        return self.turn, self.start, self.done
+
+    @property
+    def epoch(self) -> int:
+        return self.pool.place(self.group.number, self.turn)[0]
+
+    def take(self, bad: list[str]) -> Drawn:
+        """The next sample. bad: gains the names of shards that cannot be read on.
+
+        Raises StreamLost, or ValueError if there is no sample in BARREN shards in a row.
+        """
+        while True:
+            block = self._fill(bad) if self._block is None else self._block
+            if self.done < len(block):
+                entry, block[self.done] = block[self.done], None  # its bytes are freed with the batch
+                assert entry is not None
+                self.done += 1
+                epoch, shard = self.pool.place(self.group.number, self.turn)
+                return Drawn(epoch, shard, *entry)
+            self._block, self.start, self.done = None, self.start + len(block), 0
+            if self._last:
+                self.turn, self.start = self.turn + 1, 0
+                self.group.leave(self.turn - 1)
+
+    def _fill(self, bad: list[str]) -> list[tuple[int, Sample] | None]:
+        samples = self.group.a_pass(self.turn)
+        length = self.pool.block if self.start else self.pool.first_block(self.number)
+        block: list[tuple[int, Sample] | None] = []
+        while len(block) < length and (entry := samples.next(self.share)) is not None:
+            block.append(entry)
+        self._last = len(block) < length
+        # one lane reports for all, and not again when a resumed run reads the block once more
+        if self._last and samples.error is not None and self.share == 0 and self.done == 0:
+            bad.append(samples.error)
+        self._barren = 0 if block or self.start else self._barren + 1
+        if self._barren == BARREN:
+            what = (
+                samples.error or f"{samples.name} has too few samples for the {self.pool.sharing} lanes that share it"
+            )
+            raise ValueError(
+                f"{BARREN} shards in a row gave no sample, the last: {what}; check data.source, or set "
+                "data.streaming to false"
+            )
+        random.Random(mix(self.pool.seed, self.pool.number, self.number, self.turn, self.start)).shuffle(block)
+        self._block = block
+        return block

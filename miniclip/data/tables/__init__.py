@@ -1,0 +1,1 @@
+"""What may hold images and texts: CSV, JSONL, Parquet, folders, tars, the Hub."""

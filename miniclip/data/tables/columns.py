@@ -1,0 +1,109 @@
+"""Which column of a table holds the pictures, and which hold the captions or the label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from miniclip.data.tables.patterns import did_you_mean
+from miniclip.data.tables.table import Kind, Table
+
+IMAGE_NAMES = (
+    *("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "file_name", "filename", "filepath"),
+    *("file_path", "image_path", "img_path", "image_file", "image_name", "path", "file"),
+)
+# Each tier is looked at only if the ones before it are absent.
+CAPTION_NAMES = (
+    ("captions", "caption", "text", "texts", "sentences", "sentence", "txt"),
+    ("description", "descriptions", "alt_text", "prompt", "title", "comment"),
+)
+CAPTION_FAMILY = re.compile(r"(captions?|texts?|sentences?|txt|comments?|descriptions?)[ _-]?(\d+)", re.IGNORECASE)
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "fine_label", "coarse_label", "target", "cls")
+
+
+def image_column(table: Table, wanted: str | None, option: str = "data.image_column") -> str:
+    """Column of the pictures: the one asked for, else the only one of picture type, else one with a usual name."""
+    if wanted is not None:
+        _check_present(table, [wanted], option)
+        _check_kind(table, wanted, ("image", "text"), "pictures or paths", option)
+        return wanted
+    found = [c for c in table.columns if table.kind(c) == "image"]
+    if len(found) > 1 and "image" in found:
+        return "image"
+    if not found:
+        found = [c for c in _named(table.columns, IMAGE_NAMES) if "." not in c and table.kind(c) == "text"]
+        if len(found) > 1 and "file_name" in found:  # the imagefolder format's own name
+            return "file_name"
+    return _the_one(table, found, "picture", option)
+
+
+def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str) -> list[str]:
+    """Columns of the captions: those asked for, else one with a usual name, else a family (caption_0, …)."""
+    option = "data.caption_column"
+    if wanted is not None:
+        columns = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+        if not columns:
+            raise ValueError(f"{option} is an empty list; name a column, or leave the option out")
+        _check_present(table, columns, option)
+        for column in columns:
+            _check_kind(table, column, ("text", "texts"), "text or lists of text", option)
+        return columns
+    texts = [c for c in table.columns if c != image and table.kind(c) in ("text", "texts")]
+    nested = [c for c in texts if "." in c]
+    texts = [c for c in texts if c not in nested]
+    family = [c for c in texts if CAPTION_FAMILY.fullmatch(c)]
+    usual = _named(texts, CAPTION_NAMES[0])
+    if family and not usual and len({_stem(c) for c in family}) == 1:
+        return sorted(family, key=lambda c: int(c[len(_stem(c)) :].lstrip(" _-")))
+    # a field inside an object counts only if no column of its own does
+    tiers = [(texts, names) for names in CAPTION_NAMES[1:]] + [(nested, names) for names in CAPTION_NAMES]
+    found = family + usual or next((f for where, names in tiers if (f := _named(where, names))), [])
+    return [_the_one(table, found, "caption", option)]
+
+
+def label_column(table: Table, wanted: str | None, image: str) -> str:
+    """Column of the class."""
+    option = "label_column"
+    if wanted is not None:
+        return value_column(table, wanted, option)
+    found = [c for c in _named(table.columns, LABEL_NAMES) if c != image and table.kind(c) in ("text", "other")]
+    return _the_one(table, found, "label", option)
+
+
+def value_column(table: Table, wanted: str, option: str) -> str:
+    """Column of a number or a class for each row."""
+    _check_present(table, [wanted], option)
+    _check_kind(table, wanted, ("text", "other"), "numbers or classes", option)
+    return wanted
+
+
+def _stem(column: str) -> str:
+    match = CAPTION_FAMILY.fullmatch(column)
+    return match.group(1) if match else column
+
+
+def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    return [c for c in columns if c.lower().rpartition(".")[2] in names]
+
+
+def _the_one(table: Table, found: list[str], what: str, option: str) -> str:
+    if len(found) == 1:
+        return found[0]
+    problem = f"{', '.join(found)} could each be the {what} column" if found else f"no {what} column was recognised"
+    raise ValueError(f"{table.label}: {problem}; set {option} to one of its columns: {', '.join(table.columns)}")
+
+
+def _check_present(table: Table, columns: Sequence[str], option: str) -> None:
+    absent = [c for c in columns if c not in table.columns]
+    if absent:
+        raise ValueError(
+            f"{table.label} has no column {', '.join(absent)} ({option}), but {', '.join(table.columns)}"
+            f"{did_you_mean(absent[0], table.columns)}"
+        )
+
+
+def _check_kind(table: Table, column: str, kinds: Sequence[Kind], what: str, option: str) -> None:
+    if table.kind(column) not in kinds:
+        raise ValueError(
+            f"{table.label}: {option}={column} does not hold {what}; the columns are {', '.join(table.columns)}"
+        )

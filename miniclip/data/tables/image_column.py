@@ -1,0 +1,214 @@
+"""The picture column of a table: its pictures by row, decoded one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from miniclip.common.fingerprint import digest, stamp
+from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
+from miniclip.data.tables.arrow import ArrowTable
+from miniclip.data.tables.patterns import near_file
+from miniclip.data.tables.table import Table
+from miniclip.data.tables.tars import TarTable
+from miniclip.data.tables.texts import TextLists
+
+
+@dataclass(frozen=True)
+class FilePictures:
+    """Pictures given as paths relative to the folder of their table. at_least: as in decode_image.
+
+    missing: bool (rows of the table,), where there is no picture at all; nothing is decoded.
+    keys: what tells the pictures of some rows apart, stable over machines and the order of rows.
+    fingerprint: of the picture files of some rows; those inside a table are told by the table's own.
+    """
+
+    table: Table
+    paths: TextLists
+    at_least: int | None
+
+    def image(self, row: int) -> Image.Image:
+        name = self.name(row)
+        return decode_image(path_inside(self.table.roots[0], self.paths[row][0], name), name, at_least=self.at_least)
+
+    def name(self, row: int) -> str:
+        return f"{self.paths[row][0]} ({self.table.where(row)})"
+
+    def missing(self) -> np.ndarray:
+        return np.array([not path for path in self.paths.firsts()], dtype=bool)
+
+    def keys(self, rows: Iterable[int]) -> list[str]:
+        root = self.table.roots[0]
+        paths = (os.path.normpath(self.paths[row][0]) for row in rows)
+        return [os.path.relpath(path, root) if path[:1] in ("/", "\\") else path for path in paths]
+
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        paths = self.paths.firsts()
+        return _stamps(self.table.roots[0], (paths[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class CellPictures:
+    """Pictures in an Arrow column: encoded bytes, or the path of the file that the `datasets` library extracted.
+
+    The same methods as FilePictures.
+    """
+
+    table: ArrowTable
+    column: str
+    at_least: int | None
+
+    def image(self, row: int) -> Image.Image:
+        name = self.name(row)
+        cell = self.table.cell(self.column, row).as_py()
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if data is not None:
+            return decode_image(data, name, at_least=self.at_least)
+        if path is not None:
+            return decode_image(self._allowed(path, name), name, at_least=self.at_least)
+        raise BadImage(f"{name}: the row has no picture")
+
+    def _allowed(self, path: str, name: str) -> str:
+        for root in self.table.roots[1:]:
+            try:
+                return path_inside(root, path, name)
+            except BadImage:
+                continue
+        return path_inside(self.table.roots[0], path, name)
+
+    def name(self, row: int) -> str:
+        path = _field(self.table.cell(self.column, row), "path")
+        path = path.as_py() if path is not None else None
+        return f"{Path(path).name} ({self.table.where(row)})" if path else self.table.where(row)
+
+    def missing(self) -> np.ndarray:
+        parts = [np.zeros(0, dtype=bool)]
+        for chunk in self.table.chunks(self.column):
+            gone = np.ones(len(chunk), dtype=bool)
+            for name in ("bytes", "path"):
+                values = _field(chunk, name)
+                if values is not None:
+                    gone &= np.asarray(values.is_null())
+            parts.append(gone | np.asarray(chunk.is_null()))
+        return np.concatenate(parts)
+
+    def keys(self, rows: Iterable[int]) -> list[str]:
+        """Paths if they tell the pictures apart (some data sets call every picture image.jpg), else contents."""
+        rows = list(rows)
+        cells = [self.table.cell(self.column, row) for row in rows]
+        paths = [str(path.as_py() or "") if (path := _field(cell, "path")) is not None else "" for cell in cells]
+        # The part of an absolute path that differs between machines is dropped.
+        paths = [Path(path).name if Path(path).is_absolute() else path for path in paths]
+        if all(paths) and len(set(paths)) == len(paths):
+            return paths
+        return [_contents(_field(cell, "bytes"), path) for cell, path in zip(cells, paths, strict=True)]
+
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        paths: list[str | None] = []
+        for chunk in self.table.chunks(self.column):
+            data, files = _field(chunk, "bytes"), _field(chunk, "path")
+            if files is None or (data is not None and data.null_count == 0):
+                paths += [None] * len(chunk)
+            else:
+                inside = np.zeros(len(chunk), dtype=bool) if data is None else np.asarray(data.is_valid())
+                paths += [None if i else p for i, p in zip(inside, files.to_pylist(), strict=True)]
+        return _stamps(self.table.roots[0], (path for row in rows if (path := paths[row]) is not None))
+
+
+@dataclass(frozen=True)
+class TarPictures:
+    """Pictures that are members of tars. The same methods as FilePictures."""
+
+    table: TarTable
+    field: str
+    at_least: int | None
+
+    def image(self, row: int) -> Image.Image:
+        name = self.name(row)
+        try:
+            data = self.table.read(self.field, row)
+        except OSError as error:
+            raise BadImage(f"{name}: cannot be read ({error})") from error
+        if data is None:
+            raise BadImage(f"{name}: the sample has no picture")
+        return decode_image(data, name, at_least=self.at_least)
+
+    def name(self, row: int) -> str:
+        return self.table.where(row)
+
+    def missing(self) -> np.ndarray:
+        return self.table.fields[self.field][:, 1] < 0
+
+    def keys(self, rows: Iterable[int]) -> list[str]:
+        rows = list(rows)
+        keys = [self.table.key(row) for row in rows]
+        # each tar may count its samples from 0
+        return keys if len(set(keys)) == len(keys) else [self.table.where(row) for row in rows]
+
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        return ""
+
+
+Pictures = FilePictures | CellPictures | TarPictures
+
+
+def picture_column(table: Table, column: str, at_least: int | None = None) -> Pictures:
+    """The pictures of a column; where it holds no text, there is none. Raises ValueError if a path leads out of the
+    table's folder."""
+    if isinstance(table, TarTable):
+        return TarPictures(table, column, at_least)
+    if isinstance(table, ArrowTable) and table.kind(column) == "image":
+        return CellPictures(table, column, at_least)
+    paths: list[list[str]] = []
+    for row, path in enumerate(table.values(column)):
+        path = path.strip() if isinstance(path, str) else ""
+        if path and leaves_folder(table.roots[0], path):
+            raise ValueError(
+                f"{table.label}, {table.where(row)}: {path!r} leads out of {table.roots[0]}; "
+                "keep the pictures inside the folder of their table"
+            )
+        paths.append([path])
+    return FilePictures(table, TextLists(paths), at_least)
+
+
+def check_some_exist(pictures: Pictures, rows: np.ndarray) -> None:
+    """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
+    if not isinstance(pictures, FilePictures) or not len(rows):
+        return
+    sample = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
+    root = pictures.table.roots[0]
+    if not any((Path(root) / pictures.paths[row][0]).exists() for row in sample.tolist()):
+        raise FileNotFoundError(
+            f"{pictures.name(int(sample[0]))} was not found below {root}, nor were {len(sample) - 1} others; "
+            f"paths in {pictures.table.label} are taken from its own folder"
+            f"{near_file(Path(root) / pictures.paths[int(sample[0])][0])}"
+        )
+
+
+def _field(value: Any, name: str) -> Any:
+    """Field of a {bytes, path} struct, as an array or a scalar; a plain binary column is all bytes. None if absent."""
+    fields = {value.type.field(i).name for i in range(value.type.num_fields)}
+    if not fields:
+        return value if name == "bytes" else None
+    if name not in fields:
+        return None
+    return value.field(name) if hasattr(value, "field") else value[name]
+
+
+def _contents(data: Any, path: str) -> str:
+    buffer = data.as_buffer() if data is not None and data.is_valid else None
+    if buffer is None:
+        return path
+    # Head and length: equal pictures always share a key; at worst two different ones share it too, and stay together.
+    return f"{len(buffer)}:{hashlib.blake2b(memoryview(buffer)[:65536], digest_size=16).hexdigest()}"
+
+
+def _stamps(root: str, paths: Iterable[str]) -> str:
+    return digest(root, "\0".join(f"{path} {stamp(f'{root}/{path}' if path[:1] != '/' else path)}" for path in paths))

@@ -1,0 +1,184 @@
+"""The doctor's second stage: can the configuration learn a few pairs by heart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from miniclip.data.loader import Batch
+from miniclip.doctor.data import Stage
+from miniclip.doctor.trial import TOO_SLOW, Setting, Trial, until
+from miniclip.inspection.contents import Verdict
+from miniclip.losses.matrix import Positives
+from miniclip.metrics.retrieval import recall_at_k, retrieval_ranks
+
+FITS = 0.9  # R@1 in the batch, both ways
+FEWEST_STEPS = 100  # that tell something where nothing was learnt
+PATIENCE = 300  # steps in which the loss has to fall by FALL
+FALL, FAR = 0.02, 0.4  # of the loss at chance
+STILL = 1e-6  # relative change below which weights count as unmoved
+
+
+@dataclass
+class Fit:
+    """One training on a fixed batch. start, end: loss / chance. change, gradient: of each tower, the relative change of
+    its weights and its largest gradient norm. outcome: fits, time (it is up), stalled or not finite."""
+
+    lr: float
+    steps: int = 0
+    seconds: float = 0.0
+    start: float = math.nan
+    end: float = math.nan
+    falling: bool = False
+    r1_image_to_text: float = 0.0
+    r1_text_to_image: float = 0.0
+    change: dict[str, float] = field(default_factory=dict)
+    gradient: dict[str, float] = field(default_factory=lambda: {"image": 0.0, "text": 0.0})
+    outcome: str = "time"
+
+
+def overfit(setting: Setting, batch: Batch, lr: float, steps: int | None = None) -> Fit:
+    """Train on one batch of pairs, a caption each, until each finds its own, or nothing more is to be expected.
+
+    steps: as many at most, for a comparison with a training of that length.
+    """
+    trial, fit = Trial(setting, lr), Fit(lr)
+    # equal pictures are one picture here, wherever they lie
+    picture_id = torch.tensor([hash(picture.numpy().tobytes()) for picture in batch.image])
+    positives = Positives.of("identity", picture_id, batch.text_id).of_images(slice(None))
+    chance, losses = trial.chance(len(positives)), list[float]()
+    best, best_step = math.inf, 0
+
+    def open_end() -> bool:
+        return trial.steps < (steps or FEWEST_STEPS) or _falling(losses)
+
+    for elapsed, bar in until(setting, f"learning {len(positives)} pairs by heart at rate {lr:.2g}", open_end):
+        step = trial.step(batch)
+        fit.seconds = elapsed()
+        if not step.finite:
+            fit.outcome = "not finite"
+            break
+        losses.append(step.loss / chance)
+        fit.gradient = {tower: max(norm, step.gradient[tower]) for tower, norm in fit.gradient.items()}
+        cosine = (step.embeddings.image.detach() @ step.embeddings.text.detach().T).float().cpu()
+        ranks = retrieval_ranks(cosine, positives)
+        fit.r1_image_to_text = recall_at_k(ranks.image_to_text, 1)
+        fit.r1_text_to_image = recall_at_k(ranks.text_to_image, 1)
+        bar.set_postfix_str(f"step {trial.steps}, loss {losses[-1]:.2f} of chance", refresh=False)
+        if min(fit.r1_image_to_text, fit.r1_text_to_image) >= FITS:
+            fit.outcome = "fits"
+            break
+        if losses[-1] < best - FALL:
+            best, best_step = losses[-1], trial.steps
+        if trial.steps - best_step >= PATIENCE:
+            fit.outcome = "stalled"
+            break
+        if trial.steps == steps:
+            break
+    fit.steps, fit.change = trial.steps, trial.change()
+    if losses:
+        tail = min(10, max(1, len(losses) // 5))
+        fit.start, fit.end = losses[0], fmean(losses[-tail:])
+        fit.falling = fit.outcome == "time" and _falling(losses)
+    return fit
+
+
+def _falling(losses: Sequence[float]) -> bool:
+    """Whether the last fifth lies below the one before."""
+    tail = len(losses) // 5
+    return tail > 0 and fmean(losses[-tail:]) < fmean(losses[-2 * tail : -tail]) - FALL
+
+
+def check_fit(setting: Setting, batch: Batch) -> Stage:
+    """Whether the configuration learns the batch by heart; if not, whether it does at lower rates."""
+    lr = setting.config.optim.lr
+    runs = [overfit(setting, batch, lr)]
+    verdict = _one_tower(runs[0])
+    if verdict is None and runs[0].outcome != "fits":
+        steps = None if runs[0].outcome == "not finite" else runs[0].steps
+        for share in (10, 100):
+            runs.append(overfit(setting, batch, lr / share, steps))
+            if runs[-1].outcome == "fits":
+                break
+        verdict = _no_fit(runs)
+    figures: dict[str, Any] = {"pairs": len(batch.image)}
+    for run in runs:
+        figures[f"at_rate_{run.lr:.2g}"] = _told(run)
+    main = runs[0]
+    figures |= {f"change_of_{tower}_tower": value for tower, value in main.change.items()}
+    figures |= {f"gradient_of_{tower}_tower": value for tower, value in main.gradient.items()}
+    title, found = f"learns {len(batch.image)} pairs by heart", [asdict(run) for run in runs]
+    if verdict and verdict.kind == "no_overfit" and main.steps < FEWEST_STEPS:
+        return Stage("overfit", title, figures, [], [TOO_SLOW], found, told=False)
+    return Stage("overfit", title, figures, [verdict] if verdict else [], [], found)
+
+
+def _told(run: Fit) -> str:
+    end = {
+        "fits": "learnt by heart",
+        "time": "time is up" + (", still falling" if run.falling else ""),
+        "stalled": "no longer falling",
+        "not finite": "then no number",
+    }[run.outcome]
+    return (
+        f"loss {run.start:.2f} -> {run.end:.2f} of chance, R@1 {run.r1_image_to_text:.0%} and "
+        f"{run.r1_text_to_image:.0%} after {run.steps} steps in {run.seconds:.1f} s: {end}"
+    )
+
+
+def _one_tower(run: Fit) -> Verdict | None:
+    """Of a tower that does not learn beside one that does."""
+    still = [tower for tower in run.change if run.change[tower] < STILL or run.gradient[tower] == 0]
+    if len(still) != 1 or run.steps == 0:
+        return None
+    change, gradient = run.change[still[0]], run.gradient[still[0]]
+    return Verdict(
+        "one_tower",
+        f"the {still[0]} encoder is not learning",
+        [
+            f"in {run.steps} steps the weights of the {still[0]} encoder changed by {change:.1e} of their length, "
+            "those of the other by " + ", ".join(f"{run.change[t]:.1e}" for t in run.change if t != still[0]),
+            f"its largest gradient norm was {gradient:.1e}",
+        ],
+        ["Look for requires_grad=False, a detach or no_grad before the loss, and at the optimiser's parameters."],
+    )
+
+
+def _no_fit(runs: Sequence[Fit]) -> Verdict:
+    """Of trainings that did not fit at the configured rate, the first, whatever became of the others."""
+    main, controls = runs[0], runs[1:]
+    evidence = [f"at optim.lr={run.lr:.2g}: {_told(run)}" for run in runs]
+    better = [run for run in controls if run.outcome == "fits" or _far_below(run, main)]
+    if better:
+        best = min(better, key=lambda run: (run.outcome != "fits", run.end))
+        return Verdict(
+            "rate_too_high",
+            "the learning rate is too high",
+            evidence,
+            [f"Set optim.lr to {best.lr:.2g} or lower; a few pairs bear a higher rate than a long run."],
+        )
+    if main.outcome == "not finite":
+        return Verdict(
+            "not_finite",
+            "the loss becomes infinite or no number, at lower rates, too",
+            evidence,
+            ["Try train.precision=fp32 and a far lower optim.lr; look for a division by what may be zero."],
+        )
+    advice = ["Try a larger model or a higher optim.lr; look at the pairs, and at whether the model was changed."]
+    if main.falling:
+        advice = [
+            "The loss was still falling: give it more time (--seconds), or try a larger model or a higher optim.lr."
+        ]
+    return Verdict("no_overfit", "the model does not learn a few pairs by heart", evidence, advice)
+
+
+def _far_below(run: Fit, main: Fit) -> bool:
+    """Whether a control went where the configured rate did not."""
+    if run.outcome == "not finite":
+        return False
+    return run.end < (1 if main.outcome == "not finite" else main.end) - FAR

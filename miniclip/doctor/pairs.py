@@ -1,0 +1,156 @@
+"""The doctor's third stage: do captions belong to their pictures, or are they shuffled.
+
+Axes: N held-out pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from miniclip.data.loader import Batch, TrainingPairs
+from miniclip.data.sampler import TrainBatches
+from miniclip.doctor.data import Stage
+from miniclip.doctor.trial import TOO_SLOW, Setting, Trial, until
+from miniclip.inspection.contents import Verdict
+
+CHECK_EVERY = 10  # steps between two looks at the held-out pairs
+SURE = 6.0  # deviations above chance, found twice: no chance
+CHANCE = 3.0  # deviations that chance exceeds once in 700 times
+FEWEST_PAIRS, FEWEST_STEPS = 32, 50  # that tell something where nothing was learnt
+PERMUTATIONS = 20
+
+
+@dataclass
+class Course:
+    """One training watched on held-out pairs. z: of the last look. loss, shuffled: of those pairs, and with their
+    captions dealt out anew; over chance."""
+
+    lr: float
+    steps: int = 0
+    epochs: float = 0.0
+    seconds: float = 0.0
+    z: float = 0.0
+    loss: float = math.nan
+    shuffled: float = math.nan
+    finite: bool = True
+    sure: bool = False
+
+
+def watch(setting: Setting, pairs: TrainingPairs, held_out: Batch, lr: float, steps: int | None = None) -> Course:
+    """Train as configured, at a constant rate, until the held-out pairs are surely better than chance or time is up."""
+    trial, course, n = Trial(setting, lr), Course(lr), len(held_out.image)
+    config = setting.config
+    size = min(config.data.batch_size, len(pairs))
+    batches = TrainBatches(len(pairs), size, seed=config.run.seed, steps=2**40)
+    draws, z = iter(batches), 0.0
+
+    def open_end() -> bool:
+        return trial.steps < (steps or FEWEST_STEPS) or z > CHANCE
+
+    for elapsed, bar in until(setting, f"{n} held-out pairs against chance at rate {lr:.2g}", open_end):
+        step = trial.step(pairs.__getitems__(next(draws)))
+        course.seconds = elapsed()
+        if not step.finite:
+            course.finite = False
+            break
+        loss = step.loss / trial.chance(size, pairs.captions)
+        bar.set_postfix_str(f"step {trial.steps}, loss {loss:.2f} of chance, z {z:.1f}", refresh=False)
+        if trial.steps % CHECK_EVERY == 0:
+            before, z = z, _z(trial, held_out)
+            if min(before, z) > SURE:
+                break
+        if trial.steps == steps:
+            break
+    course.steps, course.epochs = trial.steps, trial.steps / batches.per_epoch
+    course.z = _z(trial, held_out)
+    course.sure = z > SURE and course.z > SURE
+    course.loss, course.shuffled = _against_shuffled(trial, held_out)
+    return course
+
+
+def _z(trial: Trial, pairs: Batch) -> float:
+    embeddings = trial.encode(pairs)
+    return permutation_z(embeddings.image.float().cpu() @ embeddings.text.float().cpu().T)
+
+
+@torch.no_grad()
+def _against_shuffled(trial: Trial, pairs: Batch) -> tuple[float, float]:
+    """Loss of the pairs, and its mean with their captions dealt out anew, both over chance."""
+    embeddings, n = trial.encode(pairs), len(pairs.image)
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(order: Tensor) -> float:
+        dealt = embeddings._replace(text=embeddings.text[order.to(embeddings.text.device)])
+        return float(trial.loss(dealt, pairs.image_id, pairs.text_id[order])) / trial.chance(n)
+
+    dealt = [loss(torch.randperm(n, generator=generator)) for _ in range(PERMUTATIONS)]
+    return loss(torch.arange(n)), fmean(dealt)
+
+
+def permutation_z(similarity: Tensor) -> float:
+    """How far the mean of the diagonal lies above that of a random assignment of texts to images, in deviations of it.
+
+    similarity: (N, N). Exact mean and variance over all N! permutations (Hoeffding 1951), so that equal captions or
+    pictures need no care. 0 where all assignments are the same.
+    """
+    s = similarity.double()
+    n = len(s)
+    centred = s - s.mean(0, keepdim=True) - s.mean(1, keepdim=True) + s.mean()
+    variance = float(centred.square().sum()) / max(1, n - 1)  # of the sum
+    if variance <= 1e-20 * n:
+        return 0.0
+    return float(centred.diagonal().sum()) / math.sqrt(variance)
+
+
+def check_pairs(setting: Setting, pairs: TrainingPairs, held_out: Batch, fits: bool) -> Stage:
+    """Whether what is learnt of the training pairs tells whose caption is whose among held-out ones.
+
+    fits: whether the configuration is known to learn at all; without that, nothing learnt says nothing.
+    """
+    n, lr = len(held_out.image), setting.config.optim.lr
+    title, figures = "captions belong to their pictures", {"held_out_pairs": n}
+    if n < FEWEST_PAIRS or len(held_out.text_id.unique()) < 2:
+        note = f"{n} held-out pairs are too few, or too much the same, to tell whether captions are shuffled."
+        return Stage("pairs", title, figures, [], [note], told=False)
+    runs = [watch(setting, pairs, held_out, lr)]
+    verdicts, notes = [], []
+    if not runs[0].finite or (fits and runs[0].z < CHANCE and runs[0].steps >= FEWEST_STEPS):
+        # a rate that only a few pairs put up with looks like shuffled pairs, too
+        runs.append(watch(setting, pairs, held_out, lr / 10, runs[0].steps if runs[0].finite else None))
+        verdicts.append(_no_pairs(runs[0], runs[1], n))
+    elif runs[0].z < CHANCE:
+        notes.append(TOO_SLOW)
+    elif runs[0].z < SURE:
+        notes.append("Captions fit their pictures better than by chance, but not by much; more --seconds says more.")
+    told = {f"at_rate_{run.lr:.2g}": _course(run) for run in runs}
+    undecided = TOO_SLOW in notes
+    return Stage("pairs", title, figures | told, verdicts, notes, [asdict(run) for run in runs], not undecided)
+
+
+def _course(run: Course) -> str:
+    broken = "" if run.finite else ", then no number"
+    return (
+        f"{run.z:.1f} deviations above chance, loss {run.loss:.2f} of chance ({run.shuffled:.2f} with captions "
+        f"shuffled) after {run.steps} steps ({run.epochs:.1f} epochs) in {run.seconds:.1f} s{broken}"
+    )
+
+
+def _no_pairs(main: Course, control: Course, n: int) -> Verdict:
+    evidence = [f"{n} held-out pairs at optim.lr={run.lr:.2g}: {_course(run)}" for run in (main, control)]
+    if control.sure or not main.finite:
+        advice = [f"Set optim.lr to {control.lr:.2g}, or try values between that and {main.lr:.2g}."]
+        return Verdict("rate_too_high", "the learning rate is too high", evidence, advice)
+    return Verdict(
+        "shuffled",
+        "the captions say nothing about their pictures beyond chance",
+        [*evidence, f"{SURE:.0f} deviations and more are expected"],
+        [
+            "Look at the example pairs: does row i of the captions belong to row i of the pictures (sorting, joins)?",
+            "If they do, the data is hard or small for this model: give it more time (--seconds).",
+        ],
+    )

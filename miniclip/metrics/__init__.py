@@ -1,0 +1,1 @@
+"""Pure functions of embeddings and scores: retrieval, classification, geometry, and their bootstrap intervals."""

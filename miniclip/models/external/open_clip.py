@@ -1,0 +1,288 @@
+"""Models of open_clip (https://github.com/mlfoundations/open_clip), in the form that evaluation takes.
+
+    open_clip:ARCH:TAG                    published weights, fetched once
+    open_clip:ARCH:FILE                   a file: safetensors, a state dict, or open_clip_train's checkpoint
+    open_clip:ARCH:random                 fresh weights, drawn from torch's own generator
+    open_clip:hf-hub:ORG/NAME             config, preprocessing, tokenizer and weights from the Hub
+    open_clip:local-dir:FOLDER            the same from a folder
+
+A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai.
+What is loaded may come from anybody, so it runs no code: weights are read as safetensors or with `weights_only=True`,
+and a tokenizer that brings Python files is refused. Axes: B batch, L tokens, S side of the picture, E embedding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pickle
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from miniclip.models.external.adapted import AdaptedModel, quiet
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer
+from miniclip.models.tokenizer import Tokenizer
+
+PREFIX = "open_clip:"
+RANDOM = "random"
+_FOLDERS = ("hf-hub:", "local-dir:")  # what brings its own config
+
+
+@dataclass(frozen=True)
+class OpenClipConfig:
+    """What evaluation asks of a model. zero_padded: rows of ids end in zeros after CLIP's end token."""
+
+    name: str
+    image_size: int
+    embed_dim: int
+    context_length: int
+    zero_padded: bool
+
+
+class OpenClipModel(AdaptedModel[OpenClipConfig]):
+    """A model of open_clip with the meaning of miniclip's: features as the towers give them, before unit length."""
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
+        return self.model.encode_image(image, normalize=False)  # CoCa's own default is True
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """text: (B, L) ids of the model's tokenizer. Returns (B, E).
+
+        open_clip's towers want every row at its full length: zeros that were cut off behind CLIP's end token are put
+        back. Raises ValueError for another L where the padding is not zeros.
+        """
+        missing = self.config.context_length - text.shape[1]
+        if missing < 0 or (missing and not self.config.zero_padded):
+            raise ValueError(
+                f"text has shape {tuple(text.shape)}; {self.config.name} takes rows of {self.config.context_length} "
+                "ids, as its tokenizer returns them"
+            )
+        return self.model.encode_text(F.pad(text, (0, missing)), normalize=False)
+
+
+@dataclass(frozen=True)
+class OpenClipPreprocess(Preprocess):
+    """The transform of open_clip's evaluation: on an RGB picture every pixel equals its own.
+
+    Preprocess cuts the square and scales it in one step, bicubic. open_clip scales the picture to whole pixels and then
+    cuts, up to half a pixel elsewhere, and some models want bilinear: small differences, but figures depend on them.
+    """
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def to_square(self, image: Image.Image) -> Image.Image:
+        """RGB picture of any size -> RGB picture of S x S pixels (antialiased)."""
+        side = self.image_size
+        width = height = side
+        if self.resize == "crop":
+            shorter = min(image.size)
+            width, height = (side if n == shorter else int(side * n / shorter) for n in image.size)
+        method = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        if image.size != (width, height):
+            image = image.resize((width, height), method)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        return image.crop((left, top, left + side, top + side))
+
+
+def load_open_clip(
+    name: str, device: str | torch.device = "cpu"
+) -> tuple[OpenClipModel, OpenClipPreprocess, TextTokenizer]:
+    """A name of the form above -> the model in evaluation mode, in float32, its preprocessing and its tokenizer.
+
+    A file says nothing of the preprocessing (nor of QuickGELU, which the ARCH decides): it gets open_clip's default,
+    CLIP's mean and deviation with the shorter side scaled, as open_clip itself does. A folder has its own. Position
+    embeddings of another picture size or context length are interpolated, as open_clip does.
+    Raises ValueError with one line that says what to do.
+    """
+    source = _Source.find(name)
+    image_size = source.image_size
+    tokenizer, length = source.tokenizer()  # may refuse, so before the weights are fetched
+    open_clip = _open_clip()
+    try:
+        with quiet():
+            model = open_clip.create_model(
+                source.arch,
+                source.pretrained,
+                device=device,
+                require_pretrained=not source.random,
+                pretrained_text=False,
+                weights_only=True,
+            )
+    except Exception as error:  # a file may hold anything, so anything may be raised
+        raise ValueError(source.trouble(error)) from error
+    preprocess = _preprocess(name, image_size, open_clip.get_model_preprocess_cfg(model))
+    config = OpenClipConfig(name, image_size, source.config["embed_dim"], length, isinstance(tokenizer, Tokenizer))
+    return OpenClipModel(model, config).eval(), preprocess, tokenizer
+
+
+def open_clip_image_size(name: str) -> int:
+    """S of the model that `name` means, without its weights; of the Hub's models the config is fetched.
+
+    Raises ValueError as load_open_clip does, for all that can be known before there are weights.
+    """
+    return _Source.find(name).image_size
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from. arch, pretrained: open_clip's own arguments. config: its model config."""
+
+    name: str
+    arch: str
+    pretrained: str | None
+    random: bool
+    config: dict[str, Any]
+
+    @classmethod
+    def find(cls, name: str) -> _Source:
+        """Raises ValueError if open_clip knows no such model, or if it would be another than is meant."""
+        open_clip = _open_clip()
+        body = name.removeprefix(PREFIX)
+        if body.startswith(_FOLDERS):
+            return cls(name, body, None, False, _folder_config(name, body))
+        known = open_clip.list_models()
+        arch, pretrained = _split(body, known)
+        if arch not in known:
+            near = difflib.get_close_matches(arch, known, n=4, cutoff=0.5)
+            did = f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() has all of them"
+            raise ValueError(f"{name}: open_clip has no architecture {arch!r}; {did}")
+        if pretrained != RANDOM:
+            _check_pretrained(name, arch, pretrained)
+        random = pretrained == RANDOM
+        return cls(name, arch, None if random else pretrained, random, open_clip.get_model_config(arch))
+
+    @property
+    def image_size(self) -> int:
+        size = self.config["vision_cfg"].get("image_size", 224)  # open_clip's default
+        if isinstance(size, Sequence):
+            if len(set(size)) != 1:
+                raise ValueError(
+                    f"{self.name} takes pictures of {list(size)} pixels; only square ones can be evaluated"
+                )
+            size = size[0]
+        return int(size)
+
+    def tokenizer(self) -> tuple[TextTokenizer, int]:
+        """-> the tokenizer and its context length. CLIP's own byte pairs come from miniclip: equal ids, and faster."""
+        open_clip = _open_clip()
+        text = self.config["text_cfg"]
+        foreign = text.get("hf_tokenizer_name")
+        # open_clip goes by the name, too, if the config names no tokenizer
+        by_name = not self.arch.startswith(_FOLDERS) and "siglip" in self.arch.lower()
+        if not foreign and not by_name and not text.get("tokenizer_kwargs"):
+            length = int(text.get("context_length", 77))
+            return Tokenizer(length), length
+        try:
+            # A config may ask for the Python files of a tokenizer; this overrules it.
+            with quiet():
+                theirs = open_clip.get_tokenizer(self.arch, **({"trust_remote_code": False} if foreign else {}))
+        except Exception as error:
+            raise ValueError(
+                f"{self.name}: its tokenizer {foreign or self.arch} cannot be loaded ({_one_line(error)}); it is "
+                "fetched when first used and may not bring code of its own"
+            ) from error
+        return lambda texts: theirs(list(texts)).long(), int(theirs.context_length)
+
+    def trouble(self, error: Exception) -> str:
+        reason = _one_line(error)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors"
+        if self.random:
+            return f"{self.name}: open_clip cannot build it ({reason})"
+        if self.arch.startswith("local-dir:"):
+            return f"{self.name}: the folder's weights cannot be loaded ({reason})"
+        if self.pretrained and Path(self.pretrained).is_file():
+            return f"{self.name}: the file cannot be loaded as weights of {self.arch} ({reason})"
+        return (
+            f"{self.name}: its weights cannot be fetched or loaded ({reason}); check the internet connection, or fetch "
+            "them elsewhere and name the file: open_clip:ARCH:FILE"
+        )
+
+
+def _split(body: str, known: Collection[str]) -> tuple[str, str]:
+    """ARCH:REST or ARCH/REST -> the name by which open_clip knows ARCH, and REST, which may hold either sign."""
+    arch, _, rest = body.partition(":")
+    arch = arch.replace("/", "-")
+    if arch in known:
+        return arch, rest
+    for place in reversed([place for place, sign in enumerate(body) if sign == "/"]):  # the longest name first
+        if (longer := body[:place].replace("/", "-")) in known:
+            return longer, body[place + 1 :]
+    return arch, rest
+
+
+def _check_pretrained(name: str, arch: str, pretrained: str) -> None:
+    open_clip = _open_clip()
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    choices = f"the tags {', '.join(tags)}, or a file" if tags else "a file (open_clip knows no tag for it)"
+    if not pretrained:
+        raise ValueError(
+            f"{name} names no weights; write open_clip:{arch}:PRETRAINED with one of {choices}; fresh weights, which "
+            f"know nothing, are open_clip:{arch}:{RANDOM}"
+        )
+    if not open_clip.is_pretrained_cfg(arch, pretrained):
+        if not Path(pretrained).is_file():
+            raise ValueError(f"{name}: {pretrained!r} is neither a known tag nor a file; {arch} takes {choices}")
+        return
+    # open_clip only warns, and evaluates the weights with the other activation.
+    quick, twin = open_clip.get_pretrained_cfg(arch, pretrained).get("quick_gelu", False), f"{arch}-quickgelu"
+    if quick and not open_clip.get_model_config(arch).get("quick_gelu", False) and twin in open_clip.list_models():
+        raise ValueError(f"{name}: these weights were trained with QuickGELU; use open_clip:{twin}:{pretrained}")
+
+
+def _folder_config(name: str, body: str) -> dict[str, Any]:
+    try:
+        with quiet():
+            config = _open_clip().get_model_config(body)
+    except Exception as error:
+        what = "the internet connection and the name" if body.startswith("hf-hub:") else "the folder's name"
+        raise ValueError(
+            f"{name}: no open_clip_config.json can be read there ({_one_line(error)}); check {what}"
+        ) from error
+    parts = ("vision_cfg", "text_cfg")
+    if (
+        not isinstance(config, dict)
+        or "embed_dim" not in config
+        or not all(isinstance(config.get(k), dict) for k in parts)
+    ):
+        raise ValueError(f"{name}: its open_clip_config.json lacks embed_dim, vision_cfg or text_cfg; it is not a CLIP")
+    return config
+
+
+def _preprocess(name: str, image_size: int, values: Mapping[str, Any]) -> OpenClipPreprocess:
+    resize = {"shortest": "crop", "squash": "squash"}.get(values["resize_mode"])
+    interpolation = {"random": "bicubic"}.get(values["interpolation"], values["interpolation"])  # random: in training
+    mean, std = (tuple(v) if isinstance(v, Sequence) else (v,) for v in (values["mean"], values["std"]))
+    if resize is None or interpolation not in ("bicubic", "bilinear") or len(mean) != 3 or len(std) != 3:
+        raise ValueError(
+            f"{name} wants pictures prepared by resize_mode={values['resize_mode']!r}, interpolation="
+            f"{values['interpolation']!r}, mean {mean} and std {std}; miniclip can do shortest and squash, bicubic and "
+            "bilinear, with three channels"
+        )
+    return OpenClipPreprocess(image_size, mean, std, cast(Any, resize), cast(Any, interpolation))
+
+
+def _open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError("models of open_clip need it; pip install open_clip_torch") from error
+    if not {"weights_only", "pretrained_text"} <= inspect.signature(open_clip.create_model).parameters.keys():
+        raise ValueError(
+            f"open_clip {open_clip.__version__} cannot load weights safely by itself; pip install -U open_clip_torch"
+        )
+    return open_clip
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

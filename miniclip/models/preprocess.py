@@ -1,0 +1,81 @@
+"""The fixed transform of evaluation: an image to the tensor that the image encoder takes. Axes: H height, W width,
+S side of the square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# Channel statistics of CLIP's own training set (OpenAI's release; also open_clip's OPENAI_DATASET_MEAN and _STD).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture of H x W pixels -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # h w c -> c h w
+
+
+def _largest_square(width: int, height: int) -> tuple[float, float, float]:
+    """Centred square of an image: (left, top, side) in pixels."""
+    side = float(min(width, height))
+    return (width - side) / 2, (height - side) / 2, side
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The transform that evaluation uses; it is saved beside the weights.
+
+    image_size: side S in pixels. mean, std: per RGB channel, of values in [0, 1].
+    resize: "crop" scales the shorter side to S and keeps the central square (CLIP, section 2.4); "squash" scales both
+    sides to S and loses the aspect ratio, but no content.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resize: Literal["crop", "squash"] = "crop"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size} must be at least 1 pixel")
+        if self.resize not in ("crop", "squash"):
+            raise ValueError(f"resize={self.resize!r} must be 'crop' or 'squash'")
+
+    def to_square(self, image: Image.Image) -> Image.Image:
+        """RGB picture of any size -> RGB picture of S x S pixels (bicubic, antialiased)."""
+        size = (self.image_size, self.image_size)
+        if self.resize == "squash":
+            return image.resize(size, Image.Resampling.BICUBIC)
+        left, top, side = _largest_square(*image.size)
+        return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+    def to_uint8(self, image: Image.Image) -> Tensor:
+        """Picture -> uint8 (3, S, S)."""
+        return image_to_tensor(self.to_square(image.convert("RGB")))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """0 to 255, (..., 3, H, W) -> float32 of the same shape and device, mean 0, deviation 1 over CLIP's data."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1) * 255
+        return (pixels.float() - mean) / std
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Picture -> float32 (3, S, S), normalised: what `model.encode_image` takes, less the batch axis."""
+        return self.normalize(self.to_uint8(image))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fixed)

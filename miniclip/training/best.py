@@ -1,0 +1,76 @@
+"""The weights with the best validation figure so far: the finished model, if eval.best asks for them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miniclip.common.console import write_json
+from miniclip.evaluation.result import Evaluation, lower_is_better
+from miniclip.models import DualEncoder
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import load, save_model
+from miniclip.training.run_dir import BEST
+
+_RECORD = "best.json"
+
+
+class Best:
+    """Keeps one model in the run directory's best/, with best.json: figure, step, value, fingerprint of the pictures.
+
+    figure: eval.best, or None. A run that was cut off and goes on finds there what it kept, unless that was chosen by
+    another figure.
+    """
+
+    def __init__(self, run_dir: Path, figure: str | None) -> None:
+        self.folder, self.figure = run_dir / BEST, figure
+        self._part = self.folder.with_suffix(".part")
+
+    def record(self) -> dict[str, Any] | None:
+        """What best.json says; None without one, or if it tells of another figure."""
+        folder = self._whole()
+        if folder is None:
+            return None
+        found: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return found if found["figure"] == self.figure else None
+
+    def offer(self, step: int, results: dict[str, Evaluation], model: DualEncoder, preprocess: Preprocess) -> bool:
+        """Keep the model if its figure is better than the one that is kept; of equals the earlier stays.
+
+        What was counted on other pictures is no rival.
+        """
+        if self.figure is None:
+            return False
+        task, _, figure = self.figure.rpartition("/")
+        value, seen, kept = results[task][figure], results[task].fingerprint, self.record()
+        sign = -1 if lower_is_better(figure) else 1
+        if kept is not None and kept["fingerprint"] != seen:
+            kept = None
+        if not math.isfinite(value) or (kept is not None and sign * value <= sign * kept["value"]):
+            return False
+        # The record comes last, so a folder that has it is whole; and the former one goes only when this one is.
+        shutil.rmtree(self._part, ignore_errors=True)
+        save_model(self._part, model, preprocess)
+        record = {"figure": self.figure, "step": step, "value": value, "fingerprint": seen}
+        write_json(self._part / _RECORD, record)
+        old = self.folder.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.replace(old)
+        self._part.replace(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return True
+
+    def load(self, device: torch.device) -> DualEncoder | None:
+        """The model that is kept, in evaluation mode; None if there is none."""
+        folder = self._whole()
+        return None if folder is None or self.record() is None else load(folder, device)[0]
+
+    def _whole(self) -> Path | None:
+        """Where the model lies: a process may have been killed before its folder got its name."""
+        return next((f for f in (self.folder, self._part) if (f / _RECORD).is_file()), None)

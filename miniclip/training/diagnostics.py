@@ -1,0 +1,71 @@
+"""What the log of a training says of a step, beyond its loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from miniclip.losses.matrix import Embeddings, gather
+from miniclip.losses.objective import GlobalBatch
+from miniclip.metrics.batch import PAIRS, batch_figures
+from miniclip.models import DualEncoder
+from miniclip.models.clip import MAX_LOGIT_SCALE
+
+
+@torch.no_grad()
+def step_figures(embeddings: Embeddings, batch: GlobalBatch) -> dict[str, float]:
+    """batch_figures of the first PAIRS pairs of the global batch, each picture with its first caption.
+
+    embeddings: of this process; every process calls it.
+    """
+    sizes, captions = batch.divided(), batch.positives.captions
+    image = gather(embeddings.image.detach(), sizes)[:PAIRS]
+    text = gather(embeddings.text.detach(), [size * captions for size in sizes])[::captions][:PAIRS]
+    positives = batch.positives.of_images(slice(0, len(image)))[:, ::captions][:, : len(text)]
+    bias = None if embeddings.bias is None else float(embeddings.bias)
+    return batch_figures(image, text, float(embeddings.scale), bias, positives)
+
+
+def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
+    """2-norm of each tower's gradient, of which total is that of the whole, before it was clipped.
+
+    Call it after the clipping: that changes the lengths, but not their ratio. A tower without gradients has 0.
+    """
+    parts: dict[str | None, list[Tensor]] = {"image": [], "text": [], None: []}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parts[tower_of(name)].append(local(parameter.grad))
+    device = next(model.parameters()).device
+    # the empty sum has no device of its own
+    norms = torch.stack([torch.nn.utils.get_total_norm(part).to(device) for part in parts.values()])
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        squares = norms.square()
+        dist.all_reduce(squares)
+        norms = squares.sqrt()
+    image, text, rest = norms.tolist()
+    share = total / (math.hypot(image, text, rest) or 1.0)
+    image, text = image * share, text * share
+    return {"grad_norm_image": image, "grad_norm_text": text}
+
+
+def tower_of(parameter: str) -> Literal["image", "text"] | None:
+    """Which encoder a DualEncoder's parameter of this name belongs to; None for scale and bias."""
+    if parameter in ("logit_scale", "logit_bias"):
+        return None
+    return "image" if parameter.startswith("visual.") else "text"
+
+
+def local(parameter: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP has sharded; else the tensor."""
+    part: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return part
+
+
+def at_clamp(scale: float) -> bool:
+    """Whether the logit scale stands at an end of what DualEncoder.clamp_logit_scale_ leaves it."""
+    return scale >= math.exp(MAX_LOGIT_SCALE) * (1 - 1e-5) or scale <= 1 + 1e-5
