@@ -32,12 +32,13 @@ EXACT_ONLY = re.compile(
     r"/(weights|orders|verdicts|temperature|best|best_scale|pair_loss|suspected_false_negatives|false_negatives"
     r"|hardest_negatives|worst_positives|model/fingerprint)$"
 )
-# AVX2 in place of AVX-512 moved nothing by more than 1.4e-5 of its size, and no rank or count
-ROUNDING = {"rel_tol": 2e-4, "abs_tol": 2e-5}
+# without AVX-512, or without any vectors, nothing moved by more than 1e-4 of its size, and no rank or count, except
+# for the ResNet's gradients: a ReLU that turns moves their norm by 1e-2
+ROUNDING, GRADIENTS = 1e-3, 5e-2
 
 TOWERS = {"embed_dim": 16, "image_size": 32, "context_length": 24, "text_width": 16, "text_heads": 2, "text_layers": 1}
 COMMON: dict[str, Any] = {
-    "optim": {"lr": 2e-3, "warmup_steps": 4},
+    "optim": {"lr": 5e-4, "warmup_steps": 4},
     "log": {"every": 1, "trackers": [], "progress": False, "matrix_every": 10, "matrix_size": 8},
 }
 TRAIN = {"max_steps": 20, "precision": "fp32", "cpu_threads": 1}
@@ -148,7 +149,9 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return [line for k, (a, b) in pairs for line in differences(a, b, f"{name}/{k}")]
-    same = math.isclose(one, other, **ROUNDING) if isinstance(one, float) and isinstance(other, float) else one == other
+    rounding = GRADIENTS if "grad_norm" in name else ROUNDING
+    numeric = isinstance(one, float) and isinstance(other, float)
+    same = math.isclose(one, other, rel_tol=rounding, abs_tol=2e-4) if numeric else one == other
     return [] if same else [f"{name}: {one} in golden.json, now {other}"]
 
 
