@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, torchrun
 from PIL import Image
+from support.launching import ROOT, torchrun
 
 from miniclip.cli.eval import main
 from miniclip.models import create_model

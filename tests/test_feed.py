@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from launching import ROOT, torchrun
 from PIL import Image
 from safetensors.torch import load_file
+from support.launching import ROOT, torchrun
 from test_prepared import bad_files, good_files
 from test_training import TINY, lines, losses, run
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
-from launching import ROOT, torchrun
 from safetensors.torch import load_file
+from support.launching import ROOT, torchrun
 from test_training import TINY
 
 import miniclip
@@ -38,7 +38,7 @@ LAUNCHER = {"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP
 
 def started(config_file: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     arguments = ["--config", config_file, "--run.dir", str(directory), *options]
-    return torchrun(2, ROOT / "tests" / "fsdp_train.py", arguments, LAUNCHER, timeout=300)
+    return torchrun(2, ROOT / "tests" / "support" / "fsdp_train.py", arguments, LAUNCHER, timeout=300)
 
 
 def sharded(config_file: str, directory: Path, *options: str) -> None:

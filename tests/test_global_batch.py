@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from global_batch_worker import CASES, CLIP, MICRO, Result, runs, train
-from launching import ROOT, torchrun
 from safetensors.torch import load_file
+from support.global_batch_worker import CASES, CLIP, MICRO, Result, runs, train
+from support.launching import ROOT, torchrun
 from test_training import TINY
 from torch import Tensor
 
@@ -104,7 +104,7 @@ class Launched:
 
     def _run(self, world: int) -> dict[tuple[torch.dtype, int | None, str], Result]:
         rendezvous, result = self.folder / f"rendezvous{world}", self.folder / f"result{world}"
-        worker = str(Path(__file__).with_name("global_batch_worker.py"))
+        worker = str(Path(__file__).with_name("support") / "global_batch_worker.py")
         processes = [
             subprocess.Popen(
                 [sys.executable, worker, str(rank), str(world), str(rendezvous), str(result)],

@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import inspecting
 import pytest
 import torch
 from PIL import Image
+from support import inspecting
 from torch import Tensor
 
 from miniclip.config import LossConfig

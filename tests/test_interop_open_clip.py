@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from photos import PHOTOS, Photos, unit
 from safetensors.torch import save_file
+from support.photos import PHOTOS, Photos, unit
 from torch import Tensor
 
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts

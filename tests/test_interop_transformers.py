@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import PHOTOS, Photos, unit
+from support.photos import PHOTOS, Photos, unit
 from torch import Tensor
 
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import inspecting
 import numpy as np
 import pytest
 import torch
-from browsing import (
+from PIL import Image, ImageFilter
+from support import inspecting
+from support.browsing import (
     COLOURS,
     NASTY,
     ORDERS,
@@ -35,7 +36,6 @@ from browsing import (
     until,
     values,
 )
-from PIL import Image, ImageFilter
 
 from miniclip.inspection.contents import Inspection
 from miniclip.inspection.page.write import write_report
@@ -45,7 +45,7 @@ from miniclip.metrics.geometry import effective_negatives
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytest_plugins = ["pages"]
+pytest_plugins = ["support.pages"]
 
 
 def test_the_file_is_the_same_each_time_and_asks_for_nothing(found: Inspection, written: Path, tmp_path: Path) -> None:

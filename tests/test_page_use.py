@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import inspecting
 import numpy as np
 import pytest
 import torch
-from browsing import (
+from support import inspecting
+from support.browsing import (
     COLOURS,
     NASTY,
     ORDERS,
@@ -41,7 +41,7 @@ from miniclip.losses import LOSSES
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytest_plugins = ["pages"]
+pytest_plugins = ["support.pages"]
 
 
 def test_a_click_pins_and_escape_unpins(page: Page) -> None:

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from browsing import NASTY, Visits
 from markdown_it import MarkdownIt
 from PIL import Image
+from support.browsing import NASTY, Visits
 
 from miniclip.config import load_config, save_config
 from miniclip.evaluation import plots
@@ -31,7 +31,7 @@ from miniclip.training.run_dir import append_metrics
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytest_plugins = ["pages"]
+pytest_plugins = ["support.pages"]
 
 DASH = "–"
 MODEL = {"name": "runs/first", "fingerprint": "a1b2c3d4e5f60718"}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browsing import Visits, started
 from PIL import Image
+from support.browsing import Visits, started
 from torch import Tensor
 from torch.nn.functional import normalize
 

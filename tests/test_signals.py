@@ -16,8 +16,8 @@ import psutil
 import pytest
 import torch
 import yaml
-from launching import ROOT, launched
 from safetensors.torch import load_file
+from support.launching import ROOT, launched
 from test_training import TINY, environment, lines, run
 
 from miniclip.cli.train import train_main

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from launching import torchrun
 from PIL import Image
+from support.launching import torchrun
 
 from miniclip.config import DataConfig
 from miniclip.data.augment import Augment

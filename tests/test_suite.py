@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from launching import ROOT, torchrun
+from support.launching import ROOT, torchrun
 from test_training import RESNET, TINY, environment, lines, result_of
 
 import miniclip

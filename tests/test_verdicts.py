@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspecting
 import pytest
 import torch
+from support import inspecting
 
 from miniclip.inspection.contents import History, Verdict
 from miniclip.inspection.verdicts import Repeats, verdicts

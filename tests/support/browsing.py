@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import inspecting
 import numpy as np
 import pytest
 from PIL import Image
 
 from miniclip.inspection.contents import Figure, Inspection, Verdict
+from support import inspecting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import inspecting
 import pytest
 import torch
-from browsing import BIAS, N, Visits, plain, started
 
 from miniclip.config import LossConfig
 from miniclip.inspection.contents import Cell, Inspection, Verdict
 from miniclip.inspection.page.write import write_report
+from support import inspecting
+from support.browsing import BIAS, N, Visits, plain, started
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
