@@ -19,7 +19,7 @@ from PIL import Image
 
 from miniclip.cli.eval import main as eval_main
 from miniclip.data.audit import command, figures, report
-from miniclip.data.audit.command import add_options, examine, main
+from miniclip.data.audit.command import add_options, main, run
 
 ESCAPE = "\x1b[31m\x9b31m"  # also the one-character form
 LONG = "a very long caption with far more words than a context of eight tokens can hold"
@@ -60,7 +60,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(*options: str) -> report.Audit:
     parser = argparse.ArgumentParser()
     add_options(parser)
-    return examine(parser.parse_args(list(options)))[0]
+    kept: list[report.Audit] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "print_audit", kept.append)
+        run(parser.parse_args(list(options)))
+    return kept[0]
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ training split into the others, and what equal captions in one batch cost. Table
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from miniclip.common.arguments import Parser, at_least, check_output, exit_code
 
@@ -53,62 +54,113 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """The audit with parsed arguments. Raises ValueError or OSError for what cannot be done as asked."""
-    for option in ("json", "png"):
-        if getattr(arguments, option) is not None:
-            check_output(f"--{option}", getattr(arguments, option))
+    """The audit with parsed arguments."""
+    audit(**{name: getattr(arguments, name) for name in inspect.signature(audit).parameters})
+
+
+def audit(
+    data: list[str],
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    caption_column: list[str] | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    context_length: int = 77,
+    batch_size: int = 256,
+    image_size: int = 224,
+    limit: int | None = None,
+    json: str | None = None,
+    png: str | None = None,
+) -> None:
+    """What is in a data set, before training: sizes, lengths, duplicates, leaks. Printed as tables.
+
+    Raises ValueError or OSError for what cannot be done as asked.
+
+    Args:
+        data: what data.source takes; several sources are one data set
+        name: configuration of a Hub data set that has several
+        revision: branch, tag or commit of a Hub data set
+        image_column: column of the images; found by itself if left out
+        caption_column: column or columns of the captions; found by itself if left out
+        train_split: what the source calls its train split (default: train)
+        validation_split: what the source calls its validation split (default: validation)
+        test_split: what the source calls its test split (default: test)
+        context_length: longest caption the text encoder takes, in tokens
+        batch_size: pairs a training step
+        image_size: side that the image encoder takes; smaller images are counted
+        limit: look at the first so many images of each split only
+        json: write all that was found
+        png: draw it, with the worst duplicates
+    """
+    for option, value, lowest in (
+        ("context_length", context_length, 3),
+        ("batch_size", batch_size, 2),
+        ("image_size", image_size, 1),
+        ("limit", limit, 1),
+    ):
+        if value is not None and value < lowest:
+            raise ValueError(f"--{option} {value} must be at least {lowest}")
+    for option, target in (("--json", json), ("--png", png)):
+        if target is not None:
+            check_output(option, target)
 
     from miniclip.common.console import write_json
+    from miniclip.config import DataConfig
     from miniclip.data.audit.report import print_audit, to_json
 
-    audit, sources = examine(arguments, progress=sys.stderr.isatty())
-    if arguments.json:
-        write_json(arguments.json, to_json(audit))
-    if arguments.png:
+    asked: dict[str, Any] = {"train_split": train_split, "validation_split": validation_split, "test_split": test_split}
+    config = DataConfig(
+        source=data[0] if len(data) == 1 else data,
+        name=name,
+        revision=revision,
+        image_column=image_column,
+        caption_column=caption_column[0] if caption_column and len(caption_column) == 1 else caption_column,
+        batch_size=batch_size,
+        max_bad_fraction=1.0,
+        **{option: split for option, split in asked.items() if split is not None},
+    )
+    found, sources = examine(config, image_size, context_length, limit, [s for s in asked if asked[s] is not None])
+    if json:
+        write_json(json, to_json(found))
+    if png:
         from miniclip.data.audit.picture import write_picture
 
-        write_picture(audit, sources, arguments.png)
-    print_audit(audit)
+        write_picture(found, sources, png)
+    print_audit(found)
 
 
-def examine(arguments: argparse.Namespace, progress: bool = False) -> tuple[Audit, dict[str, PairSource]]:
-    """What is in the data, and the splits that could be opened. Raises ValueError or OSError if none could."""
-    from miniclip.config import DataConfig
+def examine(
+    config: DataConfig, image_size: int, context_length: int, limit: int | None, asked: Sequence[str]
+) -> tuple[Audit, dict[str, PairSource]]:
+    """What is in the data, and the splits that could be opened. Raises ValueError or OSError if none could.
+
+    asked: the options train_split and its kin that were given: such a split has to be there.
+    """
     from miniclip.data.audit.collisions import expected_collisions
     from miniclip.data.audit.figures import figures, look
     from miniclip.data.audit.report import Audit
     from miniclip.data.audit.shared import compare, readable_parts
 
-    columns = arguments.caption_column
-    given = {f"{role}_split": getattr(arguments, f"{role}_split") for role in ("train", "validation", "test")}
-    config = DataConfig(
-        source=arguments.data[0] if len(arguments.data) == 1 else arguments.data,
-        name=arguments.name,
-        revision=arguments.revision,
-        image_column=arguments.image_column,
-        caption_column=columns[0] if columns and len(columns) == 1 else columns,
-        batch_size=arguments.batch_size,
-        max_bad_fraction=1.0,
-        **{option: name for option, name in given.items() if name is not None},
-    )
-    sources, notes = _open(config, arguments.image_size, [option for option, name in given.items() if name is not None])
-    splits = [
-        look(split, source, arguments.context_length, arguments.limit, progress) for split, source in sources.items()
-    ]
+    sources, notes = _open(config, image_size, asked)
+    progress = sys.stderr.isatty()
+    splits = [look(split, source, context_length, limit, progress) for split, source in sources.items()]
     shared, complete = compare(splits)
     collisions = None
     for looked in splits:
         if looked.split == "train" and len(looked) - len(looked.bad) > 1:
-            collisions = expected_collisions(*readable_parts(looked), batch_size=arguments.batch_size)
+            collisions = expected_collisions(*readable_parts(looked), batch_size=config.batch_size)
     audit = Audit(
-        data=arguments.data,
-        name=arguments.name,
-        revision=arguments.revision,
-        limit=arguments.limit,
-        image_size=arguments.image_size,
-        context_length=arguments.context_length,
-        batch_size=arguments.batch_size,
-        splits=[figures(looked, arguments.image_size, arguments.context_length) for looked in splits],
+        data=config.sources,
+        name=config.name,
+        revision=config.revision,
+        limit=limit,
+        image_size=image_size,
+        context_length=context_length,
+        batch_size=config.batch_size,
+        splits=[figures(looked, image_size, context_length) for looked in splits],
         shared=shared,
         all_near_pairs=complete,
         collisions=collisions,
