@@ -17,7 +17,6 @@ from miniclip.config import LossConfig
 from miniclip.inspection.build import build
 from miniclip.inspection.contents import Inspection
 from miniclip.inspection.numbers import WHOLE, write_numbers
-from miniclip.inspection.picture import write_picture
 from miniclip.inspection.views import Handed, best_bias
 from miniclip.losses import LOSSES
 from miniclip.losses.matrix import Embeddings, Positives
@@ -53,11 +52,10 @@ def double(values: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("trained", LOSSES)
-@pytest.mark.parametrize("planted", [False, True])
-def test_json_has_the_gradients_and_losses_of_autograd(trained: str, planted: bool, tmp_path: Path) -> None:
+def test_json_has_the_gradients_and_losses_of_autograd(trained: str, tmp_path: Path) -> None:
     n = 12
     loss = TRAINED[trained]
-    positives = duplicates(n) if planted else None
+    positives = duplicates(n) if trained != "softmax" else None
     bias = -7.0 if loss.pairwise else None
     values = numbers(inspecting.inspection(n, loss=loss, bias=bias, positives=positives), tmp_path)
     assert values["loss"] == trained
@@ -234,14 +232,6 @@ def test_json_has_the_rest_of_the_page(tmp_path: Path) -> None:
     free = double(values["free_energy_of_images"])
     torch.testing.assert_close(free, -(14.0 * found.cosine).logsumexp(1))
     assert values["temperature"]["best"]["softmax"] == found.temperature.best["softmax"]
-
-
-def test_draws_the_picture(tmp_path: Path) -> None:
-    found = inspecting.inspection(12, captions=[f"{k} $x_{k} <b>" for k in range(12)], loss=LossConfig(name="hinge"))
-    write_picture(found, tmp_path / "matrix.png")
-    with Image.open(tmp_path / "matrix.png") as drawn:
-        assert drawn.format == "PNG" and drawn.size == (1600, 940)
-        assert len(drawn.convert("RGB").getcolors(2**20) or ()) > 1000
 
 
 def test_what_cannot_be_looked_at_is_refused() -> None:

@@ -45,8 +45,7 @@ def test_clusters_of_the_joined_vectors_lie_together() -> None:
     assert 1 + sum(a != b for a, b in pairwise(along)) == len(set(along)) == 5
 
 
-@pytest.mark.parametrize("n", [3, 20, 60])
-@pytest.mark.parametrize("optimal", [True, False])
+@pytest.mark.parametrize(("n", "optimal"), [(3, True), (60, True), (60, False)])
 def test_leaves_equal_scipys_on_the_vectors(n: int, optimal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordering, "OPTIMAL_UP_TO", n if optimal else n - 1)
     image, text = 7 * draw(n, 6), draw(n, 6, 1)
@@ -54,36 +53,10 @@ def test_leaves_equal_scipys_on_the_vectors(n: int, optimal: bool, monkeypatch: 
     assert cluster(image, text) == expected.tolist()
 
 
-def test_neighbours_of_an_optimal_order_are_closer(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, text = draw(60, 6), draw(60, 6, 1)
-    x = joined(image, text)
-
-    def walk() -> float:
-        return sum(float(np.linalg.norm(x[a] - x[b])) for a, b in pairwise(cluster(image, text)))
-
-    optimal = walk()
-    monkeypatch.setattr(ordering, "OPTIMAL_UP_TO", 0)
-    assert optimal < 0.97 * walk()
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 600])
+@pytest.mark.parametrize("n", [1, 2, 600])
 def test_small_and_equal_sets(n: int) -> None:
     same = draw(1, 6).expand(n, 6)
-    for image in (same, draw(n, 6), torch.zeros(n, 6), same.float(), same.half()):
+    for image in (same, draw(n, 6), torch.zeros(n, 6), same.half()):
         found = orders(image, image, torch.zeros(n), [""] * n)
         assert all(sorted(order) == list(range(n)) for order in found.values())
         assert found["loss"] == found["length"] == list(range(n))
-
-
-def test_errors() -> None:
-    x = draw(4, 3)
-    fine = (x, x, torch.zeros(4), list("abcd"))
-    for place, wrong in enumerate((x[:3], x[:, :2], torch.zeros(3), list("abc"))):
-        arguments = list(fine)
-        arguments[place] = wrong
-        with pytest.raises(ValueError, match="of the same pairs"):
-            orders(*arguments)
-    broken = x.clone()
-    broken[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="pair 2 are not finite"):
-        orders(x, broken, *fine[2:])

@@ -69,8 +69,8 @@ def test_text_cannot_close_the_script_that_holds_it(tmp_path: Path) -> None:
     start = text.index('<script type="application/json" id="data">')
     body = text[text.index(">", start) + 1 : text.index("</script", start)]
     data = json.loads(body)
-    assert data["captions"] == NASTY and data["names"] == NASTY[::-1]
-    assert data["about"] == [[line, line] for line in NASTY]
+    assert data["pairs"] == [{"name": name, "caption": line} for name, line in zip(NASTY[::-1], NASTY, strict=True)]
+    assert data["about"] == {line: line for line in NASTY}
     assert body.isascii() and not set("<>&") & set(body)
 
 

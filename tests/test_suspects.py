@@ -53,49 +53,31 @@ def pairs_of(same: Tensor) -> set[tuple[int, int]]:
 # ---- texts
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("A dog runs.", "a dog runs"),
-        ("a dog, running", "A DOG RUNNING!"),
-        ("  two\tdogs\n", "two dogs"),
-        ("T-shirt", "t shirt"),
-        ("caf\u00e9", "CAFE\u0301"),  # one letter, and a letter with its accent
-        ("\uff12 dogs", "2 dogs"),  # a wide digit
-        ("\ufb01sh", "fish"),  # a ligature
-        ("Stra\u00dfe", "STRASSE"),
-        ("a_dog", "a dog"),
-        ("I love it \u2764\ufe0f", "I love it"),
-        ("", " ... "),
-    ],
-)
-def test_texts_that_are_the_same(a: str, b: str) -> None:
-    assert pairs_of(same_texts([a, "something else", b])) == {(0, 2)}
+# ---- texts and images
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("a dog", "a dogs"),
-        ("dog and cat", "cat and dog"),
-        ("2 dogs", "3 dogs"),
-        ("cafe", "caf\u00e9"),
-        ("", "a"),
-        ("\u0915\u0940", "\u0915\u093e"),  # Hindi: the letter is the same, its vowel is a mark
-        ("\u72ac", "\u732b"),
-    ],
-)
-def test_texts_that_are_not(a: str, b: str) -> None:
-    assert pairs_of(same_texts([a, b])) == set()
-
-
-def test_texts_of_several_groups() -> None:
-    captions = ["A cat", "dog", "a cat!", "-", "DOG", "a, cat", "..."]
-    assert pairs_of(same_texts(captions)) == {(0, 2), (0, 5), (2, 5), (1, 4), (3, 6)}
-    assert same_texts([]).shape == (0, 0)
-
-
-# ---- images
+def test_texts_are_the_same_but_for_case_spaces_punctuation_and_writing() -> None:
+    groups = [
+        ["A dog, running!", "  a_dog\trunning\n", "A DOG RUNNING."],
+        ["T-shirt", "t shirt"],
+        ["caf\u00e9", "CAFE\u0301"],  # one letter, and a letter with its accent
+        ["cafe"],
+        ["\uff12 dogs", "2 dogs"],  # a wide digit
+        ["3 dogs"],
+        ["\ufb01sh", "fish"],  # a ligature
+        ["Stra\u00dfe", "STRASSE"],
+        ["I love it \u2764\ufe0f", "I love it"],
+        ["", " ... "],
+        ["a"],
+        ["dog and cat"],
+        ["cat and dog"],
+        ["\u0915\u0940"],  # Hindi: the letter is the same, its vowel is a mark
+        ["\u0915\u093e"],
+    ]
+    captions = [caption for group in groups for caption in group]
+    places = [k for k, group in enumerate(groups) for _ in group]
+    expected = {(i, j) for i, j in combinations(range(len(captions)), 2) if places[i] == places[j]}
+    assert pairs_of(same_texts(captions)) == expected
 
 
 def test_the_distance_is_the_root_mean_square() -> None:
@@ -109,25 +91,17 @@ def test_the_distance_is_the_root_mean_square() -> None:
         assert bool(same_images([grey, other])[0, 1]) == (step / math.sqrt(3) < THRESHOLD)
 
 
-@pytest.mark.parametrize("size", [96, 128])
-def test_encoded_again_is_the_same(size: int) -> None:
-    pictures = scenes(40, size)
-    again = [jpeg(p, q) for q in (60, 75, 95) for p in pictures] + [halved(p) for p in pictures]
-    expected = {(i, j) for i, j in combinations(range(200), 2) if i % 40 == j % 40}
-    assert pairs_of(same_images(pictures + again)) == expected
-
-
-def test_photo_like_noise_encoded_again() -> None:
+def test_encoded_again_is_the_same() -> None:
     rng = np.random.default_rng(0)
-    fields = [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(30)]
-    pictures = [Image.fromarray(f).resize((96, 96), Image.Resampling.BICUBIC) for f in fields]
-    again = [jpeg(halved(p), 60) for p in pictures]
-    assert pairs_of(same_images(pictures + again)) == {(i, 30 + i) for i in range(30)}
+    fields = [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(10)]
+    images = scenes(30) + [Image.fromarray(f).resize((96, 96), Image.Resampling.BICUBIC) for f in fields]
+    again = [jpeg(p, q) for q in (60, 75, 95) for p in images] + [jpeg(halved(p), 60) for p in images]
+    expected = {(i, j) for i, j in combinations(range(200), 2) if i % 40 == j % 40}
+    assert pairs_of(same_images(images + again)) == expected
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_different_scenes_are_different(seed: int) -> None:
-    assert pairs_of(same_images(scenes(1200, 64, seed))) == set()
+def test_different_scenes_are_different() -> None:
+    assert pairs_of(same_images(scenes(1200, 64))) == set()
 
 
 def test_the_nearest_scenes_are_different() -> None:
@@ -143,23 +117,14 @@ def test_changed_pictures_are_others() -> None:
     assert pairs_of(same_images([picture, *others])) == set()
 
 
-def test_few_or_wrong_pictures() -> None:
-    assert same_images([]).shape == (0, 0)
-    assert same_images(scenes(1)).tolist() == [[True]]
-    with pytest.raises(ValueError, match="picture 1 is L of"):
-        same_images([Image.new("RGB", (32, 32)), Image.new("L", (32, 32))])
-    with pytest.raises(ValueError, match=r"picture 2 is RGB of \(16, 16\).*resize them to one size"):
-        same_images([Image.new("RGB", (32, 32))] * 2 + [Image.new("RGB", (16, 16))])
-
-
 # ---- the lists, worked by hand
 
 NONE = torch.eye(3, dtype=torch.bool)
 COSINE = torch.tensor([[0.5, 0.75, 0.25], [0.625, 0.25, 0.375], [0.0, 0.5, 0.375]], dtype=torch.float64)
 
 
-def marked(*pairs: tuple[int, int], n: int = 3) -> Tensor:
-    same = torch.eye(n, dtype=torch.bool)
+def marked(*pairs: tuple[int, int]) -> Tensor:
+    same = torch.eye(3, dtype=torch.bool)
     for i, j in pairs:
         same[i, j] = same[j, i] = True
     return same
@@ -176,6 +141,10 @@ def test_false_negatives_by_hand() -> None:
         Cell(2, 1, 0.5, 0.125, "image"),
         Cell(0, 2, 0.25, -0.25, "both"),
     ]
+    # a collapsed model gives every entry the same value; of a duplicate's two entries then the first
+    flat = torch.full((3, 3), 0.5)
+    assert false_negatives(flat, NONE, NONE, NONE) == []
+    assert false_negatives(flat, NONE, NONE, marked((2, 1))) == [Cell(1, 2, 0.5, 0.0, "image")]
 
 
 def test_a_positive_is_listed_only_as_a_duplicate() -> None:
@@ -185,31 +154,6 @@ def test_a_positive_is_listed_only_as_a_duplicate() -> None:
         Cell(2, 1, 0.5, 0.125),
         Cell(0, 1, 0.75, 0.25, "text", positive=True),
     ]
-
-
-def test_equal_to_the_diagonal_is_no_suspect() -> None:
-    """A collapsed model gives every entry the same value; (0, 1) and (1, 0) of a duplicate are then one, the first."""
-    flat = torch.full((3, 3), 0.5)
-    assert false_negatives(flat, NONE, NONE, NONE) == []
-    assert false_negatives(flat, NONE, NONE, marked((2, 1))) == [Cell(1, 2, 0.5, 0.0, "image")]
-
-
-def test_above_one_of_the_two_is_no_suspect() -> None:
-    cosine = torch.tensor([[0.75, 0.5], [0.5, 0.25]])
-    assert false_negatives(cosine, *[NONE[:2, :2]] * 3) == []
-
-
-def test_hardest_negatives_by_hand() -> None:
-    found = hardest_negatives(COSINE, NONE, marked((0, 1)), NONE)
-    assert found == [
-        Cell(0, 1, 0.75, 0.25, "text"),
-        Cell(1, 0, 0.625, 0.125, "text"),
-        Cell(2, 1, 0.5, 0.125),
-        Cell(1, 2, 0.375, 0.0),
-        Cell(0, 2, 0.25, -0.25),
-        Cell(2, 0, 0.0, -0.5),
-    ]
-    assert hardest_negatives(COSINE, marked((0, 1)), NONE, NONE, limit=1) == [Cell(2, 1, 0.5, 0.125)]
 
 
 def test_worst_positives_by_hand() -> None:
@@ -259,8 +203,7 @@ def kind_of(text: bool, image: bool) -> Duplicate | None:
     return "both" if text and image else "text" if text else "image" if image else None
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("limit", [3, 10, 200])
+@pytest.mark.parametrize(("seed", "limit"), [(0, 3), (1, 10), (2, 200), (3, 200)])
 def test_lists_equal_a_loop(seed: int, limit: int) -> None:
     n = 8
     tensors = draw(n, seed)
@@ -294,42 +237,6 @@ def test_lists_equal_a_loop(seed: int, limit: int) -> None:
         for i in range(n)
     ]
     assert unseen_duplicates(*tensors[1:]) == pytest.approx(sum(unseen) / n)
-
-
-def test_lists_move_with_the_pairs() -> None:
-    tensors = draw(12, 9)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    moved = [tensor[order][:, order] for tensor in tensors]
-    for found, expected in (
-        (false_negatives(*moved), false_negatives(*tensors)),
-        (hardest_negatives(*moved), hardest_negatives(*tensors)),
-        (worst_positives(*moved[:2]), worst_positives(*tensors[:2])),
-    ):
-        assert [cell._replace(i=int(order[cell.i]), j=int(order[cell.j])) for cell in found] == expected
-    assert unseen_duplicates(*moved[1:]) == unseen_duplicates(*tensors[1:])
-
-
-def test_duplicates_are_cut_by_the_limit_alone() -> None:
-    cosine, positives, _, _ = draw(20, 3)
-    every = torch.ones(20, 20, dtype=torch.bool)
-    assert len(false_negatives(cosine, positives, every, marked(n=20), limit=500)) == 190
-    found = false_negatives(cosine, positives, every, marked(n=20), limit=100)
-    assert len(found) == 100
-    few = false_negatives(cosine, positives, marked((3, 4), (7, 9), n=20), marked(n=20), limit=4)
-    assert [cell.duplicate for cell in few] == ["text", "text", None, None]
-
-
-def test_shapes_must_agree() -> None:
-    x = NONE
-    for call in (
-        lambda: false_negatives(COSINE, x, x, x[:2, :2]),
-        lambda: hardest_negatives(COSINE[:2], x[:2], x[:2], x[:2]),
-        lambda: worst_positives(COSINE, x[:2]),
-        lambda: unseen_duplicates(x, x, x[0]),
-        lambda: unseen_duplicates(x[0], x[0], x[0]),
-    ):
-        with pytest.raises(ValueError, match=r"must all be \(N, N\)"):
-            call()
 
 
 # ---- a built set

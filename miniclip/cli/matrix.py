@@ -1,4 +1,4 @@
-"""eval.py matrix: a model and a data set -> matrix.json, matrix.png and report.html."""
+"""eval.py matrix: a model and a data set -> matrix.json and report.html."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from miniclip.inspection.sample import Sample
     from miniclip.models.preprocess import Preprocess
 
-NUMBERS, PICTURE, PAGE = "matrix.json", "matrix.png", "report.html"
+NUMBERS, PAGE = "matrix.json", "report.html"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,15 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     from miniclip.inspection.numbers import write_numbers
     from miniclip.inspection.page.write import write_report
-    from miniclip.inspection.picture import write_picture
 
     inspection = inspect(arguments, config)
     folder.mkdir(parents=True, exist_ok=True)
     write_numbers(inspection, folder / NUMBERS)
-    write_picture(inspection, folder / PICTURE)
     write_report(inspection, folder / PAGE)
     _print(inspection)
-    print(f"{folder / PAGE} is the page; {NUMBERS} and {PICTURE} are beside it")
+    print(f"{folder / PAGE} is the page; {NUMBERS} is beside it")
 
 
 def inspect(arguments: argparse.Namespace, config: Config | None) -> Inspection:
@@ -174,7 +172,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", help=data_help)
     caption_help = "column or columns of the captions; found by itself if left out"
     parser.add_argument("--caption_column", nargs="+", metavar="NAME", help=caption_help)
-    out_help = f"folder for {NUMBERS}, {PICTURE} and {PAGE} (default: inspection, in the run if it is one)"
+    out_help = f"folder for {NUMBERS} and {PAGE} (default: inspection, in the run if it is one)"
     parser.add_argument("--out", metavar="DIR", help=out_help)
     positives_help = "which pairs count as positives, as loss.positives (default: as the run was trained)"
     parser.add_argument("--positives", choices=("diagonal", "text", "identity"), help=positives_help)

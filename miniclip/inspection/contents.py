@@ -1,4 +1,4 @@
-"""What an inspection finds: plain values and float64 tensors, which the JSON, the picture and the page are made from.
+"""What an inspection finds: plain values and float64 tensors, which the JSON and the page are made from.
 
 Axes: N pairs; row i is image i, column j is text j. All tensors lie on the CPU.
 """
@@ -16,67 +16,50 @@ Duplicate = Literal["text", "image", "both"]
 
 @dataclass(frozen=True)
 class LossView:
-    """The matrix under one loss; what it was handed is `scale * cosine + bias`.
+    """The matrix under one loss; what it was handed is `scale * cosine + bias`."""
 
-    settings: keywords of the function in miniclip.losses.LOSSES. scale, bias: 1 and None for a loss on cosines.
-    trained: whether the model was trained with this loss and these settings. value: the loss, the mean of its two
-    directions. chance: what it is where nothing is told apart. row_loss, column_loss: (N,), what each image and
-    each text pays; the means of both, averaged, are value. pair_loss: (N, N), how that divides over the pairs; its sum
-    is N times value. gradient: (N, N), d value / d entry of the matrix that the loss was handed. unit: of the values,
-    "nats" or "cosine".
-    targets: (N, N), what the soft loss was given beside the matrix.
-    """
-
-    settings: dict[str, Any]
-    scale: float
+    settings: dict[str, Any]  # keywords of the function in miniclip.losses.LOSSES
+    scale: float  # 1 for a loss on cosines
     bias: float | None
-    trained: bool
-    value: float
-    chance: float
-    row_loss: Tensor
-    column_loss: Tensor
-    pair_loss: Tensor
-    gradient: Tensor
-    unit: Literal["nats", "cosine"]
-    targets: Tensor | None = None
+    trained: bool  # whether the model was trained with this loss and these settings
+    value: float  # the mean of its two directions
+    chance: float  # its value where nothing is told apart
+    row_loss: Tensor  # (N,), what each image pays
+    column_loss: Tensor  # (N,), what each text pays; the means of both, averaged, are value
+    pair_loss: Tensor  # (N, N), how that divides over the pairs; its sum is N times value
+    gradient: Tensor  # (N, N), d value / d entry of the matrix that the loss was handed
+    unit: Literal["nats", "cosine"]  # of the values
+    targets: Tensor | None = None  # (N, N), what the soft loss was given beside the matrix
 
 
 @dataclass(frozen=True)
 class Temperature:
     """How the matrix looks at other scales. All tensors have one value a scale.
 
-    scales: (T,), rising, among them the learned one and the best of each loss. learned: the model's scale.
-    loss: (T,) for each loss, with the bias of its LossView. best: the scale of the lowest of these for each loss.
-    entropy_rows, entropy_columns: mean entropy of the row and column probabilities, in nats. negatives_rows,
-    negatives_columns: mean effective number of negatives. A loss on cosines does not look at the scale; it is not in
-    loss and best.
+    A loss on cosines does not look at the scale; it is not in loss and best.
     """
 
-    scales: Tensor
+    scales: Tensor  # (T,), rising, among them the learned one and the best of each loss
     learned: float
-    loss: dict[str, Tensor]
-    best: dict[str, float]
-    entropy_rows: Tensor
+    loss: dict[str, Tensor]  # with the bias of its LossView
+    best: dict[str, float]  # the scale of the lowest loss
+    entropy_rows: Tensor  # mean entropy of the row probabilities, in nats
     entropy_columns: Tensor
-    negatives_rows: Tensor
+    negatives_rows: Tensor  # mean effective number of negatives
     negatives_columns: Tensor
 
 
 class Cell(NamedTuple):
-    """One entry of the matrix in a list. i: image, j: text.
+    """One entry of the matrix in a list."""
 
-    cosine: of the pair. margin: by how much it stands above (below, if negative) what it is compared with: for a
-    negative the higher of the two diagonal entries beside it, for a positive the highest negative of its row and
-    column. duplicate: how the other pair's text or image equals its own, if it does. positive: whether the loss counts
-    it as a positive.
-    """
-
-    i: int
-    j: int
+    i: int  # image
+    j: int  # text
     cosine: float
+    # how far a negative stands above the higher of the two diagonal entries beside it, or a positive above the highest
+    # negative of its row and column
     margin: float
-    duplicate: Duplicate | None = None
-    positive: bool = False
+    duplicate: Duplicate | None = None  # how the other pair's text or image equals its own, if it does
+    positive: bool = False  # whether the loss counts it as one
 
 
 class Figure(NamedTuple):
@@ -100,55 +83,42 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """One fixed batch of n held-out pairs along the training, and the curves of the run.
+    """One fixed batch of n held-out pairs along the training, and the curves of the run."""
 
-    steps: S, rising. cosines: (S, n, n) float16. figures: name -> (S,) of the fixed batch, among them loss,
-    logit_scale, r1_image_to_text and r1_text_to_image. captions: of the n pairs. training: name -> values of
-    metrics.jsonl, among them step, loss, loss_over_chance and logit_scale, all of one length; NaN where a line lacks
-    one.
-    """
-
-    steps: list[int]
-    cosines: Tensor
-    figures: dict[str, Tensor]
-    captions: list[str]
+    steps: list[int]  # S, rising
+    cosines: Tensor  # (S, n, n) float16
+    figures: dict[str, Tensor]  # name -> (S,), among them loss, logit_scale, r1_image_to_text, r1_text_to_image
+    captions: list[str]  # n
+    # name -> values of metrics.jsonl, among them step, loss, loss_over_chance and logit_scale, all of one length; NaN
+    # where a line lacks one
     training: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it.
+    """All of it."""
 
-    title: what was inspected, for a heading. about: label -> value (checkpoint, data, split, seed, ...).
-    captions, names: N each; the latter are files or rows. thumbnails: N RGB squares of one size. cosine: (N, N).
-    positives: (N, N) bool. scale, bias: learned. loss: the name in losses that the page opens with. orders: name
-    (index, loss, cluster, length) -> permutation of the N pairs. losses: all of miniclip.losses.LOSSES.
-    figures, verdicts: see there. false_negatives, hardest_negatives, worst_positives: the worst first, or the first of
-    them. suspects: how many there are of the first kind, less those that the loss counts as positives.
-    free_energy: (N,) of the images and (N,) of the texts, in nats.
-    """
-
-    title: str
-    about: dict[str, str]
+    title: str  # what was inspected, for a heading
+    about: dict[str, str]  # label -> value: checkpoint, data, split, seed, ...
     captions: list[str]
-    names: list[str]
-    thumbnails: list[Image.Image]
-    cosine: Tensor
-    positives: Tensor
+    names: list[str]  # files or rows
+    thumbnails: list[Image.Image]  # RGB squares of one size
+    cosine: Tensor  # (N, N)
+    positives: Tensor  # (N, N) bool
     scale: float
     bias: float | None
-    loss: str
-    orders: dict[str, list[int]]
-    losses: dict[str, LossView]
+    loss: str  # the name in losses that the page opens with
+    orders: dict[str, list[int]]  # index, loss, cluster, length -> permutation of the N pairs
+    losses: dict[str, LossView]  # all of miniclip.losses.LOSSES
     temperature: Temperature
     figures: list[Figure]
     verdicts: list[Verdict]
-    false_negatives: list[Cell]
+    false_negatives: list[Cell]  # the worst first, as in the lists below
     hardest_negatives: list[Cell]
     worst_positives: list[Cell]
-    free_energy: tuple[Tensor, Tensor]
+    free_energy: tuple[Tensor, Tensor]  # (N,) of the images and (N,) of the texts, in nats
     history: History | None = None
-    suspects: int = 0
+    suspects: int = 0  # all suspected false negatives, less those that the loss counts as positives
 
     @property
     def logits(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""An Inspection as JSON: every number of the page, for machines."""
+"""An Inspection as plain values: matrix.json for machines, and what the page is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from miniclip.common.console import write_json
-from miniclip.inspection.contents import Cell, Inspection, LossView
+from miniclip.inspection.contents import Inspection, LossView
 
 WHOLE = 256  # pairs up to which the JSON holds the matrices of all losses; of more, they would be hundreds of megabytes
 
@@ -20,8 +20,13 @@ def write_numbers(inspection: Inspection, path: Path) -> None:
     A matrix is a list of rows, one an image. A loss was handed scale * cosine + bias, and gradient is d value / d entry
     of that.
     """
-    whole = len(inspection.captions) <= WHOLE
+    write_json(path, numbers(inspection, len(inspection.captions) <= WHOLE), indent=None)
+
+
+def numbers(inspection: Inspection, whole: bool) -> dict[str, Any]:
+    """All of it but the thumbnails, ready for JSON. whole: with the N x N matrices."""
     curves = inspection.temperature
+    lists = ("false_negatives", "hardest_negatives", "worst_positives")
     values: dict[str, Any] = {
         "title": inspection.title,
         "about": inspection.about,
@@ -34,10 +39,8 @@ def write_numbers(inspection: Inspection, path: Path) -> None:
         "loss": inspection.loss,
         "figures": {figure.name: figure.value for figure in inspection.figures},
         "verdicts": [verdict._asdict() for verdict in inspection.verdicts],
-        "false_negatives": _cells(inspection.false_negatives),
+        **{name: [cell._asdict() for cell in getattr(inspection, name)] for name in lists},
         "suspected_false_negatives": inspection.suspects,
-        "hardest_negatives": _cells(inspection.hardest_negatives),
-        "worst_positives": _cells(inspection.worst_positives),
         "free_energy_of_images": _list(inspection.free_energy[0]),
         "free_energy_of_texts": _list(inspection.free_energy[1]),
         "orders": inspection.orders,
@@ -59,43 +62,28 @@ def write_numbers(inspection: Inspection, path: Path) -> None:
         values["positives"] = inspection.positives.tolist()
         values["row_probability"] = _list(inspection.logits.softmax(1))
         values["column_probability"] = _list(inspection.logits.softmax(0))
-    if inspection.history is not None:
-        history = inspection.history
-        values["history"] = {
-            "steps": history.steps,
-            "captions": history.captions,
-            "figures": {name: _list(curve) for name, curve in history.figures.items()},
-        }
-    write_json(path, values, indent=None)
-
-
-def _loss(view: LossView, whole: bool) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "trained": view.trained,
-        "settings": view.settings,
-        "scale": view.scale,
-        "bias": view.bias,
-        "value": view.value,
-        "chance": view.chance,
-        "unit": view.unit,
-        "row_loss": _list(view.row_loss),
-        "column_loss": _list(view.column_loss),
-    }
-    if whole:
-        values["pair_loss"], values["gradient"] = _list(view.pair_loss), _list(view.gradient)
-        if view.targets is not None:
-            values["targets"] = _list(view.targets)
+    if (history := inspection.history) is not None:
+        figures = {name: _list(curve) for name, curve in history.figures.items()}
+        values["history"] = {"steps": history.steps, "captions": history.captions, "figures": figures}
     return values
 
 
-def _cells(cells: list[Cell]) -> list[dict[str, Any]]:
-    return [cell._asdict() for cell in cells]
+def _loss(view: LossView, whole: bool) -> dict[str, Any]:
+    plain = ("trained", "settings", "scale", "bias", "unit")
+    tensors = ["row_loss", "column_loss", *(["pair_loss", "gradient"] if whole else [])]
+    if whole and view.targets is not None:
+        tensors.append("targets")
+    values = {name: getattr(view, name) for name in plain} | {name: _list(getattr(view, name)) for name in tensors}
+    return values | {"value": finite(view.value), "chance": finite(view.chance)}
 
 
 def _list(values: Tensor) -> Any:
     """Nested lists; null for what is not finite, which JSON cannot say."""
     if bool(values.isfinite().all()):
         return values.tolist()
-    if values.ndim > 1:
-        return [_list(row) for row in values]
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+    return [_list(row) if values.ndim > 1 else finite(float(row)) for row in values]
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None

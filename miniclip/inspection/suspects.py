@@ -2,7 +2,6 @@
 
 Axes: N pairs; entry [i, j] of a matrix is image i with text j. `cosine` is (N, N) float, `positives` (N, N) bool with
 the diagonal in it, `same_text` and `same_image` (N, N) bool and symmetric, as same_texts and same_images give them.
-Functions that take several of them raise ValueError if their shapes differ.
 """
 
 from __future__ import annotations
@@ -30,19 +29,11 @@ def same_texts(captions: list[str]) -> Tensor:
 
 
 def same_images(thumbnails: list[Image.Image]) -> Tensor:
-    """(N, N) bool: pictures that are equal but for how they were encoded (see small_vector); N RGB ones of one size.
+    """(N, N) bool: images that are equal but for how they were encoded (see small_vector); N RGB ones of one size.
 
-    A crop, a mirror image or another frame of one scene is another picture. Raises ValueError for other pictures.
+    A crop, a mirror image or another frame of one scene is another image.
     """
-    for i, picture in enumerate(thumbnails):
-        if picture.mode != "RGB" or picture.size != thumbnails[0].size:
-            raise ValueError(
-                f"picture {i} is {picture.mode} of {picture.size} and picture 0 RGB of {thumbnails[0].size}; "
-                "convert all to RGB and resize them to one size"
-            )
-    if not thumbnails:
-        return torch.zeros(0, 0, dtype=torch.bool)
-    small = np.stack([small_vector(picture) for picture in thumbnails])
+    small = np.stack([small_vector(image) for image in thumbnails])
     x = torch.from_numpy(small).double()  # integers, so that sums are exact and the answer symmetric
     squares = x.square().sum(1)
     return squares[:, None] + squares - 2 * x @ x.T < x.shape[1] * THRESHOLD**2
@@ -58,7 +49,6 @@ def false_negatives(
     themselves: a high cosine says that the model takes the two for the same; a wide margin, often, only that one of the
     two pairs is badly embedded itself. limit cuts the end.
     """
-    _require_square(cosine, positives, same_text, same_image)
     kinds, margins, known = _kinds(same_text, same_image), _margins(cosine), positives & positives.T
     i, j = ((kinds > 0) & _chosen(cosine) | _suspected(cosine, positives, kinds)).nonzero(as_tuple=True)
     order = cosine[i, j].argsort(descending=True, stable=True)
@@ -69,7 +59,6 @@ def false_negatives(
 
 def count_false_negatives(cosine: Tensor, positives: Tensor, same_text: Tensor, same_image: Tensor) -> int:
     """How many false_negatives lists without a limit, less the duplicates that the loss counts as positives."""
-    _require_square(cosine, positives, same_text, same_image)
     return int(_suspected(cosine, positives, _kinds(same_text, same_image)).sum())
 
 
@@ -77,7 +66,6 @@ def hardest_negatives(
     cosine: Tensor, positives: Tensor, same_text: Tensor, same_image: Tensor, limit: int = 50
 ) -> list[Cell]:
     """The negatives that stand highest above (or least below) both diagonal entries beside them, duplicates marked."""
-    _require_square(cosine, positives, same_text, same_image)
     margins = _margins(cosine)
     i, j = (~positives).nonzero(as_tuple=True)
     order = margins[i, j].argsort(descending=True, stable=True)[:limit]
@@ -89,7 +77,6 @@ def worst_positives(cosine: Tensor, positives: Tensor, limit: int = 50) -> list[
 
     Pairs without any negative are left out.
     """
-    _require_square(cosine, positives)
     negatives = cosine.masked_fill(positives, -torch.inf)
     margins = cosine.diagonal() - torch.maximum(negatives.amax(1), negatives.amax(0))
     order = margins.argsort(stable=True)[:limit].tolist()
@@ -99,7 +86,6 @@ def worst_positives(cosine: Tensor, positives: Tensor, limit: int = 50) -> list[
 
 def unseen_duplicates(positives: Tensor, same_text: Tensor, same_image: Tensor) -> float:
     """Share of the pairs with a duplicate that the loss counts as a negative, one way at least, in [0, 1]."""
-    _require_square(positives, same_text, same_image)
     unseen = (same_text | same_image) & ~(positives & positives.T)
     return unseen.any(1).double().mean().item()
 
@@ -132,9 +118,3 @@ def _cells(i: Tensor, j: Tensor, cosine: Tensor, margins: Tensor, kinds: Tensor,
         Cell(row, column, value, margin, KINDS[kind], positive)
         for row, column, value, margin, kind, positive in zip(i.tolist(), j.tolist(), *values, strict=True)
     ]
-
-
-def _require_square(*matrices: Tensor) -> None:
-    shapes = [tuple(matrix.shape) for matrix in matrices]
-    if len(set(shapes)) > 1 or matrices[0].ndim != 2 or shapes[0][0] != shapes[0][1]:
-        raise ValueError(f"the matrices must all be (N, N); their shapes are {', '.join(map(str, shapes))}")

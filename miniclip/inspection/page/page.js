@@ -1,6 +1,6 @@
 // The controls, the details of a cell, the lists and the tables; then the start.
 
-const picture = (k, what) => thumbnail(k, `${what} ${k}: ${data.captions[k]}`);
+const picture = (k, what) => thumbnail(k, `${what} ${k}: ${captions[k]}`);
 
 function choose({ i, j }) {
   if (i === state.i && j === state.j) return;
@@ -71,8 +71,8 @@ function showDetails() {
   const [kind, sentence] = kindOf(i, j);
   const side = (k, what) => element("div", { class: "side" }, picture(k, what), element("div", {},
     element("p", { class: "who" }, element("b", {}, `${what} ${k}`)),
-    element("p", { class: "who name", title: data.names[k] }, data.names[k]),
-    element("p", { class: "caption" }, data.captions[k])));
+    element("p", { class: "who name", title: names[k] }, names[k]),
+    element("p", { class: "caption" }, captions[k])));
   const rows = numbersOf(i, j).map(([label, value, unit]) => element("tr", {}, element("th", { scope: "row" }, label), element("td", { class: "number" }, value), element("td", { class: "unit" }, unit)));
   box.replaceChildren(
     element("p", { class: "state" }, element("span", { class: `badge ${kind}` }, i === j ? "pair" : kind === "false" ? "false negative?" : kind), pinned ? element("span", { class: "pin" }, "pinned") : ""),
@@ -100,8 +100,8 @@ function fillList(id, cells, all = cells.length) {
       element("span", { class: "pictures" }, picture(i, "Image"), i === j ? "" : picture(j, "Text")),
       element("span", { class: "words" },
         element("span", { class: "line" }, element("b", {}, `cosine ${format(cosine)}`), element("span", {}, `margin ${margin > 0 ? "+" : ""}${format(margin)}`), ...badges),
-        element("span", { class: "line caption" }, `${i === j ? "" : "Image of: "}${data.captions[i]}`),
-        i === j ? "" : element("span", { class: "line caption" }, `Text: ${data.captions[j]}`)));
+        element("span", { class: "line caption" }, `${i === j ? "" : "Image of: "}${captions[i]}`),
+        i === j ? "" : element("span", { class: "line caption" }, `Text: ${captions[j]}`)));
     button.addEventListener("click", () => showCell(i, j));
     return element("li", {}, button);
   };
@@ -127,8 +127,8 @@ function fillFindings() {
   if (!data.verdicts.length) $("verdicts").append(element("p", { class: "calm" }, "Nothing stands out."));
   $("figures").tBodies[0].append(...data.figures.map(({ name, label, value, unit, help }) =>
     element("tr", { "data-name": name }, element("th", { scope: "row" }, label), element("td", { class: "number" }, `${format(value)}${unit ? `\u00a0${unit}` : ""}`), element("td", { class: "help" }, help))));
-  for (const [label, value] of data.about) $("about-list").append(element("dt", {}, label), element("dd", {}, value));
-  fillList("false-negatives", data.false_negatives, data.suspects);
+  for (const [label, value] of Object.entries(data.about)) $("about-list").append(element("dt", {}, label), element("dd", {}, value));
+  fillList("false-negatives", data.false_negatives, data.suspected_false_negatives);
   fillList("hardest-negatives", data.hardest_negatives);
   fillList("worst-positives", data.worst_positives);
 }
@@ -165,10 +165,10 @@ function sharesOf(loss) {
 
 let lossesSeen = false;
 function fillLosses() {
-  for (const [name, { value, chance, unit, settings, trained }] of Object.entries(data.losses)) {
+  for (const [name, { value, chance, unit, trained }] of Object.entries(data.losses)) {
     const canvas = element("canvas", { width: 96, height: 96, "aria-hidden": "true" });
     const button = element("button", { type: "button", "aria-label": `Show the gradient of the ${name} loss` }, canvas);
-    const label = element("th", { scope: "row" }, element("b", {}, name), trained ? element("span", { class: "badge positive" }, "trained with") : "", element("span", { class: "settings" }, settings));
+    const label = element("th", { scope: "row" }, element("b", {}, name), trained ? element("span", { class: "badge positive" }, "trained with") : "", element("span", { class: "settings" }, settingsOf(name)));
     const share = element("td", { class: "share" });
     const row = element("tr", { "data-loss": name }, element("td", {}, button), label,
       ...[format(value, 4), format(chance, 4), known(value) && known(chance) && chance !== 0 ? format(value / chance) : "n/a"].map((text) => element("td", { class: "number" }, text)),
@@ -226,7 +226,7 @@ const VIEW_NOTES = {
 
 function change() {
   for (const id of ["view", "loss", "order", "compare"]) $(id).value = state[id];
-  const shown = compared() !== "", { settings, trained } = data.losses[state.loss], notes = [VIEW_NOTES[state.view]];
+  const shown = compared() !== "", { trained } = data.losses[state.loss], settings = settingsOf(state.loss), notes = [VIEW_NOTES[state.view]];
   if (divides(state.view)) notes.push(`The model was ${trained ? "" : "not "}trained with ${state.loss}${settings ? ` (${settings})` : ""}.`);
   $("view-note").textContent = notes.join(" ");
   $("plot2").hidden = !shown;
@@ -292,11 +292,11 @@ function listenToControls() {
 function start() {
   const { scales, learned } = data.temperature, slider = $("temperature");
   const trained = Object.entries(data.losses).filter(([, { trained }]) => trained).map(([name]) => name);
-  $("summary").textContent = [`${n} pairs`, `scale ${format(data.scale)}`, data.bias === null ? "" : `bias ${format(data.bias)}`, trained.length ? `trained with ${trained.join(", ")}` : "", data.rounded ? "losses of pairs and gradients are rounded to about 2%" : ""].filter(Boolean).join(", ");
+  $("summary").textContent = [`${n} pairs`, `scale ${format(data.logit_scale)}`, data.logit_bias === null ? "" : `bias ${format(data.logit_bias)}`, trained.length ? `trained with ${trained.join(", ")}` : "", data.rounded ? "losses of pairs and gradients are rounded to about 2%" : ""].filter(Boolean).join(", ");
   $("order").append(...Object.keys(data.orders).map((name) => option(name, ORDER_NAMES[name] ?? name)));
-  const names = Object.keys(data.losses);
-  $("loss").append(...names.map((name) => option(name, name)));
-  $("compare").append(option("", "nothing"), ...names.map((name) => option(name, name)));
+  const losses = Object.keys(data.losses);
+  $("loss").append(...losses.map((name) => option(name, name)));
+  $("compare").append(option("", "nothing"), ...losses.map((name) => option(name, name)));
   state.order = "index" in data.orders ? "index" : Object.keys(data.orders)[0];
   Object.assign(slider, { min: Math.log(Math.min(learned, scales[0])), max: Math.log(Math.max(learned, scales.at(-1))), step: 0.01 });
   slider.value = Math.log(learned);

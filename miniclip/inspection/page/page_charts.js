@@ -82,7 +82,9 @@ function keyTo(right, y, curves) {
 const mean = (a, b) => a.map((value, k) => (known(value) && known(b[k]) ? (value + b[k]) / 2 : null));
 
 function drawTemperature() {
-  const { scales, learned, loss, best, negatives_rows, negatives_columns, entropy_rows, entropy_columns } = data.temperature;
+  const { scales, learned, loss, best } = data.temperature;
+  const { effective_negatives_of_rows: negatives_rows, effective_negatives_of_columns: negatives_columns } = data.temperature;
+  const { entropy_of_rows: entropy_rows, entropy_of_columns: entropy_columns } = data.temperature;
   const target = $("temperature-chart"), width = fit(target, 160), curve = loss[state.loss];
   const marks = [
     { x: learned, kind: "learned", label: `learned scale ${format(learned)}` },
@@ -114,12 +116,13 @@ function drawTemperature() {
 }
 
 // Free energy: sorted, one curve for the images and one for the texts.
-const energyOrders = data.free_energy.map((side) => side.map((_, k) => k).sort((a, b) => (side[a] ?? Infinity) - (side[b] ?? Infinity)));
+const energies = [data.free_energy_of_images, data.free_energy_of_texts];
+const energyOrders = energies.map((side) => side.map((_, k) => k).sort((a, b) => (side[a] ?? Infinity) - (side[b] ?? Infinity)));
 let energyPlaces = null;
 const energyChosen = { side: 0, rank: -1 };
 function drawEnergy() {
-  const target = $("energy"), height = 185, width = fit(target, height), ranks = data.captions.map((_, k) => k);
-  const series = [0, 1].map((side) => ({ name: side ? "texts" : "images", kind: side ? "second" : "first", xs: ranks, ys: energyOrders[side].map((k) => data.free_energy[side][k]) }));
+  const target = $("energy"), height = 185, width = fit(target, height), ranks = captions.map((_, k) => k);
+  const series = [0, 1].map((side) => ({ name: side ? "texts" : "images", kind: side ? "second" : "first", xs: ranks, ys: energyOrders[side].map((k) => energies[side][k]) }));
   energyPlaces = chart(target, { x: 0, y: 0, width, height: height - 15 }, { title: "free energy, nats", series });
   const { left, right } = energyPlaces;
   target.append(svg("text", { x: left, y: height - 2 }, "fits best"), svg("text", { x: right, y: height - 2, class: "end" }, "fits worst"));
@@ -127,7 +130,7 @@ function drawEnergy() {
   showEnergy();
 }
 
-const energyOf = (side, rank) => data.free_energy[side][energyOrders[side][rank]];
+const energyOf = (side, rank) => energies[side][energyOrders[side][rank]];
 
 function energyAt(event) {
   const box = $("energy").getBoundingClientRect(), { left, right, placeY } = energyPlaces;
@@ -144,7 +147,7 @@ function showEnergy() {
   dot.setAttribute("cy", known(value) ? placeY(value) : 0);
   dot.setAttribute("class", `dot ${side ? "second" : "first"}`);
   dot.setAttribute("visibility", known(value) ? "visible" : "hidden");
-  $("energy-note").textContent = `${side ? "Text" : "Image"} ${k} (${data.names[k]}), rank ${rank + 1} of ${n}: ${format(value, 4)} nats. ${data.captions[k]}`;
+  $("energy-note").textContent = `${side ? "Text" : "Image"} ${k} (${names[k]}), rank ${rank + 1} of ${n}: ${format(value, 4)} nats. ${captions[k]}`;
 }
 
 function listenToEnergy() {
@@ -177,7 +180,7 @@ function listenToEnergy() {
 // Over time: the matrix of the fixed batch at a step, and curves with a mark at that step.
 const past = data.history;
 let pastRange = null, pastCell = null;
-const pastCosine = (i, j) => HALF[matrix("m-history")[(state.step * past.n + i) * past.n + j]];
+const pastCosine = (i, j) => HALF[matrix("m-history")[(state.step * past.captions.length + i) * past.captions.length + j]];
 
 function drawPast() {
   if (!matrix("m-history")) return;
@@ -188,7 +191,7 @@ function drawPast() {
 }
 
 function drawPastMatrix() {
-  const size = past.n, halves = matrix("m-history"), canvas = $("history-matrix");
+  const size = past.captions.length, halves = matrix("m-history"), canvas = $("history-matrix");
   if (!pastRange) {
     pastRange = { low: Infinity, high: -Infinity };
     for (const bits of halves) {
@@ -205,7 +208,7 @@ function drawPastMatrix() {
 }
 
 function outlinePast(canvas) {
-  const context = canvas.getContext("2d"), ratio = Number(canvas.dataset.ratio), cell = canvas.width / past.n, size = Math.max(cell, 7 * ratio);
+  const context = canvas.getContext("2d"), ratio = Number(canvas.dataset.ratio), cell = canvas.width / past.captions.length, size = Math.max(cell, 7 * ratio);
   const [x, y] = [pastCell.j, pastCell.i].map((k) => (k + 0.5) * cell - size / 2);
   for (const [colour, line] of [["#000000", 4], ["#ffffff", 2]]) {
     context.strokeStyle = colour;
@@ -216,7 +219,7 @@ function outlinePast(canvas) {
 
 function choosePast(i, j) {
   if (!matrix("m-history")) return;
-  const inside = (k) => Math.min(past.n - 1, Math.max(0, k));
+  const inside = (k) => Math.min(past.captions.length - 1, Math.max(0, k));
   pastCell = { i: inside(i), j: inside(j) };
   drawPastMatrix();
   notePast();
@@ -229,14 +232,14 @@ function notePast() {
 }
 
 function drawCurves() {
-  const { steps, figures, training, scale } = past, now = steps[state.step], name = (key) => figures[key];
+  const { steps, figures, training } = past, now = steps[state.step], name = (key) => figures[key];
   const run = (key) => training[key] && { name: "training", kind: "faint", xs: training.step, ys: training[key] };
   const batch = (ys, title = "fixed batch", kind = "first") => ys && { name: title, kind, xs: steps, ys };
   const both = [["faint", "training"], ["first", "fixed batch"]];
   const charts = [
     ["Loss", [run("loss"), batch(name("loss"))], both],
     ["Loss / chance", [run("loss_over_chance"), batch(name("loss_over_chance"))], both],
-    ["Scale", [run("logit_scale"), batch(scale)], both],
+    ["Scale", [run("logit_scale"), batch(name("logit_scale"))], both],
     ["R@1 in the fixed batch", [batch(name("r1_image_to_text"), "image to text"), batch(name("r1_text_to_image"), "text to image", "second")], [["first", "image to text"], ["second", "text to image"]]],
   ];
   const all = [...steps, ...(training.step ?? [])].filter(known), rangeX = [Math.min(...all), Math.max(...all)];
@@ -263,7 +266,7 @@ function startPast() {
   });
   $("history-matrix").addEventListener("pointermove", (event) => {
     const box = $("history-matrix").getBoundingClientRect();
-    choosePast(...[(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((f) => Math.floor(f * past.n)));
+    choosePast(...[(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((f) => Math.floor(f * past.captions.length)));
   });
   $("history-matrix").addEventListener("focus", () => pastCell || choosePast(0, 0));
   $("history-matrix").addEventListener("keydown", (event) => {

@@ -2,7 +2,8 @@
 
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const n = data.n;
+const captions = data.pairs.map((pair) => pair.caption), names = data.pairs.map((pair) => pair.name);
+const n = captions.length;
 const state = {
   view: "cosine", loss: data.loss, compare: "", order: "index", scale: data.temperature.learned,
   i: 0, j: 0, pinned: false, window: { x: 0, y: 0, span: 1 }, step: 0,
@@ -118,7 +119,7 @@ function valueOf(view, i, j, loss = state.loss) {
   const entry = array[i * n + j];
   if (id !== "m-cosine") return HALF[entry] * data.factors[id];
   if (view === "cosine") return entry;
-  if (view === "logit") return state.scale * entry + (data.bias ?? 0);
+  if (view === "logit") return state.scale * entry + (data.logit_bias ?? 0);
   if (view === "row_probability") return Math.exp(state.scale * entry - partitions().row[i]);
   if (view === "column_probability") return Math.exp(state.scale * entry - partitions().column[j]);
   throw new RangeError(`unknown view ${view}`);
@@ -135,6 +136,7 @@ function format(value, digits = 3) {
   return value.toPrecision(digits);
 }
 
+const settingsOf = (loss) => Object.entries(data.losses[loss].settings).map(([name, value]) => `${name} ${value}`).join(", ");
 const about = (value) => (data.rounded && value ? "about " : "");
 const unitOf = (view, loss) => {
   const unit = data.losses[loss].unit;
@@ -157,7 +159,7 @@ for (const list of ["false_negatives", "hardest_negatives", "worst_positives"]) 
 }
 function duplicateOf(i, j) {
   if (i === j) return null;
-  return duplicates.get(i * n + j) ?? (data.captions[i] === data.captions[j] ? "text" : null);
+  return duplicates.get(i * n + j) ?? (captions[i] === captions[j] ? "text" : null);
 }
 const SAME = { text: "same text", image: "same image", both: "same text and image" };
 

@@ -290,7 +290,7 @@ function drawOverlays() {
 function rangeOf(view, loss) {
   if (view === "row_probability" || view === "column_probability") return { low: 0, high: 1, root: true };
   if (divides(view)) return { ...levelsOfHalves(view, idOf(view, loss)), root: true };
-  const { low, high } = ranges(), [a, b] = view === "logit" ? [state.scale, data.bias ?? 0] : [1, 0];
+  const { low, high } = ranges(), [a, b] = view === "logit" ? [state.scale, data.logit_bias ?? 0] : [1, 0];
   return { low: a * low + b, high: a * high + b, root: false };
 }
 

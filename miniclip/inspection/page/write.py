@@ -11,7 +11,6 @@ import gzip
 import html
 import io
 import json
-import math
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from miniclip.inspection.contents import Cell, History, Inspection, LossView
+from miniclip.inspection.contents import Inspection
+from miniclip.inspection.numbers import finite, numbers
 from miniclip.inspection.sample import THUMBNAIL
 
 SCRIPTS = ("page_data.js", "page_matrix.js", "page_charts.js", "page.js")
@@ -63,84 +62,19 @@ def _json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _number(value: float | None, digits: int = 17) -> float | None:
-    """The number to so many digits; None where it is not finite, which JSON cannot say."""
-    return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
-
-
-def _numbers(values: Tensor | list[float]) -> list[float | None]:
-    return [_number(value, 7) for value in (values.tolist() if isinstance(values, Tensor) else values)]
-
-
-def _named(values: dict[str, Tensor] | dict[str, list[float]]) -> dict[str, list[float | None]]:
-    return {name: _numbers(value) for name, value in values.items()}
-
-
 def _contents(inspection: Inspection, factors: dict[str, float], sheets: int) -> dict[str, Any]:
-    temperature = inspection.temperature
-    return {
-        "n": len(inspection.cosine),
+    """The numbers of matrix.json without its matrices, and what a page needs beside them."""
+    data = numbers(inspection, whole=False)
+    if inspection.history:
+        training = inspection.history.training.items()
+        data["history"]["training"] = {name: [finite(value) for value in values] for name, values in training}
+    return data | {
+        "figures": [figure._asdict() | {"value": finite(figure.value)} for figure in inspection.figures],
         "rounded": len(inspection.cosine) > _EXACT,
-        "title": inspection.title,
-        "about": list(inspection.about.items()),
-        "captions": inspection.captions,
-        "names": inspection.names,
+        "factors": factors,
         "thumbnail": THUMBNAIL,
         "sheet": _SHEET,
         "sheets": sheets,
-        "scale": _number(inspection.scale),
-        "bias": _number(inspection.bias),
-        "loss": inspection.loss,
-        "orders": inspection.orders,
-        "losses": {name: _loss(view) for name, view in inspection.losses.items()},
-        "factors": factors,
-        "temperature": {
-            "scales": [_number(scale) for scale in temperature.scales.tolist()],
-            "learned": _number(temperature.learned),
-            "loss": _named(temperature.loss),
-            "best": {name: _number(scale) for name, scale in temperature.best.items()},
-            "entropy_rows": _numbers(temperature.entropy_rows),
-            "entropy_columns": _numbers(temperature.entropy_columns),
-            "negatives_rows": _numbers(temperature.negatives_rows),
-            "negatives_columns": _numbers(temperature.negatives_columns),
-        },
-        "figures": [figure._asdict() | {"value": _number(figure.value)} for figure in inspection.figures],
-        "verdicts": [verdict._asdict() for verdict in inspection.verdicts],
-        "false_negatives": [_cell(cell) for cell in inspection.false_negatives],
-        "suspects": inspection.suspects,
-        "hardest_negatives": [_cell(cell) for cell in inspection.hardest_negatives],
-        "worst_positives": [_cell(cell) for cell in inspection.worst_positives],
-        "free_energy": [_numbers(side) for side in inspection.free_energy],
-        "history": _history(inspection.history) if inspection.history else None,
-    }
-
-
-def _loss(view: LossView) -> dict[str, Any]:
-    return {
-        "settings": ", ".join(f"{key} {value}" for key, value in view.settings.items()),
-        "scale": _number(view.scale),
-        "bias": _number(view.bias),
-        "trained": view.trained,
-        "value": _number(view.value),
-        "chance": _number(view.chance),
-        "row_loss": _numbers(view.row_loss),
-        "column_loss": _numbers(view.column_loss),
-        "unit": view.unit,
-    }
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    return cell._asdict() | {"cosine": _number(cell.cosine), "margin": _number(cell.margin)}
-
-
-def _history(history: History) -> dict[str, Any]:
-    return {
-        "n": history.cosines.shape[1],
-        "steps": history.steps,
-        "scale": _numbers(history.figures["logit_scale"]),
-        "figures": _named(history.figures),
-        "captions": history.captions,
-        "training": _named(history.training),
     }
 
 
@@ -194,8 +128,8 @@ def _sheets(thumbnails: list[Image.Image]) -> list[bytes]:
         part = thumbnails[start : start + _SHEET**2]
         rows = -(-len(part) // _SHEET)
         sheet = Image.new("RGB", (_SHEET * THUMBNAIL, rows * THUMBNAIL))
-        for k, picture in enumerate(part):
-            small = picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        for k, image in enumerate(part):
+            small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
             sheet.paste(small, (k % _SHEET * THUMBNAIL, k // _SHEET * THUMBNAIL))
         buffer = io.BytesIO()
         sheet.save(buffer, "JPEG", quality=75)
