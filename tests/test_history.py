@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,9 @@ def test_a_resume_does_the_steps_after_its_checkpoint_again(config_file: str, tm
     assert not (directory / "matrix").exists() and read_history(directory) is None
 
 
-def test_another_batch_is_refused_on_a_resume(config_file: str, tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    run(config_file, directory, "--train.max_steps", "2")
+def test_another_batch_is_refused_on_a_resume(config_file: str, finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"log\.matrix_size"):
-        run(config_file, directory, "--train.max_steps", "4", "--run.resume", "true", "--log.matrix_size", "6")
-    run(config_file, directory, "--train.max_steps", "2", "--run.overwrite", "true", "--log.matrix_size", "6")
+        run(config_file, finished, "--train.max_steps", "6", "--run.resume", "true", "--log.matrix_size", "6")
 
 
 def test_too_few_validation_pairs_name_the_option(config_file: str, tmp_path: Path) -> None:
@@ -120,9 +118,9 @@ def test_too_few_validation_pairs_name_the_option(config_file: str, tmp_path: Pa
         run(config_file, tmp_path / "run", *options)
 
 
-def test_a_damaged_matrix_is_named(config_file: str, tmp_path: Path) -> None:
+def test_a_damaged_matrix_is_named(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    run(config_file, directory, "--train.max_steps", "2")
+    shutil.copytree(finished / "matrix", directory / "matrix")
     (directory / "matrix" / "step_00000002.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="step_00000002"):
         read_history(directory)
