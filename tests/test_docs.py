@@ -27,13 +27,17 @@ def pictures(text: str) -> list[str]:
     return re.findall(r'<img src="losses/([\w-]+)\.png"', text)
 
 
-@pytest.fixture(scope="module")
-def drawing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_losses", DOCS / "draw_losses.py")
+def load(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(script, DOCS / f"{script}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def drawing() -> ModuleType:
+    return load("draw_losses")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -77,7 +81,7 @@ def test_every_option_that_the_pages_name_exists() -> None:
         found = re.findall(rf"(?<![\w/.])({'|'.join(fields)})\.([a-z][a-z_]+)(?![a-z_(])", text)
         wrong = {f"{section}.{name}" for section, name in found if name not in fields[section] | {"py", "json"}}
         assert not wrong, f"{page.name} names options that there are not: {sorted(wrong)}"
-        assert found or page.name != "data.md"
+        assert found or page.name != "train.md"
 
 
 def test_every_file_that_the_pages_link_exists() -> None:
@@ -86,10 +90,15 @@ def test_every_file_that_the_pages_link_exists() -> None:
             assert (page.parent / target).exists(), f"{page.name} links {target}"
 
 
-EXAMPLES = re.findall(r"^data: \{.*?\}$", (DOCS.parent / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+EXAMPLES = re.findall(r"^data: \{.*?\}$", (DOCS / "train.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_the_readme_has_two_lines_for_each_kind_of_source() -> None:
+def test_the_page_has_two_lines_for_each_kind_of_source() -> None:
     assert len(EXAMPLES) == 7 and all(len(example.splitlines()) == 2 for example in EXAMPLES)
     for example in EXAMPLES:
         assert DataConfig(**yaml.safe_load(example)["data"]).sources
+
+
+def test_the_reference_says_what_the_code_does() -> None:
+    written = load("write_configuration").configuration()
+    assert (DOCS / "configuration.md").read_text("utf-8") == written, "python docs/write_configuration.py"
