@@ -114,7 +114,7 @@ def test_too_few_validation_pairs_name_the_option(config_file: str, tmp_path: Pa
         lines.append(f"{k}.png,scene {k},{('train', 'validation')[k == 0]}")
     (tmp_path / "pairs" / "pairs.csv").write_text("\n".join(lines) + "\n")
     options = ["--data.source", str(tmp_path / "pairs" / "pairs.csv"), "--eval.tasks", "[]"]
-    with pytest.raises(ConfigError, match=r"log\.matrix_every=2.*1 of 1 pictures.*set it to 0"):
+    with pytest.raises(ConfigError, match=r"log\.matrix_every=2.*1 of 1 images.*set it to 0"):
         run(config_file, tmp_path / "run", *options)
 
 

@@ -1,1 +1,1 @@
-"""Looking at the matrix: what the contrastive loss sees, in numbers, as a picture and as a page."""
+"""Looking at the matrix: what the contrastive loss sees, in numbers and as a page."""

@@ -9,6 +9,7 @@ Small enough to keep: 64 pairs take 10 kB a step.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from miniclip.common.console import write_json
 from miniclip.common.printing import first_few
@@ -35,21 +37,17 @@ from miniclip.training.run_dir import MATRICES, kept_matrices
 BATCH = "batch.json"
 
 
+@dataclass(frozen=True)
 class MatrixLog:
-    """Writes the matrix of one fixed batch into a run directory, whenever it is asked to."""
+    """Writes the matrix of one fixed batch into a folder of the run whenever asked to. positives: (n, n) bool."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        sample: Sample,
-        preprocess: Preprocess,
-        tokenizer: Tokenizer,
-        loss: LossConfig,
-        options: EncodeOptions,
-    ) -> None:
-        self.folder, self.sample, self.preprocess, self.tokenizer = run_dir / MATRICES, sample, preprocess, tokenizer
-        self.loss, self.options = loss, options
-        self.positives = sample.positives(loss.positives, tokenizer)
+    folder: Path
+    sample: Sample
+    positives: Tensor
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    loss: LossConfig
+    options: EncodeOptions
 
     def write(self, step: int, model: DualEncoder) -> None:
         """Store the matrix as it is after `step` steps, and the figures of the batch, its loss among them."""
@@ -92,11 +90,13 @@ def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
         ) from error
     if sample.bad:
         count, named = len(sample.bad), first_few(sample.bad)
-        print(f"{count} validation pictures cannot be read and are left out of the fixed batch: {named}")
+        print(f"{count} validation images cannot be read and are left out of the fixed batch: {named}")
     assert config.model.context_length is not None
     options = EncodeOptions(config.eval.batch_size, for_encoding(config.train.precision))
     tokenizer = Tokenizer(context_length=config.model.context_length)
-    log = MatrixLog(Path(config.run.dir), sample, preprocess, tokenizer, config.loss, options)
+    positives = sample.positives(config.loss.positives, tokenizer)
+    folder = Path(config.run.dir) / MATRICES
+    log = MatrixLog(folder, sample, positives, preprocess, tokenizer, config.loss, options)
     if config.run.resume:
         log.check_same_batch()
     return log

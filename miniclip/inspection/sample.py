@@ -1,4 +1,4 @@
-"""N pairs of a source, drawn by a seed: their pictures, captions and names, and which of them belong together."""
+"""N pairs of a source, drawn by a seed: their images, captions and names, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def draw(
 ) -> Sample:
     """size pairs, or all if there are fewer: rows without replacement, and one caption of each, by the seed alone.
 
-    allowed: share of the source's pictures that may be unreadable; another row takes the place of each. Raises
+    allowed: share of the source's images that may be unreadable; another row takes the place of each. Raises
     TooManyBad beyond, and TooFewPairs if fewer than two pairs are left, which make no matrix.
     """
     from tqdm import tqdm
@@ -86,16 +86,16 @@ def draw(
             if len(sample) == size:
                 break
             try:
-                picture = source.image(row)
+                image = source.image(row)
             except BadImage as error:
                 bad.add([error])
                 continue
-            sample.squares.append(preprocess.to_square(picture))
-            sample.thumbnails.append(small.to_square(picture))
+            sample.squares.append(preprocess.to_square(image))
+            sample.thumbnails.append(small.to_square(image))
             sample.captions.append(random.Random(f"{seed} caption {row}").choice(source.captions(row)))
             sample.names.append(source.name(row))
             bar.update()
     sample.bad.extend(bad.names)
     if len(sample) < 2:
-        raise TooFewPairs(f"a matrix needs at least 2 pairs; {len(sample)} of {len(source)} pictures can be read")
+        raise TooFewPairs(f"a matrix needs at least 2 pairs; {len(sample)} of {len(source)} images can be read")
     return sample
