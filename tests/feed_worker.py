@@ -13,14 +13,14 @@ from pathlib import Path
 from miniclip.config import load_config_file
 from miniclip.models import resolve
 from miniclip.training.accelerator import build_accelerator
-from miniclip.training.batches import open_feed
+from miniclip.training.batches import open_batches
 
 
 def main(config_file: str, folder: str, first_step: int, steps: int, state_file: str | None = None) -> None:
     config = load_config_file(config_file)
     config = replace(config, model=resolve(config.model), train=replace(config.train, max_steps=steps))
     accelerator, _ = build_accelerator(config)
-    feed = open_feed(config, accelerator)
+    feed = open_batches(config, accelerator)
     state = json.loads(Path(state_file).read_text()) if state_file else {}
     shown = []
     for step, batch in zip(range(first_step, steps), feed.start(first_step, state), strict=True):

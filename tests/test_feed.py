@@ -26,13 +26,13 @@ from miniclip.cli.train import train_main
 from miniclip.config import ConfigError, DataConfig, load_config
 from miniclip.data.augment import Augment
 from miniclip.data.loader import TrainingPairs, training_loader
-from miniclip.data.sampler import TrainBatches
+from miniclip.data.sampler import TrainSampler
 from miniclip.data.scenes.source import SceneSource
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.models import resolve
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.accelerator import build_accelerator
-from miniclip.training.batches import MapFeed
+from miniclip.training.batches import MapBatches
 
 MANY = 100_000
 
@@ -65,7 +65,7 @@ def test_every_id_once_an_epoch_of_100_000(world: int, workers: int) -> None:
     steps, stop = MANY // 1000, 37
 
     def ids(rank: int, first_step: int, until: int) -> list[list[int]]:
-        batches = TrainBatches(MANY, 1000, seed=1, steps=until, first_step=first_step, rank=rank, world=world)
+        batches = TrainSampler(MANY, 1000, seed=1, steps=until, first_step=first_step, rank=rank, world=world)
         config = DataConfig(batch_size=1000, workers=workers)
         found = []
         for batch in training_loader(pairs, batches, config, pin=False):
@@ -81,7 +81,7 @@ def test_every_id_once_an_epoch_of_100_000(world: int, workers: int) -> None:
     seen = Counter(chain.from_iterable(chain.from_iterable(parts)))
     assert len(seen) == MANY and set(seen.values()) == {1}
     whole = [list(chain.from_iterable(part[step] for part in parts)) for step in range(steps)]
-    expected = [[row for _, row in batch] for batch in TrainBatches(MANY, 1000, seed=1, steps=steps)]
+    expected = [[row for _, row in batch] for batch in TrainSampler(MANY, 1000, seed=1, steps=steps)]
     assert whole == expected  # the same global batches, whoever makes them
 
 
@@ -205,7 +205,7 @@ def test_shares_of_two_sources(config_file_of_two: tuple[str, list[int]], tmp_pa
     assert results["training"]["steps"] == 4
     config = load_config(["--config", config_file, "--run.dir", str(tmp_path / "x")])
     config = replace(config, model=resolve(config.model))
-    feed = MapFeed(config, build_accelerator(config)[0])
+    feed = MapBatches(config, build_accelerator(config)[0])
     first = sum(sizes[:1])
     for _, batch in zip(range(6), feed.start(0, {}), strict=False):
         assert int((batch.image_id < first).sum()) == 2 and len(batch.image_id) == 8

@@ -100,7 +100,7 @@ def check(store: Prepared, source: Any, augment: Augment = AUGMENT, tokenizer: T
     tokenizer = tokenizer or Tokenizer(24)
     for index, row in enumerate(store.rows.tolist()):
         expected = np.array(augment.store(source.image(row)))
-        found = store.picture(index)
+        found = store.image(index)
         assert (found.dtype, found.shape) == (np.uint8, expected.shape) and (found == expected).all()
         padded = np.zeros((len(store.tokens(index)), tokenizer.context_length), dtype=np.int64)
         for line, ids in zip(padded, store.tokens(index), strict=True):
@@ -137,12 +137,12 @@ def test_pixels_and_tokens_are_those_of_the_source(source: Fake, folder: Path, k
 
 def test_a_picture_and_its_tokens_are_read_only_views(source: Fake, folder: Path) -> None:
     store = call(source, folder)
-    for view in (store.picture(3), *store.tokens(3)):
+    for view in (store.image(3), *store.tokens(3)):
         with pytest.raises(ValueError, match="read-only"):
             view[0] = 0
-    assert not store.picture(3).flags.owndata
+    assert not store.image(3).flags.owndata
     with pytest.raises(IndexError):
-        store.picture(30)
+        store.image(30)
 
 
 def test_vocabulary(source: Fake, folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_store_survives_pickling_and_workers(source: Fake, folder: Path) -> No
             return 30
 
         def __getitem__(self, index: int) -> int:
-            return int(store.picture(index).sum())
+            return int(store.image(index).sum())
 
     sums = [int(x) for x in DataLoader(Pictures(), batch_size=None, num_workers=2)]
     assert sums == [int(np.array(AUGMENT.store(noise(row))).sum()) for row in range(30)]
@@ -459,14 +459,14 @@ def test_the_bar_says_that_it_waits(source: Fake, folder: Path, capsys: pytest.C
         time.sleep(0.005)
     call(source, folder, progress=True)
     other.join(60)
-    assert "waiting for another run that prepares these pictures" in capsys.readouterr().err
+    assert "waiting for another run that prepares these images" in capsys.readouterr().err
     assert max(source.decoded().values()) == 1
 
 
 def test_the_bar_counts_every_picture(source: Fake, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source.delay = 0.02
     call(source, folder, progress=True)
-    assert "preparing pictures" in capsys.readouterr().err
+    assert "preparing images" in capsys.readouterr().err
     call(source, tmp := folder / "quiet")
     assert tmp.is_dir() and capsys.readouterr().err == ""
 
@@ -484,7 +484,7 @@ def test_too_little_space_is_said_before_the_long_work(
     usage = shutil.disk_usage(tmp_path)
     source = Even(100_000, tmp_path / "diary")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=90_000_000))
-    with pytest.raises(ValueError, match=r"100000 pictures takes about 0\.1 GB, and 0\.1 GB are free in .*cache; set "):
+    with pytest.raises(ValueError, match=r"100000 images takes about 0\.1 GB, and 0\.1 GB are free in .*cache; set "):
         call(source, folder)
     assert len(source.decoded()) >= 100
     small = Even(150, tmp_path / "diary")
@@ -520,7 +520,7 @@ def test_a_disk_that_fills_up(source: Fake, folder: Path, size: int, side: int, 
     process.join(60)
     assert mine.poll()
     message = mine.recv()
-    assert message.startswith(f"the prepared pictures cannot be written to {folder}: ")
+    assert message.startswith(f"the prepared images cannot be written to {folder}: ")
     assert message.endswith("set data.cache_dir to another folder, or data.cache to false")
     assert len(list(folder.glob("*/*"))) == kept  # nothing half-written keeps the disk full
     source.decoded()
@@ -598,9 +598,9 @@ def test_too_many_bad_pictures_keep_what_is_done(tmp_path: Path, folder: Path) -
 
 
 def test_nothing_that_can_be_read(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(BadImage, match=r"no picture can be read; check data\.source and data\.image_column"):
+    with pytest.raises(BadImage, match=r"no image can be read; check data\.source and data\.image_column"):
         call(Fake(3, tmp_path / "diary", broken=(0, 1, 2)), folder, allowed=1)
-    with pytest.raises(BadImage, match="no picture can be read"):
+    with pytest.raises(BadImage, match="no image can be read"):
         call(Fake(0, tmp_path / "diary"), folder)
 
 
@@ -707,7 +707,7 @@ def test_broken_files_of_many_kinds_are_counted_and_named(tmp_path: Path, folder
         call(source, folder, allowed=0.0499)
     for index, row in enumerate(store.rows.tolist()):
         colour = good[names[row].split("-")[1]][1]
-        assert np.abs(store.picture(index)[0, 0].astype(int) - colour).max() <= (5 if "cmyk" in names[row] else 0)
+        assert np.abs(store.image(index)[0, 0].astype(int) - colour).max() <= (5 if "cmyk" in names[row] else 0)
 
 
 def test_a_mended_file_is_read_again(tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ from miniclip.data.sampler import apportion
 from miniclip.data.stream.held_out import streamed_eval_pairs
 from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.stream.shards import Sample, Shard, find_shards, split_shards, training_shards
-from miniclip.data.stream.stream import StreamBatch, TrainStream, open_stream, picture_id
+from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream
 from miniclip.data.tables.table import Table
 from miniclip.models.tokenizer import Tokenizer
 
@@ -354,7 +354,7 @@ def test_without_mixing_sources_are_one_data_set(tmp_path: Path) -> None:
     one = open_stream(config, Augment(4), Tokenizer(), seed=0)
     assert one.lanes == lane_count(4)
     found = Counter(i for b in one.batches(0, 20) for i in b.batch.image_id.tolist())
-    every = {picture_id(png(n)) for n in (*range(60), *range(100, 120))}
+    every = {image_id(png(n)) for n in (*range(60), *range(100, 120))}
     assert set(found) == every
 
 
@@ -395,7 +395,7 @@ def test_batches_are_equal_bit_by_bit_whoever_reads(tars: DataConfig) -> None:
 
 
 def test_captions_stay_with_their_pictures(tars: DataConfig) -> None:
-    number = {picture_id(png(n, (9, 7))): n for n in range(120)}
+    number = {image_id(png(n, (9, 7))): n for n in range(120)}
     tokens = {tuple(Tokenizer()([f"the {n}th picture"])[0].tolist()): n for n in range(120)}
     seen = []
     for workers in (0, 2):
@@ -451,7 +451,7 @@ def test_five_percent_broken_are_named_and_the_others_seen(tmp_path: Path, worke
         assert len(one.batch.image_id) == 20
     wanted = {f"train-{i // 100}.tar sample {i:06d}" for i in range(7, 400, 20)}
     assert names == wanted
-    good = {picture_id(png(n, (9, 7))) for n in range(400) if n % 20 != 7}
+    good = {image_id(png(n, (9, 7))) for n in range(400) if n % 20 != 7}
     assert set(seen) == good
     assert sum(seen.values()) == 400  # 380 of the first epoch, 20 of the second
     assert max(seen.values()) == 2
@@ -486,7 +486,7 @@ def test_a_truncated_tar_is_named_once_and_the_others_go_on(
     assert next(iter(found)).startswith(f"{damaged}: cannot be read beyond sample")
     others = [name for name in bad if name not in found]
     assert all(name.startswith(f"train-1.tar sample {30 + whole:06d}: no caption") for name in others)
-    good = {picture_id(png(n, (9, 7))) for n in (*range(30), *range(30, 30 + whole), *range(60, 90))}
+    good = {image_id(png(n, (9, 7))) for n in (*range(30), *range(30, 30 + whole), *range(60, 90))}
     assert set(first) == good
 
 
@@ -569,7 +569,7 @@ def test_parquet_files(tmp_path: Path, kind: str) -> None:
     names = [Path(shard.name).name for shard in training_shards(config)[0]]
     assert names == ["part-0.parquet", "part-1.parquet"]
     seen = [i for one in open_stream(config, Augment(4), Tokenizer(), seed=0).batches(0, 4) for i in one.batch.image_id]
-    assert {int(i) for i in seen} <= {picture_id(png(n)) for n in range(100)}
+    assert {int(i) for i in seen} <= {image_id(png(n)) for n in range(100)}
     held = {role: streamed_eval_pairs(config, role, 100, 4) for role in ("validation", "test")}
     pictures = [set(pairs.pictures) for pairs in held.values()]
     assert not pictures[0] & pictures[1]
@@ -594,9 +594,7 @@ def test_the_image_feature_and_lists_of_captions(tmp_path: Path, workers: int) -
     config = DataConfig(source=str(tmp_path), streaming=True, batch_size=14, captions_per_image=2, workers=workers)
     one = open_stream(config, Augment(4), Tokenizer(), seed=0)
     batches = [b.batch for b in one.batches(0, 4)]
-    assert {i for b in batches for i in b.image_id.tolist()} == {
-        picture_id(png(n)) for n in range(30) if n not in (3, 4)
-    }
+    assert {i for b in batches for i in b.image_id.tolist()} == {image_id(png(n)) for n in range(30) if n not in (3, 4)}
     assert {name.split(":")[0] for b in batches for name in b.bad} == {f"train-0.parquet row {n}" for n in (3, 4)}
     assert all(len(set(row.tolist())) == 2 for b in batches for row in b.text_id)
 

@@ -261,7 +261,7 @@ def test_epochs(config_file: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--data.size", "5"], "has 5 pictures in split 'train', fewer than data.batch_size=8"),
+        (["--data.size", "5"], "has 5 images in split 'train', fewer than data.batch_size=8"),
         (["--data.batch_size", "1"], "data.batch_size=1"),
         (["--train.precision", "fp16"], "train.precision=fp16 needs a GPU"),
         (["--model.preset", "ViT-B-23"], "ViT-B-32"),

@@ -16,7 +16,7 @@ from PIL import Image
 from miniclip.config import ConfigError, DataConfig
 from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.subset import Subset
-from miniclip.data.weights import class_weights, picture_weights
+from miniclip.data.weights import class_weights, image_weights
 
 FORMS = pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 
@@ -62,7 +62,7 @@ def opened(config: DataConfig) -> PairSource:
 
 
 def weights_of(config: DataConfig) -> list[float]:
-    found = picture_weights(opened(config), config)
+    found = image_weights(opened(config), config)
     assert found is not None and found.dtype == torch.float32 and found.shape == (len(opened(config)),)
     return found.tolist()
 
@@ -132,16 +132,16 @@ def test_numbers_written_as_text(tmp_path: Path) -> None:
 
 def test_without_weights_there_are_none(tmp_path: Path) -> None:
     config = config_of(tmp_path, "jsonl", [1, 2], "none", weight_column=None)
-    assert picture_weights(opened(config), config) is None
-    assert picture_weights(open_source(DataConfig(size=3), "train"), DataConfig(size=3)) is None
+    assert image_weights(opened(config), config) is None
+    assert image_weights(open_source(DataConfig(size=3), "train"), DataConfig(size=3)) is None
 
 
 def test_frequencies_are_those_of_the_split(tmp_path: Path) -> None:
     """Two thirds of the file are b, but the pictures that are trained on are half a, half b."""
     config = config_of(tmp_path, "jsonl", [*"aabbbb"], "inverse")
-    found = picture_weights(Subset(opened(config), [5, 0, 1, 2]), config)
+    found = image_weights(Subset(opened(config), [5, 0, 1, 2]), config)
     assert found is not None and found.tolist() == [1, 1, 1, 1]
-    found = picture_weights(Subset(opened(config), [5, 0, 2, 3]), config)
+    found = image_weights(Subset(opened(config), [5, 0, 2, 3]), config)
     assert found is not None and found.tolist() == pytest.approx([2 / 3, 2, 2 / 3, 2 / 3])
 
 
@@ -160,7 +160,7 @@ def test_a_bad_weight_names_its_row(tmp_path: Path, form: str, value: Any, shown
     where = {"csv": "list.csv line 4", "jsonl": "list.jsonl line 3", "parquet": "test row 2"}[form]
     config = config_of(tmp_path, form, [1.0, 2.0, value, 4.0])
     with pytest.raises(ValueError) as error:
-        picture_weights(opened(config), config)
+        image_weights(opened(config), config)
     assert str(error.value) == f"2.png ({where}): w holds {shown}; a weight is a number of 0 or more"
 
 
@@ -170,7 +170,7 @@ def test_a_missing_class_names_its_row(tmp_path: Path, form: str, kind: str) -> 
     where = {"csv": "list.csv line 3", "jsonl": "list.jsonl line 2", "parquet": "test row 1"}[form]
     config = config_of(tmp_path, form, ["a", None, "b"], kind)
     with pytest.raises(ValueError) as error:
-        picture_weights(opened(config), config)
+        image_weights(opened(config), config)
     assert str(error.value) == f"1.png ({where}): w is empty; data.weights={kind} needs a class"
 
 
@@ -179,7 +179,7 @@ def test_a_row_that_lacks_the_key_names_itself(tmp_path: Path) -> None:
     file = Path(config.source)
     file.write_text(file.read_text().replace(', "w": 2', ""))
     with pytest.raises(ValueError, match=r"^1\.png \(list\.jsonl line 2\): w holds None"):
-        picture_weights(opened(config), config)
+        image_weights(opened(config), config)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +188,11 @@ def test_a_row_that_lacks_the_key_names_itself(tmp_path: Path) -> None:
 def test_nothing_but_zeros_is_refused(tmp_path: Path, kind: str, values: list[str], first: str) -> None:
     config = config_of(tmp_path, "csv", values, kind)
     message = (
-        f"data.weights={kind}: every picture weighs 0 by w, whose first value is {first}; "
+        f"data.weights={kind}: every image weighs 0 by w, whose first value is {first}; "
         "use another column, or data.weights=none"
     )
     with pytest.raises(ConfigError) as error:
-        picture_weights(opened(config), config)
+        image_weights(opened(config), config)
     assert str(error.value) == message
 
 
@@ -201,10 +201,10 @@ def test_an_unknown_column_lists_those_there_are(tmp_path: Path, form: str) -> N
     config = config_of(tmp_path, form, [1, 2], weight_column="weihgt")
     listed = "image, text, w" if form == "parquet" else "image, text, split, w"
     with pytest.raises(ValueError, match=rf"has no column weihgt \(data\.weight_column\), but {listed}$"):
-        picture_weights(opened(config), config)
+        image_weights(opened(config), config)
 
 
 def test_the_scenes_have_no_columns() -> None:
     config = DataConfig(size=3, weights="inverse", weight_column="colour")
     with pytest.raises(ValueError, match=r"no column colour; data\.weights needs a source of your own"):
-        picture_weights(open_source(config, "train"), config)
+        image_weights(open_source(config, "train"), config)

@@ -1,7 +1,5 @@
-"""Pictures to tensors: the fixed transform of evaluation, and the random one of training.
-
-The random one has two halves: squares are cut out where the data are loaded, and mirrored and recoloured all at once on
-the device that trains.
+"""The random transform of training: squares are cut out where the data are loaded, and mirrored and recoloured all at
+once on the device that trains.
 
 Axes: B batch, H height, W width, S side of the square that the image encoder takes.
 """
@@ -20,18 +18,17 @@ from torch import Tensor
 
 from miniclip.models.preprocess import Preprocess
 
-LONGEST = 16  # times the shorter side, of a picture that is stored
+LONGEST = 16  # times the shorter side, of an image that is stored
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, which Pillow greys images with
 
 
 @dataclass(frozen=True)
 class Augment:
-    """The random transform of training: one picture, one generator -> one square, and how it is to look.
+    """One image, one generator -> one square, and how it is to look.
 
-    image_size: side S in pixels.
-    kind: "crop" takes a random S x S square of the picture whose shorter side is 9/8 S (CLIP, section 2.4: "a random
-    square crop from resized images"); "resized_crop" takes a square of a random share of the area and scales it to S;
-    "none" is the transform of evaluation.
-    crop_scale: smallest and largest share for resized_crop. flip: probability of a mirror image.
+    image_size: side S in pixels. kind: "crop" takes a random S x S square of the image whose shorter side is 9/8 S
+    (CLIP, section 2.4); "resized_crop" scales a square of a random share of the area to S; "none" is the transform of
+    evaluation. crop_scale: smallest and largest share for resized_crop. flip: probability of a mirror image.
     colour_jitter: largest relative change of brightness, contrast and saturation, each drawn on its own.
     """
 
@@ -52,27 +49,27 @@ class Augment:
         return self.image_size
 
     def store(self, image: Image.Image) -> Image.Image:
-        """The random part's input: the picture with its shorter side at `stored_side`, or squashed to that square.
+        """The image with its shorter side at `stored_side`, or squashed to that square: all that `square` needs.
 
-        Idempotent, so a picture may be stored once and used in every epoch. Never enlarges for resized_crop, which
-        scales by itself. Of a picture that is longer than LONGEST times its shorter side, the ends are cut off.
+        Idempotent. Never enlarges for resized_crop, which scales by itself. Cuts the ends off an image longer than
+        LONGEST times its shorter side.
         """
         side = self.stored_side
         longest = LONGEST * min(image.size)
         if max(image.size) > longest and self.resize == "crop":
             # a line of pixels, enlarged to the side, would fill the memory
-            left, top = max(0, image.width - longest) // 2, max(0, image.height - longest) // 2
+            left, top = (max(0, length - longest) // 2 for length in image.size)
             image = image.crop((left, top, image.width - left, image.height - top))
         if self.kind == "resized_crop" and min(image.size) <= side:
             side = min(image.size)
         if self.resize == "squash" or self.kind == "none":
             return Preprocess(side, resize=self.resize).to_square(image) if image.size != (side, side) else image
         scale = side / min(image.size)
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+        width, height = (max(side, round(length * scale)) for length in image.size)
+        return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
 
     def square(self, stored: np.ndarray, rng: random.Random) -> np.ndarray:
-        """A stored picture, uint8 (H, W, 3) -> uint8 (S, S, 3). The same state of rng gives the same square."""
+        """A stored image, uint8 (H, W, 3) -> uint8 (S, S, 3). The same state of rng gives the same square."""
         (height, width, _), size = stored.shape, self.image_size
         if self.kind == "crop":
             left, top = rng.randint(0, width - size), rng.randint(0, height - size)
@@ -99,10 +96,6 @@ def shrink(pixels: Tensor, side: int) -> Tensor:
     return pixels if side == pixels.shape[-1] else F.interpolate(pixels.float(), (side, side), mode="area")
 
 
-# Luma of ITU-R BT.601, which Pillow greys pictures with.
-_GREY = (0.299, 0.587, 0.114)
-
-
 def recolour(pixels: Tensor, looks: Tensor) -> Tensor:
     """Mirror squares and change their colours, as Pillow's ImageEnhance does, without its rounding to whole values.
 
@@ -115,7 +108,7 @@ def recolour(pixels: Tensor, looks: Tensor) -> Tensor:
         return pixels
     brightness, contrast, saturation = factors
     x = pixels.float()
-    grey = torch.tensor(_GREY, device=x.device).view(3, 1, 1)
+    grey = torch.tensor(GREY, device=x.device).view(3, 1, 1)
     x = x.mul_(brightness).clamp_(0, 255)
     mean = (x * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     x = x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)

@@ -1,4 +1,4 @@
-"""Which pictures make up a step: permutations of an epoch, weighted draws, shares of several sources.
+"""Which images make up a step: permutations of an epoch, weighted draws, shares of several sources.
 
 Everything derives from (seed, epoch), never from a worker's state: a run that is killed and resumed, or repeated with
 another number of workers, sees the same batches.
@@ -7,21 +7,23 @@ another number of workers, sees the same batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from miniclip.losses.matrix import shares
 
-# one presentation of one picture: (epoch, row), and its place in the epoch where a row may come several times
+# one presentation of one image: (epoch, row), and its place in the epoch where a row may come several times
 Draw = tuple[int, ...]
 
 
-class TrainBatches(Sampler[list[Draw]]):
-    """This process's share of every global batch, epoch after epoch, from any step on.
+@dataclass(frozen=True)
+class TrainSampler:
+    """This process's share of every global batch, epoch after epoch, from first_step until steps.
 
     Each epoch is a new permutation of the rows; what is left over after the last whole batch is dropped, since
     filling it up would repeat pairs, which are then false negatives of one another. With draw_weights (rows,), an epoch
@@ -29,84 +31,77 @@ class TrainBatches(Sampler[list[Draw]]):
     sources, sizes[i] of the i-th, which gives the share mixing[i] of every batch and has epochs of its own.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        *,
-        seed: int,
-        steps: int,
-        first_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        draw_weights: Tensor | None = None,
-        sizes: Sequence[int] = (),
-        mixing: Sequence[float] = (),
-    ) -> None:
-        if rows < batch_size:
+    rows: int
+    batch_size: int
+    seed: int
+    steps: int
+    first_step: int = 0
+    rank: int = 0
+    world: int = 1
+    draw_weights: Tensor | None = None
+    sizes: Sequence[int] = ()
+    mixing: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        rows, weights, sizes = self.rows, self.draw_weights, self.sizes
+        if rows < self.batch_size:
             advice = f"use a batch of at most {rows}, or more data" if rows > 1 else "it needs at least 2"
             raise ValueError(
-                f"the training split has {rows} usable pictures, data.batch_size is {batch_size}; {advice}"
+                f"the training split has {rows} usable images, data.batch_size is {self.batch_size}; {advice}"
             )
-        if batch_size < world:
-            raise ValueError(f"data.batch_size={batch_size} leaves some of {world} processes without a pair; raise it")
-        if draw_weights is not None and (len(draw_weights) != rows or not float(draw_weights.sum()) > 0):
+        if weights is not None and (len(weights) != rows or not float(weights.sum()) > 0):
             raise ValueError(f"draw_weights must be {rows} numbers, and not all of them 0")
-        if mixing and (len(sizes) != len(mixing) or sum(sizes) != rows or min(sizes) < 1 or draw_weights is not None):
-            raise ValueError("mixing takes one size of at least 1 for each share, which add up to rows, and no weights")
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.steps, self.first_step, self.rank, self.world = steps, first_step, rank, world
-        self.per_epoch = rows // batch_size
-        self.draw_weights = draw_weights
-        self.sizes, self.mixing = sizes, mixing
+        if self.mixing and (len(sizes) != len(self.mixing) or sum(sizes) != rows or min(sizes) < 1):
+            raise ValueError("mixing takes one size of at least 1 for each share, which add up to rows")
 
-    def __len__(self) -> int:
-        return max(0, self.steps - self.first_step)
+    @property
+    def per_epoch(self) -> int:
+        return self.rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        sizes = shares(self.batch_size, self.world)
-        start = sum(sizes[: self.rank])
+        counts = shares(self.batch_size, self.world)
+        start = sum(counts[: self.rank])
         for batch in self._mixed() if self.mixing else self._whole():
-            yield batch[start : start + sizes[self.rank]]
+            yield batch[start : start + counts[self.rank]]
 
     def _whole(self) -> Iterator[list[Draw]]:
-        order, order_epoch = torch.empty(0, dtype=torch.long), -1
+        order = self._epochs(self.rows)
         for step in range(self.first_step, self.steps):
             epoch, position = divmod(step, self.per_epoch)
-            if epoch != order_epoch:
-                generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-                order, order_epoch = self._order(generator), epoch
             start = position * self.batch_size
-            rows = order[start : start + self.batch_size].tolist()
-            if self.draw_weights is None:
-                yield [(epoch, row) for row in rows]
-            else:
-                yield [(epoch, row, start + i) for i, row in enumerate(rows)]
-
-    def _order(self, generator: torch.Generator) -> Tensor:
-        if self.draw_weights is None:
-            return torch.randperm(self.rows, generator=generator)
-        # not torch.multinomial, which takes no more than 2^24 rows
-        cumulative = self.draw_weights.double().cumsum(0)
-        draws = torch.rand(self.rows, generator=generator, dtype=torch.float64) * cumulative[-1]
-        return torch.searchsorted(cumulative, draws, right=True)
+            rows = order(epoch)[start : start + self.batch_size].tolist()
+            once = self.draw_weights is None
+            yield [(epoch, row) if once else (epoch, row, start + i) for i, row in enumerate(rows)]
 
     def _mixed(self) -> Iterator[list[Draw]]:
         firsts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        orders: list[tuple[int, Tensor]] = [(-1, torch.empty(0))] * len(self.sizes)
+        orders = [self._epochs(size, i) for i, size in enumerate(self.sizes)]
         for step in range(self.first_step, self.steps):
             batch: list[Draw] = []
             starts, stops = (apportion(s * self.batch_size, self.mixing) for s in (step, step + 1))
-            for source, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-                for place in range(start, stop):
-                    epoch, position = divmod(place, self.sizes[source])
-                    if orders[source][0] != epoch:
-                        generator = torch.Generator().manual_seed(mix(self.seed, epoch, source))
-                        orders[source] = epoch, torch.randperm(self.sizes[source], generator=generator)
-                    batch.append((epoch, firsts[source] + int(orders[source][1][position])))
+            for first, size, order, start, stop in zip(firsts, self.sizes, orders, starts, stops, strict=True):
+                places = (divmod(place, size) for place in range(start, stop))
+                batch += [(epoch, first + int(order(epoch)[position])) for epoch, position in places]
             # else the last process would have the last source alone
-            generator = torch.Generator().manual_seed(mix(self.seed, step, len(self.sizes)))
-            yield [batch[i] for i in torch.randperm(len(batch), generator=generator).tolist()]
+            shuffled = torch.randperm(len(batch), generator=self._generator(step, len(self.sizes)))
+            yield [batch[i] for i in shuffled.tolist()]
+
+    def _epochs(self, rows: int, *source: int) -> Callable[[int], Tensor]:
+        """Epoch -> its rows in their order; the last one is kept."""
+
+        def order(epoch: int) -> Tensor:
+            generator = self._generator(epoch, *source)
+            if self.draw_weights is None:
+                return torch.randperm(rows, generator=generator)
+            # not torch.multinomial, which takes no more than 2^24 rows
+            cumulative = self.draw_weights.double().cumsum(0)
+            draws = torch.rand(rows, generator=generator, dtype=torch.float64) * cumulative[-1]
+            return torch.searchsorted(cumulative, draws, right=True)
+
+        return lru_cache(1)(order)
+
+    def _generator(self, *numbers: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mix(self.seed, *numbers))
 
 
 def apportion(total: int, mixing: Sequence[float]) -> list[int]:

@@ -1,4 +1,4 @@
-"""A weight for each picture, for data in which some classes are much rarer than others."""
+"""A weight for each image, for data in which some classes are much rarer than others."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def class_weights(classes: Sequence[str], kind: str) -> list[float]:
     return [ratios[c] if kind == "inverse" else math.log(ratios[c]) for c in classes]
 
 
-def picture_weights(source: PairSource, config: DataConfig) -> Tensor | None:
-    """data.weights for each picture of a source: (len(source),) float32, of mean 1, or None for equal ones.
+def image_weights(source: PairSource, config: DataConfig) -> Tensor | None:
+    """data.weights for each image of a source: (len(source),) float32, of mean 1, or None for equal ones.
 
     Raises ValueError that names the row of a weight that is no number of 0 or more, or of a class that is missing.
     """
@@ -46,7 +46,7 @@ def picture_weights(source: PairSource, config: DataConfig) -> Tensor | None:
     total = math.fsum(weights)
     if not total > 0:
         raise ConfigError(
-            f"data.weights={config.weights}: every picture weighs 0 by {column}, whose first value is "
+            f"data.weights={config.weights}: every image weighs 0 by {column}, whose first value is "
             f"{values[0]!r}; use another column, or data.weights=none"
         )
     return torch.tensor(weights, dtype=torch.float64).mul_(len(weights) / total).float()

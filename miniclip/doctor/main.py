@@ -78,7 +78,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     """
     import torch
 
-    from miniclip.data.weights import picture_weights
+    from miniclip.data.weights import image_weights
     from miniclip.doctor.data import DATA_TITLE, Stage, check_data
     from miniclip.doctor.fit import check_fit
     from miniclip.doctor.pairs import check_pairs
@@ -116,7 +116,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
             return stages
     source, held_out = (found for found in opened if not isinstance(found, Verdict))
     check_enough(config, len(source))
-    picture_weights(source, config.data)
+    image_weights(source, config.data)
     generator = torch.Generator().manual_seed(config.run.seed)
     rows = torch.randperm(len(source), generator=generator)[: max(TRAINED_ON, 4 * config.data.batch_size)].tolist()
     if done(check_data(config, source, rows)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from miniclip.data.loader import Batch, TrainingPairs
-from miniclip.data.sampler import TrainBatches
+from miniclip.data.sampler import TrainSampler
 from miniclip.doctor.data import Stage
 from miniclip.doctor.trial import TOO_SLOW, Setting, Trial, until
 from miniclip.inspection.contents import Verdict
@@ -46,7 +46,7 @@ def watch(setting: Setting, pairs: TrainingPairs, held_out: Batch, lr: float, st
     trial, course, n = Trial(setting, lr), Course(lr), len(held_out.image)
     config = setting.config
     size = min(config.data.batch_size, len(pairs))
-    batches = TrainBatches(len(pairs), size, seed=config.run.seed, steps=2**40)
+    batches = TrainSampler(len(pairs), size, seed=config.run.seed, steps=2**40)
     draws, z = iter(batches), 0.0
 
     def open_end() -> bool:

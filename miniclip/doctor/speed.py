@@ -7,7 +7,7 @@ from statistics import median
 
 from miniclip.data.augment import shrink
 from miniclip.data.loader import TrainingPairs
-from miniclip.data.sampler import TrainBatches
+from miniclip.data.sampler import TrainSampler
 from miniclip.doctor.data import Stage
 from miniclip.doctor.trial import Setting, Trial
 from miniclip.training.batches import phases
@@ -21,7 +21,7 @@ def check_speed(setting: Setting, pairs: TrainingPairs, steps: int, precision: P
     """Some steps as in training, at each of its image sides. steps: of the whole run."""
     config, size = setting.config, min(setting.config.data.batch_size, len(pairs))
     trial = Trial(setting, config.optim.lr, pairs.vocabulary() if config.train.small_vocabulary else None)
-    draws = iter(TrainBatches(len(pairs), size, seed=config.run.seed, steps=2**40))
+    draws = iter(TrainSampler(len(pairs), size, seed=config.run.seed, steps=2**40))
     found = []
     for side, count in phases(0, steps, config):
         times = []

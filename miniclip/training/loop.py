@@ -39,7 +39,7 @@ from miniclip.models.saved import assemble, load, save_model, with_scalars
 from miniclip.models.vit import VisionTransformer
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import build_accelerator, check_possible, tune_for_device
-from miniclip.training.batches import Feed, MapFeed, image_side, open_feed, phases
+from miniclip.training.batches import MapBatches, TrainBatches, image_side, open_batches, phases
 from miniclip.training.best import Best
 from miniclip.training.checkpoint import Progress, checkpoint_folder, handed_out, load_checkpoint, save_checkpoint
 from miniclip.training.diagnostics import at_clamp, local, step_figures, tower_norms
@@ -103,7 +103,7 @@ def _train(config: Config, accelerator: Accelerator, precision: Precision, stopp
         )
     assert config.model.image_size is not None
     preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
-    feed = open_feed(config, accelerator)
+    feed = open_batches(config, accelerator)
     if sharded and any(len(set(feed.shares(step))) > 1 for step in range(min(feed.steps, 100))):
         raise ConfigError(
             f"FSDP wants equal shares, and the lanes of this stream are not a multiple of {accelerator.num_processes}; "
@@ -119,7 +119,7 @@ def _train(config: Config, accelerator: Accelerator, precision: Precision, stopp
     # the weights are the same everywhere, dropped patches are not
     torch.manual_seed(config.run.seed + accelerator.process_index)
     if config.train.small_vocabulary:
-        assert isinstance(feed, MapFeed)  # a stream has refused
+        assert isinstance(feed, MapBatches)  # a stream has refused
         use_small_vocabulary_(model, feed.vocabulary())
     if isinstance(model.visual, VisionTransformer):
         model.visual.patch_dropout = config.train.patch_dropout
@@ -166,7 +166,12 @@ def _resume(config: Config, accelerator: Accelerator, optimizer: Any) -> Progres
 
 
 def _announce(
-    config: Config, accelerator: Accelerator, precision: Precision, model: DualEncoder, feed: Feed, first_step: int
+    config: Config,
+    accelerator: Accelerator,
+    precision: Precision,
+    model: DualEncoder,
+    feed: TrainBatches,
+    first_step: int,
 ) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(
@@ -192,7 +197,7 @@ class _Loop:
         model: DualEncoder,
         optimizer: Any,
         preprocess: Preprocess,
-        feed: Feed,
+        feed: TrainBatches,
         progress: Progress,
         validation: Suite | None,
         matrices: MatrixLog | None,

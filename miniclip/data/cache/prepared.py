@@ -1,4 +1,4 @@
-"""The prepared cache: pictures decoded and shrunk once, captions tokenised once, in files that are mapped into memory.
+"""The prepared cache: images decoded and shrunk once, captions tokenised once, in files that are mapped into memory.
 
 There is one store (store.py) for a source and its settings. A part of it becomes visible by one rename, so whatever
 ends a build early, the next one goes on with the parts that are there.
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 from miniclip.common.printing import one_line
 from miniclip.data.augment import Augment
 from miniclip.data.bad_images import BadCount
-from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, running_sums, save_part
+from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.models.tokenizer import END_OF_TEXT, Tokenizer
@@ -34,9 +35,9 @@ from miniclip.models.tokenizer import END_OF_TEXT, Tokenizer
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the files; a change makes every older store another one
-PART = 4096  # pictures in a part, at least
+PART = 4096  # images in a part, at least
 MOST_PARTS = 512  # each is a mapped file, and a process may open about a thousand
-SAMPLED = 100  # pictures that are stored before the size of the whole is estimated
+SAMPLED = 100  # images that are stored before the size of the whole is estimated
 ADVICE = "set data.cache_dir to another folder, or data.cache to false"
 
 
@@ -71,32 +72,34 @@ def prepare(
     try:
         prepared = Prepared(directory, stamp)  # finished stores need no lock: they may lie where nobody can write
     except Unusable:
-        build = _Build(source, augment, tokenizer, directory, stamp, one_line(label, 80), bad)
-        prepared = build.alone(progress)
+        label = one_line(label, 80)
+        prepared = _Build(source, augment, tokenizer, directory, stamp, label, bad).alone(progress)
     bad.add(prepared.bad)
     return prepared
 
 
+@dataclass
 class _Build:
-    """One go at a store: the parts that are there are kept, the others are made."""
+    """One go at a store: the parts that are there are kept, the others are made.
 
-    def __init__(
-        self,
-        source: PairSource,
-        augment: Augment,
-        tokenizer: Tokenizer,
-        directory: Path,
-        stamp: str,
-        label: str,
-        bad: BadCount,
-    ) -> None:
-        self.source, self.augment, self.tokenizer = source, augment, tokenizer
-        self.directory, self.stamp, self.label, self.bad = directory, stamp, label, bad
-        self.part = max(PART, math.ceil(len(source) / MOST_PARTS))
-        self.starts = range(0, len(source), self.part)
-        self.problem = ""  # the first reason why something that is there cannot be used
-        self.missing = 0  # pictures that this build decodes
-        self.sizes: list[int] = []  # bytes of the first of them
+    problem: the first reason why something that is there cannot be used. missing: images that this build decodes.
+    sizes: bytes of the first of them.
+    """
+
+    source: PairSource
+    augment: Augment
+    tokenizer: Tokenizer
+    directory: Path
+    stamp: str
+    label: str
+    bad: BadCount
+    problem: str = ""
+    missing: int = 0
+    sizes: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.part = max(PART, math.ceil(len(self.source) / MOST_PARTS))
+        self.starts = range(0, len(self.source), self.part)
 
     def alone(self, progress: bool) -> Prepared:
         """Build while no other process does; if another has just done so, its store."""
@@ -114,35 +117,29 @@ class _Build:
             lock.release()
 
     def _wait(self, lock: FileLock, progress: bool) -> None:
-        from tqdm import tqdm
-
-        try:
-            lock.acquire(timeout=0)
-            return
-        except Timeout:
-            pass
-        title = "waiting for another run that prepares these pictures"
-        with tqdm(total=len(self.source), desc=title, unit="", leave=False, disable=not progress) as bar:
-            while True:
+        title = "waiting for another run that prepares these images"
+        with self._bar(title, progress, delay=1.0) as bar:
+            while not lock.is_locked:
                 try:
-                    lock.acquire(timeout=1)
-                    return
+                    lock.acquire(timeout=0.5)
                 except Timeout:
                     done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.starts)))
                     bar.n = min(done * self.part, len(self.source))
                     bar.refresh()
 
-    def _build(self, progress: bool) -> None:
+    def _bar(self, title: str, progress: bool, **options: Any) -> Any:
         from tqdm import tqdm
 
+        return tqdm(total=len(self.source), desc=title, unit="", leave=False, disable=not progress, **options)
+
+    def _build(self, progress: bool) -> None:
         total = len(self.source)
         parts = self._finished()
         if self.problem:
             log.warning("%s %s; preparing again", self.label, self.problem)
-        done = sum(min(self.part, total - self.starts[i]) for i in parts)
+        done = sum(about["rows"] for about, _ in parts.values())
         self.missing = total - done
-        bar = tqdm(total=total, initial=done, desc="preparing pictures", unit="", leave=False, disable=not progress)
-        with bar, ThreadPoolExecutor(_cores()) as pool:
+        with self._bar("preparing images", progress, initial=done) as bar, ThreadPoolExecutor(_cores()) as pool:
             for i, start in enumerate(self.starts):
                 if i in parts:
                     self.bad.add(parts[i][0]["bad"])
@@ -151,10 +148,8 @@ class _Build:
                 with self._new(part_name(i)) as temporary:
                     parts[i] = self._make(temporary, rows, pool, bar.update)
         if not any(len(arrays.places) for _, arrays in parts.values()):
-            raise BadImage(f"{self.label}: no picture can be read; check data.source and data.image_column")
+            raise BadImage(f"{self.label}: no image can be read; check data.source and data.image_column")
         ordered = [parts[i] for i in range(len(self.starts))]
-        whole = Arrays(*map(np.concatenate, zip(*(arrays for _, arrays in ordered), strict=True)))
-        whole = whole._replace(captions=running_sums(whole.captions), lengths=running_sums(whole.lengths))
         about = {
             "stamp": self.stamp,
             "label": self.label,  # for people who look for what to delete
@@ -162,6 +157,7 @@ class _Build:
             "pixels": [about["pixels"] for about, _ in ordered],
             "bad": [name for about, _ in ordered for name in about["bad"]],
         }
+        whole = Arrays(*map(np.concatenate, zip(*(arrays for _, arrays in ordered), strict=True))).summed()
         with self._new(ALL) as temporary, _writing(self.directory):
             save_part(temporary, about, whole)
 
@@ -193,7 +189,6 @@ class _Build:
             # unbuffered: closing must write nothing, or a full disk would raise once more, without the advice
             file = (path / "pixels").open("wb", buffering=0)
         with file:
-            # not pool.map, which would decode on while the disk falls behind, and keep it all in memory
             for row, found in zip(rows, _in_order(pool, self._read, rows, 4 * _cores()), strict=True):
                 update(1)
                 if isinstance(found, BadImage):
@@ -225,16 +220,14 @@ class _Build:
         return image.height, image.width, image.tobytes(), self.source.captions(row)
 
     def _check_space(self, size: int) -> None:
-        """The first pictures tell what all of them take; raises ValueError before the disk is full."""
+        """The first images tell what all of them take; raises ValueError before the disk is full."""
         if len(self.sizes) == SAMPLED:
             return
         self.sizes.append(size)
-        if len(self.sizes) < SAMPLED:
-            return
         needed, free = sum(self.sizes) / SAMPLED * self.missing, shutil.disk_usage(self.directory).free
-        if needed > free:
+        if len(self.sizes) == SAMPLED and needed > free:
             raise ValueError(
-                f"preparing {self.missing} pictures takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+                f"preparing {self.missing} images takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
                 f"free in {self.directory.parent}; {ADVICE}"
             )
 
@@ -261,6 +254,7 @@ def _ragged(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndar
 
 
 def _in_order(pool: ThreadPoolExecutor, read: Callable[[int], Any], rows: Iterable[int], ahead: int) -> Iterator[Any]:
+    """Not pool.map, which would decode on while the disk falls behind, and keep it all in memory."""
     waiting: deque[Future[Any]] = deque()
     for row in rows:
         waiting.append(pool.submit(read, row))
@@ -281,4 +275,4 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"the prepared pictures cannot be written to {directory.parent}: {error}; {ADVICE}") from error
+        raise ValueError(f"the prepared images cannot be written to {directory.parent}: {error}; {ADVICE}") from error

@@ -1,6 +1,6 @@
 """The files of a prepared cache, and how they are mapped into memory.
 
-A store is one folder. It holds numbered parts (pixels one after another, and small arrays that say where each picture
+A store is one folder. It holds numbered parts (pixels one after another, and small arrays that say where each image
 lies), and "all", which is written last and holds the small arrays of the whole. Everything is raw bytes, JSON and .npy
 without pickles. prepared.py builds it.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,58 +26,76 @@ class Unusable(ValueError):
     """A store, or a part of one, that must be prepared anew. The message is empty if there is none."""
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What is wrong with a file, as Unusable."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise Unusable(f"was prepared, but the files are damaged ({error})") from error
+
+
 class Arrays(NamedTuple):
-    """places: int64 (pictures, 4), row of the source, start in the pixels of its part, height, width. captions: number
-    of each picture. lengths: of each caption, in tokens. tokens: uint16. In "all", captions and lengths are running
-    sums that start with 0."""
+    """places: int64 (images, 4), row of the source, start in the pixels of its part, height, width. captions: int64,
+    number of each image. lengths: int64, of each caption, in tokens. tokens: uint16. In "all", captions and lengths are
+    running sums that start with 0."""
 
     places: np.ndarray
     captions: np.ndarray
     lengths: np.ndarray
     tokens: np.ndarray
 
+    def summed(self) -> Arrays:
+        """The running sums of a part."""
+        start = np.zeros(1, dtype=np.int64)
+        captions, lengths = (np.concatenate([start, counts.cumsum()]) for counts in (self.captions, self.lengths))
+        return self._replace(captions=captions, lengths=lengths)
+
+    def check_sums(self) -> None:
+        _check(len(self.captions) == len(self.places) + 1, "captions and images differ in number")
+        _check(int(self.captions[-1]) == len(self.lengths) - 1, "the captions do not add up")
+        _check(int(self.lengths[-1]) == len(self.tokens), "the tokens do not add up")
+
 
 class Prepared:
     """A finished store, mapped read-only. Cheap to pickle: a process that unpickles it maps the files itself.
 
-    rows: int64 (pictures,), the position in the source of each picture that could be read, ascending. bad: why the
+    rows: int64 (images,), the position in the source of each image that could be read, ascending. bad: why the
     others could not. directory: where it lies.
     """
 
+    @_refusing()
     def __init__(self, directory: Path, stamp: str) -> None:
         """stamp: what the store must have been made from. Raises Unusable."""
         self.directory, self._stamp = directory, stamp
-        about, arrays = _load(directory / ALL, stamp, mapped=True)
-        self._places, self._captions, self._lengths, self._tokens = arrays
-        with _refusing():
-            self.bad: list[str] = about["bad"]
-            self._part: int = about["part"]
-            sizes: list[int] = about["pixels"]
-            # All at once: were a file opened only when it is needed, another run could have replaced it by then.
-            self._pixels = [_mapped(directory / part_name(i) / "pixels", size) for i, size in enumerate(sizes)]
-            _check(len(self._captions) == len(self) + 1, "captions and pictures differ in number")
-            _check(int(self._captions[-1]) == len(self._lengths) - 1, "the captions do not add up")
-            _check(int(self._lengths[-1]) == len(self._tokens), "the tokens do not add up")
-        self.rows = np.ascontiguousarray(self._places[:, 0])
+        about, self._arrays = _load(directory / ALL, stamp, mapped=True)
+        self._arrays.check_sums()
+        self.bad: list[str] = about["bad"]
+        self._part: int = about["part"]
+        # All at once: were a file opened only when it is needed, another run could have replaced it by then.
+        self._pixels = [_mapped(directory / part_name(i) / "pixels", size) for i, size in enumerate(about["pixels"])]
+        self.rows = np.ascontiguousarray(self._arrays.places[:, 0])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.rows)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3) RGB, read-only, as Augment.store gave it; the pixels stay in the file."""
-        row, start, height, width = self._places[index].tolist()
+        row, start, height, width = self._arrays.places[index].tolist()
         return np.ndarray((height, width, 3), np.uint8, self._pixels[row // self._part], start)
 
     def tokens(self, index: int) -> list[np.ndarray]:
         """Of each caption uint16 (length,), read-only: what the tokenizer gives, without the padding."""
-        first, last = self._captions[index : index + 2].tolist()
-        ends = self._lengths[first : last + 1].tolist()
-        return [self._tokens[a:b] for a, b in pairwise(ends)]
+        first, last = self._arrays.captions[index : index + 2].tolist()
+        ends = self._arrays.lengths[first : last + 1].tolist()
+        return [self._arrays.tokens[a:b] for a, b in pairwise(ends)]
 
     def vocabulary(self) -> np.ndarray:
         """The token ids in use, ascending, int64."""
         used = np.zeros(2**16, dtype=bool)
-        used[self._tokens] = True
+        used[self._arrays.tokens] = True
         return np.flatnonzero(used)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,10 +104,6 @@ class Prepared:
 
 def part_name(part: int) -> str:
     return f"{part:03d}"
-
-
-def running_sums(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, dtype=np.int64), counts.cumsum()])
 
 
 def save_part(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
@@ -101,32 +115,28 @@ def save_part(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
     (path / "about.json").write_text(json.dumps(about), encoding="ascii")
 
 
+@_refusing()
 def load_part(path: Path, stamp: str, rows: int) -> tuple[dict[str, Any], Arrays]:
     """A finished part that was made of so many rows of the source. Raises Unusable."""
     about, arrays = _load(path, stamp, mapped=False)
-    with _refusing():
-        _check(about["rows"] == rows == len(arrays.places) + len(about["bad"]), "pictures are missing")
-        pixels = int((arrays.places[:, 2] * arrays.places[:, 3] * 3).sum())
-        _check((path / "pixels").stat().st_size == pixels == about["pixels"], "its pixels have another size")
-        _check(len(arrays.captions) == len(arrays.places), "captions and pictures differ in number")
-        _check(int(arrays.captions.sum()) == len(arrays.lengths), "the captions do not add up")
-        _check(int(arrays.lengths.sum()) == len(arrays.tokens), "the tokens do not add up")
+    _check(about["rows"] == rows == len(arrays.places) + len(about["bad"]), "images are missing")
+    pixels = int((arrays.places[:, 2] * arrays.places[:, 3] * 3).sum())
+    _check((path / "pixels").stat().st_size == pixels == about["pixels"], "its pixels have another size")
+    arrays.summed().check_sums()
     return about, arrays
 
 
 def _load(path: Path, stamp: str, mapped: bool) -> tuple[dict[str, Any], Arrays]:
-    """What save_part has written. Raises Unusable, also if it was made from something else than `stamp` says."""
-    with _refusing():
-        if not path.is_dir():
-            raise Unusable
-        about = json.loads((path / "about.json").read_text(encoding="ascii"))
-        if about["stamp"] != stamp:
-            raise Unusable("has changed since it was prepared")
-        mode: Literal["r"] | None = "r" if mapped else None
-        files = [np.load(path / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in Arrays._fields]
-        arrays = Arrays(*(np.asarray(file) for file in files))  # a memmap is slow to slice
-        _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 4, "an array has another shape")
-        _check([a.dtype for a in arrays] == [np.int64] * 3 + [np.uint16], "an array has another type")
+    """What save_part has written. Raises Unusable if there is none, or if it was made from something else."""
+    if not path.is_dir():
+        raise Unusable
+    about = json.loads((path / "about.json").read_text(encoding="ascii"))
+    if about["stamp"] != stamp:
+        raise Unusable("has changed since it was prepared")
+    files = (np.load(path / f"{name}.npy", "r" if mapped else None, allow_pickle=False) for name in Arrays._fields)
+    arrays = Arrays(*map(np.asarray, files))  # a memmap is slow to slice
+    _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 4, "an array has another shape")
+    _check([a.dtype for a in arrays] == [np.int64] * 3 + [np.uint16], "an array has another type")
     return about, arrays
 
 
@@ -139,14 +149,3 @@ def _mapped(path: Path, size: int) -> mmap.mmap | bytes:
 def _check(condition: bool, problem: str) -> None:
     if not condition:
         raise ValueError(problem)
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """What is wrong with a file, as Unusable."""
-    try:
-        yield
-    except Unusable:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise Unusable(f"was prepared, but the files are damaged ({error})") from error

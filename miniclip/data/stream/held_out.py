@@ -13,7 +13,7 @@ from miniclip.config import DataConfig
 from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.stream.shards import Shard, split_shards
-from miniclip.data.stream.stream import picture_id, usable_captions
+from miniclip.data.stream.stream import image_id, usable_captions
 from miniclip.losses.matrix import shares
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class HeldPairs:
         return self.names[index]
 
     def fingerprint(self) -> str:
-        return digest(*map(str, map(picture_id, self.pictures)), repr(self.texts), str(self.at_least))
+        return digest(*map(str, map(image_id, self.pictures)), repr(self.texts), str(self.at_least))
 
     def column(self, name: str) -> list[Any]:
         raise ValueError(f"column {name!r} is not kept of a source that is streamed; set data.streaming to false")
@@ -88,7 +88,7 @@ def _collect(shards: list[Shard], pairs: HeldPairs, count: int, half: int | None
                 if sample.picture is None:
                     skipped.append(f"{sample.name}: holds no picture")
                     continue
-                key = picture_id(sample.picture)
+                key = image_id(sample.picture)
                 if half is not None and key % 2 != half:
                     continue
                 if key not in where and len(where) == count:

@@ -10,9 +10,10 @@ blurred, by what the lengths of shards differ, but every epoch has every sample 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -65,9 +66,9 @@ class Pool:
         epoch, place = divmod(turn * self.groups + group, len(self.shards))
         return epoch, _permutation(mix(self.seed, self.number, epoch), len(self.shards))[place]
 
-    def first_block(self, lane: int) -> int:
-        """Length of the first block in a shard: of different lengths, so that not all lanes read at once."""
-        return 1 + (self.block - 1) * (lane + 1) // self.lanes
+    def block_length(self, lane: int, start: int) -> int:
+        """Of the block from a start on. The first ones in a shard differ, so that not all lanes read at once."""
+        return self.block if start else 1 + (self.block - 1) * (lane + 1) // self.lanes
 
 
 @lru_cache(8)
@@ -78,27 +79,23 @@ def _permutation(seed: int, count: int) -> tuple[int, ...]:
 class _Pass:
     """One pass over a shard for those of its lanes that this process has. starts: share -> sample to begin with."""
 
-    def __init__(self, samples: Generator[Sample, None, None], name: str, sharing: int, starts: dict[int, int]) -> None:
-        self.samples, self.name, self.sharing, self.starts = samples, name, sharing, starts
+    def __init__(self, shard: Shard, sharing: int, starts: dict[int, int]) -> None:
+        self.samples, self.name, self.sharing, self.starts = shard.read(), shard.name, sharing, starts
         self.queues: dict[int, deque[tuple[int, Sample]]] = {share: deque() for share in starts}
         self.row = 0
-        self.ended = False
         self.error: str | None = None
 
     def next(self, share: int) -> tuple[int, Sample] | None:
         """Row and sample; None after the last. Raises StreamLost."""
         queue = self.queues[share]
         while not queue:
-            if self.ended:
-                return None
             sample = self._read()
             if sample is None:
-                self.ended = True
-                continue
-            row, self.row = self.row, self.row + 1
-            place, owner = divmod(row, self.sharing)
+                return None
+            place, owner = divmod(self.row, self.sharing)
             if owner in self.queues and place >= self.starts[owner]:
-                self.queues[owner].append((row, sample))
+                self.queues[owner].append((self.row, sample))
+            self.row += 1
         return queue.popleft()
 
     def _read(self) -> Sample | None:
@@ -137,18 +134,13 @@ class Group:
             # a lane that has left the shard takes no part; one that has yet to come begins at its start
             starts = {lane.share: lane.start if lane.turn == turn else 0 for lane in self.lanes if lane.turn <= turn}
             shard = self.pool.shards[self.pool.place(self.number, turn)[1]]
-            self._passes[turn] = _Pass(shard.read(), shard.name, self.pool.sharing, starts)
+            self._passes[turn] = _Pass(shard, self.pool.sharing, starts)
         return self._passes[turn]
 
-    def leave(self, turn: int) -> None:
-        """Called by a lane that has gone beyond turn."""
-        if all(lane.turn > turn for lane in self.lanes):
-            self._passes.pop(turn).samples.close()
-
-    def close(self) -> None:
-        """Let go of the files: pyarrow can hang when the interpreter ends with some of its readers open."""
-        while self._passes:
-            self._passes.popitem()[1].samples.close()
+    def close(self, turn: float = math.inf) -> None:
+        """Let go of the files before a turn: pyarrow can hang when the interpreter ends with readers open."""
+        for done in [one for one in self._passes if one < turn]:
+            self._passes.pop(done).samples.close()
 
 
 class Lane:
@@ -177,22 +169,20 @@ class Lane:
         Raises StreamLost, or ValueError if there is no sample in BARREN shards in a row.
         """
         while True:
-            block = self._fill(bad) if self._block is None else self._block
+            block = self._block = self._fill(bad) if self._block is None else self._block
             if self.done < len(block):
                 entry, block[self.done] = block[self.done], None  # its bytes are freed with the batch
                 assert entry is not None
                 self.done += 1
-                epoch, shard = self.pool.place(self.group.number, self.turn)
-                return Drawn(epoch, shard, *entry)
+                return Drawn(*self.pool.place(self.group.number, self.turn), *entry)
             self._block, self.start, self.done = None, self.start + len(block), 0
             if self._last:
                 self.turn, self.start = self.turn + 1, 0
-                self.group.leave(self.turn - 1)
+                self.group.close(min(lane.turn for lane in self.group.lanes))
 
     def _fill(self, bad: list[str]) -> list[tuple[int, Sample] | None]:
-        samples = self.group.a_pass(self.turn)
-        length = self.pool.block if self.start else self.pool.first_block(self.number)
-        block: list[tuple[int, Sample] | None] = []
+        samples, block = self.group.a_pass(self.turn), list[tuple[int, Sample] | None]()
+        length = self.pool.block_length(self.number, self.start)
         while len(block) < length and (entry := samples.next(self.share)) is not None:
             block.append(entry)
         self._last = len(block) < length
@@ -201,13 +191,10 @@ class Lane:
             bad.append(samples.error)
         self._barren = 0 if block or self.start else self._barren + 1
         if self._barren == BARREN:
-            what = (
-                samples.error or f"{samples.name} has too few samples for the {self.pool.sharing} lanes that share it"
-            )
+            few = f"{samples.name} has too few samples for the {self.pool.sharing} lanes that share it"
             raise ValueError(
-                f"{BARREN} shards in a row gave no sample, the last: {what}; check data.source, or set "
+                f"{BARREN} shards in a row gave no sample, the last: {samples.error or few}; check data.source, or set "
                 "data.streaming to false"
             )
         random.Random(mix(self.pool.seed, self.pool.number, self.number, self.turn, self.start)).shuffle(block)
-        self._block = block
         return block

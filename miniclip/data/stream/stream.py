@@ -9,20 +9,22 @@ With data.mixing each source is a pool of its own; without it the shards of all 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
 from miniclip.data.images import BadImage, decode_image
-from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals, make_example, token_rows
+from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals, token_rows
 from miniclip.data.sampler import apportion, mix, number_of
 from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import Sample, Shard, training_shards
@@ -51,47 +53,41 @@ class _Part(NamedTuple):
     epoch: int
 
 
+@dataclass(eq=False)
 class TrainStream:
-    """This process's share of every global batch. lanes: of all processes; a checkpoint holds a cursor for each."""
+    """This process's share of every global batch.
 
-    def __init__(
-        self,
-        pools: Sequence[Sequence[Shard]],
-        augment: Augment,
-        tokenizer: Tokenizer,
-        *,
-        batch_size: int,
-        seed: int,
-        buffer: int,
-        captions: int = 1,
-        mixing: Sequence[float] = (),
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-        pin: bool = False,
-    ) -> None:
-        """pools: shards that are drawn from alike. mixing: share of every batch for each pool.
+    shards: in pools that are drawn from alike. mixing: share of every batch for each pool. lanes: of all processes; a
+    checkpoint holds a cursor for each. Raises ValueError if there is not a lane for each worker, or not a pair for each
+    process.
+    """
 
-        Raises ValueError if there is not a lane for each worker, or not a pair for each process.
-        """
-        self.augment, self.tokenizer = augment, tokenizer
-        self.batch_size, self.seed, self.captions, self.mixing = batch_size, seed, captions, list(mixing) or [1.0]
-        self.rank, self.world, self.workers, self.pin = rank, world, workers, pin
-        share = max(1, buffer // len(pools))
-        self.pools = [Pool(shards, seed=seed, number=i, buffer=share) for i, shards in enumerate(pools)]
-        self.firsts = [0, *accumulate(pool.lanes for pool in self.pools)]
-        self.lanes = self.firsts.pop()
-        if len(self.mixing) != len(self.pools):
-            raise ValueError(f"{len(self.mixing)} shares for {len(self.pools)} pools of shards; give one for each")
-        readers = world * max(1, workers)
-        if readers > self.lanes:
-            shards = sum(map(len, pools))
+    shards: Sequence[Sequence[Shard]]
+    augment: Augment
+    tokenizer: Tokenizer
+    batch_size: int
+    seed: int
+    buffer: int
+    captions: int = 1
+    mixing: Sequence[float] = (1.0,)
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+    pin: bool = False
+
+    def __post_init__(self) -> None:
+        count = len(self.shards)
+        buffer = max(1, self.buffer // count)
+        self.pools = [Pool(one, seed=self.seed, number=i, buffer=buffer) for i, one in enumerate(self.shards)]
+        *self.firsts, self.lanes = accumulate((pool.lanes for pool in self.pools), initial=0)
+        if self.world * max(1, self.workers) > self.lanes:
             raise ValueError(
-                f"{world} processes with {workers} workers each are more than the {self.lanes} lanes into which "
-                f"{shards} shards are dealt; use data.workers={self.lanes // world}, fewer processes, or more shards"
+                f"{self.world} processes with {self.workers} workers each are more than the {self.lanes} lanes into "
+                f"which {sum(map(len, self.shards))} shards are dealt; use data.workers={self.lanes // self.world}, "
+                "fewer processes, or more shards"
             )
         # those of one pool come round after as many steps; of several, nearly all that can happen does in 2,000
-        for step in range(min(self.lanes, 100) if len(pools) == 1 else 2000 if world > 1 else 0):
+        for step in range(min(self.lanes, 100) if count == 1 else 2000 if self.world > 1 else 0):
             self.shares_at(step)
 
     @property
@@ -128,19 +124,15 @@ class TrainStream:
                 f"the checkpoint knows the positions of {len(cursors)} lanes, and the data have {self.lanes}; go on "
                 "with the shards that the run began with, or start a new run"
             )
-        parts: Iterator[_Part] = iter(
-            DataLoader(
-                _Reader(self, first_step, steps, cursors),
-                batch_size=None,
-                collate_fn=as_it_is,
-                worker_init_fn=ignore_signals,
-                num_workers=self.workers,
-            )
+        reader = _Reader(self, first_step, steps, cursors)
+        loader: DataLoader[_Part] = DataLoader(
+            reader, batch_size=None, collate_fn=as_it_is, worker_init_fn=ignore_signals, num_workers=self.workers
         )
+        parts = iter(loader)
         for step in range(first_step, steps):
             mine = [next(parts) for _ in range(max(1, self.workers))]
-            epoch = min(part.epoch for part in mine)
             after = {lane: cursor for part in mine for lane, cursor in part.cursors.items()}
+            epoch = min(part.epoch for part in mine)
             yield StreamBatch(_merge(mine, self.pin), after, (step + 1) * self.batch_size, epoch)
 
     def _positions(self, step: int) -> list[tuple[int, int]]:
@@ -148,22 +140,21 @@ class TrainStream:
         start, stop = (apportion(s * self.batch_size, self.mixing) for s in (step, step + 1))
         return list(zip(start, stop, strict=True))
 
-    def parts(
-        self, worker: int, workers: int, first_step: int, steps: int, cursors: Mapping[int, Cursor]
-    ) -> Iterator[_Part]:
-        """What a worker brings to each step."""
-        lanes = self._own_lanes(worker, workers, cursors)
-        try:
-            for step in range(first_step, steps):
-                yield self._part(lanes, step)
-        finally:
-            for lane in lanes.values():
-                lane.group.close()
+    def own_lanes(self, worker: int, workers: int, cursors: Mapping[int, Cursor]) -> dict[int, Lane]:
+        """Number -> lane, of those that a worker of this process reads."""
+        lanes: dict[int, Lane] = {}
+        groups: dict[tuple[int, int], Group] = {}
+        for number in range(self.rank, self.lanes, self.world)[worker::workers]:
+            which = bisect(self.firsts, number) - 1
+            pool, local = self.pools[which], number - self.firsts[which]
+            group = groups.setdefault((which, local % pool.groups), Group(pool, local % pool.groups))
+            turn, start, done = cursors[number]
+            lanes[number] = Lane(local, group, (turn, start, done))
+        return lanes
 
-    def _part(self, lanes: Mapping[int, Lane], step: int) -> _Part:
-        examples: list[Example] = []
-        places: list[int] = []
-        bad: list[str] = []
+    def part(self, lanes: Mapping[int, Lane], step: int) -> _Part:
+        """What those lanes bring to a step."""
+        examples, places, bad = list[Example](), list[int](), list[str]()
         place = 0
         for pool, first, (start, stop) in zip(self.pools, self.firsts, self._positions(step), strict=True):
             for position in range(start, stop):
@@ -175,18 +166,6 @@ class TrainStream:
         batch = collate(examples, None, []) if examples else None
         after = {number: lane.cursor for number, lane in lanes.items()}
         return _Part(batch, places, bad, after, min(lane.epoch for lane in lanes.values()))
-
-    def _own_lanes(self, worker: int, workers: int, cursors: Mapping[int, Cursor]) -> dict[int, Lane]:
-        lanes: dict[int, Lane] = {}
-        groups: dict[tuple[int, int], Group] = {}
-        for number in range(self.rank, self.lanes, self.world)[worker::workers]:
-            which = max(i for i, first in enumerate(self.firsts) if first <= number)
-            pool, local = self.pools[which], number - self.firsts[which]
-            key = which, local % pool.groups
-            group = groups.setdefault(key, Group(pool, key[1]))
-            turn, start, done = cursors[number]
-            lanes[number] = Lane(local, group, (turn, start, done))
-        return lanes
 
     def _next(self, lane: Lane, bad: list[str]) -> Example:
         for _ in range(HOPELESS):
@@ -205,18 +184,22 @@ class TrainStream:
         sample = drawn.sample
         texts = usable_captions(sample)
         if sample.picture is None:
-            raise BadImage(f"{sample.name}: holds no picture")
+            raise BadImage(f"{sample.name}: holds no image")
         # as open_source does: a JPEG may be decoded at twice the side, no more is used
         image = decode_image(sample.picture, sample.name, at_least=2 * self.augment.image_size)
-        stored = np.asarray(self.augment.store(image))
-        rng = random.Random(mix(self.seed, pool, drawn.epoch, drawn.shard, drawn.row))
-        tokens = token_rows(self.tokenizer, texts)
-        return make_example(stored, tokens, picture_id(sample.picture), self.augment, self.captions, rng)
+        stored, rows = np.asarray(self.augment.store(image)), token_rows(self.tokenizer, texts)
+        seed = mix(self.seed, pool, drawn.epoch, drawn.shard, drawn.row)
+        return Example.draw(stored, rows, image_id(sample.picture), self.augment, self.captions, seed)
 
 
+@dataclass
 class _Reader(IterableDataset[_Part]):
-    def __init__(self, stream: TrainStream, first_step: int, steps: int, cursors: Mapping[int, Cursor]) -> None:
-        self.stream, self.first_step, self.steps, self.cursors = stream, first_step, steps, cursors
+    """What a worker brings to each step."""
+
+    stream: TrainStream
+    first_step: int
+    steps: int
+    cursors: Mapping[int, Cursor]
 
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
@@ -225,34 +208,32 @@ class _Reader(IterableDataset[_Part]):
             import fsspec.asyn  # type: ignore[import-untyped]
 
             fsspec.asyn.reset_lock()  # the thread that the parent reads URLs with has not been forked
-        yield from self.stream.parts(worker, workers, self.first_step, self.steps, self.cursors)
+        lanes = self.stream.own_lanes(worker, workers, self.cursors)
+        try:
+            for step in range(self.first_step, self.steps):
+                yield self.stream.part(lanes, step)
+        finally:
+            for lane in lanes.values():
+                lane.group.close()
 
 
-def open_stream(
-    config: DataConfig,
-    augment: Augment,
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    pin: bool = False,
-) -> TrainStream:
-    """The training split of a configuration. Raises ValueError or FileNotFoundError that names the option to change."""
+def open_stream(config: DataConfig, augment: Augment, tokenizer: Tokenizer, *, seed: int, **share: Any) -> TrainStream:
+    """The training split of a configuration. share: rank, world and pin, as TrainStream takes them.
+
+    Raises ValueError or FileNotFoundError that names the option to change.
+    """
     pools = training_shards(config)
     return TrainStream(
         pools if config.mixing else [[shard for shards in pools for shard in shards]],
         augment,
         tokenizer,
-        batch_size=config.batch_size,
-        seed=seed,
-        buffer=config.shuffle_buffer,
-        captions=config.captions_per_image,
-        mixing=config.mixing or (),
-        rank=rank,
-        world=world,
+        config.batch_size,
+        seed,
+        config.shuffle_buffer,
+        config.captions_per_image,
+        config.mixing or (1.0,),
         workers=config.workers,
-        pin=pin,
+        **share,
     )
 
 
@@ -268,7 +249,7 @@ def usable_captions(sample: Sample) -> list[str]:
     return texts
 
 
-def picture_id(data: bytes) -> int:
+def image_id(data: bytes) -> int:
     """In [0, 2^63), equal for equal bytes."""
     return number_of(data) & (2**63 - 1)
 
@@ -277,37 +258,27 @@ def _merge(parts: Sequence[_Part], pin: bool) -> Batch:
     """The parts of all workers, as one worker alone would have brought them."""
     bad = [name for part in parts for name in part.bad]
     full = [(part.batch, part.places) for part in parts if part.batch is not None]
-    if len(full) == 1 and not pin:
-        return full[0][0]._replace(bad=bad)
     batches = [batch for batch, _ in full]
-    order = np.argsort(np.concatenate([places for _, places in full]))
-    where = np.empty_like(order)
-    where[order] = np.arange(len(order))
-    rows = torch.from_numpy(order)
+    if len(full) == 1 and not pin:
+        return batches[0]._replace(bad=bad)
+    ranks = np.concatenate([places for _, places in full]).argsort().argsort()
+    rows = torch.from_numpy(ranks).split([len(places) for _, places in full])
     width = max(batch.text.shape[1] for batch in batches)
-    text = torch.cat([torch.nn.functional.pad(batch.text, (0, width - batch.text.shape[1])) for batch in batches])
 
-    def joined(tensors: Sequence[Tensor]) -> Tensor:
-        found = torch.cat(list(tensors))[rows]
-        return found.pin_memory() if pin else found
+    def joined(tensors: Iterable[Tensor]) -> Tensor:
+        found = [tensor.unflatten(0, (len(row), -1)) for row, tensor in zip(rows, tensors, strict=True)]
+        whole = torch.empty((len(ranks), *found[0].shape[1:]), dtype=found[0].dtype, pin_memory=pin)
+        for row, tensor in zip(rows, found, strict=True):
+            whole[row] = tensor
+        return whole.flatten(0, 1)
 
-    shape = (len(order), *batches[0].image.permute(0, 2, 3, 1).shape[1:])
-    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)  # b h w c, each copied once to its place
-    start = 0
-    for batch in batches:
-        size = len(batch.image)
-        pixels[torch.from_numpy(where[start : start + size])] = batch.image.permute(0, 2, 3, 1)
-        start += size
-    captions = len(text) // len(order)
-    ordered = text.view(len(order), captions, width)[rows].flatten(0, 1)
-    lengths = np.concatenate([batch.lengths for batch in batches]).reshape(len(order), captions)[order]
     return Batch(
-        pixels.permute(0, 3, 1, 2),
-        joined([batch.look for batch in batches]),
-        ordered.pin_memory() if pin else ordered,
-        joined([batch.image_id for batch in batches]),
-        joined([batch.text_id for batch in batches]),
+        joined(batch.image.permute(0, 2, 3, 1) for batch in batches).permute(0, 3, 1, 2),  # channels last in memory
+        joined(batch.look for batch in batches),
+        joined(pad(batch.text, (0, width - batch.text.shape[1])) for batch in batches),
+        joined(batch.image_id for batch in batches),
+        joined(batch.text_id for batch in batches),
         None,
-        lengths.flatten().tolist(),
+        joined(torch.tensor(batch.lengths) for batch in batches).tolist(),
         bad,
     )
