@@ -21,7 +21,7 @@ from PIL import Image
 from miniclip.cli import evaluate
 from miniclip.cli.eval import main
 from miniclip.data.labelled import open_labelled
-from miniclip.data.scenes.source import SceneSource, scene_task
+from miniclip.data.scenes.source import SceneSource, SceneTask
 from miniclip.data.unlabelled import open_pictures
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.result import Evaluation, difference, to_json
@@ -130,7 +130,7 @@ def test_zero_shot_on_a_task_equals_python(checkpoint: str, tmp_path: Path, caps
     arguments = ["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--size", "24", "--seed", "3"]
     result = evaluated(tmp_path / "out", *arguments)
     model, preprocess, tokenizer = load(checkpoint)
-    expected = zero_shot(model, preprocess, tokenizer, scene_task("shape", 24, 3, 32), task="shape")
+    expected = zero_shot(model, preprocess, tokenizer, SceneTask("shape", 24, 3, 32), task="shape")
     assert {name: result[name] for name in to_json(expected)} == to_json(expected)
     assert result["model"] == {"name": checkpoint, "fingerprint": fingerprint(model)}
     assert result["data"] == {"source": "shapes: shape", "split": "test", "fingerprint": expected.fingerprint}
@@ -257,7 +257,7 @@ def test_differences_of_several_models(
     assert [result["model"]["name"] for result in written["results"]] == [checkpoint, larger, copied]
     assert [apart["of"] for apart in written["differences"]] == [larger, copied]
     # Each model sees scenes of its own size: 48 pixels for the larger.
-    first, second = (zero_shot(*load(m), scene_task("shape", 30, 0, s)) for m, s in ((checkpoint, 32), (larger, 48)))
+    first, second = (zero_shot(*load(m), SceneTask("shape", 30, 0, s)) for m, s in ((checkpoint, 32), (larger, 48)))
     assert written["results"][1]["details"]["confusion"] == second.details["confusion"]
     assert first["top1"] != second["top1"]  # else the difference would say nothing
     expected = difference(first, second)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from miniclip.data.bad_images import TooManyBad
 from miniclip.data.images import BadImage
-from miniclip.data.scenes.source import SceneSource, scene_task
+from miniclip.data.scenes.source import SceneSource, SceneTask
 from miniclip.data.subset import Subset
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_readable, encode_texts, fingerprint
 from miniclip.evaluation.prompts import fill_templates, resolve_templates
@@ -355,7 +355,7 @@ def test_fingerprint_of_a_model_is_of_every_bit() -> None:
 
 
 def test_results_do_not_depend_on_the_batch_size(model: DualEncoder, tokenizer: Tokenizer) -> None:
-    task, source = scene_task("shape", 23, image_size=SIDE), SceneSource("test", 9, image_size=SIDE)
+    task, source = SceneTask("shape", 23, image_size=SIDE), SceneSource("test", 9, image_size=SIDE)
     whole, pairs = (f(model, PREPROCESS, tokenizer, s) for f, s in ((zero_shot, task), (retrieval, source)))
     for size in (1, 5, 23):
         options = EncodeOptions(batch_size=size)
@@ -559,7 +559,7 @@ def test_several_names_of_a_class(tokenizer: Tokenizer) -> None:
 
 
 def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tokenizer) -> None:
-    task = scene_task("colour", 16, image_size=SIDE)
+    task = SceneTask("colour", 16, image_size=SIDE)
     result = zero_shot(model, PREPROCESS, tokenizer, task)
     classifier = build_classifier(model, tokenizer, task.class_prompts())
     predicted = (encode_images(model, task, PREPROCESS) @ classifier.T).argmax(1)
@@ -579,7 +579,7 @@ def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tok
 
 
 def test_zero_shot_with_sentences_of_each_picture(model: DualEncoder, tokenizer: Tokenizer) -> None:
-    task = scene_task("relation", 10, image_size=SIDE)
+    task = SceneTask("relation", 10, image_size=SIDE)
     result = zero_shot(model, PREPROCESS, tokenizer, task, task="relation", options=EncodeOptions(batch_size=4))
     images = encode_images(model, task, PREPROCESS)
     hits = 0

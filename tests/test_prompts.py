@@ -11,7 +11,7 @@ from PIL import Image
 
 from miniclip.data.known import KNOWN
 from miniclip.data.labelled import open_labelled
-from miniclip.data.scenes.source import scene_task
+from miniclip.data.scenes.source import SceneTask
 from miniclip.data.subset import Subset
 from miniclip.evaluation.prompts import (
     SIMPLE_TEMPLATES,
@@ -140,5 +140,5 @@ def test_classes_that_cannot_be_told_apart() -> None:
 
 
 def test_the_built_in_tasks_bring_their_own_prompts() -> None:
-    assert isinstance(scene_task("colour", 2, 0, 16), PromptedSource)
+    assert isinstance(SceneTask("colour", 2, 0, 16), PromptedSource)
     assert not isinstance(Fake(), PromptedSource)

@@ -24,7 +24,7 @@ from miniclip.data.scenes.captions import (
     relation,
 )
 from miniclip.data.scenes.drawing import RGB, TONE_RGB, render
-from miniclip.data.scenes.source import COLOURS, HELD_OUT, SEEN, SHAPES, TASKS, SceneSource, SceneTask, scene_task
+from miniclip.data.scenes.source import COLOURS, HELD_OUT, SEEN, SHAPES, TASKS, SceneSource, SceneTask
 
 # Written out again on purpose: a synonym in the wrong row of the grammar's own table must show.
 SHAPE_OF = {
@@ -226,7 +226,7 @@ def test_equal_captions_are_rare_in_a_batch():
 
 DIGEST = """
 import hashlib
-from miniclip.data.shapes import SceneSource, SceneTask
+from miniclip.data.scenes.source import SceneSource, SceneTask
 digest = hashlib.sha256()
 for data in (SceneSource("train", 40, seed=7), SceneTask("unseen", 20), SceneSource("test", 4, image_size=97)):
     for index in range(len(data)):
@@ -339,7 +339,7 @@ def test_colours_stand_out_from_each_other_and_from_the_backgrounds():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_tasks_are_balanced_and_their_labels_true(name):
-    task = scene_task(name, 192)
+    task = SceneTask(name, 192)
     labels = Counter(task.label(i) for i in range(len(task)))
     assert len(set(labels.values())) == 1 and len(labels) == (16 if name == "unseen_all" else len(task.classes))
     assert all(0 <= label < len(task.classes) for label in labels)
@@ -356,14 +356,14 @@ def test_tasks_are_balanced_and_their_labels_true(name):
 
 
 def test_the_two_unseen_tasks_show_the_same_pictures():
-    few, many = scene_task("unseen", 32), scene_task("unseen_all", 32)
+    few, many = SceneTask("unseen", 32), SceneTask("unseen_all", 32)
     assert [few.scene(i) for i in range(32)] == [many.scene(i) for i in range(32)]
     assert [few.classes[few.label(i)] for i in range(32)] == [many.classes[many.label(i)] for i in range(32)]
     assert len(many.classes) == len(set(many.classes)) == 64
 
 
 def test_relation_has_one_true_sentence_of_two_and_no_shortcut():
-    task = scene_task("relation", 200)
+    task = SceneTask("relation", 200)
     true_words: Counter[str] = Counter()
     for index in range(len(task)):
         scene, label, prompts = task.scene(index), task.label(index), task.prompts(index)
@@ -386,10 +386,10 @@ def test_relation_is_none_near_the_diagonals():
 
 
 def test_class_prompts_take_the_right_article():
-    prompts = dict(zip(COLOURS, scene_task("colour", 8).class_prompts(), strict=True))
+    prompts = dict(zip(COLOURS, SceneTask("colour", 8).class_prompts(), strict=True))
     assert prompts["orange"][:3] == ["an orange object", "an orange shape", "a picture of an orange object"]
     assert prompts["red"][0] == "a red object"
-    task = scene_task("unseen", 16)
+    task = SceneTask("unseen", 16)
     for name, texts in zip(task.classes, task.class_prompts(), strict=True):
         assert texts[0] == ("an " if name.startswith("orange") else "a ") + name
         assert len(texts) == len(task.templates) and not any("{" in text for text in texts)
@@ -399,7 +399,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="train, validation, test"):
         SceneSource("dev", 10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unseen"):
-        scene_task("colors", 10)
+        SceneTask("colors", 10)
     for bad in (
         {"size": -1},
         {"size": 10, "seed": -1},
@@ -408,7 +408,7 @@ def test_errors_say_what_to_do():
     ):
         with pytest.raises(ValueError, match=r"=-?\d"):
             SceneSource("train", **bad)
-    source, task = SceneSource("train", 10), scene_task("shape", 10)
+    source, task = SceneSource("train", 10), SceneTask("shape", 10)
     for index in (-1, 10):
         for call in (source.scene, source.image, source.captions, task.image, task.label, task.prompts):
             with pytest.raises(IndexError, match="0 to 9"):

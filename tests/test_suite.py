@@ -25,7 +25,7 @@ import miniclip
 from miniclip.cli.train import train_main
 from miniclip.config import load_config, load_config_file
 from miniclip.data.labelled import open_labelled
-from miniclip.data.scenes.source import SceneSource, scene_task
+from miniclip.data.scenes.source import SceneSource, SceneTask
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.suite import evaluate, open_suite, scalars
 from miniclip.models.preprocess import Preprocess
@@ -35,7 +35,7 @@ CLASSES = ("blue", "green", "red")
 
 def write_classes(folder: Path, each: int = 5) -> Path:
     """Folders of pictures by colour."""
-    task = scene_task("colour", 200, image_size=40)
+    task = SceneTask("colour", 200, image_size=40)
     left = dict.fromkeys(CLASSES, each)
     for index in range(len(task)):
         name = task.classes[task.label(index)]

@@ -312,9 +312,9 @@ def test_overwrite_deletes_runs_alone(config_file: str, tmp_path: Path, capsys: 
 def test_evaluation_folders_are_read_before_training(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from miniclip.data.scenes.source import scene_task
+    from miniclip.data.scenes.source import SceneTask
 
-    task = scene_task("colour", 16)
+    task = SceneTask("colour", 16)
     for index in range(16):
         folder = tmp_path / "classes" / task.classes[task.label(index)]
         folder.mkdir(parents=True, exist_ok=True)

@@ -239,9 +239,9 @@ def _conclude(
 
 def _labelled(arguments: argparse.Namespace, split: str, image_size: int) -> LabelledSource:
     if getattr(arguments, "task", None):
-        from miniclip.data.scenes.source import scene_task
+        from miniclip.data.scenes.source import SceneTask
 
-        return scene_task(arguments.task, arguments.size, arguments.seed, image_size)
+        return SceneTask(arguments.task, arguments.size, arguments.seed, image_size)
     from miniclip.data.labelled import open_labelled
 
     return open_labelled(

@@ -135,7 +135,7 @@ def open_source(
         from miniclip.data.scenes.source import SceneSource
 
         size = config.size if split == "train" else eval_size
-        return SceneSource(split, size, seed=seed, image_size=image_size)  # type: ignore[arg-type]
+        return SceneSource(split, size, seed=seed, image_size=image_size)
     if config.revision is not None and not any(map(is_hub, config.sources)):
         raise ValueError(
             f"data.revision={config.revision} is for data sets of the Hub, and data.source={config.source} lies here; "

@@ -16,7 +16,7 @@ from miniclip.common.processes import place
 from miniclip.config import Config, ConfigError, DataConfig, EvalTask
 from miniclip.data.captioned import LabelledSource, PairSource, open_split
 from miniclip.data.labelled import labelled_splits, open_labelled
-from miniclip.data.scenes.source import TASKS, scene_task
+from miniclip.data.scenes.source import TASKS, SceneTask
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.data.subset import Subset, readable
 from miniclip.evaluation.encode import EncodeOptions, fingerprint, model_device
@@ -150,7 +150,7 @@ def _open_named(config: Config, task: str, role: Role) -> Task:
         return Task("retrieval", config.data.label, role, pairs=readable(pairs, config.data.max_bad_fraction))
     if task in TASKS:
         # the scenes of the final tables stay unseen until then
-        scenes = scene_task(task, config.eval.size, config.run.seed + (role == "validation"), image_size)
+        scenes = SceneTask(task, config.eval.size, config.run.seed + (role == "validation"), image_size)
         return Task("zeroshot", f"shapes: {task}", role, scenes)
     if not Path(task).is_dir():
         raise ConfigError(

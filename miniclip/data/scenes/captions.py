@@ -1,6 +1,6 @@
 """The captioned scenes in words: what a scene holds, what may truly be said of it, and the grammar that says it.
 
-Lengths are in half sides of the picture: the frame is [-1, 1] x [-1, 1], x to the right, y down.
+Lengths are in half sides of the image: the frame is [-1, 1] x [-1, 1], x to the right, y down.
 """
 
 from __future__ import annotations
@@ -21,37 +21,18 @@ TONES = ("grey", "brown", "beige", "teal", "pink")
 BACKGROUNDS = ("plain", "shaded", "cloudy", "striped")
 
 # Never drawn and never named in a split. Each shape and each colour stands here twice: neither alone gives the answer.
-HELD_OUT = (
-    ("circle", "green"),
-    ("circle", "white"),
-    ("square", "yellow"),
-    ("square", "purple"),
-    ("triangle", "red"),
-    ("triangle", "black"),
-    ("star", "orange"),
-    ("star", "blue"),
-    ("heart", "yellow"),
-    ("heart", "black"),
-    ("cross", "green"),
-    ("cross", "blue"),
-    ("ring", "red"),
-    ("ring", "white"),
-    ("crescent", "orange"),
-    ("crescent", "purple"),
+HELD_OUT = tuple(
+    (shape, colour)
+    for line in (
+        "circle green white, square yellow purple, triangle red black, star orange blue",
+        "heart yellow black, cross green blue, ring red white, crescent orange purple",
+    )
+    for shape, *colours in map(str.split, line.split(","))
+    for colour in colours
 )
 SEEN = tuple((shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in HELD_OUT)
 
-# A repeated word is the more likely one.
-NOUNS = {
-    "circle": ("circle", "circle", "circle", "disc"),
-    "square": ("square", "square", "square", "box"),
-    "triangle": ("triangle",),
-    "star": ("star",),
-    "heart": ("heart",),
-    "cross": ("cross", "cross", "cross", "plus"),
-    "ring": ("ring", "ring", "ring", "hoop"),
-    "crescent": ("crescent", "crescent", "crescent", "moon"),
-}
+SYNONYMS = {"circle": "disc", "square": "box", "cross": "plus", "ring": "hoop", "crescent": "moon"}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium",), "large": ("large", "big", "huge")}
 TEXTURE_AFTER = {"striped": "with stripes", "dotted": "with dots", "checked": "with checks"}
 RELATIONS = {
@@ -77,7 +58,7 @@ class Draws:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         if not self._pool:
-            # The usual way to a double in [0, 1): the upper 53 bits.
+            # the usual way to a double in [0, 1): the upper 53 bits
             self._pool = ((self._bits.random_raw(48) >> np.uint64(11)) * 2.0**-53).tolist()
         return low + (high - low) * self._pool.pop()
 
@@ -133,10 +114,9 @@ def with_article(phrase: str) -> str:
 def relation(a: SceneObject, b: SceneObject) -> str | None:
     """Where a lies as seen from b: "left", "right", "above", "below", or None if it lies too near a diagonal."""
     dx, dy = a.x - b.x, a.y - b.y
-    across, down = abs(dx), abs(dy)
-    if across >= 0.3 and across >= 1.5 * down:
+    if abs(dx) >= max(0.3, 1.5 * abs(dy)):
         return "left" if dx < 0 else "right"
-    if down >= 0.3 and down >= 1.5 * across:
+    if abs(dy) >= max(0.3, 1.5 * abs(dx)):
         return "above" if dy < 0 else "below"
     return None
 
@@ -144,22 +124,21 @@ def relation(a: SceneObject, b: SceneObject) -> str | None:
 def places(thing: SceneObject) -> list[str]:
     """Every phrase that says truly where in the frame the object's centre lies; empty between the regions."""
     side = "left" if thing.x < -0.25 else "right" if thing.x > 0.25 else ""
-    half = "upper" if thing.y < -0.25 else "lower" if thing.y > 0.25 else ""
-    edge = {"upper": "top", "lower": "bottom", "": ""}[half]
+    half, edge = ("upper", "top") if thing.y < -0.25 else ("lower", "bottom") if thing.y > 0.25 else ("", "")
     if side and half:
         return [f"in the {half} {side}", f"in the {edge} {side}"]
     if side:
         return [f"on the {side}", f"on the {side} side"]
     if half:
         return [f"at the {edge}", f"in the {half} half"]
-    if abs(thing.x) < 0.15 and abs(thing.y) < 0.15:
-        return ["in the middle", "in the centre"]
-    return []
+    middle = abs(thing.x) < 0.15 and abs(thing.y) < 0.15
+    return ["in the middle", "in the centre"] if middle else []
 
 
 def _describe(draws: Draws, thing: SceneObject, detail: float, names: str = "both") -> str:
     """A noun phrase. detail: the probability of a size word, and of a texture. names: "both", "shape" or "colour"."""
-    noun = draws.pick(("object", "shape")) if names == "colour" else draws.pick(NOUNS[thing.shape])
+    synonym = SYNONYMS.get(thing.shape, thing.shape)
+    noun = draws.pick(("object", "shape") if names == "colour" else (*[thing.shape] * 3, synonym))
     before, after = [], []
     if draws.chance(detail):
         before.append(draws.pick(SIZE_WORDS[thing.size]))
@@ -172,22 +151,16 @@ def _describe(draws: Draws, thing: SceneObject, detail: float, names: str = "bot
         if thing.texture in TEXTURE_AFTER and draws.chance(0.4):
             after.append(TEXTURE_AFTER[thing.texture])
         else:
-            # Next to the colour: "a small dotted red disc", "a small red dotted disc".
-            last = before.pop() if thing.colour in before else None
-            pair = [thing.texture] if last is None else [thing.texture, last]
+            # next to the colour: "a small dotted red disc", "a small red dotted disc"
+            pair = [thing.texture, *([before.pop()] if thing.colour in before else [])]
             before += pair[::-1] if thing.texture != "plain" and draws.chance(0.3) else pair
     phrase = " ".join([*before, noun, *after])
     return f"one {phrase}" if draws.chance(0.1) else with_article(phrase)
 
 
-def _listing(phrases: Sequence[str]) -> str:
-    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-
-
 def _related(draws: Draws, things: Sequence[SceneObject], phrases: Sequence[str]) -> str | None:
     """A sentence on the first two objects and a mention of the third; None if the two stand in no clear relation."""
-    where = relation(things[0], things[1])
-    if where is None:
+    if (where := relation(things[0], things[1])) is None:
         return None
     words = draws.pick(RELATIONS[where])
     inverted = draws.chance(0.25)
@@ -203,45 +176,39 @@ def _count(draws: Draws, count: int) -> str:
 def _body(draws: Draws, scene: Scene) -> str:
     count = len(scene.objects)
     things = draws.sample(scene.objects, count)
-    # More objects, fewer adjectives: captions stay short.
-    detail = (0.3, 0.15, 0.08)[count - 1]
+    detail = (0.3, 0.15, 0.08)[count - 1]  # more objects, fewer adjectives: captions stay short
     names = "both"
     if count == 1:
-        # Enough captions without a colour to make the shape count by itself: the colour alone explains much of a batch.
+        # enough captions without a colour to make the shape count by itself: the colour alone explains much of a batch
         share = draws.uniform()
         names = "shape" if share < 0.2 else "colour" if share < 0.3 else "both"
     phrases = [_describe(draws, thing, detail, names) for thing in things]
     style = draws.uniform()
-    if count > 1 and style < 0.4:
-        sentence = _related(draws, things, phrases)
-        if sentence is not None:
-            return sentence
+    if count > 1 and style < 0.4 and (sentence := _related(draws, things, phrases)) is not None:
+        return sentence
     if draws.chance((0.35, 0.25, 0.1)[count - 1]):
         phrases = [
             f"{phrase} {draws.pick(options)}" if (options := places(thing)) else phrase
             for thing, phrase in zip(things, phrases, strict=True)
         ]
-    if style > 0.85:
-        return f"{_count(draws, count)}{draws.pick((':', ','))} {_listing(phrases)}"
-    return _listing(phrases)
+    before = f"{_count(draws, count)}{draws.pick((':', ','))} " if style > 0.85 else ""
+    return before + (phrases[0] if count == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1])
 
 
 def _caption(draws: Draws, scene: Scene) -> str:
     first = scene.objects[0]
     if len(scene.objects) == 1 and draws.chance(0.06):
-        # The bare form of the zero-shot prompts.
-        return with_article(f"{first.colour} {first.shape}")
+        return with_article(f"{first.colour} {first.shape}")  # the bare form of the zero-shot prompts
     named = not draws.chance(0.05)
     body = _body(draws, scene) if named else _count(draws, len(scene.objects))
     behind = ""
-    # A caption that gives only the count names the background as well: a bare count would be a frequent duplicate.
+    # a caption that gives only the count names the background as well: a bare count would be a frequent duplicate
     if not named or draws.chance(0.2):
-        ground = scene.background
-        both = f"{ground.kind} {ground.tone}"
-        looks = draws.pick((both, ground.tone, ground.kind)) if named else both
+        kind, tone = scene.background.kind, scene.background.tone
+        looks = draws.pick((f"{kind} {tone}", tone, kind)) if named else f"{kind} {tone}"
         behind = f"on {with_article(f'{looks} background')}"
-    if behind and draws.chance(0.25):
-        return f"{behind}, {body}"
+        if draws.chance(0.25):
+            return f"{behind}, {body}"
     inverted = body.startswith(("to the", "left of", "right of", "above", "below", "under")) or ", and " in body
     if not inverted and draws.chance(0.35):
         body = f"{draws.pick(OPENINGS)} {body}"
@@ -253,9 +220,8 @@ def write_captions(draws: Draws, scene: Scene, count: int) -> list[str]:
     captions: list[str] = []
     while len(captions) < count:
         for _ in range(20):
-            caption = _caption(draws, scene)
-            while len(caption.split()) > LONGEST:
-                caption = _caption(draws, scene)
+            while len((caption := _caption(draws, scene)).split()) > LONGEST:
+                pass
             if caption not in captions:
                 break
         captions.append(caption)

@@ -46,6 +46,10 @@ def _turn(tilt: float) -> tuple[float, float]:
     return (1 - tilt * tilt) / (1 + tilt * tilt), 2 * tilt / (1 + tilt * tilt)
 
 
+def _clip(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.minimum(np.maximum(values, low), high)
+
+
 def _wave(phase: np.ndarray) -> np.ndarray:
     """A triangle wave of period 1 in [-1, 1]."""
     return np.abs(phase - np.floor(phase) - 0.5) * 4 - 1
@@ -73,7 +77,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         height = np.abs(v)
         return np.maximum(np.maximum(side, height) - 0.94, np.minimum(side, height) - 0.3)
     if shape == "heart":
-        # A square on its corner and two discs on its upper sides.
+        # a square on its corner and two discs on its upper sides
         lobe_u, lobe_v = side - 0.37, v + 0.29
         lobes = np.sqrt(lobe_u * lobe_u + lobe_v * lobe_v) - 0.5232590
         return np.minimum((side + np.abs(v - 0.08)) * 0.7071068 - 0.5232590, lobes)
@@ -89,37 +93,35 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _texture(texture: str, x: np.ndarray, y: np.ndarray, sharpness: float) -> np.ndarray:
     """How much of the second tone each pixel takes, in [0, 1]. sharpness: pixels a period."""
-    across = _wave(x * (1 / TEXTURE_PERIOD))
-    if texture == "striped":
-        wave = across
-    else:
-        down = _wave(y * (1 / TEXTURE_PERIOD))
-        if texture == "dotted":
-            a, b = across + 1, down + 1
-            wave = 0.9 - np.sqrt(a * a + b * b)
-        else:
-            wave = across * down
-    return np.minimum(np.maximum(wave * (0.25 * sharpness) + 0.5, 0), 1)
+    wave, down = _wave(x * (1 / TEXTURE_PERIOD)), _wave(y * (1 / TEXTURE_PERIOD))
+    if texture == "dotted":
+        a, b = wave + 1, down + 1
+        wave = 0.9 - np.sqrt(a * a + b * b)
+    elif texture == "checked":
+        wave = wave * down
+    return _clip(wave * (0.25 * sharpness) + 0.5, 0, 1)
 
 
 def _paint(canvas: np.ndarray, thing: SceneObject) -> None:
     image_size = canvas.shape[-1]
     half = image_size / 2
     reach = thing.radius + 1 / half
-    left, right = (max(0, min(image_size, int((thing.x + d) * half + half))) for d in (-reach, reach + 1 / half))
-    top, bottom = (max(0, min(image_size, int((thing.y + d) * half + half))) for d in (-reach, reach + 1 / half))
+    (left, right), (top, bottom) = (
+        [max(0, min(image_size, int((centre + d) * half + half))) for d in (-reach, reach + 1 / half)]
+        for centre in (thing.x, thing.y)
+    )
     axis = _axis(image_size)
     x, y = axis[left:right] - thing.x, (axis[top:bottom] - thing.y)[:, None]
     cosine, sine = _turn(thing.tilt)
     x, y = x * cosine + y * sine, y * cosine - x * sine
     distance = _distance(thing.shape, x * (1 / thing.radius), y * (1 / thing.radius))
-    cover = np.minimum(np.maximum(0.5 - distance * (thing.radius * half), 0), 1)
+    cover = _clip(0.5 - distance * (thing.radius * half), 0, 1)
     ink = np.array(thing.rgb, dtype=np.float32)[:, None, None]
     if thing.texture != "plain":
         # Black has no darker tone to be striped with: it takes a grey one.
         step = 0.36 - ink if thing.colour == "black" else ink * -0.3
         # A plain rim keeps the outline whole: dots cut by the edge would make a gear of a disc.
-        rim = np.minimum(np.maximum((-RIM - distance) * (thing.radius * half), 0), 1)
+        rim = _clip((-RIM - distance) * (thing.radius * half), 0, 1)
         ink = ink + _texture(thing.texture, x, y, TEXTURE_PERIOD * half) * rim * step
     region = canvas[:, top:bottom, left:right]
     region += cover * (ink - region)
@@ -128,10 +130,13 @@ def _paint(canvas: np.ndarray, thing: SceneObject) -> None:
 def _backdrop(ground: Background, image_size: int) -> np.ndarray:
     canvas = np.empty((3, image_size, image_size), dtype=np.float32)
     canvas[:] = np.array(ground.rgb, dtype=np.float32)[:, None, None]
-    if ground.kind == "plain":
-        return canvas
-    axis = _axis(image_size)
-    if ground.kind == "cloudy":
+    axis, (cosine, sine) = _axis(image_size), _turn(ground.tilt)
+    slope = axis * cosine + (axis * sine)[:, None]
+    if ground.kind == "shaded":
+        canvas += slope * 0.12
+    elif ground.kind == "striped":
+        canvas += _clip(_wave(slope * 2.5) * 4, -1, 1) * 0.045
+    elif ground.kind == "cloudy":
         # Bilinear between the cells, by hand: a matrix product would add in an order of its own.
         at = (axis + 1) * ((CELLS - 1) / 2)
         low = np.minimum(np.floor(at), CELLS - 2)
@@ -139,13 +144,6 @@ def _backdrop(ground: Background, image_size: int) -> np.ndarray:
         cells = np.array(ground.cells, dtype=np.float32).reshape(CELLS, CELLS)
         rows = cells[low] + (cells[low + 1] - cells[low]) * rest[:, None]
         canvas += (rows[:, low] + (rows[:, low + 1] - rows[:, low]) * rest) * 0.09
-        return canvas
-    cosine, sine = _turn(ground.tilt)
-    slope = axis * cosine + (axis * sine)[:, None]
-    if ground.kind == "shaded":
-        canvas += slope * 0.12
-    else:
-        canvas += np.minimum(np.maximum(_wave(slope * 2.5) * 4, -1), 1) * 0.045
     return canvas
 
 
@@ -154,5 +152,5 @@ def render(scene: Scene, image_size: int = 64) -> np.ndarray:
     canvas = _backdrop(scene.background, image_size)
     for thing in scene.objects:
         _paint(canvas, thing)
-    pixels = (np.minimum(np.maximum(canvas, 0), 1) * 255 + 0.5).astype(np.uint8)
+    pixels = (_clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))  # c h w -> h w c

@@ -1,12 +1,11 @@
-"""The built-in captioned scenes: layout, drawing, the source of image-caption pairs and the zero-shot tasks over it.
+"""The built-in captioned scenes: their layout, the source of image-caption pairs and the zero-shot tasks over it.
 
-Pictures and captions depend on (split or task, seed, index) alone.
+Images and captions depend on (split or task, seed, index) alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from PIL import Image
 
@@ -31,11 +30,9 @@ from miniclip.data.scenes.captions import (
 )
 from miniclip.data.scenes.drawing import CELLS, RGB, TONE_RGB, render
 
-__all__ = ["COLOURS", "HELD_OUT", "SEEN", "SHAPES", "TASKS", "Scene", "SceneSource", "SceneTask", "scene_task"]
-
 SPLITS = ("train", "validation", "test")
 TASKS = ("shape", "colour", "unseen", "unseen_all", "count", "relation")
-# One random stream a use, so that no two splits or tasks share a picture. unseen_all shows the pictures of unseen.
+# One random stream a use, so that no two splits or tasks share an image; unseen_all shows the images of unseen.
 SCENE_STREAMS = {name: 2 * k for k, name in enumerate((*SPLITS, "shape", "colour", "unseen", "count", "relation"))}
 SCENE_STREAMS["unseen_all"] = SCENE_STREAMS["unseen"]
 
@@ -77,15 +74,16 @@ def sample_scene(draws: Draws, combos: Sequence[tuple[str, str]]) -> Scene:
             continue
         centres = _arrange(draws, radii)
     objects = tuple(
-        SceneObject(shape, colour, size, draws.pick(TEXTURES), x, y, r, draws.uniform(-0.09, 0.09), _jitter(draws, rgb))
-        for (shape, colour), size, (x, y), r in zip(combos, sizes, centres, radii, strict=True)
-        for rgb in (RGB[colour],)
+        SceneObject(
+            *(shape, colour, size, draws.pick(TEXTURES), x, y, radius, draws.uniform(-0.09, 0.09)),
+            rgb=_jitter(draws, RGB[colour]),
+        )
+        for (shape, colour), size, (x, y), radius in zip(combos, sizes, centres, radii, strict=True)
     )
     kind, tone, level = draws.pick(BACKGROUNDS), draws.pick(TONES), draws.uniform(-0.05, 0.05)
-    red, green, blue = TONE_RGB[tone]
-    ground = (red + level, green + level, blue + level)
+    red, green, blue = (value + level for value in TONE_RGB[tone])
     cells = tuple(draws.uniform(-1, 1) for _ in range(CELLS * CELLS)) if kind == "cloudy" else ()
-    return Scene(objects, Background(kind, tone, ground, draws.uniform(-1, 1), cells))
+    return Scene(objects, Background(kind, tone, (red, green, blue), draws.uniform(-1, 1), cells))
 
 
 def _arrange(draws: Draws, radii: Sequence[float]) -> list[tuple[float, float]]:
@@ -95,11 +93,8 @@ def _arrange(draws: Draws, radii: Sequence[float]) -> list[tuple[float, float]]:
         room = 1 - radius
         for _ in range(8):
             x, y = draws.uniform(-room, room), draws.uniform(-room, room)
-            for (a, b), other in zip(centres, radii, strict=False):
-                apart = radius + other + GAP
-                if (x - a) * (x - a) + (y - b) * (y - b) < apart * apart:
-                    break
-            else:
+            gaps = [radius + other + GAP for other in radii[: len(centres)]]
+            if all((x - a) * (x - a) + (y - b) * (y - b) >= d * d for (a, b), d in zip(centres, gaps, strict=True)):
                 centres.append((x, y))
                 break
         else:
@@ -113,7 +108,7 @@ def _jitter(draws: Draws, rgb: tuple[float, float, float]) -> tuple[float, float
 
 
 class _Scenes:
-    """What SceneSource and SceneTask share: a checked size and index, and pictures of what `scene` returns."""
+    """What SceneSource and SceneTask share: a checked size and index, and images of what `scene` returns."""
 
     def __init__(self, name: str, size: int, seed: int, image_size: int) -> None:
         if not 0 <= size < 2**48:
@@ -122,8 +117,7 @@ class _Scenes:
             raise ValueError(f"seed={seed} is out of range; use 0 to 2**64 - 1")
         if image_size < 16:
             raise ValueError(f"image_size={image_size} is too small to tell the shapes apart; use 16 or more, e.g. 64")
-        self.size, self.seed, self.image_size = size, seed, image_size
-        self._name, self._stream = name, SCENE_STREAMS[name]
+        self.size, self.seed, self.image_size, self._name = size, seed, image_size, name
 
     def __len__(self) -> int:
         return self.size
@@ -132,9 +126,9 @@ class _Scenes:
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self._name} asked for; there are 0 to {self.size - 1}")
 
-    def _draws(self, index: int, stream: int) -> Draws:
+    def _draws(self, index: int, use: int = 0) -> Draws:
         self._check(index)
-        return Draws(self.seed, stream, index)
+        return Draws(self.seed, SCENE_STREAMS[self._name] + use, index)
 
     def scene(self, index: int) -> Scene:
         raise NotImplementedError
@@ -149,17 +143,10 @@ class _Scenes:
 class SceneSource(_Scenes):
     """Scenes of one to three objects with captions, a PairSource. Held-out combinations never occur, drawn or named.
 
-    Raises ValueError for an unknown split or a value out of range; the accessors raise IndexError.
+    split: train, validation or test. Raises ValueError for a value out of range; the accessors raise IndexError.
     """
 
-    def __init__(
-        self,
-        split: Literal["train", "validation", "test"],
-        size: int,
-        seed: int = 0,
-        image_size: int = 64,
-        captions_per_image: int = 5,
-    ) -> None:
+    def __init__(self, split: str, size: int, seed: int = 0, image_size: int = 64, captions_per_image: int = 5) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r} of the scenes; use one of {', '.join(SPLITS)}")
         if captions_per_image < 1:
@@ -168,17 +155,16 @@ class SceneSource(_Scenes):
         self.captions_per_image = captions_per_image
 
     def scene(self, index: int) -> Scene:
-        draws = self._draws(index, self._stream)
+        draws = self._draws(index)
         share = draws.uniform()
-        count = 1 if share < 0.5 else 2 if share < 0.82 else 3
-        return sample_scene(draws, draws.sample(SEEN, count))
+        return sample_scene(draws, draws.sample(SEEN, 1 if share < 0.5 else 2 if share < 0.82 else 3))
 
     def column(self, name: str) -> list[object]:
         raise ValueError(f"the built-in scenes have no column {name}; data.weights needs a source of your own")
 
     def captions(self, index: int) -> list[str]:
-        # A stream of their own: a change of the grammar leaves the pictures as they are.
-        return write_captions(self._draws(index, self._stream + 1), self.scene(index), self.captions_per_image)
+        # a stream of their own: a change of the grammar leaves the images as they are
+        return write_captions(self._draws(index, 1), self.scene(index), self.captions_per_image)
 
     def fingerprint(self) -> str:
         return digest(self._name, self.size, self.seed, self.image_size, self.captions_per_image)
@@ -188,12 +174,9 @@ class SceneTask(_Scenes):
     """A zero-shot task over scenes, a LabelledSource; the labels run 0, 1, ... over the classes in turn.
 
     name: "shape" and "colour": one object, a seen combination. "unseen": one object, a held-out combination, among the
-    16 held-out ones; "unseen_all": the same pictures, among all 64. "count": one to three objects. "relation": two
-    objects, and two sentences to choose from, which depend on the picture.
+    16 held-out ones; "unseen_all": the same images, among all 64. "count": one to three objects. "relation": two
+    objects, and two sentences to choose from, which depend on the image. Raises ValueError for any other name.
     """
-
-    classes: list[str]
-    templates: tuple[str, ...]
 
     def __init__(self, name: str, size: int, seed: int = 0, image_size: int = 64) -> None:
         if name not in TASKS:
@@ -203,34 +186,27 @@ class SceneTask(_Scenes):
         self.templates = TEMPLATES[name]
 
     def label(self, index: int) -> int:
-        """The class of the picture; for "relation" the place of the true sentence in prompts(index)."""
+        """The class of the image; for "relation" the place of the true sentence in prompts(index)."""
         self._check(index)
         if self._name == "unseen_all":
             shape, colour = HELD_OUT[index % len(HELD_OUT)]
-            return SHAPES.index(shape) * len(COLOURS) + COLOURS.index(colour)
+            return self.classes.index(f"{colour} {shape}")
         return index % len(self.classes)
 
     def scene(self, index: int) -> Scene:
-        draws = self._draws(index, self._stream)
+        draws, label = self._draws(index), self.label(index)
         if self._name.startswith("unseen"):
             return sample_scene(draws, [HELD_OUT[index % len(HELD_OUT)]])
-        label = self.label(index)
         if self._name == "count":
             return sample_scene(draws, draws.sample(SEEN, label + 1))
-        if self._name == "relation":
-            # Every second pair of pictures is "left": neither the order nor the word gives the answer away.
-            wanted, mirrored = ("left", "right") if index // 2 % 2 == 0 else ("right", "left")
-            combos = draws.sample(SEEN, 2)
-            while True:
-                scene = sample_scene(draws, combos)
-                a, b = scene.objects
-                where = relation(a, b)
-                if where == mirrored:
-                    return Scene((b, a), scene.background)
-                if where == wanted:
-                    return scene
-        wanted_class = self.classes[label]
-        return sample_scene(draws, [draws.pick([combo for combo in SEEN if wanted_class in combo])])
+        if self._name != "relation":
+            return sample_scene(draws, [draws.pick([combo for combo in SEEN if self.classes[label] in combo])])
+        # every second pair of images is "left": neither the order nor the word gives the answer away
+        wanted, mirrored = ("left", "right") if index // 2 % 2 == 0 else ("right", "left")
+        combos = draws.sample(SEEN, 2)
+        while (where := relation(*(scene := sample_scene(draws, combos)).objects)) not in (wanted, mirrored):
+            pass
+        return scene if where == wanted else Scene(scene.objects[::-1], scene.background)
 
     def class_prompts(self) -> list[list[str]]:
         """One list of prompts a class, the templates filled in with the right article ("an orange ring")."""
@@ -241,15 +217,9 @@ class SceneTask(_Scenes):
 
     def prompts(self, index: int) -> list[str] | None:
         """The two sentences to choose from if this is "relation", else None: the prompts are those of the classes."""
-        self._check(index)
+        label = self.label(index)
         if self._name != "relation":
             return None
         a, b = (with_article(f"{thing.colour} {thing.shape}") for thing in self.scene(index).objects)
-        left, right = f"{a} to the left of {b}", f"{a} to the right of {b}"
-        true_is_left = index // 2 % 2 == 0
-        return [left, right] if true_is_left == (self.label(index) == 0) else [right, left]
-
-
-def scene_task(name: str, size: int, seed: int = 0, image_size: int = 64) -> SceneTask:
-    """The zero-shot task called name, one of TASKS. Raises ValueError for any other."""
-    return SceneTask(name, size, seed, image_size)
+        sentences = [f"{a} to the left of {b}", f"{a} to the right of {b}"]
+        return sentences if (index // 2 % 2 == 0) == (label == 0) else sentences[::-1]
