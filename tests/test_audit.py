@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -19,7 +18,7 @@ from PIL import Image
 
 from miniclip.cli.eval import main as eval_main
 from miniclip.data.audit import command, figures, report
-from miniclip.data.audit.command import add_options, main, run
+from miniclip.data.audit.command import main
 
 ESCAPE = "\x1b[31m\x9b31m"  # also the one-character form
 LONG = "a very long caption with far more words than a context of eight tokens can hold"
@@ -58,12 +57,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(*options: str) -> report.Audit:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
     kept: list[report.Audit] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "print_audit", kept.append)
-        run(parser.parse_args(list(options)))
+        assert main(list(options)) == 0
     return kept[0]
 
 

@@ -27,7 +27,8 @@ from miniclip.cli.train import train_main
 from miniclip.config import EvalConfig, ModelConfig, load_config_file
 from miniclip.evaluation.encode import fingerprint
 from miniclip.evaluation.result import Evaluation, lower_is_better
-from miniclip.evaluation.suite import FIGURES, evaluate, open_suite
+from miniclip.evaluation.suite import evaluate, open_suite
+from miniclip.evaluation.tasks import TASKS
 from miniclip.metrics.bootstrap import Figure
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
@@ -133,7 +134,7 @@ def test_which_is_kept(figure: str, values: list[float], kept: list[int], model:
 
 def test_every_figure_has_a_direction() -> None:
     """Ranks and calibration errors fall as a model gets better, all else rises."""
-    falling = {name for names in FIGURES.values() for name in names if lower_is_better(name)}
+    falling = {name for task in TASKS.values() for name in task.figures if lower_is_better(name)}
     ranks = {f"{way}_{rank}" for way in ("image_to_text", "text_to_image") for rank in ("median_rank", "mean_rank")}
     assert falling == {"ece"} | ranks
 
@@ -301,8 +302,8 @@ def test_every_figure_that_may_be_named_is_counted(config_file: str, tmp_path: P
     model = miniclip.create_model(config.model).eval()
     suite = open_suite(config, "validation")
     found = evaluate(config, suite, model, Preprocess(32))
-    assert set(found["retrieval"].figures) == set(FIGURES["retrieval"])
-    assert set(found["shape"].figures) == set(FIGURES["zeroshot"])
+    assert set(found["retrieval"].figures) == set(TASKS["retrieval"].figures)
+    assert set(found["shape"].figures) == set(TASKS["zeroshot"].figures)
 
 
 # ---- a resume

@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from miniclip.cli import evaluate
 from miniclip.cli.eval import main
 from miniclip.data.labelled import open_labelled
 from miniclip.data.scenes.source import SceneSource, SceneTask
@@ -27,7 +26,7 @@ from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.result import Evaluation, difference, to_json
 from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.zeroshot import zero_shot
-from miniclip.metrics.retrieval import median_rank, recall_at_k, retrieval_ranks_from_embeddings
+from miniclip.metrics.retrieval import recall_at_k, retrieval_ranks_from_embeddings
 from miniclip.models import create_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import load, save_model
@@ -204,7 +203,7 @@ def test_precision_and_batch_size_reach_the_towers(
         seen.append((options.batch_size, options.precision, options.max_bad_fraction, options.shared))
         return zero_shot(*arguments, options=options, **keywords)
 
-    monkeypatch.setattr(evaluate, "zero_shot", spy)
+    monkeypatch.setattr("miniclip.evaluation.zeroshot.zero_shot", spy)
     base = ["zeroshot", "--checkpoint", checkpoint, "--task", "count", "--size", "6"]
     more = ["--precision", "bf16", "--batch_size", "5", "--max_bad_fraction", "0.25"]
     assert main(base) == 0 and main([*base, *more]) == 0
@@ -393,7 +392,7 @@ def test_names_of_folders_are_tame(source: str, run_directory: Path, folders: Pa
 def test_an_unwritable_target_is_refused(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate.os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere, so a mode would not do
     target = str(tmp_path / "a" / "b")
     assert main(["zeroshot", "--checkpoint", checkpoint, "--task", "shape", "--out", target]) == 2
     assert "no permission" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
@@ -409,7 +408,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for name in ("load", "load_unfinished"):
         monkeypatch.setattr(f"miniclip.models.saved.{name}", loaded)
-    monkeypatch.setattr(evaluate, "load_model", loaded)
+    monkeypatch.setattr("miniclip.models.load.load_model", loaded)
     yield
 
 
@@ -467,7 +466,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("probe --checkpoint {ok} --data {folders} --shots 0", "0 must be at least 1"),
         ("probe --checkpoint {ok} --data {folders} --classnames {twice}", "twice.txt, line 3"),
         ("probe --checkpoint {ok} --data {untested}", "needs the splits train and test, and it has test, validation"),
-        ("probe --checkpoint {ok} --data {folders}/test", "class 'blue' has 2 pictures, and 3 parts need one each"),
+        ("probe --checkpoint {ok} --data {folders}/test", "class 'blue' has 2 images, and 3 parts need one each"),
         ("probe --checkpoint {ok} --data {folders} --out {bad}", "bad.txt is a file; name a folder"),
     ],
 )
@@ -555,7 +554,7 @@ def test_unreadable_pictures_may_be_left_out(
     some = ["--checkpoint", checkpoint, "--max_bad_fraction", "0.5"]
     found = evaluated(tmp_path / "a", "zeroshot", "--data", str(labelled), *some)
     assert found["figures"]["top1"]["n"] == 8
-    assert "1 pictures cannot be read and are left out: " in found["notes"][0] and "red/1.png" in found["notes"][0]
+    assert "1 images cannot be read and are left out: " in found["notes"][0] and "red/1.png" in found["notes"][0]
     assert "red/1.png" in capsys.readouterr().out
     pairs_found = evaluated(tmp_path / "b", "retrieval", "--data", str(pairs), *some)
     assert pairs_found["details"]["n_images"] == 4 and "2.png" in pairs_found["notes"][0]
@@ -621,7 +620,7 @@ def test_a_model_of_open_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     owner = torch.arange(6).repeat_interleave(5)
     ranks = retrieval_ranks_from_embeddings(image, text, owner)
     figures = found["figures"]
-    assert figures["text_to_image_median_rank"]["value"] == median_rank(ranks.text_to_image)
+    assert figures["text_to_image_median_rank"]["value"] == ranks.text_to_image.double().quantile(0.5)
     assert figures["image_to_text_r1"]["value"] == recall_at_k(ranks.image_to_text, 1)
     assert found["model"]["name"] == name and len(found["model"]["fingerprint"]) == 32
     assert main(["zeroshot", "--task", "shape", "--checkpoint", name, "--size", "6"]) == 0

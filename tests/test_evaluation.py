@@ -37,7 +37,7 @@ from miniclip.evaluation.retrieval import (
     encode_pairs,
     retrieval,
 )
-from miniclip.evaluation.zeroshot import build_classifier, judge, zero_shot
+from miniclip.evaluation.zeroshot import classifier_of, embed_prompts, predict, zero_shot
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TwoTowers
@@ -277,7 +277,7 @@ def test_unreadable_pictures_are_left_out_and_named(tokenizer: Tokenizer) -> Non
         encode_readable(model, Colours(7, lost=[1, 4, 5]), PREPROCESS, EncodeOptions(batch_size=2))
     with pytest.raises(BadImage, match="picture 1 "):  # whatever the share: this one promises all rows
         encode_images(model, Colours(7, lost=[1]), PREPROCESS, options)
-    with pytest.raises(TooManyBad, match=r"4 of 7 pictures .*picture 1 cannot be read; picture 4"):
+    with pytest.raises(TooManyBad, match=r"4 of 7 .*picture 1 cannot be read; picture 4"):
         encode_readable(model, Colours(7, lost=[1, 4, 5, 6]), PREPROCESS, options)
     none = encode_readable(model, Colours(3, lost=range(3)), PREPROCESS, EncodeOptions(max_bad_fraction=1))
     assert none.values.shape == (0, 4) and len(none.rows) == 0 and len(none.bad) == 3
@@ -375,17 +375,17 @@ def test_classifier_equals_open_clip(model: DualEncoder, tokenizer: Tokenizer) -
     expected = open_clip.build_zero_shot_classifier(
         model.eval(), tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES, num_classes_per_batch=3
     ).T
-    weights = build_classifier(model, tokenizer, fill_templates(names, resolve_templates("openai80")))
+    weights = classifier_of(embed_prompts(model, tokenizer, fill_templates(names, resolve_templates("openai80"))))
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
 
 
 def test_classifier_takes_classes_with_different_numbers_of_prompts(model: DualEncoder, tokenizer: Tokenizer) -> None:
-    weights = build_classifier(model, tokenizer, [["a", "b"], ["c"]])
+    weights = classifier_of(embed_prompts(model, tokenizer, [["a", "b"], ["c"]]))
     each = encode_texts(model, tokenizer, ["a", "b", "c"])
     torch.testing.assert_close(weights[0], nn.functional.normalize(each[0] + each[1], dim=0))
     torch.testing.assert_close(weights[1], each[2])
     with pytest.raises(ValueError, match="at least one prompt"):
-        build_classifier(model, tokenizer, [["a"], []])
+        embed_prompts(model, tokenizer, [["a"], []])
 
 
 # Zero-shot
@@ -398,7 +398,7 @@ def test_zero_shot_counts_by_hand(tokenizer: Tokenizer) -> None:
     assert perfect.figures["top1"] == (1, 1, 1, 11) and perfect.groups == (11,) and perfect.task == "colours"
     assert perfect.details["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 3]]
     assert perfect.details["chance"] == 1 / 3 and perfect.details["classes"] == NAMES and "six" in perfect.notes[0]
-    assert "templates" not in perfect.details and perfect.raw == ()
+    assert "templates" not in perfect.details and perfect.raw is None
     model = colour_model(tokenizer, red="green", green="red")
     swapped = zero_shot(model, PREPROCESS, tokenizer, Colours(11), "a {}", task="colours")
     assert swapped["top1"] == pytest.approx(3 / 11)
@@ -561,7 +561,7 @@ def test_several_names_of_a_class(tokenizer: Tokenizer) -> None:
 def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tokenizer) -> None:
     task = SceneTask("colour", 16, image_size=SIDE)
     result = zero_shot(model, PREPROCESS, tokenizer, task)
-    classifier = build_classifier(model, tokenizer, task.class_prompts())
+    classifier = classifier_of(embed_prompts(model, tokenizer, task.class_prompts()))
     predicted = (encode_images(model, task, PREPROCESS) @ classifier.T).argmax(1)
     assert result["top1"] == np.mean([int(p) == task.label(k) for k, p in enumerate(predicted)])
 
@@ -590,7 +590,7 @@ def test_zero_shot_with_sentences_of_each_picture(model: DualEncoder, tokenizer:
     assert result["top1"] == hits / 10 and set(result.figures) == {"top1"} and result.figures["top1"].n == 10
     assert result.details == {"chance": 0.5} and "no confusion matrix" in result.notes[0]
     for more in ({"templates": "a {}"}, {"foreign": Colours(3)}):
-        with pytest.raises(ValueError, match="leave templates and foreign pictures out"):
+        with pytest.raises(ValueError, match="leave templates and foreign images out"):
             zero_shot(model, PREPROCESS, tokenizer, task, **more)
 
 
@@ -600,13 +600,13 @@ def test_labels_stay_with_their_pictures_when_some_cannot_be_read(tokenizer: Tok
     result = zero_shot(model, PREPROCESS, tokenizer, Colours(11, lost=[0, 4]), "a {}", options=options)
     assert result["top1"] == 1 and result.details["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
     assert result.figures["top1"].n == 9 and result.groups == (9,)
-    assert "2 pictures cannot be read and are left out: picture 0 cannot be read; picture 4" in result.notes[0]
+    assert "2 images cannot be read and are left out: picture 0 cannot be read; picture 4" in result.notes[0]
     foreign = Colours(4, lost=[2])
     found = zero_shot(model, PREPROCESS, tokenizer, Colours(11), "a {}", foreign=foreign, options=options)
-    assert found.groups == (11, 3) and found.notes[0].startswith("1 pictures cannot be read")
+    assert found.groups == (11, 3) and found.notes[0].startswith("1 images cannot be read")
     with pytest.raises(BadImage, match="picture 4 cannot be read"):
         zero_shot(model, PREPROCESS, tokenizer, Colours(11, lost=[4]), "a {}")
-    with pytest.raises(ValueError, match="colours: none of the 3 pictures can be read: picture 0"):
+    with pytest.raises(ValueError, match="colours: none of the 3 images can be read: picture 0"):
         every = EncodeOptions(max_bad_fraction=1)
         zero_shot(model, PREPROCESS, tokenizer, Colours(3, lost=range(3)), "a {}", task="colours", options=every)
 
@@ -625,7 +625,7 @@ def test_zero_shot_fingerprint_is_of_pictures_and_labels(tokenizer: Tokenizer) -
 
 def test_zero_shot_says_what_is_wrong(tokenizer: Tokenizer) -> None:
     model = colour_model(tokenizer)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         zero_shot(model, PREPROCESS, tokenizer, Colours(0))
     with pytest.raises(ValueError, match="at least two classes"):
         zero_shot(model, PREPROCESS, tokenizer, Colours(3, classes=["red"]))
@@ -721,7 +721,7 @@ def test_retrieval_chance_and_shared_captions(model: DualEncoder, tokenizer: Tok
     assert found.details["shared_texts"] == 2 and found.notes[0].startswith("2 captions stand with more than one image")
     # a copy of its own caption with another image counts as wrong
     assert found["text_to_image_r1"] < 1
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         retrieval(model, PREPROCESS, tokenizer, Colours(0))
 
 
@@ -754,13 +754,13 @@ def test_captions_stay_with_their_pictures_when_some_cannot_be_read() -> None:
     result = count_retrieval(pairs)
     assert result["image_to_text_r1"] == result["text_to_image_r1"] == 1 and result.groups == (4,)
     assert result.notes == (
-        "2 pictures cannot be read and are left out: number 1 cannot be read; number 3 cannot be read",
+        "2 images cannot be read and are left out: number 1 cannot be read; number 3 cannot be read",
     )
     alone = retrieval(model, PREPROCESS, made.tokens, cast(Any, Subset(source, pairs.rows)))
     assert alone.figures == result.figures
     with pytest.raises(BadImage, match="number 1 cannot be read"):
         retrieval(model, PREPROCESS, made.tokens, source)
-    with pytest.raises(ValueError, match="none of the 1 pictures can be read: number 1"):
+    with pytest.raises(ValueError, match="none of the 1 images can be read: number 1"):
         only = cast(Any, Subset(source, [1]))
         retrieval(model, PREPROCESS, made.tokens, only, options=EncodeOptions(max_bad_fraction=1))
 
@@ -797,7 +797,7 @@ def test_best_captions_show_equal_ones_once() -> None:
 def test_scores_of_foreign_pictures_do_not_saturate() -> None:
     """At a scale of 100 the softmax of a sure prediction is 1 in any number format; its log-odds still say how sure."""
     cosines = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.1, 0.0]])  # 80 and 50 nats above the rest
-    judged = judge(torch.cat([cosines, torch.zeros(2, 0)], 1), torch.eye(3), 100.0)
+    judged = predict(torch.cat([cosines, torch.zeros(2, 0)], 1), torch.eye(3), 100.0)
     assert judged.confidence.tolist() == [1.0, 1.0]
     expected = [90 - math.log(math.exp(10) + 1), 60 - math.log(math.exp(10) + 1)]
     np.testing.assert_allclose(judged.log_odds.numpy(), expected, rtol=1e-6)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from test_training import TINY, lines
 
-import miniclip.cli.evaluate
+import miniclip.cli.eval
 import miniclip.doctor.main
 from miniclip.cli.eval import main
 from miniclip.cli.train import train_main
@@ -96,7 +96,7 @@ def test_what_is_left_to_make_smaller(config_file: str, options: list[str], proc
 
 
 def test_eval_and_doctor(config_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(miniclip.cli.evaluate, "retrieval_command", FULL[0])
+    monkeypatch.setattr(miniclip.cli.eval, "evaluate", FULL[0])
     assert main(["retrieval", "--checkpoint", "run", "--data", "shapes"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("eval.py: error: out of memory (") and "; use --batch_size 128, or" in told

@@ -18,8 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import miniclip.evaluation.probe as probing
-from miniclip.evaluation.probe import Labelled, divide, probe
-from miniclip.evaluation.probing import open_parts
+from miniclip.evaluation.probe import Labelled, divide, open_parts, probe
 from miniclip.evaluation.result import Evaluation, to_json
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -241,8 +240,8 @@ def test_the_draws_hold_so_many_of_each_class_and_lie_in_one_another(
     assert drawn[0][0] != drawn[1][0]
     assert result.notes == (
         "first",
-        "8-shot: 1 of 4 classes have fewer training pictures and give them all",
-        "no 99-shot: no class has 99 training pictures, the most is 23",
+        "8-shot: 1 of 4 classes have fewer training images and give them all",
+        "no 99-shot: no class has 99 training images, the most is 23",
     )
     assert "linear_99_shot" not in result.figures
 
@@ -293,9 +292,9 @@ def test_balanced_accuracy_leaves_out_a_class_without_test_pictures() -> None:
     assert math.isclose(result["linear_balanced_accuracy"], (2 / 3 + 1) / 2)
     assert result.recount(np.array([1.0, 0, 3, 0]))["linear_balanced_accuracy"] == 1 / 4  # "bee" was not drawn
     assert result.notes == (
-        "1 of 5 classes have no training pictures, e.g. 'eel'",
-        "1 of 5 classes have no validation pictures, e.g. 'eel'",
-        "3 of 5 classes have no test pictures, e.g. 'cow'",
+        "1 of 5 classes have no training images, e.g. 'eel'",
+        "1 of 5 classes have no validation images, e.g. 'eel'",
+        "3 of 5 classes have no test images, e.g. 'cow'",
     )
 
 
@@ -337,23 +336,14 @@ LONG = Labelled(np.where(np.arange(8)[:, None] >= 6, 3 * GOOD.features, GOOD.fea
     [
         (NAN, GOOD, GOOD, {}, "toy, training: the embedding in row 5 has length nan"),
         (GOOD, GOOD, LONG, {}, "toy, test: the embedding in row 6 has length 3 instead of 1, as have 2 of 8"),
-        (GOOD, Labelled(GOOD.features, GOOD.labels + 1), GOOD, {}, "toy, validation: row 3 has label 4; there are 4"),
-        (GOOD, GOOD, Labelled(GOOD.features, GOOD.labels - 1), {}, "toy, test: row 0 has label -1"),
-        (GOOD, GOOD, Labelled(GOOD.features[:0], GOOD.labels[:0]), {}, "toy, test: there are no pictures"),
-        (GOOD, GOOD, Labelled(GOOD.features, GOOD.labels[:7]), {}, r"got \(8, 12\) and \(7,\)"),
-        (GOOD, GOOD, Labelled(GOOD.features, GOOD.labels / 2), {}, "whole-numbered labels"),
         (
             Labelled(GOOD.features[:3], GOOD.labels[:3]),
             GOOD,
             GOOD,
             {},
-            "class 'dog' has 2 validation pictures and none",
+            "class 'dog' has 2 validation images and none",
         ),
-        (GOOD, GOOD, GOOD, {"classes": ["ant"]}, "at least two classes"),
-        (*[Labelled(GOOD.features, GOOD.labels * 0)] * 3, {}, "fewer than two classes have training pictures"),
-        (GOOD, GOOD, clouds(8, 1, 0.1, width=5), {}, r"several widths, \[12, 12, 5\]"),
-        (GOOD, GOOD, GOOD, {"draws": 0}, "must be at least 1"),
-        (GOOD, GOOD, GOOD, {"shots": (4, 0)}, "must be at least 1"),
+        (*[Labelled(GOOD.features, GOOD.labels * 0)] * 3, {}, "fewer than two classes have training images"),
     ],
 )
 def test_bad_input_is_named(
@@ -387,14 +377,14 @@ def test_divide_keeps_every_class_in_proportion(sizes: list[int], weights: list[
 
 def test_divide_names_what_is_wrong() -> None:
     labels = np.array([0, 0, 0, 1, 1])
-    with pytest.raises(ValueError, match="class 'bee' has 2 pictures, and 3 parts need one each"):
+    with pytest.raises(ValueError, match="class 'bee' has 2 images, and 3 parts need one each"):
         divide(labels, (0.8, 0.1, 0.1), 0, classes=NAMES)
-    with pytest.raises(ValueError, match="class 1 has 2 pictures"):
+    with pytest.raises(ValueError, match="class 1 has 2 images"):
         divide(labels, (0.8, 0.1, 0.1), 0)
     for shares in ((0.5, 0.4), (1.0, 0.0), ()):
         with pytest.raises(ValueError, match="must be above 0 and sum to 1"):
             divide(labels, shares, 0)
-    with pytest.raises(ValueError, match="no pictures to divide"):
+    with pytest.raises(ValueError, match="no images to divide"):
         divide(labels[:0], (0.5, 0.5), 0)
 
 

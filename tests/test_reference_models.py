@@ -21,7 +21,7 @@ from miniclip.config import DataConfig
 from miniclip.data.captioned import open_source
 from miniclip.data.labelled import open_labelled
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
-from miniclip.evaluation.zeroshot import build_classifier
+from miniclip.evaluation.zeroshot import classifier_of, embed_prompts
 from miniclip.metrics.retrieval import RetrievalRanks, cosine_matrix, retrieval_ranks_from_embeddings
 from miniclip.models.external.open_clip import load_open_clip
 from miniclip.models.external.transformers_clip import load_transformers
@@ -109,7 +109,7 @@ def our_zero_shot(loaded: tuple[Any, Any, Any], files: Files, templates: list[st
     assert source.classes == CLASSES and len(source) == len(files.pictures)
     assert [Path(source.name(k)).name for k in range(3)] == [path.name for path in files.pictures[:3]]
     prompts = [[template.format(name) for template in templates] for name in source.classes]
-    classifier = build_classifier(model, tokenizer, prompts, OPTIONS)
+    classifier = classifier_of(embed_prompts(model, tokenizer, prompts, OPTIONS))
     return logits(model, cosine_matrix(encode_images(model, source, preprocess, OPTIONS), classifier))
 
 

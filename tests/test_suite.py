@@ -147,7 +147,7 @@ def test_tasks_on_other_data(data: Data, tmp_path: Path) -> None:
     assert result_of(results, "others")["details"]["n_images"] == 12
     # validation and test are other pictures, where the data has both
     config = load_config_file(directory / "config.yaml")
-    seen = [open_suite(config, role)["others"].pairs for role in ("validation", "test")]  # type: ignore[arg-type]
+    seen = [open_suite(config, role)["others"].data[0] for role in ("validation", "test")]  # type: ignore[arg-type]
     assert [pairs.name(0).split()[0] for pairs in seen] == ["12.png", "24.png"]  # type: ignore[union-attr]
     assert {p.name for p in directory.glob("confusion_*")} == {"confusion_count.png", "confusion_colours.png"}
     before = (directory / "config.yaml").read_text()
@@ -182,7 +182,7 @@ def test_the_probe_leaves_the_test_pictures_alone(data: Data, tmp_path: Path) ->
     """During the training it is counted on the pictures that choose; those of the final table are not opened."""
     tasks = [{"kind": "probe", "data": str(data.classes), "task": "probed"}]
     config = load_config(["--config", config_file(tmp_path, {"tasks": tasks}), "--run.seed", "3"])
-    during, after = (open_suite(config, role)["probed"].parts for role in ("validation", "test"))  # type: ignore[arg-type]
+    during, after = (open_suite(config, role)["probed"].data for role in ("validation", "test"))  # type: ignore[arg-type]
     names = [[part.name(i) for i in range(len(part))] for part in (*during, *after)]
     assert names[0] == names[3] and names[1] == names[2] == names[4]
     assert not set(names[5]) & {*names[0], *names[1]}
@@ -398,7 +398,7 @@ def test_the_split_of_other_captions(data: Data, tmp_path: Path, split: str | No
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "val", "test", "third")}
     task = {"kind": "retrieval", "data": str(folder), "task": "others"} | ({"split": split} if split else {})
     config = load_config(["--config", config_file(tmp_path, {"tasks": [task]}), "--model.image_size", "32"])
-    sizes = [len(open_suite(config, role)["others"].pairs or ()) for role in ("validation", "test")]
+    sizes = [len(open_suite(config, role)["others"].data[0]) for role in ("validation", "test")]
     assert sizes == ([counts["val"], counts["test"]] if split is None else [counts[split]] * 2)
 
 

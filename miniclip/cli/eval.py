@@ -1,18 +1,29 @@
-"""The command line of eval.py. Everything that can be refused is refused before a model is loaded.
+"""The command line of eval.py: typed functions, whose parameters are the options and whose docstrings are the help.
 
-torch and all that needs it are imported inside functions, so that `eval.py --help` answers at once.
+Everything that can be refused is refused before a model is loaded. torch and all that needs it are imported inside
+functions, so that `eval.py --help` answers at once.
 """
 
 from __future__ import annotations
 
-import argparse
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from miniclip.common.arguments import Parser, at_least, exit_code, share
+from jsonargparse import ArgumentError, ArgumentParser
+
+from miniclip.cli.evaluate import evaluate
+from miniclip.cli.matrix import matrix
+from miniclip.common.arguments import add_options, data_words, exit_code, refused
+from miniclip.common.printing import printable
+from miniclip.data.audit.command import audit
+from miniclip.evaluation.tasks import TASKS
 
 _EXAMPLES = """examples:
   eval.py zeroshot  --checkpoint runs/shapes --task unseen
@@ -26,157 +37,54 @@ _EXAMPLES = """examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run eval.py with argv (the process's own if None) -> exit code: 0, or 2 with one line on stderr."""
-    arguments = _parser().parse_args(argv)
-    arguments.line = shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])
-    commands = {
-        "zeroshot": _zeroshot,
-        "retrieval": _retrieval,
-        "probe": _probe,
-        "matrix": _matrix,
-        "audit": _audit,
-        "report": _report,
-    }
-    action = partial(commands[arguments.command], arguments)
-    if "batch_size" not in arguments:
-        return exit_code("eval.py", action)
-    return exit_code("eval.py", action, f"use --batch_size {max(1, arguments.batch_size // 2)}, or --precision bf16")
+def report(run: str) -> None:
+    """A run on one page.
 
-
-def _zeroshot(arguments: argparse.Namespace) -> None:
-    from miniclip.cli.evaluate import zeroshot_command
-
-    zeroshot_command(arguments)
-
-
-def _retrieval(arguments: argparse.Namespace) -> None:
-    from miniclip.cli.evaluate import retrieval_command
-
-    retrieval_command(arguments)
-
-
-def _probe(arguments: argparse.Namespace) -> None:
-    from miniclip.cli.evaluate import probe_command
-
-    probe_command(arguments)
-
-
-def _matrix(arguments: argparse.Namespace) -> None:
-    from miniclip.cli.matrix import run
-
-    run(arguments)
-
-
-def _audit(arguments: argparse.Namespace) -> None:
-    from miniclip.data.audit.command import run
-
-    run(arguments)
-
-
-def _report(arguments: argparse.Namespace) -> None:
+    Args:
+        run: directory of a run
+    """
     from miniclip.evaluation.report.write import write_report
 
-    markdown, page = write_report(Path(arguments.run))
+    markdown, page = write_report(Path(run))
     print(f"{page} is the page, {markdown} the same in Markdown")
 
 
-class _Parser(Parser):
-    program = "eval.py"
+_COMMANDS: dict[str, Callable[..., None]] = {"matrix": matrix, "audit": audit, "report": report}
 
 
-def _parser() -> argparse.ArgumentParser:
-    from miniclip.cli.matrix import add_options
-    from miniclip.data.audit import command as audit
-    from miniclip.data.scenes.source import TASKS
+def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
+    """Run with argv (the process's own if None) -> exit code: 0, or 2 with one line on stderr.
 
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="eval.py", description="Evaluate trained models.", epilog=_EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    program: what the user calls it.
+    """
+    line, words = list(sys.argv[1:] if argv is None else argv), data_words(argv)
+    command = next((word for word in words if word in TASKS or word in _COMMANDS), "")
+    try:
+        options = vars(_parser(program).parse_args(words)[command])
+        action = partial(_COMMANDS.get(command, evaluate), **options)
+        if command in TASKS:
+            own = {field.name: options.pop(field.name) for field in fields(TASKS[command]) if field.init}
+            action = partial(evaluate, TASKS[command](**own), shlex.join([*program.split(), *line]), **options)
+    except (ArgumentError, ValueError) as error:
+        said = re.sub(rf"\b{command}\.(?=\w)", "" if command == "report" else "--", printable(str(error)))
+        return refused(program, f"{said}; see {' '.join([program, command]).strip()} --help")
+    if "batch_size" not in options or command == "audit":
+        return exit_code(program, action)
+    return exit_code(program, action, f"use --batch_size {max(1, options['batch_size'] // 2)}, or --precision bf16")
 
-    zeroshot = commands.add_parser(
-        "zeroshot", help="classify pictures by prompts", epilog=_EXAMPLES, formatter_class=raw
-    )
-    what = zeroshot.add_mutually_exclusive_group(required=True)
-    data_help = "folder with one sub-folder a class, any other labelled source, or a Hub name"
-    what.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", help=data_help)
-    what.add_argument("--task", choices=TASKS, help="a task over the built-in scenes")
-    zeroshot.add_argument(
-        "--templates",
-        nargs="+",
-        metavar="T",
-        help="simple, simple7, openai80, a usual set such as cifar10, a file with one template a line, or templates "
-        'such as "a photo of a {}."; several are averaged (default: the usual ones of the set, else simple)',
-    )
-    foreign_help = "pictures of none of the classes, to score how well the model tells them apart"
-    zeroshot.add_argument("--foreign", metavar="SOURCE", help=foreign_help)
 
-    retrieval = commands.add_parser(
-        "retrieval", help="find captions by image and back", epilog=_EXAMPLES, formatter_class=raw
-    )
-    data_help = "shapes, or any source of captioned pictures that data.source takes"
-    retrieval.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", required=True, help=data_help)
-    caption_help = "column or columns of the captions; found by itself if left out"
-    retrieval.add_argument("--caption_column", nargs="+", metavar="NAME", help=caption_help)
-    retrieval.add_argument("--limit", type=at_least(1), metavar="N", help="take only the first N pictures")
-
-    probe = commands.add_parser(
-        "probe", help="fit a linear classifier on frozen embeddings", epilog=_EXAMPLES, formatter_class=raw
-    )
-    data_help = "labelled pictures as zeroshot takes them, with the splits train and test, or one, which is divided"
-    probe.add_argument("--data", "--dataset", dest="data", metavar="SOURCE", required=True, help=data_help)
-    shots_help = "pictures a class of the few-shot probes (default: 1 2 4 8 16)"
-    probe.add_argument("--shots", nargs="*", type=at_least(1), default=[1, 2, 4, 8, 16], metavar="K", help=shots_help)
-    probe.add_argument("--draws", type=at_least(1), default=5, metavar="N", help="draws of each (default: 5)")
-    for command in (zeroshot, probe):
-        command.add_argument("--classnames", metavar="FILE", help="what the classes are called in the prompts")
-        label_help = "column of the class; found by itself if left out"
-        command.add_argument("--label_column", metavar="NAME", help=label_help)
-
-    report = commands.add_parser("report", help="a run on one page", epilog=_EXAMPLES, formatter_class=raw)
-    report.add_argument("run", metavar="RUN", help="directory of a run")
-
-    matrix = commands.add_parser(
-        "matrix", help="look at the N x N matrix: numbers, picture, page", epilog=_EXAMPLES, formatter_class=raw
-    )
-    add_options(matrix)
-
-    about = "what is in a data set, before training: sizes, lengths, duplicates, leaks"
-    audit.add_options(commands.add_parser("audit", help=about, epilog=_EXAMPLES, formatter_class=raw))
-
-    for command in (zeroshot, retrieval, probe, matrix):
-        if command is not matrix:
-            model_help = "run or model directory, open_clip:ARCH:TAG or FILE, hf:FOLDER or NAME"
-            command.add_argument("--checkpoint", required=True, metavar="MODEL", help=model_help)
-            compare_help = "other models, with the difference of each to --checkpoint on the same pictures"
-            command.add_argument("--compare", nargs="+", metavar="MODEL", help=compare_help)
-            out_help = "folder for results.json and pictures (default: evaluation/ in the run; none for other models)"
-            command.add_argument("--out", metavar="DIR", help=out_help)
-        if command is not probe:
-            command.add_argument("--split", default="test", help="split of --data (default: test)")
-        command.add_argument("--name", metavar="CONFIG", help="configuration of a Hub data set that has several")
-        command.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub data set")
-        command.add_argument(
-            "--image_column", metavar="NAME", help="column of the pictures; found by itself if left out"
-        )
-        bad_help = "share of the pictures that may be unreadable; they are skipped, counted, named (default: 0)"
-        if command is matrix:
-            # None: as the run was trained, where the data is its own
-            command.add_argument("--max_bad_fraction", type=share, metavar="F", help=bad_help)
-            size_help = "number of pairs, N, at most 4096 (default: 256)"
-            command.add_argument("--size", type=at_least(2, 4096), default=256, help=size_help)
-            command.add_argument("--seed", type=at_least(0), default=0, help="which pairs are drawn (default: 0)")
-        else:
-            command.add_argument("--max_bad_fraction", type=share, metavar="F", default=0.0, help=bad_help)
-            if command is not probe:
-                command.add_argument("--size", type=at_least(1), default=1000, help="number of scenes (default: 1000)")
-            seed_help = "seed of the draws (default: 0)" if command is probe else "seed of the scenes (default: 0)"
-            command.add_argument("--seed", type=at_least(0), default=0, help=seed_help)
-        command.add_argument(
-            "--batch_size", type=at_least(1), default=256, help="items encoded at a time (default: 256)"
-        )
-        command.add_argument(
-            "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: what is fastest here"
-        )
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+def _parser(program: str) -> ArgumentParser:
+    examples = _EXAMPLES.replace("eval.py", program)
+    settings: dict[str, Any] = {"exit_on_error": False, "default_env": False, "allow_abbrev": True}
+    settings |= {"epilog": examples, "formatter_class": RawDescriptionHelpFormatter}
+    parser = ArgumentParser(prog=program, description="Evaluate trained models.", **settings)
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, typed in (TASKS | _COMMANDS).items():
+        about = (typed.__doc__ or "").split("\n")[0]
+        options = ArgumentParser(description=about, **settings)
+        add_options(options, typed, positional=("run",))
+        if name in TASKS:
+            add_options(options, evaluate, skip=("task", "line"))
+        commands.add_subcommand(name, options, help=about)
+        options.prog = f"{program} {name}"
     return parser

@@ -1,29 +1,65 @@
-"""What the commands share: how they refuse, and what they ask of their arguments before the long work."""
+"""What the commands share: options from typed functions, how they refuse, what they check before the long work."""
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from miniclip.common.printing import one_line, printable
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 # how torch on a CPU and the system, CUDA and MPS say it
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
 
 
-class Parser(argparse.ArgumentParser):
-    """One that says in one line what is wrong. program: what that line begins with."""
+def add_options(
+    parser: ArgumentParser, typed: Callable[..., Any], skip: Sequence[str] = (), positional: Sequence[str] = ()
+) -> None:
+    """Every parameter of a typed function or dataclass as an option; its docstring's "Args:" is the help.
 
-    program = ""
+    A list or tuple takes several words, `--shots 1 2 4`, where jsonargparse by itself would want `--shots [1,2,4]`.
+    """
+    from docstring_parser import parse
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.program}: error: {printable(message)}; see {self.prog} --help\n")
+    hints = get_type_hints(typed)
+    documented = reversed(inspect.getmro(typed)) if isinstance(typed, type) else (typed,)
+    help_of = {p.arg_name: p.description for each in documented for p in parse(each.__doc__ or "").params}
+    for name, parameter in inspect.signature(typed).parameters.items():
+        if name in skip:
+            continue
+        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        settings: dict[str, Any] = {"type": hints[name], "help": help_of[name]}
+        for kind in (hints[name], *get_args(hints[name])):
+            if get_origin(kind) in (list, tuple):
+                settings |= {"type": get_args(kind)[0], "nargs": "*" if default else "+"}
+        if name in positional:
+            parser.add_argument(name, **settings)
+        elif default is parameter.empty:
+            parser.add_argument(f"--{name}", required=True, **settings)
+        else:
+            if default is not None and "default" not in settings["help"]:
+                settings["help"] += f" (default: {default})"
+            parser.add_argument(f"--{name}", default=default, **settings)
+
+
+def data_words(arguments: Sequence[str] | None) -> list[str]:
+    """The words of a command line, the process's own for None; --dataset is --data by another name."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return [word.replace("--dataset", "--data", 1) if word.split("=")[0] == "--dataset" else word for word in words]
+
+
+def refused(program: str, message: str) -> int:
+    """Say in one line on stderr what cannot be done as asked; the exit code of that."""
+    print(f"{program}: error: {printable(message)}", file=sys.stderr)
+    return 2
 
 
 def exit_code(program: str, action: Callable[[], None], less_memory: str = "use a smaller set, or more memory") -> int:
@@ -37,8 +73,7 @@ def exit_code(program: str, action: Callable[[], None], less_memory: str = "use 
         with advised(less_memory):
             action()
     except (ValueError, OSError, MemoryError) as error:
-        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refused(program, str(error))
     except KeyboardInterrupt:
         return 130
     return 0
@@ -61,6 +96,14 @@ def advised(less_memory: str) -> Iterator[None]:
         raise MemoryError(f"out of memory ({one_line(str(error), 150)}); {less_memory}") from error
 
 
+def check_range(option: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Raise ValueError for a value below low or above high; None is left out, and always right."""
+    if value is not None and not low <= value:
+        raise ValueError(f"{option} {value} must be at least {low}")
+    if value is not None and high is not None and not value <= high:
+        raise ValueError(f"{option} {value} must be at most {high}")
+
+
 def check_output(option: str, target: str) -> None:
     """Raise ValueError or OSError if a file cannot be written there; option: what the message calls it."""
     path = Path(target)
@@ -79,25 +122,3 @@ def check_folder(option: str, folder: Path) -> None:
         raise ValueError(f"{option} {folder}: {standing} is a file; name a folder")
     if not os.access(standing, os.W_OK):
         raise PermissionError(f"{option} {folder}: no permission to write in {standing}")
-
-
-def share(text: str) -> float:
-    """An argparse type, of numbers from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must lie in [0, 1]")
-    return value
-
-
-def at_least(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """An argparse type, of integers from lowest to highest."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{value} must be at least {lowest}")
-        if highest is not None and value > highest:
-            raise argparse.ArgumentTypeError(f"{value} must be at most {highest}")
-        return value
-
-    return number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -19,3 +20,10 @@ def one_line(text: str, limit: int) -> str:
 def first_few(names: Sequence[object]) -> str:
     """The first five of what may be many, printable, to name in a message."""
     return printable("; ".join(map(str, names[:5])))
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """An end for a message that names the one that was probably meant, whatever its case; or nothing."""
+    by_case = {name.casefold(): name for name in reversed(list(names))}
+    near = difflib.get_close_matches(word.casefold(), by_case, n=1, cutoff=0.5)
+    return f"; did you mean {by_case[near[0]]}?" if near else ""

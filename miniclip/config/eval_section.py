@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from miniclip.config.sections import require
+from miniclip.common.printing import did_you_mean
+from miniclip.config.sections import at_least, require
+
+# which options of a task belong to which evaluation, see miniclip.evaluation.tasks
+OPTIONS = {
+    "zeroshot": ("split", "name", "classnames", "templates", "label_column", "image_column"),
+    "retrieval": ("split", "name", "image_column", "caption_column"),
+    "probe": ("name", "classnames", "label_column", "image_column"),
+}
+_LISTS = ("templates", "caption_column")
 
 
 @dataclass(frozen=True)
@@ -16,18 +24,18 @@ class EvalTask:
 
     Args:
         kind: zeroshot by prompts, retrieval, or a linear probe.
-        data: labelled pictures (zeroshot, probe) or captioned ones (retrieval), from anywhere that eval.py takes them.
+        data: labelled images (zeroshot, probe) or captioned ones (retrieval), from anywhere that eval.py takes them.
         task: what its figures are filed under; the last part of data if left out.
         split: of data; none takes validation during the training and test at the end.
         name: configuration of a Hub data set.
         classnames: file that says what the classes are called.
         templates: as eval.py takes them.
         label_column: column of the class; found by itself if left out.
-        image_column: column of the pictures; found by itself if left out.
+        image_column: column of the images; found by itself if left out.
         caption_column: column or columns of the captions; found by itself if left out.
     """
 
-    kind: Literal["zeroshot", "retrieval", "probe"]
+    kind: str
     data: str
     task: str | None = None
     split: str | None = None
@@ -39,12 +47,8 @@ class EvalTask:
     caption_column: str | list[str] | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            "zeroshot": ("caption_column",),
-            "retrieval": ("classnames", "templates", "label_column"),
-            "probe": ("templates", "caption_column", "split"),
-        }[self.kind]
-        stray = [option for option in given if getattr(self, option) is not None]
+        known = OPTIONS[self.kind]
+        stray = [f.name for f in fields(self)[3:] if f.name not in known and getattr(self, f.name) is not None]
         require(not stray, f"eval.tasks: {', '.join(stray)} has no meaning for {self.kind} on {self.data}")
         require("/" not in self.label, f"eval.tasks: task={self.label!r} may not hold a slash; use e.g. flowers")
 
@@ -52,6 +56,14 @@ class EvalTask:
     def label(self) -> str:
         """What its figures are filed under."""
         return self.task or Path(self.data).name or self.data
+
+    def options(self, role: str) -> dict[str, Any]:
+        """What the evaluation of that kind is made with. role: the split, where none is named and there is a choice."""
+        own = {name: getattr(self, name) for name in OPTIONS[self.kind]}
+        if "split" in own:
+            own["split"] = self.split or role
+        given = {name: value for name, value in own.items() if value is not None}
+        return {"data": self.data} | {k: [v] if k in _LISTS and isinstance(v, str) else v for k, v in given.items()}
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,8 @@ class EvalConfig:
             retrieval, and for the scenes all of their tasks.
         best: figure of the validation split that chooses the weights of the finished model, e.g.
             retrieval/image_to_text_r10 or unseen/top1; none takes those of the last step.
-        batch_size: pictures encoded at a time.
-        size: pictures in each built-in task, and in the scenes' validation and test splits.
+        batch_size: images encoded at a time.
+        size: images in each built-in task, and in the scenes' validation and test splits.
     """
 
     every: int = 0
@@ -84,9 +96,7 @@ class EvalConfig:
             self.best is None or self.every >= 1,
             f"eval.best={self.best} is looked at every eval.every steps; set that to e.g. 100",
         )
-        require(self.every >= 0, f"eval.every={self.every} must be 0 or more steps")
-        require(self.batch_size >= 1, f"eval.batch_size={self.batch_size} must be at least 1")
-        require(self.size >= 1, f"eval.size={self.size} must be at least 1")
+        at_least("eval", self, every=0, batch_size=1, size=1)
 
     @property
     def own_tasks(self) -> list[str | EvalTask] | None:
@@ -98,16 +108,12 @@ class EvalConfig:
 
 def _task(values: dict[str, Any]) -> EvalTask:
     known = [f.name for f in fields(EvalTask)]
-    for key in values:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        did = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-        require(key in known, f"eval.tasks: unknown key {key} of a task; {did}")
+    for key, value in values.items():
+        did = did_you_mean(str(key), known) or f"; use {', '.join(known)}"
+        require(key in known, f"eval.tasks: unknown key {key} of a task{did}")
+        fits = value is None or isinstance(value, str) or (key in _LISTS and isinstance(value, list))
+        require(fits, f"eval.tasks: {key}={value!r} of a task must be text" + " or a list" * (key in _LISTS))
     lacking = [key for key in ("kind", "data") if not values.get(key)]
     require(not lacking, f"eval.tasks: {values} lacks {' and '.join(lacking)}")
-    kinds = ("zeroshot", "retrieval", "probe")
-    require(values["kind"] in kinds, f"eval.tasks: kind={values['kind']!r} must be one of {', '.join(kinds)}")
-    lists = ("templates", "caption_column")
-    for key, value in values.items():
-        fits = value is None or isinstance(value, str) or (key in lists and isinstance(value, list))
-        require(fits, f"eval.tasks: {key}={value!r} of a task must be text" + " or a list" * (key in lists))
+    require(values["kind"] in OPTIONS, f"eval.tasks: kind={values['kind']!r} must be one of {', '.join(OPTIONS)}")
     return EvalTask(**values)

@@ -6,7 +6,7 @@ do. Nothing here imports torch, so that `train.py --help` answers at once.
 
 from __future__ import annotations
 
-import difflib
+import json
 import math
 import re
 import sys
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from miniclip.common.printing import did_you_mean
 from miniclip.config.eval_section import EvalConfig
 from miniclip.config.sections import (
     ConfigError,
@@ -54,7 +55,7 @@ class Config:
             )
         if self.data.weights_for == "sampler" and self.loss.positives != "identity":
             raise ConfigError(
-                f"data.weights_for=sampler draws a picture several times in a batch, and loss.positives="
+                f"data.weights_for=sampler draws an image several times in a batch, and loss.positives="
                 f"{self.loss.positives} would push it away from its own captions; use loss.positives=identity"
             )
 
@@ -77,18 +78,11 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dict of plain values: what YAML and trackers take."""
-        return _plain(asdict(self))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
 
 SECTIONS: dict[str, type] = {f.name: globals()[str(f.type)] for f in fields(Config)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
 
 
 def _parser() -> Any:
@@ -101,7 +95,9 @@ def _parser() -> Any:
         exit_on_error=False,
         default_env=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with the sections below; see configs/")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with the sections below, or one of those shipped, e.g. shapes"
+    )
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     return parser
@@ -115,9 +111,15 @@ def load_config(arguments: Sequence[str] | None = None) -> Config:
     """
     from jsonargparse import ArgumentError
 
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for k, word in enumerate(words):
+        if k and words[k - 1] == "--config":
+            words[k] = _file_of(word)
+        elif word.startswith("--config="):
+            words[k] = f"--config={_file_of(word.removeprefix('--config='))}"
     parser = _parser()
     try:
-        parsed = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+        parsed = parser.parse_args(words)
         sections = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ConfigError(_advice(str(error))) from error
@@ -145,14 +147,24 @@ def _advice(message: str) -> str:
         r"unrecognized arguments: --(?P<key>[\w.]+)",
     ):
         if match := re.search(pattern, message):
-            found = match.groupdict()
-            key = ".".join(part for part in (found.get("group"), found["key"]) if part)
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            section = key.split(".")[0]
-            choices = sorted(k for k in known if k.startswith(section + "."))
+            key = ".".join(part for part in (match.groupdict().get("group"), match["key"]) if part)
+            choices = sorted(k for k in known if k.startswith(key.split(".")[0] + "."))
             listed = f"keys of this section: {', '.join(choices)}" if choices else f"sections: {', '.join(SECTIONS)}"
-            return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "") + f" ({listed})"
+            return f"unknown key {key}{did_you_mean(key, known)} ({listed})"
     return message
+
+
+def _file_of(config: str) -> str:
+    """--config as a path: a name that is no file, without a folder or an ending, is one of the shipped files."""
+    if Path(config).is_file() or Path(config).name != config or Path(config).suffix:
+        return config
+    # a wheel has them in the package, a clone beside it
+    package = Path(__file__).parents[1]
+    shipped = {path.stem: path for folder in (package, package.parent) for path in folder.glob("configs/*.yaml")}
+    if config not in shipped:
+        known = f"neither a file nor one of the shipped configurations {', '.join(sorted(shipped))}"
+        raise ConfigError(f"--config {config}: {known}{did_you_mean(config, shipped)}")
+    return str(shipped[config])
 
 
 def smaller_training(config: Config, processes: int) -> list[str]:

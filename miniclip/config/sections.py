@@ -24,6 +24,14 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def at_least(section: str, options: object, **lowest: float) -> None:
+    """Raise ConfigError for an option of a section that is set, and lower."""
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        words = f"at least {low}" if low else "0 or more"
+        require(value is None or value >= low, f"{section}.{name}={value} must be {words}")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Where the run lives, and how it is repeated or continued.
@@ -50,8 +58,7 @@ class RunConfig:
         require(
             not (self.resume and self.overwrite), "run.resume and run.overwrite exclude each other; set one to false"
         )
-        require(self.checkpoint_every >= 0, f"run.checkpoint_every={self.checkpoint_every} must be 0 or more steps")
-        require(self.keep >= 1, f"run.keep={self.keep} must be at least 1")
+        at_least("run", self, checkpoint_every=0, keep=1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class ModelConfig:
         preset: a name from miniclip.models.PRESETS, e.g. ViT-B-32 or tiny-resnet.
         embed_dim: width E of the shared space.
         image_encoder: resnet (CLIP's modified ResNet with attention pooling) or vit.
-        image_size: side of the square picture, in pixels.
+        image_size: side of the square image, in pixels.
         image_width: channels of the ResNet's stem, or of the ViT's residual stream.
         image_layers: four block counts for a ResNet, one depth for a ViT.
         image_heads: heads of the ViT's attention, or of the ResNet's attention pooling.
@@ -99,57 +106,50 @@ class ModelConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "image_size", "image_width", "image_heads", "patch_size", "vocab_size", "text_width"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"model.{name}={value} must be at least 1")
-        if self.context_length is not None:
-            require(self.context_length >= 3, f"model.context_length={self.context_length} must be at least 3 tokens")
-        scale = self.logit_scale_init
-        require(
-            scale is None or 0 <= scale <= math.log(100),
-            f"model.logit_scale_init={scale} must lie in [0, ln 100 = 4.605]; CLIP starts at ln(1/0.07) = 2.659",
-        )
-        bias = self.logit_bias_init
-        require(
-            not isinstance(bias, float) or math.isfinite(bias), f"model.logit_bias_init={bias} must be finite, e.g. -10"
-        )
+        at_least("model", self, embed_dim=1, image_size=1, image_width=1, image_heads=1, patch_size=1, vocab_size=1)
+        at_least("model", self, text_width=1, context_length=3)
+        scale, bias = self.logit_scale_init, self.logit_bias_init
+        within = f"model.logit_scale_init={scale} must lie in [0, ln 100 = 4.605]; CLIP starts at ln(1/0.07) = 2.659"
+        require(scale is None or 0 <= scale <= math.log(100), within)
+        finite = not isinstance(bias, float) or math.isfinite(bias)
+        require(finite, f"model.logit_bias_init={bias} must be finite, e.g. -10")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Captioned pictures: the built-in scenes, or anything that the `datasets` library reads.
+    """Captioned images: the built-in scenes, or anything that the `datasets` library reads.
 
     Args:
-        source: shapes; a Hub name (jxie/flickr8k); a Parquet file, or a folder or pattern of them; a folder of pictures
+        source: shapes; a Hub name (jxie/flickr8k); a Parquet file, or a folder or pattern of them; a folder of images
             with metadata.jsonl, or with a text file beside each; a CSV, TSV or JSONL file with image paths; WebDataset
             tars (shards/{000..031}.tar, here or behind a URL); or a list of such sources.
         name: configuration of a Hub data set that has several.
         revision: branch, tag or commit of a Hub data set.
         mixing: share of every batch that comes from each source of a list; without it they are one data set.
-        streaming: read the training split in order, shard by shard, instead of a picture here and there; for data that
+        streaming: read the training split in order, shard by shard, instead of an image here and there; for data that
             do not fit on the disk, or lie behind a URL. Then cache and weights do not apply.
         shuffle_buffer: pairs among which a stream is shuffled, besides the order of its shards.
         train_split: split that is trained on.
         validation_split: split that is evaluated during training.
         test_split: split of the final tables.
-        image_column: column of the pictures; found by itself if left out.
+        image_column: column of the images; found by itself if left out.
         caption_column: one column, several, or one that holds a list; found by itself if left out.
         batch_size: pairs a step over all processes: N, the side of the loss matrix.
         workers: loader processes for each training process; 0 loads in the training process itself.
-        captions_per_image: captions of each picture in a batch, drawn anew each time it comes up; the matrix has that
+        captions_per_image: captions of each image in a batch, drawn anew each time it comes up; the matrix has that
             many columns for each row.
-        weights: weight of each picture: the same (none), the number in weight_column (column), or by how rare its class
-            in weight_column is: N/n (inverse) or ln(N/n) (log) for n of N pictures.
+        weights: weight of each image: the same (none), the number in weight_column (column), or by how rare its class
+            in weight_column is: N/n (inverse) or ln(N/n) (log) for n of N images.
         weight_column: column of the weights or classes.
-        weights_for: the weight multiplies the picture's share of the loss (loss), or how often it is drawn (sampler).
+        weights_for: the weight multiplies the image's share of the loss (loss), or how often it is drawn (sampler).
         size: number of training scenes (source shapes only).
-        cache: decode every picture once, shrink it and keep it in files that are mapped into memory; captions are
+        cache: decode every image once, shrink it and keep it in files that are mapped into memory; captions are
             tokenised once, too. Another run over the same data starts at once.
         cache_dir: folder of those files; ~/.cache/miniclip if left out, or what MINICLIP_CACHE names.
-        max_bad_fraction: share of the pictures that may be unreadable or without a caption. Up to there they are
+        max_bad_fraction: share of the images that may be unreadable or without a caption. Up to there they are
             skipped, counted and named; beyond, the run stops with the list. 0 stops at the first.
         resize: crop keeps the central square, squash keeps the content and loses the aspect ratio.
-        augment: crop (CLIP: a random square of the resized picture), resized_crop (square of random area) or none.
+        augment: crop (CLIP: a random square of the resized image), resized_crop (square of random area) or none.
         crop_scale: smallest and largest share of the area that resized_crop takes.
         flip: probability of a mirror image; 0 where left and right carry meaning.
         colour_jitter: largest relative change of brightness, contrast and saturation.
@@ -183,54 +183,35 @@ class DataConfig:
     colour_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.source) and all(self.sources),
-            "data.source is empty; name shapes, a Hub data set, a folder, a CSV/JSONL file or tars",
-        )
-        require(
-            "shapes" not in self.sources or len(self.sources) == 1,
-            "data.source: the built-in scenes (shapes) stand alone; leave them out of the list",
-        )
+        named = bool(self.source) and all(self.sources)
+        require(named, "data.source is empty; name shapes, a Hub data set, a folder, a CSV/JSONL file or tars")
+        scenes, weighted = "shapes" in self.sources, self.weights != "none"
+        alone = "data.source: the built-in scenes (shapes) stand alone; leave them out of the list"
+        require(not scenes or len(self.sources) == 1, alone)
         if self.mixing is not None:
             require(
                 len(self.mixing) == len(self.sources) > 1,
                 f"data.mixing has {len(self.mixing)} shares and data.source {len(self.sources)} sources; give one for "
                 "each of several, or leave data.mixing out",
             )
-            require(
-                all(0 < share < math.inf for share in self.mixing),
-                f"data.mixing={self.mixing}: every share must be above 0; leave out what you do not want",
-            )
-        require(
-            self.mixing is None or self.weights_for == "loss",
-            "data.weights_for=sampler draws by weight, data.mixing by source; use one of them",
+            above = f"data.mixing={self.mixing}: every share must be above 0; leave out what you do not want"
+            require(all(0 < share < math.inf for share in self.mixing), above)
+            by_weight = "data.weights_for=sampler draws by weight, data.mixing by source; use one of them"
+            require(self.weights_for == "loss", by_weight)
+        if self.streaming:
+            require(not scenes, "data.streaming has no use for the built-in scenes, which are drawn; set it to false")
+            known = "data.weights needs to know all images beforehand; use data.streaming=false, or data.weights=none"
+            require(not weighted, known)
+        at_least("data", self, shuffle_buffer=1, workers=0, captions_per_image=1, size=1)
+        bad, n = self.max_bad_fraction, self.batch_size
+        require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the images; use a value in [0, 1]")
+        require(n >= 2, f"data.batch_size={n}: a contrastive loss needs at least 2 pairs; use e.g. 256")
+        both = (
+            f"data.weights={self.weights} and data.weight_column={self.weight_column} go together; set both or neither"
         )
-        require(
-            not (self.streaming and self.sources == ["shapes"]),
-            "data.streaming has no use for the built-in scenes, which are drawn where they are needed; set it to false",
-        )
-        require(
-            not (self.streaming and self.weights != "none"),
-            "data.weights needs to know all pictures beforehand; use data.streaming=false, or data.weights=none",
-        )
-        require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer} must be at least 1 pair")
-        bad = self.max_bad_fraction
-        require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the pictures; use a value in [0, 1]")
-        require(
-            self.batch_size >= 2,
-            f"data.batch_size={self.batch_size}: a contrastive loss needs at least 2 pairs; use e.g. 256",
-        )
-        require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
-        require(self.captions_per_image >= 1, f"data.captions_per_image={self.captions_per_image} must be at least 1")
-        require(
-            (self.weights == "none") == (self.weight_column is None),
-            f"data.weights={self.weights} and data.weight_column={self.weight_column} go together; set both or neither",
-        )
-        require(
-            self.weights != "none" or self.weights_for == "loss",
-            "data.weights_for=sampler needs weights; set data.weights and data.weight_column",
-        )
-        require(self.size >= 1, f"data.size={self.size} must be at least 1 scene")
+        require(weighted == (self.weight_column is not None), both)
+        need = "data.weights_for=sampler needs weights; set data.weights and data.weight_column"
+        require(weighted or self.weights_for == "loss", need)
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
         require(0 <= self.flip <= 1, f"data.flip={self.flip} is a probability; use a value in [0, 1]")
@@ -363,13 +344,10 @@ class OptimConfig:
         require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more")
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas={list(self.betas)} must both lie in [0, 1)")
         require(self.eps > 0, f"optim.eps={self.eps} must be above 0")
-        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
         require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is a share of lr; use a value in [0, 1]")
-        require(
-            self.schedule != "exponential" or self.final_lr > 0,
-            "optim.final_lr=0 cannot be reached by an exponential schedule; use e.g. 0.01",
-        )
-        require(self.grad_clip >= 0, f"optim.grad_clip={self.grad_clip} must be 0 or more")
+        unreachable = self.schedule == "exponential" and self.final_lr == 0
+        require(not unreachable, "optim.final_lr=0 cannot be reached by an exponential schedule; use e.g. 0.01")
+        at_least("optim", self, warmup_steps=0, grad_clip=0)
 
 
 @dataclass(frozen=True)
@@ -387,7 +365,7 @@ class TrainConfig:
         small_vocabulary: train only the rows of the token table that the training captions use. The finished model has
             the whole table and takes any text.
         patch_dropout: share of a ViT's patches that training leaves out at random (FLIP, arXiv:2212.00794); 0 for none.
-        low_image_size: side, in pixels, to which the first steps' pictures are shrunk: most is learnt from few pixels,
+        low_image_size: side, in pixels, to which the first steps' images are shrunk: most is learnt from few pixels,
             and a quarter of them costs a quarter. Null trains on model.image_size throughout.
         low_share: share of the steps that do so.
         profile_steps: write a trace of that many steps, after a few to warm up, to trace.json in the run directory.
@@ -412,20 +390,12 @@ class TrainConfig:
             f"give either train.max_steps or train.epochs, not {'both' if self.max_steps else 'neither'}; "
             "on the command line, set the other one to null",
         )
-        require(self.max_steps is None or self.max_steps >= 1, f"train.max_steps={self.max_steps} must be at least 1")
-        require(
-            self.epochs is None or 0 < self.epochs < math.inf, f"train.epochs={self.epochs} must be above 0 and finite"
-        )
-        micro = self.micro_batch_size
-        require(micro is None or micro >= 1, f"train.micro_batch_size={micro} must be at least 1, or null")
+        finite = self.epochs is None or 0 < self.epochs < math.inf
+        require(finite, f"train.epochs={self.epochs} must be above 0 and finite")
         drop = self.patch_dropout
         require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
-        low = self.low_image_size
-        require(low is None or low >= 1, f"train.low_image_size={low} must be at least 1 pixel, or null")
+        at_least("train", self, max_steps=1, micro_batch_size=1, low_image_size=1, profile_steps=0, cpu_threads=1)
         require(0 < self.low_share <= 1, f"train.low_share={self.low_share} must lie in (0, 1]")
-        require(self.profile_steps >= 0, f"train.profile_steps={self.profile_steps} must be 0 or more")
-        threads = self.cpu_threads
-        require(threads is None or threads >= 1, f"train.cpu_threads={threads} must be at least 1, or null")
 
 
 @dataclass(frozen=True)
@@ -437,7 +407,7 @@ class LogConfig:
         trackers: Accelerate's trackers, e.g. tensorboard, wandb; an empty list has none.
         project: name under which the trackers file the run.
         progress: show a progress bar.
-        matrix_every: steps between pictures of the matrix of one fixed batch of validation pairs, which
+        matrix_every: steps between images of the matrix of one fixed batch of validation pairs, which
             `eval.py matrix` shows along the training; 0 keeps none.
         matrix_size: pairs of that batch.
     """
@@ -450,8 +420,7 @@ class LogConfig:
     matrix_size: int = 64
 
     def __post_init__(self) -> None:
-        require(self.every >= 1, f"log.every={self.every} must be at least 1 step")
-        require(self.matrix_every >= 0, f"log.matrix_every={self.matrix_every} must be 0 or more steps")
+        at_least("log", self, every=1, matrix_every=0)
         require(2 <= self.matrix_size <= 1024, f"log.matrix_size={self.matrix_size} must lie in [2, 1024] pairs")
         require(
             re.fullmatch(r"\w[\w-]*", self.project) is not None

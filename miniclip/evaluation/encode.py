@@ -1,4 +1,4 @@
-"""Pictures and texts -> embeddings, in batches. Axes: N items, E embedding, S side of the picture.
+"""Images and texts -> embeddings, in batches. Axes: N items, E embedding.
 
 Several processes can share the work: each takes every so many-th batch, whole, so that a batch holds the same items
 whatever their number, and the embeddings are those of one process.
@@ -7,8 +7,8 @@ whatever their number, and the embeddings are those of one process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
@@ -28,7 +28,7 @@ from miniclip.models.protocols import TextTokenizer, TwoTowers
 from miniclip.models.tokenizer import Tokenizer, caption_lengths, trim_padding
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """What `encode_images` reads: every PairSource and LabelledSource is one."""
 
     def __len__(self) -> int: ...
@@ -42,7 +42,7 @@ class EncodeOptions:
 
     batch_size: items at a time, at least 1; the embeddings do not depend on it beyond rounding. precision: "bf16" runs
     the towers under autocast; the embeddings get unit length in float32 either way. progress: show a bar on stderr.
-    shared: every process calls, does a part, and gets the whole. max_bad_fraction: share of the pictures that may be
+    shared: every process calls, does a part, and gets the whole. max_bad_fraction: share of the images that may be
     unreadable and are then left out, where the result says which are in it.
     """
 
@@ -65,9 +65,9 @@ DEFAULT = EncodeOptions()
 
 
 class Encoded(NamedTuple):
-    """values: (n, E) float32, unit length. rows: (n,) int64, the pictures they belong to, ascending.
+    """values: (n, E) float32, unit length. rows: (n,) int64, the images they belong to, ascending.
 
-    bad: what is wrong with each of the others. fingerprint: of the pixels of the pictures, as they were decoded.
+    bad: what is wrong with each of the others. fingerprint: of the pixels of the images, as they were decoded.
     """
 
     values: Tensor
@@ -75,19 +75,24 @@ class Encoded(NamedTuple):
     bad: list[str]
     fingerprint: str
 
+    @property
+    def notes(self) -> list[str]:
+        """What a result says of those that are left out; nothing if there are none."""
+        left_out = f"{len(self.bad)} images cannot be read and are left out: {first_few(self.bad)}"
+        return [left_out] if self.bad else []
+
 
 def encode_readable(
-    model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions = DEFAULT
+    model: TwoTowers, images: Images, preprocess: Preprocess, options: EncodeOptions = DEFAULT, task: str | None = None
 ) -> Encoded:
-    """All pictures that can be read -> embeddings on the CPU. The model stays on its device and keeps its mode.
+    """All images that can be read -> embeddings on the CPU. The model stays on its device and keeps its mode.
 
-    Raises BadImage for the first that cannot be read if options.max_bad_fraction is 0, and TooManyBad above the share.
+    Raises BadImage for the first that cannot be read if options.max_bad_fraction is 0, TooManyBad above the share, and
+    if a task is named ValueError, which begins with it, if none can be read.
     """
-    n = len(images)
-    device = model_device(model)
+    n, device = len(images), model_device(model)
     values, seen = torch.zeros(n, _width(model)), torch.zeros(n, dtype=torch.int64)
-    bad = BadCount(n, options.max_bad_fraction)
-    lost: dict[int, str] = {}
+    bad, lost = BadCount(n, options.max_bad_fraction), dict[int, str]()
 
     def read(index: int) -> tuple[Tensor, int] | BadImage:
         try:
@@ -99,25 +104,21 @@ def encode_readable(
         return preprocess.to_uint8(image), _digest(image)
 
     # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
-    batches = _own_batches(n, options.batch_size, options.shared)
-    with ThreadPoolExecutor(4) as pool, _evaluating(model, options, batches, "pictures") as advance:
-
-        def submit(rows: range) -> list[Future[tuple[Tensor, int] | BadImage]]:
-            return [pool.submit(read, index) for index in rows]
-
-        upcoming = submit(batches[0]) if batches else []
+    batches = _own_batches(n, options)
+    with ThreadPoolExecutor(4) as pool, _evaluating(model, options, batches, "images") as advance:
+        upcoming = [[pool.submit(read, index) for index in rows] for rows in batches[:1]]
         for k, rows in enumerate(batches):
-            current, upcoming = upcoming, submit(batches[k + 1]) if k + 1 < len(batches) else []
-            found = [future.result() for future in current]
-            lost |= {row: str(one) for row, one in zip(rows, found, strict=True) if isinstance(one, BadImage)}
+            found = dict(zip(rows, (future.result() for future in upcoming.pop()), strict=True))
+            upcoming += [[pool.submit(read, index) for index in following] for following in batches[k + 1 : k + 2]]
+            lost |= {row: str(one) for row, one in found.items() if isinstance(one, BadImage)}
             bad.add(lost.values())
-            read_now = [(row, one) for row, one in zip(rows, found, strict=True) if not isinstance(one, BadImage)]
-            if read_now:
-                pixels = torch.stack([picture for _, (picture, _) in read_now]).to(device)
-                places = torch.tensor([row for row, _ in read_now])
+            good = {row: one for row, one in found.items() if not isinstance(one, BadImage)}
+            if good:
+                pixels = torch.stack([image for image, _ in good.values()]).to(device)
+                places = torch.tensor(list(good))
                 values[places] = _unit(model.encode_image(preprocess.normalize(pixels)))
-                seen[places] = torch.tensor([number for _, (_, number) in read_now])
-            advance(len(current))
+                seen[places] = torch.tensor([number for _, number in good.values()])
+            advance(len(rows))
     if options.shared:
         values, seen = total(values, device), total(seen, device)
         lost = dict(sorted(gathered(list(lost.items()))))
@@ -125,30 +126,15 @@ def encode_readable(
     kept = seen.nonzero().flatten()
     if len(kept) < n:
         values, seen = values[kept], seen[kept]
+    if task is not None and not len(kept):
+        raise ValueError(f"{task}: none of the {n} images can be read: {first_few(list(lost.values()))}")
     return Encoded(values, kept, list(lost.values()), digest(seen.numpy().tobytes()))
 
 
-def encode_some(
-    model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions, task: str
-) -> Encoded:
-    """`encode_readable`; raises ValueError, which begins with task, if not one of the pictures can be read."""
-    found = encode_readable(model, images, preprocess, options)
-    if not len(found.values):
-        raise ValueError(f"{task}: none of the {len(images)} pictures can be read: {first_few(found.bad)}")
-    return found
+def encode_images(model: TwoTowers, images: Images, preprocess: Preprocess, options: EncodeOptions = DEFAULT) -> Tensor:
+    """All images -> (N, E) float32 on the CPU, unit length, by a model that keeps its device and its mode.
 
-
-def left_out(bad: Sequence[str]) -> list[str]:
-    """The note that a result has if pictures could not be read; no note if there are none."""
-    return [f"{len(bad)} pictures cannot be read and are left out: {first_few(bad)}"] if bad else []
-
-
-def encode_images(
-    model: TwoTowers, images: Pictures, preprocess: Preprocess, options: EncodeOptions = DEFAULT
-) -> Tensor:
-    """All pictures -> (N, E) float32 on the CPU, unit length, by a model that keeps its device and its mode.
-
-    Raises what `images.image` raises for a picture that cannot be read.
+    Raises what `images.image` raises for an image that cannot be read.
     """
     return encode_readable(model, images, preprocess, replace(options, max_bad_fraction=0.0)).values
 
@@ -170,7 +156,7 @@ def encode_texts(
     order = caption_lengths(tokens).argsort(stable=True) if trims else torch.arange(len(tokens))
     device = model_device(model)
     result = torch.zeros(len(place_of), _width(model))
-    batches = _own_batches(len(order), options.batch_size, options.shared)
+    batches = _own_batches(len(order), options)
     with _evaluating(model, options, batches, "texts") as advance:
         for batch_rows in batches:
             rows = order[batch_rows.start : batch_rows.stop]
@@ -192,9 +178,9 @@ def fingerprint(model: TwoTowers) -> str:
     return digest(*parts)
 
 
-def _own_batches(n: int, size: int, shared: bool) -> list[range]:
+def _own_batches(n: int, options: EncodeOptions) -> list[range]:
     """Rows of the batches that this process encodes."""
-    rank, count = place() if shared else (0, 1)
+    size, (rank, count) = options.batch_size, place() if options.shared else (0, 1)
     return [range(start, min(start + size, n)) for start in range(rank * size, n, count * size)]
 
 
@@ -219,12 +205,10 @@ def _width(model: TwoTowers) -> int:
     return width
 
 
-class _Advance(Protocol):
-    def __call__(self, n: int, /) -> object: ...
-
-
 @contextmanager
-def _evaluating(model: TwoTowers, options: EncodeOptions, batches: Sequence[range], what: str) -> Iterator[_Advance]:
+def _evaluating(
+    model: TwoTowers, options: EncodeOptions, batches: Sequence[range], what: str
+) -> Iterator[Callable[[int], object]]:
     """Evaluation mode, no gradients, the precision asked for, a progress bar; every module gets its own mode back."""
     from tqdm import tqdm
 
@@ -235,11 +219,7 @@ def _evaluating(model: TwoTowers, options: EncodeOptions, batches: Sequence[rang
     autocast = torch.autocast(model_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
     try:
         # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
-        with (
-            torch.no_grad(),
-            autocast,
-            tqdm(total=items, desc=what, leave=False, disable=not shown) as bar,
-        ):
+        with torch.no_grad(), autocast, tqdm(total=items, desc=what, leave=False, disable=not shown) as bar:
             yield bar.update
     finally:
         for module, training in modes:

@@ -1,14 +1,15 @@
-"""Classifiers on frozen image embeddings: logistic regression on all or a few pictures a class, and nearest neighbours.
+"""Classifiers on frozen image embeddings: logistic regression on all or a few images a class, and nearest neighbours.
 
 The linear probe follows CLIP (arXiv:2103.00020, appendix A.3): L-BFGS, the strength of the L2 penalty chosen on the
-validation pictures by a search that halves its step. Axes: N pictures, E embedding, F figures.
+validation images by a search that halves its step. Axes: N images, E embedding, F figures.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -16,9 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miniclip.common.fingerprint import digest
+from miniclip.common.printing import first_few
+from miniclip.common.processes import place
+from miniclip.data.captioned import LabelledSource
+from miniclip.data.splits import ALIASES
+from miniclip.data.subset import Subset
+from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, encode_readable
 from miniclip.evaluation.result import Evaluation
+from miniclip.evaluation.zeroshot import labels_of
 from miniclip.metrics.bootstrap import RESAMPLES, with_intervals
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TwoTowers
 
+log = logging.getLogger(__name__)
+
+ROLES = ("train", "validation", "test")
 NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 # CLIP, appendix A.3: C from 1e-6 to 1e6 in eighths of a decade, 1000 steps of L-BFGS at most.
 _EIGHTHS = 96
@@ -37,19 +51,96 @@ class Labelled(NamedTuple):
     labels: Tensor | np.ndarray
 
 
+def open_parts(
+    open_split: Callable[[str], LabelledSource], splits: Sequence[str], data: str, seed: int = 0
+) -> list[LabelledSource]:
+    """Images to fit on, to choose on and to count on: train, validation, test.
+
+    open_split: one split of the data by name. splits: those it has. What is missing is divided off, each class in
+    proportion, with a logged note: validation is a fifth of train, and takes the place of a test split that is not
+    there; one split alone is cut into three, 60:20:20. Raises ValueError if there are several splits and they are
+    others, or a class has too few images.
+    """
+    if len(splits) == 1:
+        log.warning("%s has the one split %r: 60 %% is fitted on, 20 %% chosen on, 20 %% tested on", data, splits[0])
+        return _divided(open_split(splits[0]), data, (0.6, 0.2, 0.2), seed)
+    train, validation, test = (
+        next((name for name in (role, *ALIASES[role]) if name in splits), None) for role in ROLES
+    )
+    if train is not None and test is None and validation is not None:
+        log.warning("%s has no test split: a fifth of train chooses the penalty, %r is tested on", data, validation)
+        return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(validation)]
+    if train is None or test is None:
+        raise ValueError(
+            f"{data}: a probe needs the splits train and test, and it has {', '.join(splits)}; rename them, or give "
+            "data with one split, which is then divided"
+        )
+    if validation is not None:
+        return [open_split(name) for name in (train, validation, test)]
+    log.warning("%s has no validation split: a fifth of train chooses the penalty", data)
+    return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(test)]
+
+
+def _divided(source: LabelledSource, data: str, shares: Sequence[float], seed: int) -> list[LabelledSource]:
+    parts = divide(labels_of(source, data), shares, seed, classes=source.classes)
+    return [Subset(source, part.tolist()) for part in parts]
+
+
+def probe_model(
+    model: TwoTowers,
+    preprocess: Preprocess,
+    parts: Sequence[LabelledSource],
+    task: str,
+    *,
+    shots: Sequence[int] = (1, 2, 4, 8, 16),
+    draws: int = 5,
+    seed: int = 0,
+    options: EncodeOptions = DEFAULT,
+    resamples: int = RESAMPLES,
+) -> Evaluation:
+    """Embed parts (train, validation, test; the last two may be one, which flatters) and probe; see `probe`.
+
+    With options.shared only the main process has the figures of few shots.
+    Raises ValueError unless the parts have the same classes, and if none of a part's images can be read.
+    """
+    classes = parts[0].classes
+    encoded: dict[int, tuple[Encoded, Tensor]] = {}
+    for role, part in zip(ROLES, parts, strict=True):
+        if list(part.classes) != list(classes):
+            raise ValueError(f"{task}: {role} has the classes {first_few(part.classes)}, train {first_few(classes)}")
+    for part in parts:
+        if id(part) not in encoded:
+            images = encode_readable(model, part, preprocess, options, task)
+            encoded[id(part)] = images, labels_of(part, task)[images.rows]
+    if options.shared and place()[0]:
+        shots = ()  # the processes have shared the images; the same fits in each would only hold each other up
+    found = [encoded[id(part)] for part in parts]
+    train, validation, test = (Labelled(images.values, labels) for images, labels in found)
+    return probe(
+        *(train, validation, test, classes, task),
+        shots=shots,
+        draws=draws,
+        seed=seed,
+        fingerprint=digest(*(part for images, labels in found for part in (images.fingerprint, labels.tolist()))),
+        notes=[note for images, _ in encoded.values() for note in images.notes],
+        resamples=resamples,
+        progress=options.progress,
+    )
+
+
 def divide(
     labels: Tensor | np.ndarray, shares: Sequence[float], seed: int, *, classes: Sequence[str] = ()
 ) -> list[np.ndarray]:
-    """Split pictures at random, each class in proportion: one sorted array of row numbers for each share.
+    """Split images at random, each class in proportion: one sorted array of row numbers for each share.
 
-    labels: (N,) integers. shares: positive, sum to 1. classes: names for messages. Every part gets at least one picture
-    of every class. Raises ValueError if a class has fewer pictures than there are parts, or for other shares.
+    labels: (N,) integers. shares: positive, sum to 1. classes: names for messages. Every part gets at least one image
+    of every class. Raises ValueError if a class has fewer images than there are parts, or for other shares.
     """
     if len(shares) == 0 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"shares {list(shares)} must be above 0 and sum to 1, e.g. 0.8 0.1 0.1")
     found = _numpy(labels)
     if len(found) == 0:
-        raise ValueError("there are no pictures to divide")
+        raise ValueError("there are no images to divide")
     draws = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in shares]
     values, starts = np.unique(np.sort(found), return_index=True)
@@ -57,7 +148,7 @@ def divide(
         if len(rows) < len(shares):
             name = repr(classes[label]) if label < len(classes) else str(label)
             raise ValueError(
-                f"class {name} has {len(rows)} pictures, and {len(shares)} parts need one each; add pictures, leave "
+                f"class {name} has {len(rows)} images, and {len(shares)} parts need one each; add images, leave "
                 "the class out, or bring splits of your own"
             )
         ends = np.cumsum(_allot(len(rows), shares))[:-1]
@@ -81,40 +172,31 @@ def probe(
     resamples: int = RESAMPLES,
     progress: bool = False,
 ) -> Evaluation:
-    """Fit on train, choose on validation, count on test. The validation pictures are never fitted.
+    """Fit on train, choose on validation, count on test. The validation images are never fitted.
 
     linear: logistic regression; C is the one with the best validation accuracy, of equals the smallest (the strongest
     penalty). Embeddings are centred and divided by the root mean square of their distances from the training mean
     ("spread" in the details). The intercept is free, so that changes nothing but the unit of C, which then suits every
     width and the narrow cones that CLIP's embeddings lie in: on them as they are, scikit-learn's C is C / spread**2.
-    linear_balanced_accuracy: the mean of its recall over the classes that have test pictures.
-    linear_K_shot: mean accuracy over draws of K training pictures a class, each with a C of its own, chosen on all of
-    validation; that is more than K pictures a class, so it flatters. A draw's K pictures are among those of a larger K.
+    linear_balanced_accuracy: the mean of its recall over the classes that have test images.
+    linear_K_shot: mean accuracy over draws of K training images a class, each with a C of its own, chosen on all of
+    validation; that is more than K images a class, so it flatters. A draw's K images are among those of a larger K.
     knn: majority of the k nearest by cosine, of equals the lowest label; k is the one of NEIGHBOURS with the best
     validation accuracy, of equals the largest.
 
-    shots, draws: at least 1. notes: what its notes begin with. resamples: of the intervals. Equal seeds give equal
-    results. Raises ValueError for fewer than two classes, an empty split, features that are not finite or not of length
-    1, a label out of range, and a class with validation or test pictures but none to train on, since it could never be
-    predicted.
+    notes: what its notes begin with. resamples: of the intervals. Equal seeds give equal results. Raises ValueError for
+    features that are not finite or not of length 1, fewer than two classes to train on, and a class with validation or
+    test images but none to train on, since it could never be predicted.
     """
-    if draws < 1 or any(shot < 1 for shot in shots):
-        raise ValueError(f"draws={draws} and shots={list(shots)} must be at least 1")
-    if len(classes) < 2:
-        raise ValueError(f"{task}: a probe needs at least two classes, got {list(classes)}")
-    splits = {"training": train, "validation": validation, "test": test}
-    x, y = {}, {}
-    for split, pictures in splits.items():
-        x[split], y[split] = _checked(pictures, f"{task}, {split}", len(classes))
-    if len({features.shape[1] for features in x.values()}) > 1:
-        raise ValueError(f"{task}: embeddings of several widths, {[features.shape[1] for features in x.values()]}")
-    counts = {split: np.bincount(labels, minlength=len(classes)) for split, labels in y.items()}
-    filled, shot_notes = _fillable(shots, counts["training"])
-    said = [*notes, *_class_notes(task, classes, counts), *shot_notes]
-
     from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
+    splits = {"training": train, "validation": validation, "test": test}
+    x = {split: _unit(images.features, f"{task}, {split}") for split, images in splits.items()}
+    y = {split: _numpy(images.labels) for split, images in splits.items()}
+    counts = {split: np.bincount(labels, minlength=len(classes)) for split, labels in y.items()}
+    said = [*notes, *_class_notes(task, classes, counts), *_shot_notes(shots, counts["training"])]
+    filled = [shot for shot in sorted(set(shots)) if shot <= counts["training"].max()]
     threads = 1 if x["training"].size < _WORTH_THREADS else None
     with (
         threadpool_limits(threads),
@@ -122,11 +204,15 @@ def probe(
     ):
         k, neighbour_accuracy, neighbours = _nearest(x, y)
         bar.update()
-        # not below the rounding of float32, where all pictures have one embedding
+        # not below the rounding of float32, where all images have one embedding
         spread = max(float(np.sqrt(x["training"].var(axis=0).sum())), 1e-6)
         x = {split: features / spread for split, features in x.items()}
-        linear = _choose(x["training"], y["training"], x["validation"], y["validation"])
-        bar.update()
+
+        def fit(rows: np.ndarray | slice) -> _Fit:
+            bar.update()
+            return _choose(x["training"][rows], y["training"][rows], x["validation"], y["validation"])
+
+        linear = fit(slice(None))
         said += _convergence_notes("linear", [linear])
         # A figure is a row of hits, summed over `repeats` classifiers, over repeats * N.
         hits = {"linear": linear.predict(x["test"]) == y["test"], "knn": neighbours == y["test"]}
@@ -134,19 +220,14 @@ def probe(
         curve = []
         orders = [np.random.default_rng([seed, draw]).permutation(len(y["training"])) for draw in range(draws)]
         for shot in filled:
-            fits = []
-            for order in orders:
-                rows = _first_of_each(y["training"], order, shot)
-                fits.append(_choose(x["training"][rows], y["training"][rows], x["validation"], y["validation"]))
-                bar.update()
-            drawn = [fit.predict(x["test"]) == y["test"] for fit in fits]
+            fits = [fit(_first_of_each(y["training"], order, shot)) for order in orders]
+            drawn = [one.predict(x["test"]) == y["test"] for one in fits]
             hits[f"linear_{shot}_shot"], repeats[f"linear_{shot}_shot"] = np.sum(drawn, axis=0), draws
             shares = [float(hit.mean()) for hit in drawn]
-            spread_over_draws = statistics.stdev(shares) if draws > 1 else None
-            strengths = [fit.C for fit in fits]
-            curve.append(
-                {"shots": shot, "mean": sum(shares) / draws, "std": spread_over_draws, "draws": shares, "C": strengths}
-            )
+            point = {"shots": shot, "mean": sum(shares) / draws, "std": None, "draws": shares}
+            curve.append(point | {"C": [one.C for one in fits]})
+            if draws > 1:
+                curve[-1]["std"] = statistics.stdev(shares)
             said += _convergence_notes(f"{shot}-shot", fits)
 
     rows_of_hits = np.stack([row.astype(np.float64) for row in hits.values()])  # f n
@@ -154,15 +235,14 @@ def probe(
 
     def recount(weights: np.ndarray) -> dict[str, float]:
         figures = dict(zip(hits, (rows_of_hits @ weights / (divisors * weights.sum())).tolist(), strict=True))
-        pictures = np.bincount(y["test"], weights)
-        right = np.bincount(y["test"], weights * hits["linear"])
-        balanced = float((right[pictures > 0] / pictures[pictures > 0]).mean())
+        images, right = np.bincount(y["test"], weights), np.bincount(y["test"], weights * hits["linear"])
+        balanced = float((right[images > 0] / images[images > 0]).mean())
         return {"linear": figures.pop("linear"), "linear_balanced_accuracy": balanced, **figures}
 
     details = {
         "classes": list(classes),
         "chance": 1 / len(classes),
-        **{f"n_{split}": len(y[name]) for split, name in zip(("train", "validation", "test"), y, strict=True)},
+        **{f"n_{role}": len(labels) for role, labels in zip(ROLES, y.values(), strict=True)},
         "shots": curve,
         "C": linear.C,
         "spread": spread,
@@ -170,16 +250,8 @@ def probe(
         "validation": {"linear": linear.accuracy, "knn": neighbour_accuracy},
     }
     groups = (len(y["test"]),)
-    return Evaluation(
-        kind="probe",
-        task=task,
-        figures=with_intervals(recount, groups, resamples=resamples),
-        details=details,
-        notes=tuple(said),
-        fingerprint=fingerprint,
-        recount=recount,
-        groups=groups,
-    )
+    figures = with_intervals(recount, groups, resamples=resamples)
+    return Evaluation("probe", task, figures, details, tuple(said), fingerprint, recount, groups)
 
 
 class _Fit(NamedTuple):
@@ -204,49 +276,49 @@ def _choose(x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation
     # At small C the weights are below the tolerance, and a mean that the intercept has to make up for would stay in.
     mean = x.mean(axis=0)
     x, x_validation = x - mean, x_validation - mean
-    models: dict[int, Any] = {}
+    models: dict[int, Any] = {}  # by eighths of a decade above 1e-6
     accuracy: dict[int, float] = {}
     stopped = []
 
-    def fit(place: int) -> None:
-        if place in models or not 0 <= place <= _EIGHTHS:
+    def fit(eighth: int) -> None:
+        if eighth in models or not 0 <= eighth <= _EIGHTHS:
             return
-        strength = _strength(place)
         if models:  # from the nearest solution, which takes about three quarters of the steps
-            model = copy(models[min(models, key=lambda other: abs(other - place))]).set_params(C=strength)
+            model = copy(models[min(models, key=lambda other: abs(other - eighth))]).set_params(C=_strength(eighth))
         else:
-            model = LogisticRegression(C=strength, tol=_TOLERANCE, max_iter=_MAX_STEPS, warm_start=True)
+            model = LogisticRegression(C=_strength(eighth), tol=_TOLERANCE, max_iter=_MAX_STEPS, warm_start=True)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             warnings.filterwarnings("ignore", "The number of unique classes is greater")  # so it is with one shot
             model.fit(x, y)
         for warning in caught:
             if issubclass(warning.category, ConvergenceWarning):
-                stopped.append(strength)
+                stopped.append(_strength(eighth))
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        models[place] = model
-        accuracy[place] = float((model.predict(x_validation) == y_validation).mean())
+        models[eighth] = model
+        accuracy[eighth] = float((model.predict(x_validation) == y_validation).mean())
 
-    def best() -> int:
-        return max(accuracy, key=lambda place: (accuracy[place], -place))
-
-    for place in range(0, _EIGHTHS + 1, 16):
-        fit(place)
+    for eighth in range(0, _EIGHTHS + 1, 16):
+        fit(eighth)
     for step in (8, 4, 2, 1):
-        centre = best()
+        centre = _best(accuracy)
         fit(centre - step)
         fit(centre + step)
-    chosen = best()
+    chosen = _best(accuracy)
     return _Fit(models[chosen], mean, _strength(chosen), accuracy[chosen], len(models), tuple(stopped))
 
 
-def _strength(place: int) -> float:
-    return float(10 ** (place / 8 - 6))
+def _best(accuracy: dict[int, float]) -> int:
+    return max(accuracy, key=lambda eighth: (accuracy[eighth], -eighth))
+
+
+def _strength(eighth: int) -> float:
+    return float(10 ** (eighth / 8 - 6))
 
 
 def _nearest(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> tuple[int, float, np.ndarray]:
-    """The chosen k, its validation accuracy, and the labels it gives to the test pictures."""
+    """The chosen k, its validation accuracy, and the labels it gives to the test images."""
     from scipy.stats import mode
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -285,26 +357,17 @@ def _numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return torch.as_tensor(values).detach().cpu().numpy()
 
 
-def _checked(pictures: Labelled, where: str, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    features, labels = _numpy(torch.as_tensor(pictures.features).double()), _numpy(pictures.labels)
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{where}: needs (N, E) features and (N,) whole-numbered labels, got {features.shape} and {labels.shape} "
-            f"{labels.dtype}"
-        )
-    if len(labels) == 0:
-        raise ValueError(f"{where}: there are no pictures")
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+def _unit(features: Tensor | np.ndarray, where: str) -> np.ndarray:
+    """In float64, of length 1 beyond the rounding of float32."""
+    found = _numpy(torch.as_tensor(features).double())
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
     if len(bad):
         raise ValueError(
             f"{where}: the embedding in row {bad[0]} has length {lengths[bad[0], 0]:.3g} instead of 1, as have "
-            f"{len(bad)} of {len(labels)} in all; normalise them, or look for NaN in the model"
+            f"{len(bad)} of {len(found)} in all; normalise them, or look for NaN in the model"
         )
-    bad = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if len(bad):
-        raise ValueError(f"{where}: row {bad[0]} has label {labels[bad[0]]}; there are {n_classes} classes")
-    return features / lengths, labels
+    return found / lengths
 
 
 def _class_notes(task: str, classes: Sequence[str], counts: dict[str, np.ndarray]) -> list[str]:
@@ -314,30 +377,28 @@ def _class_notes(task: str, classes: Sequence[str], counts: dict[str, np.ndarray
         if len(wanted):
             name, n = classes[wanted[0]], counts[split][wanted[0]]
             raise ValueError(
-                f"{task}: class {name!r} has {n} {split} pictures and none to train on, so it could never be predicted "
-                f"({len(wanted)} such classes); leave it out, or give it training pictures"
+                f"{task}: class {name!r} has {n} {split} images and none to train on, so it could never be predicted "
+                f"({len(wanted)} such classes); leave it out, or give it training images"
             )
     if len(classes) - lacking.sum() < 2:
-        raise ValueError(f"{task}: fewer than two classes have training pictures; a probe needs two")
+        raise ValueError(f"{task}: fewer than two classes have training images; a probe needs two")
     return [
-        f"{len(absent)} of {len(classes)} classes have no {split} pictures, e.g. {classes[absent[0]]!r}"
+        f"{len(absent)} of {len(classes)} classes have no {split} images, e.g. {classes[absent[0]]!r}"
         for split, found in counts.items()
         if len(absent := np.flatnonzero(found == 0))
     ]
 
 
-def _fillable(shots: Sequence[int], sizes: np.ndarray) -> tuple[list[int], list[str]]:
-    """The shots that at least one class can fill, ascending, and notes on the others and on classes with fewer."""
-    filled, notes = [], []
+def _shot_notes(shots: Sequence[int], sizes: np.ndarray) -> list[str]:
+    """On shots that no class can fill, and on classes with fewer images."""
+    notes = []
     for shot in sorted(set(shots)):
         few = int(((sizes > 0) & (sizes < shot)).sum())
         if shot > sizes.max():
-            notes.append(f"no {shot}-shot: no class has {shot} training pictures, the most is {sizes.max()}")
-            continue
-        filled.append(shot)
-        if few:
-            notes.append(f"{shot}-shot: {few} of {len(sizes)} classes have fewer training pictures and give them all")
-    return filled, notes
+            notes.append(f"no {shot}-shot: no class has {shot} training images, the most is {sizes.max()}")
+        elif few:
+            notes.append(f"{shot}-shot: {few} of {len(sizes)} classes have fewer training images and give them all")
+    return notes
 
 
 def _convergence_notes(name: str, fits: Sequence[_Fit]) -> list[str]:

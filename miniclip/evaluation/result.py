@@ -22,8 +22,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from miniclip.metrics.bootstrap import Figure, Recount, differences
 
 # What is better when it is lower; everything else is better when it is higher.
@@ -39,8 +37,8 @@ class Evaluation:
     kind: what was done. task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1.
     details: more of it, in plain values that JSON takes. notes: what is missing or surprising, in sentences.
     fingerprint: of the pictures, labels and texts that were read, see `encode`. recount, groups: the figures under
-    other weights of the pictures (see intervals). raw: with foreign pictures, the highest probability of each own and
-    of each foreign one. None of the three is written down.
+    other weights of the pictures (see intervals). raw: what is drawn besides: with foreign pictures, the highest
+    probability of each own and of each foreign one; of retrieval, its PairEmbeddings. None is written down.
     """
 
     kind: Literal["zeroshot", "retrieval", "probe"]
@@ -51,7 +49,7 @@ class Evaluation:
     fingerprint: str
     recount: Recount = field(repr=False, compare=False)
     groups: tuple[int, ...] = ()
-    raw: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
+    raw: Any = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
         """Value of a figure."""

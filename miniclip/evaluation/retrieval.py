@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from miniclip.common.fingerprint import digest
-from miniclip.common.printing import first_few
 from miniclip.common.processes import place, total
-from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable, encode_texts, left_out, model_device
+from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable, encode_texts, model_device
 from miniclip.evaluation.result import Evaluation
-from miniclip.metrics import retrieval as metrics
 from miniclip.metrics.bootstrap import RESAMPLES, Recount, with_intervals
-from miniclip.metrics.retrieval import RetrievalRanks
+from miniclip.metrics.retrieval import (
+    RetrievalRanks,
+    chance_recall_at_k,
+    cosine_matrix,
+    retrieval_ranks_from_embeddings,
+)
 from miniclip.metrics.weighted import Median, mean
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 class PairEmbeddings(NamedTuple):
     """image: (N, E), text: (M, E), float32, unit length. texts: M captions. image_of_text: (M,) int64, row of image.
 
-    rows: the row of the source that each image is. bad, fingerprint: as in `encode.Encoded`, of the texts as well.
+    rows: the row of the source that each image is. notes: on images that are left out. fingerprint: of what was read.
     """
 
     image: Tensor
@@ -41,7 +44,7 @@ class PairEmbeddings(NamedTuple):
     texts: list[str]
     image_of_text: Tensor
     rows: Sequence[int] = ()
-    bad: Sequence[str] = ()
+    notes: Sequence[str] = ()
     fingerprint: str = ""
 
 
@@ -65,17 +68,15 @@ def encode_pairs(
     Raises ValueError if there is none, and what `encode_readable` raises.
     """
     if len(source) == 0:
-        raise ValueError("the data set holds no pictures")
-    image = encode_readable(model, source, preprocess, options)
+        raise ValueError("the data set holds no images")
+    image = encode_readable(model, source, preprocess, options, "retrieval")
     rows = image.rows.tolist()
     captions = [source.captions(row) for row in rows]
     texts = [text for own in captions for text in own]
-    if not texts:
-        raise ValueError(f"none of the {len(source)} pictures can be read: {first_few(image.bad)}")
     image_of_text = torch.tensor([index for index, own in enumerate(captions) for _ in own])
     text = encode_texts(model, tokenizer, texts, options)
     read = digest(image.fingerprint, *texts, image_of_text.numpy().tobytes())
-    return PairEmbeddings(image.values, text, texts, image_of_text, rows, image.bad, read)
+    return PairEmbeddings(image.values, text, texts, image_of_text, rows, image.notes, read)
 
 
 def retrieval(
@@ -112,32 +113,22 @@ def count_retrieval(
     Raises ValueError if an image has no caption.
     """
     n, m = len(pairs.image), len(pairs.texts)
-    ranks = _ranks(pairs, shared, torch.device(device))
+    recount = _recount(_ranks(pairs, shared, torch.device(device)), pairs.image_of_text.numpy())
     own = torch.bincount(pairs.image_of_text, minlength=n)
-    chance = sum(metrics.chance_recall_at_k(m, k, 10) * images for k, images in Counter(own.tolist()).items()) / n
     owners = Counter(text for text, _ in set(zip(pairs.texts, pairs.image_of_text.tolist(), strict=True)))
-    recount = _recount(ranks, pairs.image_of_text.numpy())
+    details = {
+        "n_images": n,
+        "n_texts": m,
+        "chance_image_to_text_r10": sum(chance_recall_at_k(m, k, 10) * c for k, c in Counter(own.tolist()).items()) / n,
+        "chance_text_to_image_r10": chance_recall_at_k(n, 1, 10),
+        "shared_texts": sum(owners[text] > 1 for text in pairs.texts),
+    }
+    notes = list(pairs.notes)
+    if copies := details["shared_texts"]:
+        notes.append(f"{copies} captions stand with more than one image; the other image's copy counts as wrong")
     counts = {name: n if name.startswith("image") else m for name in recount(np.ones(n))}
-    shared_texts = sum(owners[text] > 1 for text in pairs.texts)
-    notes = left_out(pairs.bad)
-    if shared_texts:
-        notes.append(f"{shared_texts} captions stand with more than one image; the other image's copy counts as wrong")
-    return Evaluation(
-        kind="retrieval",
-        task=task,
-        figures=with_intervals(recount, (n,), counts, resamples=resamples),
-        details={
-            "n_images": n,
-            "n_texts": m,
-            "chance_image_to_text_r10": chance,
-            "chance_text_to_image_r10": metrics.chance_recall_at_k(n, 1, 10),
-            "shared_texts": shared_texts,
-        },
-        notes=tuple(notes),
-        fingerprint=pairs.fingerprint,
-        recount=recount,
-        groups=(n,),
-    )
+    figures = with_intervals(recount, (n,), counts, resamples=resamples)
+    return Evaluation("retrieval", task, figures, details, tuple(notes), pairs.fingerprint, recount, (n,), pairs)
 
 
 def _ranks(pairs: PairEmbeddings, shared: bool, device: torch.device) -> RetrievalRanks:
@@ -148,7 +139,7 @@ def _ranks(pairs: PairEmbeddings, shared: bool, device: torch.device) -> Retriev
     # MPS has no float64, which the products are taken in
     there = torch.device("cpu") if device.type == "mps" else device
     image, text, image_of_text = (part.to(there) for part in (pairs.image, pairs.text, pairs.image_of_text))
-    found = RetrievalRanks(*(part.cpu() for part in metrics.retrieval_counts(image, text, image_of_text, rows)))
+    found = RetrievalRanks(*(part.cpu() for part in retrieval_ranks_from_embeddings(image, text, image_of_text, rows)))
     if count == 1:
         return found
     to_text, precision = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
@@ -184,7 +175,7 @@ def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> l
     """
     result = []
     for index in images:
-        similarity = metrics.cosine_matrix(pairs.image[index : index + 1], pairs.text)[0]
+        similarity = cosine_matrix(pairs.image[index : index + 1], pairs.text)[0]
         belongs = pairs.image_of_text == index
         own = {pairs.texts[j] for j in belongs.nonzero().flatten().tolist()}
         foreign_first = belongs.long().argsort(stable=True)

@@ -1,6 +1,6 @@
-"""Zero-shot classification (CLIP, arXiv:2103.00020, section 3.1): the class whose prompts lie nearest to the picture.
+"""Zero-shot classification (CLIP, arXiv:2103.00020, section 3.1): the class whose prompts lie nearest to the image.
 
-Axes: N pictures, C classes, T templates, E embedding.
+Axes: N images, C classes, T templates, E embedding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip.common.fingerprint import digest
-from miniclip.evaluation.encode import DEFAULT, EncodeOptions, Pictures, encode_some, encode_texts, left_out
+from miniclip.evaluation.encode import DEFAULT, EncodeOptions, Images, encode_readable, encode_texts
 from miniclip.evaluation.prompts import (
     PromptedSource,
     brings_sentences,
@@ -26,10 +26,10 @@ from miniclip.evaluation.prompts import (
 )
 from miniclip.evaluation.result import Evaluation
 from miniclip.losses.energy import free_energy
-from miniclip.metrics import classification
-from miniclip.metrics import retrieval as metrics
 from miniclip.metrics.bootstrap import RESAMPLES, Recount, with_intervals
-from miniclip.metrics.weighted import Calibration, Detection, balanced_accuracy, class_scores, confusion, macro_f1, mean
+from miniclip.metrics.classification import class_ranks, predictions
+from miniclip.metrics.retrieval import cosine_matrix
+from miniclip.metrics.weighted import Calibration, Detection, class_scores, confusion, mean
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
 
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from miniclip.data.captioned import LabelledSource
 
 _CHUNK_ELEMENTS = 2**22  # of the (N, C) scores that are alive at a time
+_CLASS_FIGURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")
 
 
-class Judged(NamedTuple):
-    """What the scores say of each picture, (N,) each; the logits are scale * cosines.
+class Predictions(NamedTuple):
+    """What the scores say of each image, (N,) each; the logits are scale * cosines.
 
     rank: of the own class, from 1, ties counted against; 0 without labels. predicted: class with the highest score,
     another one where the own class ties for it. confidence: highest probability of the softmax. log_odds: of that
@@ -56,42 +57,45 @@ class Judged(NamedTuple):
     free_energy: Tensor
 
     def familiarity(self) -> dict[str, np.ndarray]:
-        """Scores that should be higher for pictures of the classes than for foreign ones."""
+        """Scores that should be higher for images of the classes than for foreign ones."""
         scores = {"free_energy": -self.free_energy, "max_probability": self.log_odds, "entropy": -self.entropy}
         return {name: score.numpy() for name, score in scores.items()}
 
 
-def build_classifier(
-    model: TwoTowers,
-    tokenizer: TextTokenizer,
-    prompts: Sequence[Sequence[str]],
-    options: EncodeOptions = DEFAULT,
-) -> Tensor:
-    """C lists of prompts -> (C, E) float32, unit length: mean of each class's unit vectors (CLIP, section 3.1.4)."""
+def embed_prompts(
+    model: TwoTowers, tokenizer: TextTokenizer, prompts: Sequence[Sequence[str]], options: EncodeOptions = DEFAULT
+) -> list[Tensor]:
+    """C lists of prompts -> the unit vectors of each, (prompts of the class, E) float32."""
     if not prompts or not all(prompts):
         raise ValueError("every class needs at least one prompt")
-    return _mean_of(_embed(model, tokenizer, prompts, options))
+    embeddings = encode_texts(model, tokenizer, [text for texts in prompts for text in texts], options)
+    return list(embeddings.split([len(texts) for texts in prompts]))
 
 
-def judge(image: Tensor, classifier: Tensor, scale: float, labels: Tensor | None = None) -> Judged:
-    """(N, E) pictures and (C, E) classes, unit length -> what their cosines say. labels: (N,) int64, if there are any.
+def classifier_of(by_class: Sequence[Tensor]) -> Tensor:
+    """What `embed_prompts` gives -> (C, E) float32, unit length: the mean of each class (CLIP, section 3.1.4)."""
+    return F.normalize(torch.stack([part.mean(0) for part in by_class]), dim=-1)
 
-    Cosines are taken as in `metrics.cosine_matrix`, so that equal embeddings tie exactly.
+
+def predict(image: Tensor, classifier: Tensor, scale: float, labels: Tensor | None = None) -> Predictions:
+    """(N, E) images and (C, E) classes, unit length -> what their cosines say. labels: (N,) int64, if there are any.
+
+    Cosines are taken as in `metrics.retrieval.cosine_matrix`, so that equal embeddings tie exactly.
     """
     size = max(1, _CHUNK_ELEMENTS // len(classifier))
     parts = []
     for start in range(0, len(image), size):
-        cosines = metrics.cosine_matrix(image[start : start + size], classifier)
+        cosines = cosine_matrix(image[start : start + size], classifier)
         logits = scale * cosines.double()
         logs, (top, best) = logits.log_softmax(1), logits.max(1)
         log_odds = top - logits.scatter(1, best[:, None], -torch.inf).logsumexp(1)
         predicted, rank = cosines.argmax(1), torch.zeros(len(cosines), dtype=torch.int64)
         if labels is not None:
             own = labels[start : start + size]
-            predicted, rank = classification.predictions(cosines, own), classification.class_ranks(cosines, own)
+            predicted, rank = predictions(cosines, own), class_ranks(cosines, own)
         entropy = -(logs.exp() * logs).sum(1)
-        parts.append(Judged(rank, predicted, log_odds.sigmoid(), log_odds, entropy, free_energy(logits)[0]))
-    return Judged(*map(torch.cat, zip(*parts, strict=True)))
+        parts.append(Predictions(rank, predicted, log_odds.sigmoid(), log_odds, entropy, free_energy(logits)[0]))
+    return Predictions(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def zero_shot(
@@ -101,28 +105,28 @@ def zero_shot(
     dataset: LabelledSource,
     templates: str | Sequence[str] | None = None,
     *,
-    foreign: Pictures | None = None,
+    foreign: Images | None = None,
     task: str = "zero-shot",
     options: EncodeOptions = DEFAULT,
     resamples: int = RESAMPLES,
 ) -> Evaluation:
-    """Classify every picture of dataset by prompts and count.
+    """Classify every image of dataset by prompts and count.
 
     templates: see `resolve_templates`; None takes the data set's own prompts if it is a PromptedSource, else what
-    `templates_of` knows of it. foreign: pictures of none of the classes; free energy (arXiv:2010.03759), highest
+    `templates_of` knows of it. foreign: images of none of the classes; free energy (arXiv:2010.03759), highest
     probability (arXiv:1610.02136) and entropy are then scored by how well they tell those apart.
     Figures: top1, top5 (from six classes on), balanced_accuracy, macro_f1, ece; auroc_* and fpr95_* with foreign. With
-    prompts that change from picture to picture there are no classes to speak of, and top1 is all.
-    Raises ValueError if there is no picture, fewer than two classes, two classes of one name, or a label out of range.
+    prompts that change from image to image there are no classes to speak of, and top1 is all.
+    Raises ValueError if there is no image, fewer than two classes, two classes of one name, or a label out of range.
     """
     if len(dataset) == 0:
-        raise ValueError(f"{task}: the data set holds no pictures")
+        raise ValueError(f"{task}: the data set holds no images")
     check_classes(task, dataset.classes)
     labels = labels_of(dataset, task)
     own = dataset if isinstance(dataset, PromptedSource) else None
     if own is not None and brings_sentences(own):
         if templates is not None or foreign is not None:
-            raise ValueError(f"{task}: each picture brings its own sentences; leave templates and foreign pictures out")
+            raise ValueError(f"{task}: each image brings its own sentences; leave templates and foreign images out")
         return _by_sentences(model, preprocess, tokenizer, dataset, own, labels, task, options, resamples)
 
     chosen: tuple[str, ...] = ()
@@ -131,54 +135,43 @@ def zero_shot(
     else:
         chosen = templates_of(dataset) if templates is None else resolve_templates(templates)
         prompts = fill_templates(names_of(dataset), chosen)
-    by_class = _embed(model, tokenizer, prompts, options)
-    scale = float(model.logit_scale.detach().exp())
-    images = encode_some(model, dataset, preprocess, options, task)
+    by_class = embed_prompts(model, tokenizer, prompts, options)
+    classifier, scale = classifier_of(by_class), float(model.logit_scale.detach().exp())
+    images = encode_readable(model, dataset, preprocess, options, task)
     labels = labels[images.rows]
-    classifier = _mean_of(by_class)
-    judged = judge(images.values, classifier, scale, labels)
-    strangers = None
+    found = predict(images.values, classifier, scale, labels)
     groups: tuple[int, ...] = (len(labels),)
-    seen = digest(images.fingerprint, labels.numpy().tobytes())
-    notes = left_out(images.bad)
+    raw, ood = None, None
+    seen, notes = digest(images.fingerprint, labels.numpy().tobytes()), images.notes
     if foreign is not None:
-        others = encode_some(model, foreign, preprocess, options, f"{task}, foreign pictures")
-        strangers = judge(others.values, classifier, scale)
+        others = encode_readable(model, foreign, preprocess, options, f"{task}, foreign images")
+        ood = predict(others.values, classifier, scale)
         groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
-        notes += left_out(others.bad)
+        notes, raw = notes + others.notes, (found.confidence.numpy(), ood.confidence.numpy())
     if len(dataset.classes) <= 5:
         notes.append(f"no top-5: it says little with {len(dataset.classes)} classes, and needs six")
-    recount = _recount(judged, labels.numpy(), len(dataset.classes), strangers)
-    figures = with_intervals(
-        recount, groups, {name: len(labels) for name in ("top1", "top5", *_CLASS_FIGURES)}, resamples=resamples
-    )
-    details = _details(judged, labels, dataset.classes)
+    recount = _recount(found, labels.numpy(), len(dataset.classes), ood)
+    figures = with_intervals(recount, groups, dict.fromkeys(_CLASS_FIGURES, len(labels)), resamples=resamples)
+    details = _details(found, labels.numpy(), dataset.classes)
     if len(chosen) > 1:
-        details["templates"] = _by_template(images.values, by_class, chosen, labels)
-    raw = () if strangers is None else (judged.confidence.numpy(), strangers.confidence.numpy())
+        # the rows [t::T] of a class are those of template t
+        alone = [classifier_of([part[t :: len(chosen)] for part in by_class]) for t in range(len(chosen))]
+        shares = [_top1(images.values, one, labels) for one in alone]
+        details["templates"] = [{"template": t, "top1": share} for t, share in zip(chosen, shares, strict=True)]
     return Evaluation("zeroshot", task, figures, details, tuple(notes), seen, recount, groups, raw)
 
 
-def _embed(
-    model: TwoTowers, tokenizer: TextTokenizer, prompts: Sequence[Sequence[str]], options: EncodeOptions
-) -> list[Tensor]:
-    """Unit vectors of each class's prompts."""
-    embeddings = encode_texts(model, tokenizer, [text for texts in prompts for text in texts], options)
-    return list(embeddings.split([len(texts) for texts in prompts]))
-
-
-def _mean_of(by_class: Sequence[Tensor]) -> Tensor:
-    return F.normalize(torch.stack([part.mean(0) for part in by_class]), dim=-1)
+def _top1(image: Tensor, classifier: Tensor, labels: Tensor) -> float:
+    parts = zip(image.split(4096), labels.split(4096), strict=True)
+    return sum(int((class_ranks(cosine_matrix(part, classifier), own) == 1).sum()) for part, own in parts) / len(labels)
 
 
 def labels_of(dataset: LabelledSource, task: str) -> Tensor:
-    """(N,) int64 places in dataset.classes. Raises ValueError that names a picture whose label is none of them."""
+    """(N,) int64 places in dataset.classes. Raises ValueError that names an image whose label is none of them."""
     labels = torch.tensor([dataset.label(index) for index in range(len(dataset))])
-    if not bool(((labels >= 0) & (labels < len(dataset.classes))).all()):
-        bad = int(((labels < 0) | (labels >= len(dataset.classes))).nonzero()[0])
-        raise ValueError(
-            f"{task}: {dataset.name(bad)} has label {int(labels[bad])}; there are {len(dataset.classes)} classes"
-        )
+    for index in ((labels < 0) | (labels >= len(dataset.classes))).nonzero().flatten().tolist():
+        there_are = f"there are {len(dataset.classes)} classes"
+        raise ValueError(f"{task}: {dataset.name(index)} has label {int(labels[index])}; {there_are}")
     return labels
 
 
@@ -193,42 +186,38 @@ def _by_sentences(
     options: EncodeOptions,
     resamples: int,
 ) -> Evaluation:
-    """top1 among the sentences that each picture brings."""
+    """top1 among the sentences that each image brings."""
     n, c = len(dataset), len(dataset.classes)
     texts = [text for index in range(n) for text in own.prompts(index) or ()]
     if len(texts) != n * c:
-        raise ValueError(f"{task}: every picture must bring {c} sentences, one for each of {list(dataset.classes)}")
-    images = encode_some(model, dataset, preprocess, options, task)
+        raise ValueError(f"{task}: every image must bring {c} sentences, one for each of {list(dataset.classes)}")
+    images = encode_readable(model, dataset, preprocess, options, task)
+    labels = labels[images.rows]
     candidates = encode_texts(model, tokenizer, texts, options).view(n, c, -1)[images.rows]  # (n c) e -> n c e
     cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
-    hit = (classification.class_ranks(cosines, labels[images.rows]) == 1).double().numpy()
+    hit = (class_ranks(cosines, labels) == 1).double().numpy()
 
     def recount(weights: np.ndarray) -> dict[str, float]:
         return {"top1": mean(hit, weights)}
 
-    notes = ("no confusion matrix: the sentences change from picture to picture", *left_out(images.bad))
+    notes = ("no confusion matrix: the sentences change from image to image", *images.notes)
     figures = with_intervals(recount, (len(hit),), resamples=resamples)
-    seen = digest(images.fingerprint, labels[images.rows].numpy().tobytes(), *texts)
+    seen = digest(images.fingerprint, labels.numpy().tobytes(), *texts)
     return Evaluation("zeroshot", task, figures, {"chance": 1 / c}, notes, seen, recount, (len(hit),))
 
 
-_CLASS_FIGURES = ("balanced_accuracy", "macro_f1", "ece")
-
-
-def _recount(judged: Judged, labels: np.ndarray, classes: int, strangers: Judged | None) -> Recount:
-    rank, predicted = judged.rank.numpy(), judged.predicted.numpy()
+def _recount(found: Predictions, labels: np.ndarray, classes: int, ood: Predictions | None) -> Recount:
+    rank, predicted = found.rank.numpy(), found.predicted.numpy()
     hits = {f"top{k}": (rank <= k).astype(np.float64) for k in ((1, 5) if classes > 5 else (1,))}
-    calibration = Calibration(judged.confidence.numpy(), hits["top1"])
-    detections = {}
-    if strangers is not None:
-        theirs = strangers.familiarity()
-        detections = {name: Detection(own, theirs[name]) for name, own in judged.familiarity().items()}
+    calibration = Calibration(found.confidence.numpy(), hits["top1"])
+    theirs = {} if ood is None else ood.familiarity()
+    detections = {name: Detection(own, theirs[name]) for name, own in found.familiarity().items() if theirs}
 
     def recount(weights: np.ndarray) -> dict[str, float]:
         here, there = weights[: len(labels)], weights[len(labels) :]
         scores = class_scores(confusion(labels, predicted, classes, here))
         figures = {name: mean(hit, here) for name, hit in hits.items()}
-        figures |= {"balanced_accuracy": balanced_accuracy(scores), "macro_f1": macro_f1(scores)}
+        figures |= {"balanced_accuracy": scores.mean_of_present("recall"), "macro_f1": scores.mean_of_present("f1")}
         figures["ece"] = calibration.error(here)
         for name, detection in detections.items():
             figures[f"auroc_{name}"] = detection.auroc(here, there)
@@ -238,31 +227,14 @@ def _recount(judged: Judged, labels: np.ndarray, classes: int, strangers: Judged
     return recount
 
 
-def _details(judged: Judged, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    own, predicted = labels.numpy(), judged.predicted.numpy()
-    counts = confusion(own, predicted, len(classes), np.ones(len(own)))
-    scores = zip(classes, counts.sum(1).tolist(), *(part.tolist() for part in class_scores(counts)), strict=True)
-    names = ("class", "n", "precision", "recall", "f1")
-    hit = (judged.rank.numpy() == 1).astype(np.float64)
+def _details(found: Predictions, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    counts = confusion(labels, found.predicted.numpy(), len(classes), np.ones(len(labels)))
+    columns = (counts.sum(1).astype(np.int64), *class_scores(counts))
+    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
     return {
         "chance": 1 / len(classes),
         "classes": list(classes),
-        "per_class": [dict(zip(names, (name, int(n), *rest), strict=True)) for name, n, *rest in scores],
+        "per_class": [dict(zip(("class", "n", "precision", "recall", "f1"), row, strict=True)) for row in rows],
         "confusion": counts.astype(np.int64).tolist(),
-        "calibration": Calibration(judged.confidence.numpy(), hit).bins(),
+        "calibration": Calibration(found.confidence.numpy(), (found.rank.numpy() == 1).astype(np.float64)).bins(),
     }
-
-
-def _by_template(
-    image: Tensor, by_class: Sequence[Tensor], templates: Sequence[str], labels: Tensor
-) -> list[dict[str, str | float]]:
-    """top1 of each template by itself; the rows [t::T] of a class are those of template t."""
-    found: list[dict[str, str | float]] = []
-    for t, template in enumerate(templates):
-        classifier = _mean_of([part[t :: len(templates)] for part in by_class])
-        hits = sum(
-            int((classification.class_ranks(metrics.cosine_matrix(part, classifier), own) == 1).sum())
-            for part, own in zip(image.split(4096), labels.split(4096), strict=True)
-        )
-        found.append({"template": template, "top1": hits / len(labels)})
-    return found

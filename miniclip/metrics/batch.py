@@ -25,52 +25,37 @@ class Meaning(NamedTuple):
     help: str
 
 
+_FIGURES = """\
+loss | loss | nats | The loss of these pairs, mean of both directions.
+loss_over_chance | loss / chance | | 1 is a model that tells nothing apart; above 1 it is confident and wrong.
+training_loss_over_chance | loss / chance, training pairs | | \
+The same on as many training pairs: far lower means learnt by heart.
+r1_image_to_text | R@1, image to text | | Share of images whose own text is the nearest of all.
+r1_text_to_image | R@1, text to image | | Share of texts whose own image is the nearest of all.
+cosine_positive | cosine of positives | cosine | Mean over the pairs that belong together.
+cosine_negative | cosine of negatives | cosine | Mean over all others; the gap between both counts.
+alignment | alignment | squared distance | Mean squared distance of a pair, 0 to 4; lower is closer.
+uniformity_image | uniformity, images | nats | \
+Log of the mean Gaussian potential: 0 is one point, about -4 evenly spread.
+uniformity_text | uniformity, texts | nats | The same of the texts.
+modality_gap | modality gap | distance | Between the mean image and the mean text; 0 to 2.
+rank_image | effective rank, images | directions | How many directions the embeddings use; 1 is a collapse.
+rank_text | effective rank, texts | directions | The same of the texts.
+effective_negatives_image_to_text | effective negatives, image to text | texts | \
+How many texts push an image, by entropy: at 1 only the hardest, at N - 1 all alike.
+effective_negatives_text_to_image | effective negatives, text to image | images | How many images push a text.
+free_energy_image | free energy, images | nats | \
+Mean of -log sum exp(logit) over all texts; high for an image that none suits.
+free_energy_text | free energy, texts | nats | The same of the texts, over all images.
+unseen_duplicates | false negatives | | \
+Share of pairs with a duplicate, by text or image, that the loss counts as a negative.
+logit_scale | logit scale | | The learned inverse temperature; training keeps it between 1 and 100.
+best_scale | best scale | | Where the loss of these pairs would be lowest; - if it falls on to an end.
+scale_clamped | steps at the clamp | | Share of the steps in which the scale stood at 1 or at 100.
+grad_norm_image | gradient norm, image encoder | | Before clipping, in the last steps.
+grad_norm_text | gradient norm, text encoder | | Before clipping, in the last steps."""
 # all that a log line, the JSON and the page may hold, in the page's order
-FIGURES: dict[str, Meaning] = {
-    "loss": Meaning("loss", "nats", "The loss of these pairs, mean of both directions."),
-    "loss_over_chance": Meaning(
-        "loss / chance", "", "1 is a model that tells nothing apart; above 1 it is confident and wrong."
-    ),
-    "training_loss_over_chance": Meaning(
-        "loss / chance, training pairs", "", "The same on as many training pairs: far lower means learnt by heart."
-    ),
-    "r1_image_to_text": Meaning("R@1, image to text", "", "Share of images whose own text is the nearest of all."),
-    "r1_text_to_image": Meaning("R@1, text to image", "", "Share of texts whose own image is the nearest of all."),
-    "cosine_positive": Meaning("cosine of positives", "cosine", "Mean over the pairs that belong together."),
-    "cosine_negative": Meaning("cosine of negatives", "cosine", "Mean over all others; the gap between both counts."),
-    "alignment": Meaning("alignment", "squared distance", "Mean squared distance of a pair, 0 to 4; lower is closer."),
-    "uniformity_image": Meaning(
-        "uniformity, images", "nats", "Log of the mean Gaussian potential: 0 is one point, about -4 evenly spread."
-    ),
-    "uniformity_text": Meaning("uniformity, texts", "nats", "The same of the texts."),
-    "modality_gap": Meaning("modality gap", "distance", "Between the mean image and the mean text; 0 to 2."),
-    "rank_image": Meaning(
-        "effective rank, images", "directions", "How many directions the embeddings use; 1 is a collapse."
-    ),
-    "rank_text": Meaning("effective rank, texts", "directions", "The same of the texts."),
-    "effective_negatives_image_to_text": Meaning(
-        "effective negatives, image to text",
-        "texts",
-        "How many texts push an image, by entropy: at 1 only the hardest, at N - 1 all alike.",
-    ),
-    "effective_negatives_text_to_image": Meaning(
-        "effective negatives, text to image", "images", "How many images push a text."
-    ),
-    "free_energy_image": Meaning(
-        "free energy, images", "nats", "Mean of -log sum exp(logit) over all texts; high for an image that none suits."
-    ),
-    "free_energy_text": Meaning("free energy, texts", "nats", "The same of the texts, over all images."),
-    "unseen_duplicates": Meaning(
-        "false negatives", "", "Share of pairs with a duplicate, by text or image, that the loss counts as a negative."
-    ),
-    "logit_scale": Meaning("logit scale", "", "The learned inverse temperature; training keeps it between 1 and 100."),
-    "best_scale": Meaning(
-        "best scale", "", "Where the loss of these pairs would be lowest; - if it falls on to an end."
-    ),
-    "scale_clamped": Meaning("steps at the clamp", "", "Share of the steps in which the scale stood at 1 or at 100."),
-    "grad_norm_image": Meaning("gradient norm, image encoder", "", "Before clipping, in the last steps."),
-    "grad_norm_text": Meaning("gradient norm, text encoder", "", "Before clipping, in the last steps."),
-}
+FIGURES = {row[0]: Meaning(*row[1:]) for row in ([s.strip() for s in x.split("|")] for x in _FIGURES.splitlines())}
 
 
 @torch.no_grad()

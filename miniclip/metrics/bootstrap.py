@@ -1,22 +1,20 @@
-"""Bootstrap 95 % intervals of figures that are counted over pictures, and of their differences between two models.
+"""Bootstrap 95 % intervals of figures that are counted over images, and of their differences between two models.
 
-The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13): the pictures are drawn anew with
+The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13): the images are drawn anew with
 replacement, every figure is counted again, and the interval runs between the 2.5th and the 97.5th percentile. A
-resample is a weight a picture (how often it was drawn), so figures that are no means (a median, a mean of class
-recalls) need no formula of their own. It says what other pictures of the same kind would have given; it says nothing of
-another seed of the training.
-
-Axes: N units (pictures) that are drawn.
+resample is a weight an image (how often it was drawn), so figures that are no means (a median, a mean of class recalls)
+need no formula of their own; scipy's bootstrap would want one vectorised statistic a figure. It says what other images
+of the same kind would have given, and nothing of another seed of the training. Axes: N units (images) that are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-# (N,) float64 weights of the pictures, whole numbers that sum to N -> every figure by name
+# (N,) float64 weights of the images, whole numbers that sum to N -> every figure by name
 Recount = Callable[[np.ndarray], Mapping[str, float]]
 RESAMPLES = 1000
 
@@ -44,13 +42,14 @@ def with_intervals(
     figure was counted over, where that is not N. Equal groups and seed draw equal resamples, whatever the recount, so
     that the figures of two models are paired. Raises ValueError without units.
     """
-    n = sum(groups)
+    n, draws = sum(groups), np.random.default_rng(seed)
     if n == 0 or min(groups) < 1:
         raise ValueError(f"an interval needs at least one unit in each group, got groups of {list(groups)}")
     whole = recount(np.ones(n))
     drawn: dict[str, list[float]] = {name: [] for name in whole}
-    for weights in _resamples(groups, resamples, seed):
-        for name, value in recount(weights).items():
+    for _ in range(resamples):
+        weights = [np.bincount(draws.integers(0, size, size), minlength=size) for size in groups]
+        for name, value in recount(np.concatenate(weights).astype(np.float64)).items():
             drawn[name].append(value)
     figures = {}
     for name, value in whole.items():
@@ -61,29 +60,15 @@ def with_intervals(
 
 
 def differences(
-    first: Recount,
-    second: Recount,
-    groups: Sequence[int],
-    counts: Mapping[str, int] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: Recount, second: Recount, groups: Sequence[int], counts: Mapping[str, int] | None = None
 ) -> dict[str, Figure]:
-    """second - first of each figure that both have, with the interval of the difference on the same drawn pictures.
+    """second - first of each figure that both have, with the interval of the difference on the same drawn images.
 
-    An interval that leaves out 0 says that the two differ by more than the choice of the pictures explains.
+    An interval that leaves out 0 says that the two differ by more than the choice of the images explains.
     """
 
     def difference(weights: np.ndarray) -> dict[str, float]:
         then, now = first(weights), second(weights)
         return {name: now[name] - value for name, value in then.items() if name in now}
 
-    return with_intervals(difference, groups, counts, resamples=resamples, seed=seed)
-
-
-def _resamples(groups: Sequence[int], resamples: int, seed: int) -> Iterator[np.ndarray]:
-    draws = np.random.default_rng(seed)
-    for _ in range(resamples):
-        yield np.concatenate([np.bincount(draws.integers(0, size, size), minlength=size) for size in groups]).astype(
-            np.float64
-        )
+    return with_intervals(difference, groups, counts)

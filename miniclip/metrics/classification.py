@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miniclip.metrics.retrieval import recall_at_k
-
 
 def _check_labels(scores: Tensor, labels: Tensor) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
@@ -28,15 +26,10 @@ def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     return (~(scores < own)).sum(1)
 
 
-def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Share of the samples whose own class is among the k best, in [0, 1]. Arguments and errors: see `class_ranks`."""
-    return recall_at_k(class_ranks(scores, labels), k)
-
-
 def predictions(scores: Tensor, labels: Tensor) -> Tensor:
     """Class with the highest score, (N,) int64; where the own class ties for it, another one of the tied classes.
 
-    scores: (N, C) float, labels: (N,) int64. `predictions(...) == labels` is thus a hit as `top_k_accuracy` counts.
+    scores: (N, C) float, labels: (N,) int64. `predictions(...) == labels` is thus a rank of 1.
     """
     _check_labels(scores, labels)
     own = scores.gather(1, labels[:, None]).squeeze(1)

@@ -69,34 +69,27 @@ def effective_negatives(logits: Tensor, positives: Tensor | None = None) -> tupl
     number, all have the same. 0 for a row without negatives. logits: (N, M), scaled. positives: (N, M) bool; left out,
     the diagonal. Raises ValueError for other shapes.
     """
-    logits = _lift(logits)
-    if logits.ndim != 2 or logits.numel() == 0:
-        raise ValueError(f"logits must be a matrix with entries; their shape is {tuple(logits.shape)}")
+    logits = _rows(logits, "logits")
     if positives is None:
-        if logits.shape[0] != logits.shape[1]:
-            raise ValueError(f"logits {tuple(logits.shape)} have no diagonal; pass positives of that shape")
         positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     if positives.shape != logits.shape or positives.dtype != torch.bool:
         raise ValueError(
-            f"positives {tuple(positives.shape)} {positives.dtype} and logits {tuple(logits.shape)} must have one "
-            "shape, and positives be bool"
+            f"positives must be bool of the shape of logits, {tuple(logits.shape)}, not {positives.dtype} "
+            f"{tuple(positives.shape)}; without them logits must be square"
         )
     return _negatives_of_rows(logits, positives), _negatives_of_rows(logits.T, positives.T)
 
 
 def _negatives_of_rows(logits: Tensor, positives: Tensor) -> Tensor:
-    p = logits.masked_fill(positives, -torch.inf).softmax(1).masked_fill(positives, 0)
-    return torch.where(positives.all(1), 0, torch.special.entr(p).sum(1).exp())
-
-
-def _lift(x: Tensor) -> Tensor:
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    shares = logits.masked_fill(positives, -torch.inf).softmax(1)
+    return torch.special.entr(shares).sum(1).exp().masked_fill(positives.all(1), 0)
 
 
 def _rows(x: Tensor, name: str) -> Tensor:
+    """In float32 at least, without its gradient."""
     if x.ndim != 2 or x.numel() == 0:
-        raise ValueError(f"{name} must be (N, E) with entries; its shape is {tuple(x.shape)}")
-    return _lift(x)
+        raise ValueError(f"{name} must be a matrix with entries; its shape is {tuple(x.shape)}")
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _pairs(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,22 +65,16 @@ def retrieval_ranks(similarity: Tensor, positives: Tensor) -> RetrievalRanks:
     return _count(lambda rows, columns: similarity[:, columns][rows], pairs, slice(None), *similarity.shape)
 
 
-def retrieval_ranks_from_embeddings(image: Tensor, text: Tensor, image_of_text: Tensor) -> RetrievalRanks:
+@torch.no_grad()
+def retrieval_ranks_from_embeddings(
+    image: Tensor, text: Tensor, image_of_text: Tensor, rows: slice = slice(None)
+) -> RetrievalRanks:
     """`retrieval_ranks` of image @ text.T, computed in tiles, so that the matrix never exists at once.
 
-    Arguments and errors: see `retrieval_counts`.
-    """
-    return retrieval_counts(image, text, image_of_text, slice(None))
-
-
-@torch.no_grad()
-def retrieval_counts(image: Tensor, text: Tensor, image_of_text: Tensor, rows: slice) -> RetrievalRanks:
-    """The share of some rows of image in `retrieval_ranks_from_embeddings`, so that several processes can share it.
-
     image: (N, E) float, text: (M, E) float, both unit length for cosine similarity. image_of_text: (M,) int64, the row
-    of image that each text belongs to. rows: start and stop in image; all of image is still needed, for the texts' own
-    images. Products are taken in float64 and rounded to float32, so that equal embeddings tie exactly, wherever they
-    stand in the matrix. Memory beyond the arguments: a few tiles and a few numbers a text.
+    of image that each text belongs to. rows: start and stop of a share of image, so that several processes can do the
+    work; all of image is still needed, for the texts' own images. Products are taken in float64 and rounded to float32,
+    so that equal embeddings tie exactly, wherever they stand in the matrix.
 
     Returns image_to_text and image_average_precision of these rows, and for text_to_image, (M,), 1 + the number of
     foreign images among these rows that score at least as high as the own one: less 1 it sums over shares.
@@ -104,7 +98,7 @@ def retrieval_counts(image: Tensor, text: Tensor, image_of_text: Tensor, rows: s
 
 
 def cosine_matrix(image: Tensor, text: Tensor) -> Tensor:
-    """(N, E) and (M, E), unit length -> (N, M) float32, products taken as in `retrieval_counts`."""
+    """(N, E) and (M, E), unit length -> (N, M) float32, products taken as in `retrieval_ranks_from_embeddings`."""
     result, size = image.new_empty(len(image), len(text), dtype=torch.float32), _tile_size(image)
     for i in range(0, len(image), size):
         for j in range(0, len(text), size):
@@ -180,14 +174,6 @@ def recall_at_k(ranks: Tensor, k: int) -> float:
     if ranks.numel() == 0 or k < 1:
         raise ValueError(f"recall at k needs at least one rank and k >= 1, got {ranks.numel()} ranks and k={k}")
     return (ranks <= k).double().mean().item()
-
-
-def median_rank(ranks: Tensor) -> float:
-    """Median of the ranks, from 1; the mean of the middle two of an even number. Raises ValueError without ranks."""
-    if ranks.numel() == 0:
-        raise ValueError("the median needs at least one rank")
-    ordered = ranks.flatten().sort().values
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]).item() / 2
 
 
 def chance_recall_at_k(candidates: int, own: int, k: int) -> float:

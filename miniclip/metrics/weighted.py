@@ -1,9 +1,9 @@
-"""Figures over pictures that count as often as their weights say: what a bootstrap recounts a thousand times.
+"""Figures over images that count as often as their weights say: what a bootstrap recounts a thousand times.
 
-Weights are (N,) float64, whole numbers from 0, one a picture; with ones each figure is the plain one. What does not
+Weights are (N,) float64, whole numbers from 0, one a image; with ones each figure is the plain one. What does not
 depend on them, sorting above all, is done once, when an object is made.
 
-Axes: N pictures (n of them in the classes, m foreign, in `Detection`), C classes.
+Axes: N images (n of them in the classes, m foreign, in `Detection`), C classes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """Mean of the values, (N,) float. NaN if no picture counts."""
+    """Mean of the values, (N,) float. NaN if no image counts."""
     return _ratio(float(values @ weights), float(weights.sum()))
 
 
 class Median:
-    """np.median(np.repeat(values, weights)): of an even number the mean of the middle two. NaN if no picture counts."""
+    """np.median(np.repeat(values, weights)): of an even number the mean of the middle two. NaN if no image counts."""
 
     def __init__(self, values: np.ndarray) -> None:
         """values: (N,) float, no NaN."""
@@ -42,32 +42,27 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: 
 class ClassScores(NamedTuple):
     """(C,) float64 each, in [0, 1].
 
-    precision: NaN for a class that was never predicted. recall: NaN for one without pictures. f1: their harmonic mean,
-    2 hits / (pictures + predictions), 0 without a hit; NaN only if there are neither pictures nor predictions.
+    precision: NaN for a class that was never predicted. recall: NaN for one without images. f1: their harmonic mean,
+    2 hits / (images + predictions), 0 without a hit; NaN only if there are neither images nor predictions.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
 
+    def mean_of_present(self, score: str) -> float:
+        """Mean of a score over the classes that have images; NaN if none has.
+
+        A class that has none, but was predicted, costs precision where it belongs: in the classes it took from.
+        """
+        present = self._asdict()[score][~np.isnan(self.recall)]
+        return float(present.mean()) if len(present) else float("nan")
+
 
 def class_scores(confusion: np.ndarray) -> ClassScores:
     """(C, C) counts of `confusion` -> scores of each class."""
-    hits, pictures, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    return ClassScores(_ratios(hits, predictions), _ratios(hits, pictures), _ratios(2 * hits, pictures + predictions))
-
-
-def balanced_accuracy(scores: ClassScores) -> float:
-    """Mean recall of the classes that have pictures; NaN if none has."""
-    return _mean_of_present(scores.recall, scores)
-
-
-def macro_f1(scores: ClassScores) -> float:
-    """Mean F1 of the classes that have pictures; NaN if none has.
-
-    A class that has none, but was predicted, costs precision where it belongs: in the classes it took from.
-    """
-    return _mean_of_present(scores.f1, scores)
+    hits, images, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    return ClassScores(_ratios(hits, predictions), _ratios(hits, images), _ratios(2 * hits, images + predictions))
 
 
 class Calibration:
@@ -84,34 +79,24 @@ class Calibration:
         self._gap = self._hit - self._confidence
 
     def error(self, weights: np.ndarray) -> float:
-        """Expected calibration error, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3). NaN if no picture counts.
+        """Expected calibration error, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3). NaN if no image counts.
 
-        Mean over the pictures of |accuracy - mean confidence| of their bin.
+        Mean over the images of |accuracy - mean confidence| of their bin.
         """
         gaps = np.bincount(self._bin, weights * self._gap)
         return _ratio(float(np.abs(gaps).sum()), float(weights.sum()))
 
     def bins(self) -> list[dict[str, float | int]]:
         """A reliability diagram: low, high, n, and mean confidence and accuracy (NaN if n is 0) of each bin."""
-        bins = len(self._edges) - 1
-        n = np.bincount(self._bin, minlength=bins)
-        confidence, accuracy = (
-            _ratios(np.bincount(self._bin, values, bins), n) for values in (self._confidence, self._hit)
-        )
-        return [
-            {
-                "low": float(self._edges[b]),
-                "high": float(self._edges[b + 1]),
-                "n": int(n[b]),
-                "confidence": float(confidence[b]),
-                "accuracy": float(accuracy[b]),
-            }
-            for b in range(bins)
-        ]
+        n = np.bincount(self._bin, minlength=len(self._edges) - 1)
+        sums = (np.bincount(self._bin, values, len(n)) for values in (self._confidence, self._hit))
+        columns = (self._edges[:-1], self._edges[1:], n, *(_ratios(values, n) for values in sums))
+        names = ("low", "high", "n", "confidence", "accuracy")
+        return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 class Detection:
-    """How well a score tells pictures of the classes from foreign ones. Both have weights of their own."""
+    """How well a score tells images of the classes from foreign ones. Both have weights of their own."""
 
     def __init__(self, inside: np.ndarray, outside: np.ndarray) -> None:
         """inside: (n,), outside: (m,) float scores, higher = more familiar. One that is NaN counts against.
@@ -119,20 +104,18 @@ class Detection:
         Raises ValueError if either is empty.
         """
         if len(inside) == 0 or len(outside) == 0:
-            raise ValueError(
-                f"detection needs pictures of both kinds, got {len(inside)} own and {len(outside)} foreign"
-            )
+            raise ValueError(f"detection needs images of both kinds, got {len(inside)} own and {len(outside)} foreign")
         inside, outside = np.where(np.isnan(inside), -np.inf, inside), np.where(np.isnan(outside), np.inf, outside)
         self._inside, self._outside = np.argsort(-inside, kind="stable"), np.argsort(outside, kind="stable")
         best_first, lowest_first = inside[self._inside], outside[self._outside]
-        # of each own picture, best first: how many foreign ones stand below it, and how many not above
+        # of each own image, best first: how many foreign ones stand below it, and how many not above
         self._below = np.searchsorted(lowest_first, best_first, side="left")
         self._upto = np.searchsorted(lowest_first, best_first, side="right")
 
     def auroc(self, inside: np.ndarray, outside: np.ndarray) -> float:
-        """Probability that an own picture scores higher than a foreign one, ties one half (Mann-Whitney), in [0, 1].
+        """Probability that an own image scores higher than a foreign one, ties one half (Mann-Whitney), in [0, 1].
 
-        inside: (n,), outside: (m,) weights. NaN if no picture of either kind counts.
+        inside: (n,), outside: (m,) weights. NaN if no image of either kind counts.
         """
         own, seen = inside.take(self._inside), np.cumsum(outside.take(self._outside))
         seen = np.concatenate([[0.0], seen])
@@ -140,10 +123,10 @@ class Detection:
         return _ratio(float(own @ wins) / 2, float(own.sum() * seen[-1]))
 
     def fpr95(self, inside: np.ndarray, outside: np.ndarray) -> float:
-        """Share of the foreign pictures that the highest threshold accepts which accepts 95 % of the own or more.
+        """Share of the foreign images that the highest threshold accepts which accepts 95 % of the own or more.
 
         inside: (n,), outside: (m,) weights. Accepted is what scores at least the threshold. In [0, 1]; NaN if no
-        picture of either kind counts.
+        image of either kind counts.
         """
         accepted, foreign = np.cumsum(inside.take(self._inside)), outside.take(self._outside)
         if accepted[-1] == 0:
@@ -151,11 +134,6 @@ class Detection:
         # the double nearest to 0.95 lies below it, so that rounding never asks for one more than 19 of 20
         last = np.searchsorted(accepted, 0.95 * accepted[-1], side="left")
         return _ratio(float(foreign[self._below[last] :].sum()), float(foreign.sum()))
-
-
-def _mean_of_present(values: np.ndarray, scores: ClassScores) -> float:
-    present = values[~np.isnan(scores.recall)]
-    return float(present.mean()) if len(present) else float("nan")
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -6,14 +6,12 @@ training split into the others, and what equal captions in one batch cost. Table
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from miniclip.common.arguments import Parser, at_least, check_output, exit_code
+from miniclip.common.arguments import add_options, check_output, check_range, data_words, exit_code, refused
 
 if TYPE_CHECKING:
     from miniclip.config import DataConfig
@@ -25,37 +23,16 @@ _PROGRAM = "python -m miniclip.data.audit"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after one line on stderr."""
-    parser = _Parser(prog=_PROGRAM, description="Before training: what is in this data?", allow_abbrev=False)
-    add_options(parser)
-    given = parser.parse_args(arguments)
-    return exit_code("audit", lambda: run(given))
+    from jsonargparse import ArgumentError, ArgumentParser
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the audit, here and in eval.py."""
-    add = parser.add_argument
-    data_help = "what data.source takes; several sources are one data set"
-    add("--data", "--dataset", dest="data", nargs="+", required=True, metavar="SOURCE", help=data_help)
-    add("--name", metavar="CONFIG", help="configuration of a Hub data set that has several")
-    add("--revision", metavar="REV", help="branch, tag or commit of a Hub data set")
-    add("--image_column", metavar="NAME", help="column of the pictures; found by itself if left out")
-    caption_help = "column or columns of the captions; found by itself if left out"
-    add("--caption_column", nargs="+", metavar="NAME", help=caption_help)
-    for role in ("train", "validation", "test"):
-        add(f"--{role}_split", metavar="NAME", help=f"what the source calls its {role} split (default: {role})")
-    context_help = "longest caption the text encoder takes, in tokens (default: 77)"
-    add("--context_length", type=at_least(3), default=77, metavar="L", help=context_help)
-    add("--batch_size", type=at_least(2), default=256, metavar="N", help="pairs a training step (default: 256)")
-    size_help = "side that the image encoder takes; smaller pictures are counted (default: 224)"
-    add("--image_size", type=at_least(1), default=224, metavar="S", help=size_help)
-    add("--limit", type=at_least(1), metavar="P", help="look at the first P pictures of each split only")
-    add("--json", metavar="FILE", help="write all that was found")
-    add("--png", metavar="FILE", help="draw it, with the worst duplicates")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """The audit with parsed arguments."""
-    audit(**{name: getattr(arguments, name) for name in inspect.signature(audit).parameters})
+    description = "Before training: what is in this data?"
+    parser = ArgumentParser(prog=_PROGRAM, description=description, exit_on_error=False, allow_abbrev=False)
+    add_options(parser, audit)
+    try:
+        options = vars(parser.parse_args(data_words(arguments)))
+    except ArgumentError as error:
+        return refused("audit", f"{error}; see {_PROGRAM} --help")
+    return exit_code("audit", lambda: audit(**options))
 
 
 def audit(
@@ -95,14 +72,10 @@ def audit(
         json: write all that was found
         png: draw it, with the worst duplicates
     """
-    for option, value, lowest in (
-        ("context_length", context_length, 3),
-        ("batch_size", batch_size, 2),
-        ("image_size", image_size, 1),
-        ("limit", limit, 1),
-    ):
-        if value is not None and value < lowest:
-            raise ValueError(f"--{option} {value} must be at least {lowest}")
+    check_range("--context_length", context_length, 3)
+    check_range("--batch_size", batch_size, 2)
+    check_range("--image_size", image_size, 1)
+    check_range("--limit", limit, 1)
     for option, target in (("--json", json), ("--png", png)):
         if target is not None:
             check_output(option, target)
@@ -211,7 +184,3 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
-
-
-class _Parser(Parser):
-    program = "audit"

@@ -1,8 +1,7 @@
-"""What the commands of eval.py share: their checks, the data they open, the device."""
+"""--device: what the commands of eval.py run on."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Iterator
@@ -12,29 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-    from miniclip.data.captioned import PairSource
-
-
-def pairs_of(arguments: argparse.Namespace, image_size: int, limit: int | None = None) -> PairSource:
-    """The captioned pictures that --data and its companions name, the first limit of them."""
-    from miniclip.config import DataConfig
-    from miniclip.data.captioned import open_split
-    from miniclip.data.subset import Subset
-
-    columns = arguments.caption_column
-    caption_column = columns[0] if columns and len(columns) == 1 else columns
-    data = {"source": arguments.data, "name": arguments.name, "revision": arguments.revision, "size": arguments.size}
-    data |= {"image_column": arguments.image_column, "caption_column": caption_column}
-    data |= {"max_bad_fraction": arguments.max_bad_fraction}
-    source = open_split(
-        DataConfig(**data), arguments.split, seed=arguments.seed, image_size=image_size, eval_size=arguments.size
-    )
-    if len(source) == 0:
-        raise ValueError(f"{arguments.data}: the split {arguments.split} holds no pictures")
-    if limit is not None:
-        source = Subset(source, range(min(limit, len(source))))
-    return source
 
 
 @contextmanager

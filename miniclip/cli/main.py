@@ -1,0 +1,37 @@
+"""The command `miniclip`: train.py, eval.py, the doctor and the audit by one name, wherever it is installed."""
+
+from __future__ import annotations
+
+import sys
+
+_USAGE = """usage: miniclip COMMAND ...
+
+  train   train a model: miniclip train --config shapes
+  eval    evaluate models: miniclip eval zeroshot --checkpoint runs/shapes --task unseen
+  doctor  look for what would spoil a long run: miniclip doctor --config shapes
+  audit   look at a data set before training: miniclip audit --data captioned/
+
+`miniclip COMMAND --help` tells the rest."""
+
+
+def main() -> int:
+    """Run the process's own command line -> exit code."""
+    command, words = sys.argv[1:2], sys.argv[2:]
+    if command == ["train"]:
+        from miniclip.cli.train import train_main
+
+        sys.argv[:2] = [f"{sys.argv[0]} train"]  # what a run says of how it was started, and goes on by
+        return train_main(program="miniclip train")
+    if command in (["eval"], ["audit"]):
+        from miniclip.cli.eval import main as eval_main
+
+        return eval_main(words, "miniclip eval") if command == ["eval"] else eval_main(["audit", *words], "miniclip")
+    if command == ["doctor"]:
+        from miniclip.doctor.main import doctor_main
+
+        return doctor_main(words)
+    if command in (["--help"], ["-h"]):
+        print(_USAGE)
+        return 0
+    print(_USAGE, file=sys.stderr)
+    return 2
