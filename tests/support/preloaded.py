@@ -1,9 +1,15 @@
 """What the processes of support.group need, imported once."""
 
-import accelerate  # noqa: F401
-import pytest  # noqa: F401
-import torch._dynamo  # noqa: F401
+# ruff: noqa: F401
+
+import accelerate
+import jsonargparse
+import matplotlib.backends.backend_agg
+import matplotlib.figure
+import pytest
+import sklearn.linear_model
+import torch._dynamo
 
 import miniclip.cli.evaluate
 import miniclip.cli.train
-import miniclip.training.loop  # noqa: F401
+import miniclip.training.loop
