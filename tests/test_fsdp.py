@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,9 @@ import torch
 import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
-from support.launching import ROOT, torchrun
+from support.fsdp_train import sharded_train
+from support.group import together
+from support.launching import torchrun
 from test_training import TINY
 
 import miniclip
@@ -32,23 +33,22 @@ def config_file(tmp_path: Path) -> str:
     return str(path)
 
 
+FSDP_TRAIN = Path(__file__).parent / "support" / "fsdp_train.py"
 # what `accelerate launch --use_fsdp --fsdp_version 2` sets
 LAUNCHER = {"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_SYNC_MODULE_STATES": "true"}
 
 
-def started(config_file: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["--config", config_file, "--run.dir", str(directory), *options]
-    return torchrun(2, ROOT / "tests" / "support" / "fsdp_train.py", arguments, LAUNCHER, timeout=300)
+def options_of(config_file: str, directory: Path, options: tuple[str, ...]) -> list[str]:
+    return ["--config", config_file, "--run.dir", str(directory), *options]
 
 
 def sharded(config_file: str, directory: Path, *options: str) -> None:
-    result = started(config_file, directory, *options)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 x cpu" in result.stdout
+    for outcome in together(2, sharded_train, options_of(config_file, directory, options), variables=LAUNCHER):
+        assert outcome.value == 0, outcome.complaints
 
 
 def whole(config_file: str, directory: Path, *options: str) -> None:
-    train(load_config(["--config", config_file, "--run.dir", str(directory), *options]))
+    train(load_config(options_of(config_file, directory, options)))
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -65,25 +65,30 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro", ["null", "2"])
-def test_sharded_equals_one_process(config_file: str, tmp_path: Path, micro: str) -> None:
+def test_sharded_equals_one_process(config_file: str, tmp_path: Path) -> None:
     """Also evaluated and its matrix kept on the way, which takes the whole model out of the shards."""
-    options = ["--eval.tasks", "[retrieval]", "--eval.every", "3", "--log.matrix_every", "3"]
-    sharded(config_file, tmp_path / "two", *options, "--train.micro_batch_size", micro)
+    options = ("--eval.tasks", "[retrieval]", "--eval.every", "3", "--log.matrix_every", "3")
     whole(config_file, tmp_path / "one", *options)
-    assert_same_weights(tmp_path / "two", tmp_path / "one")
-    two, one = (
-        [json.loads(line) for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()] for d in ("two", "one")
-    )
+    result = torchrun(2, FSDP_TRAIN, options_of(config_file, tmp_path / "two", options), LAUNCHER, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 x cpu" in result.stdout
+    sharded(config_file, tmp_path / "micro", *options, "--train.micro_batch_size", "2")
+    for name in ("two", "micro"):
+        assert_same_run(tmp_path / name, tmp_path / "one")
+
+
+def assert_same_run(sharded: Path, whole: Path) -> None:
+    assert_same_weights(sharded, whole)
+    two, one = ([json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (sharded, whole))
     figures = ("loss", "grad_norm", "grad_norm_image", "grad_norm_text", "cosine_positive", "rank_text", "logit_scale")
     for name in (*figures, "eval/retrieval/text_to_image_r10"):
         expected = [line[name] for line in one if name in line]
         assert expected
         assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-5)
-    ours, theirs = (read_history(tmp_path / d) for d in ("two", "one"))
+    ours, theirs = read_history(sharded), read_history(whole)
     assert ours is not None and theirs is not None and ours.steps == theirs.steps == [0, 3, 6]
     torch.testing.assert_close(ours.cosines.float(), theirs.cosines.float(), rtol=0, atol=2e-3)
-    model, _, _ = miniclip.load(tmp_path / "two")
+    model, _, _ = miniclip.load(sharded)
     assert model.logit_scale.shape == ()
 
 
@@ -138,9 +143,9 @@ def test_sharded_bf16_equals_one_process(config_file: str, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_sharded_wants_equal_shares(config_file: str, tmp_path: Path) -> None:
     """Every forward pass gathers parameters from all processes, so all need the same number of micro-batches."""
-    result = started(config_file, tmp_path / "odd", "--data.batch_size", "7")
-    assert result.returncode != 0
-    assert "data.batch_size=7 must be a multiple of 2" in result.stderr
+    options = options_of(config_file, tmp_path / "odd", ("--data.batch_size", "7"))
+    for outcome in together(2, sharded_train, options, variables=LAUNCHER):
+        assert outcome.value == 2 and "data.batch_size=7 must be a multiple of 2" in outcome.complaints
 
 
 def test_first_version_is_refused() -> None:

@@ -25,9 +25,13 @@ def sharded(config: Config) -> tuple[Accelerator, Precision]:
     return accelerator, precision
 
 
-if __name__ == "__main__":
+def sharded_train(arguments: list[str] | None = None) -> int:
     loop.build_accelerator = sharded
-    code = train_main()
+    return train_main(arguments)
+
+
+if __name__ == "__main__":
+    code = sharded_train()
     # Without Python's own end: torch's caches for sharded tensors keep the destroyed process group, so that gloo's
     # threads live on, and one that lets go of a tensor while Python ends aborts the process (pytorch/pytorch#190489).
     # A group on a GPU has no such threads, and DDP lets go of its group.
