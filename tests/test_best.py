@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -32,22 +31,20 @@ from miniclip.evaluation.tasks import TASKS
 from miniclip.metrics.bootstrap import Figure
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
-from miniclip.training import loop
-from miniclip.training.best import Best
+from miniclip.training.best import Best, Choice
 
 R10 = "retrieval/image_to_text_r10"
 NAN = math.nan
 
 
-def recount(weights: np.ndarray) -> dict[str, float]:
-    raise AssertionError("nobody asks for an interval")
+def choice(value: float, figure: str = R10, fingerprint: str = "") -> Choice:
+    return Choice(value, fingerprint, lower_is_better(figure.rpartition("/")[2]))
 
 
 def results_with(figure: str, value: float) -> dict[str, Evaluation]:
-    """What `evaluate` gives where one figure is all there is."""
+    """What `evaluate` gives where one figure is all there is; nobody asks for an interval."""
     task, _, name = figure.rpartition("/")
-    figures = {name: Figure(value, NAN, NAN, 1)}
-    return {task: Evaluation("retrieval", task, figures, {}, (), "", recount)}
+    return {task: Evaluation("retrieval", task, {name: Figure(value, NAN, NAN, 1)}, {}, (), "", lambda weights: {})}
 
 
 class Planned:
@@ -75,7 +72,7 @@ def config_file(tmp_path: Path) -> str:
 def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
     def planned(values: Sequence[float], figure: str = R10) -> Planned:
         stand_in = Planned(figure, values)
-        monkeypatch.setattr(loop, "evaluate", stand_in)
+        monkeypatch.setattr("miniclip.evaluation.suite.evaluate", stand_in)
         return stand_in
 
     return planned
@@ -97,39 +94,37 @@ def model() -> DualEncoder:
     return miniclip.create_model(ModelConfig(**TINY["model"]))
 
 
-@pytest.mark.parametrize(
-    ("figure", "values", "kept"),
-    [
-        (R10, [0.2, 0.6, 0.6, 0.1], [0, 1]),  # of equals the earlier
-        (R10, [0.5, 0.4, 0.3], [0]),
-        (R10, [0.1, 0.2, 0.3], [0, 1, 2]),
-        (R10, [0.0, 0.0], [0]),  # also the worst figure is one
-        (R10, [NAN, 0.2, NAN, 0.1], [1]),
-        (R10, [NAN, NAN], []),
-        (R10, [math.inf, 0.2], [1]),
-        ("retrieval/text_to_image_median_rank", [9.0, 3.0, 3.0, 4.0], [0, 1]),
-        ("retrieval/image_to_text_mean_rank", [2.0, NAN, 5.5, 1.5], [0, 3]),
-        ("shape/ece", [0.1, 0.3, 0.05], [0, 2]),
-        ("shape/ece", [-math.inf, 0.3], [1]),
-        # the name of the task does not turn the figure round
-        ("shape/top1", [0.1, 0.3, 0.05], [0, 1]),
-        ("/data/flowers/top1", [0.1, 0.3, 0.05], [0, 1]),
-        ("retrieval/image_to_text_map", [0.1, 0.3, 0.05], [0, 1]),
-    ],
-)
-def test_which_is_kept(figure: str, values: list[float], kept: list[int], model: DualEncoder, tmp_path: Path) -> None:
-    best = Best(tmp_path, figure)
-    took = [best.offer(10 * k, results_with(figure, v), model, Preprocess(32)) for k, v in enumerate(values)]
-    assert [k for k, taken in enumerate(took) if taken] == kept
-    if not kept:
-        assert best.record() is None and best.load(torch.device("cpu")) is None
-        assert not (tmp_path / "best").exists()
-        return
-    assert best.record() == {"figure": figure, "step": 10 * kept[-1], "value": values[kept[-1]], "fingerprint": ""}
-    assert {p.name for p in (tmp_path / "best").iterdir()} == {
-        "best.json", "model.json", "model.safetensors", "preprocess.json"
-    }  # fmt: skip
-    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+KEPT: list[tuple[str, list[float], list[int]]] = [
+    (R10, [0.2, 0.6, 0.6, 0.1], [0, 1]),  # of equals the earlier
+    (R10, [0.0, 0.0], [0]),  # also the worst figure is one
+    (R10, [NAN, 0.2, NAN, 0.1], [1]),
+    (R10, [NAN, NAN], []),
+    (R10, [math.inf, 0.2], [1]),
+    ("retrieval/text_to_image_median_rank", [9.0, 3.0, 3.0, 4.0], [0, 1]),
+    ("retrieval/image_to_text_mean_rank", [2.0, NAN, 5.5, 1.5], [0, 3]),
+    ("shape/ece", [-math.inf, 0.3], [1]),
+    # the name of the task does not turn the figure round
+    ("shape/top1", [0.1, 0.3, 0.05], [0, 1]),
+    ("/data/flowers/top1", [0.1, 0.3, 0.05], [0, 1]),
+    ("retrieval/image_to_text_map", [0.1, 0.3, 0.05], [0, 1]),
+]
+
+
+def test_which_is_kept(model: DualEncoder, tmp_path: Path) -> None:
+    for number, (figure, values, kept) in enumerate(KEPT):
+        folder = tmp_path / str(number)
+        best = Best(folder, figure)
+        took = [best.offer(10 * k, choice(v, figure), model, Preprocess(32)) for k, v in enumerate(values)]
+        assert [k for k, taken in enumerate(took) if taken] == kept, figure
+        if not kept:
+            assert best.record() is None and best.load(torch.device("cpu")) is None
+            assert not (folder / "best").exists()
+            continue
+        assert best.record() == {"figure": figure, "step": 10 * kept[-1], "value": values[kept[-1]], "fingerprint": ""}
+        assert {p.name for p in (folder / "best").iterdir()} == {
+            "best.json", "model.json", "model.safetensors", "preprocess.json"
+        }  # fmt: skip
+        assert [p.name for p in folder.iterdir()] == ["best"]
 
 
 def test_every_figure_has_a_direction() -> None:
@@ -139,64 +134,47 @@ def test_every_figure_has_a_direction() -> None:
     assert falling == {"ece"} | ranks
 
 
-def test_another_figure_is_another_record(model: DualEncoder, tmp_path: Path) -> None:
-    Best(tmp_path, R10).offer(5, results_with(R10, 0.9), model, Preprocess(32))
-    other = Best(tmp_path, "shape/top1")
-    assert other.record() is None and other.load(torch.device("cpu")) is None
-    assert Best(tmp_path, None).record() is None
-    assert other.offer(7, results_with("shape/top1", 0.1), model, Preprocess(32))
-    assert other.record() == {"figure": "shape/top1", "step": 7, "value": 0.1, "fingerprint": ""}
-    assert not Best(tmp_path, None).offer(8, {}, model, Preprocess(32))
-
-
-def test_what_was_cut_off_while_it_was_written(model: DualEncoder, tmp_path: Path) -> None:
+def test_other_figures_images_and_rubbish_are_no_rivals(model: DualEncoder, tmp_path: Path) -> None:
     (tmp_path / "best.part").mkdir()
-    (tmp_path / "best.part" / "rubbish").touch()
-    best = Best(tmp_path, R10)
+    (tmp_path / "best.part" / "rubbish").touch()  # cut off while it was written
+    best, cpu = Best(tmp_path, R10), torch.device("cpu")
     assert best.record() is None
-    assert best.offer(5, results_with(R10, 0.1), model, Preprocess(32))
-    assert best.load(torch.device("cpu")) is not None
+    assert best.offer(5, choice(0.9), model, Preprocess(32)) and best.load(cpu) is not None
     assert not (tmp_path / "best.part").exists() and not (tmp_path / "best" / "rubbish").exists()
+    assert not best.offer(6, choice(0.1), model, Preprocess(32))
+    assert best.offer(7, choice(0.1, fingerprint="others"), model, Preprocess(32))
+    other = Best(tmp_path, "shape/top1")
+    assert other.record() is None and other.load(cpu) is None and Best(tmp_path, None).record() is None
+    assert other.offer(8, choice(0.05), model, Preprocess(32))
+    assert other.record() == {"figure": "shape/top1", "step": 8, "value": 0.05, "fingerprint": ""}
 
 
-@pytest.mark.parametrize("at", ["replace", "rmtree"])
 def test_a_kill_at_any_place_leaves_a_whole_model(
-    at: str, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The former one or the new one, whichever of the moves and removals is the last that is done."""
 
     class Killed(Exception):
         pass
 
-    for survived in range(4):
-        folder = tmp_path / str(survived)
-        best, left = Best(folder, R10), [survived]
-        folder.mkdir()
-        assert best.offer(1, results_with(R10, 0.1), model, Preprocess(32))
+    for owner, at, survived in [
+        (owner, at, n) for owner, at in ((Path, "replace"), (shutil, "rmtree")) for n in range(4)
+    ]:
+        folder, real, left = tmp_path / at / str(survived), getattr(owner, at), iter(range(survived))
+        best = Best(folder, R10)
+        assert best.offer(1, choice(0.1), model, Preprocess(32))
 
-        def limited(*arguments: Any, real: Any, left: list[int] = left, **keywords: Any) -> Any:
-            if not left[0]:
+        def limited(*arguments: Any, real: Any = real, left: Any = left, **keywords: Any) -> Any:
+            if next(left, None) is None:
                 raise Killed
-            left[0] -= 1
             return real(*arguments, **keywords)
 
-        owner = Path if at == "replace" else shutil
-        with monkeypatch.context() as patch:
-            real = getattr(owner, at)
-            patch.setattr(owner, at, lambda *a, real=real, limited=limited, **k: limited(*a, real=real, **k))
-            with contextlib.suppress(Killed):
-                best.offer(2, results_with(R10, 0.2), model, Preprocess(32))
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(owner, at, lambda *a, limited=limited, **k: limited(*a, **k))
+            best.offer(2, choice(0.2), model, Preprocess(32))
         found = Best(folder, R10).record()
         assert found is not None and found["step"] in (1, 2)
         assert Best(folder, R10).load(torch.device("cpu")) is not None
-
-
-def test_other_pictures_are_no_rivals(model: DualEncoder, tmp_path: Path) -> None:
-    best, worse = Best(tmp_path, R10), results_with(R10, 0.1)
-    assert best.offer(1, results_with(R10, 0.9), model, Preprocess(32))
-    assert not best.offer(2, worse, model, Preprocess(32))
-    task = R10.split("/")[0]
-    assert best.offer(3, {task: replace(worse[task], fingerprint="others")}, model, Preprocess(32))
 
 
 # ---- in a run
@@ -230,13 +208,10 @@ def test_the_best_becomes_the_model(config_file: str, tmp_path: Path, plan: Call
     assert entry["data"]["fingerprint"] == expected.fingerprint
 
 
-@pytest.mark.parametrize("figure", ["retrieval/text_to_image_median_rank", "shape/ece"])
-def test_the_lowest_becomes_the_model(
-    config_file: str, tmp_path: Path, plan: Callable[..., Planned], figure: str
-) -> None:
+def test_the_lowest_becomes_the_model(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+    figure = "retrieval/text_to_image_median_rank"
     planned = plan([9.0, 3.0, NAN, 4.0], figure)
-    options = ["--train.max_steps", "8", "--eval.best", figure, "--eval.tasks", "[retrieval, shape]"]
-    results = run(config_file, tmp_path / "run", *options)
+    results = run(config_file, tmp_path / "run", "--train.max_steps", "8", "--eval.best", figure)
     assert results["training"]["best"] == {"figure": figure, "step": 4, "value": 3.0, "fingerprint": ""}
     assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
     assert [line[f"eval/{figure}"] for line in lines(tmp_path / "run") if "loss" not in line] == [9.0, 3.0, None, 4.0]
@@ -252,13 +227,6 @@ def test_without_a_figure_the_last_step_is_the_model(
     assert not (tmp_path / "run" / "best").exists()
 
 
-def test_the_last_step_may_be_the_best(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
-    planned = plan([0.1, 0.2, 0.3])
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "5")
-    assert results["training"]["best"]["step"] == 5
-    assert same(weights(tmp_path / "run" / "model"), planned.seen[2])
-
-
 def test_small_vocabulary_keeps_a_whole_model(config_file: str, tmp_path: Path) -> None:
     """What is trained are the rows in use; what is kept has all of them, and the same figures."""
     for name, small in (("whole", "false"), ("small", "true")):
@@ -272,27 +240,25 @@ def test_small_vocabulary_keeps_a_whole_model(config_file: str, tmp_path: Path) 
 # ---- refused before the first step
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--eval.best", "retrieval/image_to_text_r7"], ["retrieval counts", "image_to_text_r5", "text_to_image_map"]),
-        (["--eval.best", "shape/top1"], ["eval.best=shape/top1: the tasks are retrieval; write TASK/FIGURE"]),
-        (["--eval.best", "top1"], ["the tasks are retrieval"]),
-        (["--eval.best", ""], ["the tasks are retrieval"]),
-        (["--eval.every", "0"], [f"eval.best={R10} is looked at every eval.every steps", "100"]),
-        (["--eval.best", "count/top5", "--eval.tasks", "[count]"], ["count has no top5; use count/top1"]),
-        (["--eval.best", "relation/ece", "--eval.tasks", "[relation]"], ["relation has no ece; use relation/top1"]),
-        (["--eval.best", "shape/linear", "--eval.tasks", "[shape]"], ["shape counts top1, top5, balanced_accuracy"]),
-        (["--eval.best", "retrieval/top1", "--eval.tasks", "[]"], ["eval.best=retrieval/top1"]),
-    ],
-)
-def test_refused_before_the_first_step(
-    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
-) -> None:
-    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run"), *options]) == 2
-    message = capsys.readouterr().err
-    assert all(word in message for word in words), message
-    assert not (tmp_path / "run").exists()
+REFUSED: list[tuple[list[str], list[str]]] = [
+    (["--eval.best", "retrieval/image_to_text_r7"], ["retrieval counts", "image_to_text_r5", "text_to_image_map"]),
+    (["--eval.best", "shape/top1"], ["eval.best=shape/top1: the tasks are retrieval; write TASK/FIGURE"]),
+    (["--eval.best", "top1"], ["the tasks are retrieval"]),
+    (["--eval.best", ""], ["the tasks are retrieval"]),
+    (["--eval.every", "0"], [f"eval.best={R10} is looked at every eval.every steps", "100"]),
+    (["--eval.best", "count/top5", "--eval.tasks", "[count]"], ["count has no top5; use count/top1"]),
+    (["--eval.best", "relation/ece", "--eval.tasks", "[relation]"], ["relation has no ece; use relation/top1"]),
+    (["--eval.best", "shape/linear", "--eval.tasks", "[shape]"], ["shape counts top1, top5, balanced_accuracy"]),
+    (["--eval.best", "retrieval/top1", "--eval.tasks", "[]"], ["eval.best=retrieval/top1"]),
+]
+
+
+def test_refused_before_the_first_step(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, words in REFUSED:
+        assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run"), *options]) == 2
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+        assert not (tmp_path / "run").exists()
 
 
 def test_every_figure_that_may_be_named_is_counted(config_file: str, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from support.launching import torchrun
 from test_training import TINY
 
 import miniclip
+from miniclip.cli.train import run as train
 from miniclip.config import ConfigError, ModelConfig, load_config, load_config_file
 from miniclip.evaluation.suite import evaluate, open_suite, scalars
 from miniclip.inspection.history import read_history
 from miniclip.models import create_model
 from miniclip.training.accelerator import tune_fsdp
-from miniclip.training.loop import train
 
 
 @pytest.fixture

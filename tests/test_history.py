@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import save_file
 from test_training import TINY
 
+from miniclip.cli.train import run as train
 from miniclip.config import ConfigError, LogConfig, load_config
 from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.history import read_history, training_log
 from miniclip.inspection.sample import draw
 from miniclip.metrics.batch import FIGURES
 from miniclip.models.saved import load
-from miniclip.training.loop import train
 
 
 @pytest.fixture(scope="module")

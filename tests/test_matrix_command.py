@@ -15,13 +15,13 @@ from test_eval_cli import save_tiny
 from test_training import TINY
 
 from miniclip.cli.eval import main
+from miniclip.cli.train import run as train
 from miniclip.config import load_config
 from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.sample import draw
 from miniclip.models.load import load_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import load, load_unfinished
-from miniclip.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from test_training import TINY, environment, lines, run
 
 from miniclip.cli.train import train_main
 from miniclip.common.stopping import CODES, Stopped, Stopping, resume_command
+from miniclip.evaluation import suite
 from miniclip.training import loop
 
 TIMED = {"samples_per_s", "data_wait", "tokens_per_s", "pixels_per_s", "mfu", "memory_peak_gb"}
@@ -48,7 +49,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 def before(monkeypatch: Any, name: str, call: int, *numbers: int) -> None:
     """Send this process signals just before the call-th time that a function of training.py is called."""
-    owner = loop if hasattr(loop, name) else loop._Loop
+    owner = next(owner for owner in (loop, suite, loop._Loop) if hasattr(owner, name))
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 

@@ -19,10 +19,11 @@ import yaml
 from safetensors.torch import load_file
 
 import miniclip
+from miniclip.cli.train import run as training_run
 from miniclip.cli.train import train_main
 from miniclip.config import ConfigError, load_config
 from miniclip.losses.rows import ROWS
-from miniclip.training.loop import NonFiniteLoss, train
+from miniclip.training.loop import NonFiniteLoss
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
@@ -54,7 +55,7 @@ def config_file(tmp_path: Path) -> str:
 
 
 def run(config_file: str, directory: Path, *options: str) -> dict[str, Any]:
-    return train(load_config(["--config", config_file, "--run.dir", str(directory), *options]))
+    return training_run(load_config(["--config", config_file, "--run.dir", str(directory), *options]))
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:

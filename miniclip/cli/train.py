@@ -6,11 +6,59 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from miniclip.common.arguments import advised
 from miniclip.common.printing import printable
 from miniclip.common.stopping import CODES, INTERRUPTED, Stopped, resume_command
-from miniclip.config import ConfigError, load_config, smaller_training
+from miniclip.config import Config, ConfigError, load_config, smaller_training
+
+if TYPE_CHECKING:
+    from miniclip.models import DualEncoder
+    from miniclip.models.preprocess import Preprocess
+    from miniclip.training.best import Choice
+    from miniclip.training.loop import Hooks
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train as configured; what results.json holds, or an empty dict on other than the main process.
+
+    Every process of an `accelerate launch` or `torchrun` calls it. Raises what `training.loop.train` does, and before
+    the first step what `open_suite` and `open_matrix_log` do.
+    """
+    from miniclip.training.loop import train
+
+    return train(config, open_hooks)
+
+
+def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
+    """Validation, the matrix of a fixed batch and the final tables, with all their data opened."""
+    from miniclip.common.processes import place
+    from miniclip.evaluation import suite
+    from miniclip.evaluation.result import lower_is_better
+    from miniclip.inspection.history import open_matrix_log
+    from miniclip.training.best import Choice
+    from miniclip.training.loop import Hooks
+
+    test = suite.open_suite(config, "test")
+    validation = suite.open_suite(config, "validation") if config.eval.every else {}
+    matrices = open_matrix_log(config, preprocess) if place()[0] == 0 and config.log.matrix_every else None
+
+    def evaluate(model: DualEncoder) -> tuple[dict[str, float], Choice | None]:
+        results = suite.evaluate(config, validation, model, preprocess)
+        task, _, figure = (config.eval.best or "").rpartition("/")
+        found = results.get(task)
+        choice = None if found is None else Choice(found[figure], found.fingerprint, lower_is_better(figure))
+        return suite.scalars(results), choice
+
+    def keep_matrix(step: int, model: DualEncoder) -> None:
+        assert matrices is not None
+        matrices.write(step, model)
+
+    def finish(model: DualEncoder, preprocess: Preprocess, training: dict[str, Any]) -> dict[str, Any]:
+        return suite.final_evaluation(config, test, model, preprocess, Path(config.run.dir), training)
+
+    return Hooks(evaluate, keep_matrix, finish)
 
 
 def train_main(arguments: list[str] | None = None, program: str = "train.py") -> int:
@@ -40,13 +88,13 @@ def _train(arguments: list[str] | None, program: str) -> int:
         config = load_config(arguments)
         # torch takes seconds to import: --help and a wrong key do not wait for it
         from miniclip.data.images import BadImage
-        from miniclip.training.loop import NonFiniteLoss, train
+        from miniclip.training.loop import NonFiniteLoss
     except ConfigError as error:
         return _fail(program, error)
     smaller = smaller_training(config, int(os.environ.get("WORLD_SIZE", 1)))
     try:
         with advised(f"use {', '.join(smaller)}, or in an evaluation a smaller eval.batch_size"):
-            train(config)
+            run(config)
     except (ConfigError, BadImage, NonFiniteLoss, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise

@@ -58,14 +58,14 @@ def overfit(setting: Setting, batch: Batch, lr: float, steps: int | None = None)
         return trial.steps < (steps or FEWEST_STEPS) or _falling(losses)
 
     for elapsed, bar in until(setting, f"learning {len(positives)} pairs by heart at rate {lr:.2g}", open_end):
-        step = trial.step(batch)
+        step = trial.step(batch, watched=True)
         fit.seconds = elapsed()
         if not step.finite:
             fit.outcome = "not finite"
             break
         losses.append(step.loss / chance)
-        fit.gradient = {tower: max(norm, step.gradient[tower]) for tower, norm in fit.gradient.items()}
-        cosine = (step.embeddings.image.detach() @ step.embeddings.text.detach().T).float().cpu()
+        fit.gradient = {tower: max(norm, step.figures[f"grad_norm_{tower}"]) for tower, norm in fit.gradient.items()}
+        cosine = (step.embeddings.image @ step.embeddings.text.T).float().cpu()
         ranks = retrieval_ranks(cosine, positives)
         fit.r1_image_to_text = recall_at_k(ranks.image_to_text, 1)
         fit.r1_text_to_image = recall_at_k(ranks.text_to_image, 1)

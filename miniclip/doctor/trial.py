@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from miniclip.config import Config
-from miniclip.data.augment import Augment, recolour
+from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
@@ -22,16 +21,12 @@ from miniclip.data.loader import Batch, TrainingPairs
 from miniclip.data.subset import Subset
 from miniclip.losses.matrix import Embeddings, Positives
 from miniclip.losses.objective import GlobalBatch, chance_loss, global_loss
-from miniclip.models import create_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.tokenizer import Tokenizer
-from miniclip.models.vit import VisionTransformer
-from miniclip.models.vocabulary import use_small_vocabulary_
-from miniclip.training.accelerator import tune_for_device
 from miniclip.training.batches import build_augment
 from miniclip.training.diagnostics import tower_of
-from miniclip.training.gradcache import cached_backward
-from miniclip.training.optim import build_optimizer, learning_rate
+from miniclip.training.optim import learning_rate
+from miniclip.training.step import Learner, Taken
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,45 +79,22 @@ def trial_pairs(
     return TrainingPairs(chosen, augment, tokenizer, seed=seed, prepared=store, captions=captions)
 
 
-class Step(NamedTuple):
-    loss: float
-    finite: bool
-    gradient: dict[str, float]
-    embeddings: Embeddings
-
-
 class Trial:
     """A fresh model with the configuration's loss and optimiser, at a constant rate after a short warm-up."""
 
     def __init__(self, setting: Setting, lr: float, vocabulary: Tensor | None = None) -> None:
         """vocabulary: the token ids whose rows alone are trained, as use_small_vocabulary_ takes them."""
-        config, accelerator = setting.config, setting.accelerator
-        warmup = min(config.optim.warmup_steps, WARMUP)
-        self.config, self.accelerator, self.preprocess = config, accelerator, setting.preprocess
-        self.optim = replace(config.optim, lr=lr, schedule="constant", warmup_steps=warmup)
+        config, self.accelerator = setting.config, setting.accelerator
+        optim = replace(config.optim, lr=lr, schedule="constant", warmup_steps=min(config.optim.warmup_steps, WARMUP))
+        self.config = replace(config, optim=optim, train=replace(config.train, compile=False))
         self.steps = 0
-        accelerator.free_memory()
-        torch.manual_seed(config.run.seed)
-        self.model = create_model(config.model)
-        if vocabulary is not None:
-            use_small_vocabulary_(self.model, vocabulary)
-        if isinstance(self.model.visual, VisionTransformer):
-            self.model.visual.patch_dropout = config.train.patch_dropout
-        tune_for_device(self.model, accelerator.device, compiled=False)
-        self.prepared, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, self.optim))
-        self.prepared.train()
+        self.accelerator.free_memory()
+        self.learner = Learner(self.config, self.accelerator, vocabulary)
         self.towers: dict[str, list[nn.Parameter]] = {"image": [], "text": []}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.learner.model.named_parameters():
             if tower := tower_of(name):
                 self.towers[tower].append(parameter)
         self.before = {tower: [p.detach().clone() for p in own] for tower, own in self.towers.items()}
-
-    def inputs(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and ids as the model takes them, on its device."""
-        image = self.preprocess.normalize(image.to(self.accelerator.device))
-        if self.config.model.image_encoder == "resnet":
-            image = image.contiguous(memory_format=torch.channels_last)
-        return image, text.to(self.accelerator.device)
 
     def loss(self, embeddings: Embeddings, image_id: Tensor, text_id: Tensor) -> Tensor:
         device, kind = embeddings.image.device, self.config.loss.positives
@@ -132,44 +104,18 @@ class Trial:
     def chance(self, n: int, captions: int = 1) -> float:
         return chance_loss(self.config.loss, n, captions, self.steps) or 1
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch, watched: bool = False) -> Taken:
         """As in training; without the update where it would not be finite."""
-        config, accelerator = self.config, self.accelerator
-        image, text = self.inputs(recolour(batch.image, batch.look), batch.text)
-
-        def loss_of(embeddings: Embeddings) -> Tensor:
-            return self.loss(embeddings, batch.image_id, batch.text_id)
-
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.steps, 1, self.optim)
-        if chunk := config.train.micro_batch_size:
-            loss, embeddings = cached_backward(
-                self.prepared, image, text, loss_of, chunk=chunk, backward=accelerator.backward
-            )
-        else:
-            embeddings = self.prepared(image, text)
-            loss = loss_of(embeddings)
-            accelerator.backward(loss)
-        norm = float(accelerator.clip_grad_norm_(self.prepared.parameters(), math.inf))
-        gradient = {
-            tower: float(torch.nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]))
-            for tower, own in self.towers.items()
-        }
-        value = float(loss.detach())
-        finite = math.isfinite(value) and (math.isfinite(norm) or accelerator.scaler is not None)
-        if finite:
-            nn.utils.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip or math.inf)
-            self.optimizer.step()
-            self.model.clamp_logit_scale_()
-            self.steps += 1
-        self.optimizer.zero_grad()
-        return Step(value, finite, gradient, embeddings)
+        batch, rate = batch.to(self.accelerator.device), learning_rate(self.steps, 1, self.config.optim)
+        taken = self.learner.step(batch, self.steps, rate, [len(batch.image)], watched=watched)
+        self.steps += taken.finite
+        return taken
 
     def change(self) -> dict[str, float]:
         """Of each tower, how far its weights are from where they started, as a share of their length then."""
 
         def length(tensors: list[Tensor]) -> float:
-            return float(torch.nn.utils.get_total_norm(tensors))
+            return float(nn.utils.get_total_norm(tensors))
 
         return {
             tower: length([p.detach() - old for p, old in zip(own, self.before[tower], strict=True)])
@@ -180,13 +126,14 @@ class Trial:
     @torch.no_grad()
     def encode(self, batch: Batch) -> Embeddings:
         """Of all pairs of the batch, as evaluation does it."""
-        self.prepared.eval()
-        size = self.config.eval.batch_size
-        parts = [
-            self.prepared(*self.inputs(image, text))
-            for image, text in zip(batch.image.split(size), batch.text.split(size), strict=True)
-        ]
-        self.prepared.train()
+        model, size, batch = (
+            self.learner.prepared.eval(),
+            self.config.eval.batch_size,
+            batch.to(self.accelerator.device),
+        )
+        chunks = zip(batch.image.split(size), batch.text.split(size), strict=True)
+        parts = [model(self.learner.inputs(image), text) for image, text in chunks]
+        model.train()
         return parts[0]._replace(image=torch.cat([p.image for p in parts]), text=torch.cat([p.text for p in parts]))
 
 

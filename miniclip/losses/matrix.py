@@ -26,6 +26,9 @@ class Embeddings(NamedTuple):
     scale: Tensor
     bias: Tensor | None
 
+    def detach(self) -> Embeddings:
+        return Embeddings(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+
 
 def similarity_logits(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """The matrix that the losses take: scale * image @ text.T + bias.

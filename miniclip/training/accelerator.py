@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,26 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
     if accelerator.distributed_type == DistributedType.FSDP:
         tune_fsdp(accelerator)
     return accelerator, precision
+
+
+def check_sharding(config: Config, accelerator: Accelerator, shares: Iterable[Sequence[int]] = ()) -> None:
+    """Raise ConfigError for what FSDP cannot do. shares: pairs of each process in some steps, where they are known."""
+    if accelerator.distributed_type != "FSDP":
+        return
+    processes = accelerator.num_processes
+    if config.train.small_vocabulary:
+        raise ConfigError(
+            "train.small_vocabulary does not go with FSDP, which shares the token table out already; set it to false"
+        )
+    if config.data.batch_size % processes:
+        raise ConfigError(
+            f"FSDP wants equal shares: data.batch_size={config.data.batch_size} must be a multiple of {processes}"
+        )
+    if any(len(set(sizes)) > 1 for sizes in shares):
+        raise ConfigError(
+            f"FSDP wants equal shares, and the lanes of this stream are not a multiple of {processes}; "
+            "use another number of processes or of shards, DDP, or data.streaming=false"
+        )
 
 
 def tune_fsdp(accelerator: Accelerator) -> None:

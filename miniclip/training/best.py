@@ -6,18 +6,25 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from miniclip.common.console import write_json
-from miniclip.evaluation.result import Evaluation, lower_is_better
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import load, save_model
 from miniclip.training.run_dir import BEST
 
 _RECORD = "best.json"
+
+
+class Choice(NamedTuple):
+    """The value of eval.best. fingerprint: of the images that it was counted on. falls: whether lower is better."""
+
+    value: float
+    fingerprint: str
+    falls: bool
 
 
 class Best:
@@ -39,16 +46,13 @@ class Best:
         found: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         return found if found["figure"] == self.figure else None
 
-    def offer(self, step: int, results: dict[str, Evaluation], model: DualEncoder, preprocess: Preprocess) -> bool:
+    def offer(self, step: int, choice: Choice, model: DualEncoder, preprocess: Preprocess) -> bool:
         """Keep the model if its figure is better than the one that is kept; of equals the earlier stays.
 
-        What was counted on other pictures is no rival.
+        What was counted on other images is no rival.
         """
-        if self.figure is None:
-            return False
-        task, _, figure = self.figure.rpartition("/")
-        value, seen, kept = results[task][figure], results[task].fingerprint, self.record()
-        sign = -1 if lower_is_better(figure) else 1
+        value, seen, kept = choice.value, choice.fingerprint, self.record()
+        sign = -1 if choice.falls else 1
         if kept is not None and kept["fingerprint"] != seen:
             kept = None
         if not math.isfinite(value) or (kept is not None and sign * value <= sign * kept["value"]):

@@ -19,10 +19,19 @@ from miniclip.common.arguments import out_of_memory
 from miniclip.common.processes import place
 from miniclip.config import ModelConfig
 from miniclip.models import DualEncoder, create_model
-from miniclip.models.saved import checkpoints, read_json, write_json
+from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars, write_json
+from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def whole_model(learner: Learner, wanted: bool) -> DualEncoder | None:
+    """The model as it stands; every process calls it. With FSDP it is put together where it is wanted, else None."""
+    if learner.accelerator.distributed_type != "FSDP":
+        return learner.model
+    state = learner.accelerator.get_state_dict(learner.prepared)
+    return assemble(learner.config.model, with_scalars(state), learner.accelerator.device) if wanted else None
 
 
 def handed_out(model: DualEncoder | None, config: ModelConfig, device: torch.device) -> DualEncoder:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,11 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from miniclip.config import ConfigError
 from miniclip.losses.matrix import Embeddings, gather
 from miniclip.losses.objective import GlobalBatch
 from miniclip.metrics.batch import PAIRS, batch_figures
 from miniclip.models import DualEncoder
 from miniclip.models.clip import MAX_LOGIT_SCALE
+
+BEFORE_TRACE = 3  # steps
 
 
 @torch.no_grad()
@@ -69,3 +75,24 @@ def local(parameter: Tensor) -> Tensor:
 def at_clamp(scale: float) -> bool:
     """Whether the logit scale stands at an end of what DualEncoder.clamp_logit_scale_ leaves it."""
     return scale >= math.exp(MAX_LOGIT_SCALE) * (1 - 1e-5) or scale <= 1 + 1e-5
+
+
+@contextmanager
+def traced(steps: int, left: int, path: Path) -> Iterator[Callable[[], None]]:
+    """Write what so many steps spend their time on to path; the context is to be called at the end of each step.
+
+    left: steps that will be taken. Raises ConfigError if that is too few.
+    """
+    from torch import profiler
+
+    if not steps:
+        yield lambda: None
+        return
+    if left < steps + BEFORE_TRACE:
+        raise ConfigError(
+            f"train.profile_steps={steps}: {BEFORE_TRACE} steps come before, {left} are left; set it to at most "
+            f"{max(0, left - BEFORE_TRACE)}"
+        )
+    schedule = profiler.schedule(wait=1, warmup=BEFORE_TRACE - 1, active=steps, repeat=1)
+    with profiler.profile(schedule=schedule, on_trace_ready=lambda t: t.export_chrome_trace(str(path))) as found:
+        yield found.step

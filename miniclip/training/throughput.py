@@ -3,49 +3,76 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from miniclip.data.loader import Batch
 from miniclip.training.flops import Flops
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-class Pace:
-    """Adds up the steps since the last line of the log.
+TIMED = 4  # steps from which the time of all is told; the first of them warms up
 
-    flops: of the towers, by the side of the pictures. peak: FLOP/s that this process's device reaches in large matrix
-    products.
+
+class Throughput:
+    """Adds up the steps since the last line of the log, and their time without what was paused for.
+
+    flops: of the towers, by the side of the images. peak: FLOP/s that a device reaches in large matrix products.
     """
 
-    def __init__(self, device: torch.device, flops: Callable[[int], Flops], peak: float) -> None:
-        self.device, self.flops, self.peak = device, flops, peak
-        self.clear()
+    def __init__(self, accelerator: Accelerator, flops: Callable[[int], Flops], peak: float) -> None:
+        self.accelerator, self.flops, self.peak = accelerator, flops, peak
+        self._clear()
 
-    def clear(self) -> None:
-        self.waited, self.tokens, self.pixels, self.work = 0.0, 0, 0, 0.0
+    def _clear(self) -> None:
+        self.since = time.perf_counter()
+        self.waited, self.steps, self.tokens, self.pixels, self.work = 0.0, 0, 0, 0, 0.0
 
-    def add(self, batch: Batch, waited: float) -> None:
-        """One step of this process. waited: seconds until its batch was there."""
-        self.waited += waited
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the step waits for: its batch."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what does not count as training time."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
+
+    def add(self, batch: Batch) -> None:
+        """One step of this process."""
+        self.steps += 1
         self.tokens += sum(batch.lengths)
         self.pixels += batch.image.shape[0] * batch.image.shape[-1] * batch.image.shape[-2]
         self.work += self.flops(batch.image.shape[-1]).step(len(batch.image), batch.lengths)
 
-    def counts(self) -> torch.Tensor:
-        """(3,) float64: tokens, pixels and FLOPs of this process; `values` takes their sum over the processes."""
-        return torch.tensor([self.tokens, self.pixels, self.work], dtype=torch.float64)
+    def line(self, batch_size: int) -> tuple[float, dict[str, float]]:
+        """Seconds since the last line, and what is logged of them; every process calls it.
 
-    def values(self, counts: torch.Tensor, processes: int, seconds: float) -> dict[str, float]:
-        """What is logged. data_wait: share of the time. mfu: model FLOPs over what the devices could have done."""
-        tokens, pixels, work = counts.tolist()
-        return {
+        batch_size: of all processes. data_wait: share of the time. mfu: model FLOPs over what the devices could do.
+        """
+        seconds, device = time.perf_counter() - self.since, self.accelerator.device
+        # a device may lack float64, and float32 is enough for what is only shown
+        counts = torch.tensor([self.tokens, self.pixels, self.work], dtype=torch.float32, device=device)
+        tokens, pixels, work = self.accelerator.reduce(counts).tolist()
+        values = {
+            "samples_per_s": self.steps * batch_size / seconds,
             "data_wait": self.waited / seconds,
             "tokens_per_s": tokens / seconds,
             "pixels_per_s": pixels / seconds,
-            "mfu": work / seconds / (self.peak * processes),
-            "memory_peak_gb": peak_memory(self.device) / 1e9,
+            "mfu": work / seconds / (self.peak * self.accelerator.num_processes),
+            "memory_peak_gb": peak_memory(device) / 1e9,
         }
+        self._clear()
+        return seconds, values
 
     def expected(self, batch: Batch, seconds: float, phases: Sequence[tuple[int, int]]) -> str:
         """How long (image side, steps) in turn will take, by the work of each; seconds: of a step with this batch."""
@@ -55,6 +82,46 @@ class Pace:
 
         scale = seconds / work(batch.image.shape[-1])
         return expected_time([(steps, work(side) * scale) for side, steps in phases])
+
+
+class Bar:
+    """The progress bar of steps first to total - 1, which also tells how long they will take. Closes as a context."""
+
+    def __init__(self, first: int, total: int, shown: bool) -> None:
+        from tqdm import tqdm
+
+        interval = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file gets a line now and then
+        options: dict[str, Any] = {"desc": "training", "unit": "step", "smoothing": 0.05, "mininterval": interval}
+        self.bar = tqdm(initial=first, total=total, disable=not shown, **options)
+        self.first, self.total, self.shown, self.timed = first, total, shown, 0.0
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def step(self, done: int) -> float:
+        """So many are done. Seconds of a step, at the one from which that can be told; else 0."""
+        self.bar.update()
+        if done == self.first + 1:
+            self.bar.refresh()  # a log file would wait for its interval
+            self.timed = time.perf_counter()
+        elif done == self.first + TIMED and done < self.total and self.shown:
+            return (time.perf_counter() - self.timed) / (TIMED - 1)
+        return 0.0
+
+    def tell(self, text: str) -> None:
+        self.bar.write(text, file=sys.stderr)
+
+    def show(self, values: dict[str, Any]) -> None:
+        """What the log says, behind the bar."""
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.3f} ({values['loss_over_chance']:.2f} of chance), "
+            f"scale {values['logit_scale']:.1f}, {values['samples_per_s']:.0f} samples/s, "
+            f"{values['data_wait']:.0%} waiting, MFU {values['mfu']:.0%}",
+            refresh=False,
+        )
 
 
 def expected_time(phases: Sequence[tuple[int, float]]) -> str:

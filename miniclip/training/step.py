@@ -1,0 +1,125 @@
+"""One training step: images and token ids -> embeddings -> loss of the global batch -> gradients -> new weights.
+
+The logits, scale * image @ text.T + bias, are made and consumed inside `losses.objective.global_loss`, tile by tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from miniclip.config import Config
+from miniclip.data.augment import recolour
+from miniclip.data.loader import Batch
+from miniclip.losses.matrix import Embeddings
+from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.models import create_model
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.vit import VisionTransformer
+from miniclip.models.vocabulary import use_small_vocabulary_
+from miniclip.training.accelerator import tune_for_device
+from miniclip.training.diagnostics import step_figures, tower_norms
+from miniclip.training.gradcache import cached_backward
+from miniclip.training.optim import build_optimizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Taken(NamedTuple):
+    """A step. loss: over all processes. scale, norm: the logit scale and the gradient's 2-norm before the update.
+    finite: whether the weights moved. figures: more of it, where it was watched."""
+
+    loss: float
+    scale: float
+    norm: float
+    finite: bool
+    embeddings: Embeddings
+    figures: dict[str, float]
+
+
+class Learner:
+    """A fresh model with its optimiser, on its device.
+
+    config: with its model resolved. vocabulary: token ids whose rows alone are trained; see use_small_vocabulary_.
+    model: the DualEncoder. prepared: what a step calls, the model inside of what distributes it.
+    """
+
+    prepared: nn.Module
+
+    def __init__(self, config: Config, accelerator: Accelerator, vocabulary: Tensor | None = None) -> None:
+        assert config.model.image_size is not None
+        self.config, self.accelerator = config, accelerator
+        self.preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
+        torch.manual_seed(config.run.seed)
+        self.model = create_model(config.model)
+        # the weights are the same everywhere, dropped patches are not
+        torch.manual_seed(config.run.seed + accelerator.process_index)
+        if vocabulary is not None:
+            use_small_vocabulary_(self.model, vocabulary)
+        if isinstance(self.model.visual, VisionTransformer):
+            self.model.visual.patch_dropout = config.train.patch_dropout
+        tune_for_device(self.model, accelerator.device, config.train.compile)
+        sharded = accelerator.distributed_type == "FSDP"
+        if sharded:
+            self.model.flatten_scalars_()
+        self.prepared, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config.optim))
+        if sharded:
+            self.prepared.forward = accelerator.autocast()(
+                self.prepared.forward
+            )  # which Accelerate leaves out for FSDP
+        self.prepared.train()
+
+    def inputs(self, image: Tensor) -> Tensor:
+        """image: (B, 3, S, S), 0 to 255 -> what the image tower takes."""
+        image = self.preprocess.normalize(image)
+        resnet = self.config.model.image_encoder == "resnet"
+        return image.contiguous(memory_format=torch.channels_last) if resnet else image
+
+    def step(
+        self,
+        batch: Batch,
+        number: int,
+        rate: float,
+        sizes: list[int],
+        mean: Callable[[Tensor], float] = float,
+        watched: bool = False,
+    ) -> Taken:
+        """Move the weights once, unless the loss or its gradient is not finite.
+
+        batch: of this process, on its device. number: of the step, for losses that change along the training. rate:
+        the learning rate. sizes: images of each process. mean: the processes' losses -> that of the global batch.
+        """
+        config, accelerator = self.config, self.accelerator
+        pixels = recolour(batch.image, batch.look) if config.data.flip or config.data.colour_jitter else batch.image
+        image, weight = self.inputs(pixels), batch.weight if config.data.weights_for == "loss" else None
+        known = GlobalBatch.gathered(config.loss.positives, batch.image_id, batch.text_id, weight, sizes)
+        loss_of = partial(global_loss, batch=known, config=config.loss, step=number)
+
+        if chunk := config.train.micro_batch_size:
+            no_sync = partial(accelerator.no_sync, self.prepared)
+            loss, embeddings = cached_backward(
+                self.prepared, image, batch.text, loss_of, chunk=chunk, backward=accelerator.backward, no_sync=no_sync
+            )
+        else:
+            embeddings = self.prepared(image, batch.text)
+            loss = loss_of(embeddings)
+            accelerator.backward(loss)
+
+        value, scale = mean(loss.detach()), float(embeddings.scale.detach())
+        norm = float(accelerator.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip or math.inf))
+        # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
+        finite = math.isfinite(value) and (math.isfinite(norm) or accelerator.scaler is not None)
+        figures = tower_norms(self.model, norm) | step_figures(embeddings, known) if watched and finite else {}
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.model.clamp_logit_scale_()
+        self.optimizer.zero_grad()
+        return Taken(value, scale, norm, finite, embeddings.detach(), figures)
