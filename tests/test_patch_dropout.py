@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip.transformer
 import pytest
 import torch
@@ -9,16 +11,15 @@ import torch
 from miniclip.config import ModelConfig
 from miniclip.losses import softmax_loss
 from miniclip.losses.matrix import Embeddings
-from miniclip.models import DualEncoder, create_model
+from miniclip.models import DualEncoder, create_model, resolve
 from miniclip.models.vit import VisionTransformer, kept_patches
 from miniclip.training.gradcache import cached_backward
 
 
 def tower(dropout: float = 0.5) -> VisionTransformer:
     torch.manual_seed(0)
-    visual = VisionTransformer(
-        image_size=12, patch_size=4, width=16, layers=2, heads=2, embed_dim=8, activation="gelu"
-    ).double()
+    sizes: dict[str, Any] = {"image_size": 12, "patch_size": 4, "image_width": 16, "image_layers": 2, "image_heads": 2}
+    visual = VisionTransformer(resolve(ModelConfig("tiny-vit", embed_dim=8, **sizes))).double()
     visual.patch_dropout = dropout
     return visual
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from miniclip.config import ConfigError, ModelConfig
 from miniclip.models.clip import DualEncoder
-from miniclip.models.presets import PRESETS, nearest, resolve
+from miniclip.models.presets import PRESETS, TOWERS, nearest, resolve, tower_of
 
-__all__ = ["PRESETS", "DualEncoder", "create_model", "resolve"]
+__all__ = ["PRESETS", "TOWERS", "DualEncoder", "create_model", "resolve", "tower_of"]
 
 
 def create_model(preset: str | ModelConfig, **overrides: Any) -> DualEncoder:

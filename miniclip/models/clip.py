@@ -6,8 +6,6 @@ Axes: `B` batch, `E` embedding.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +13,8 @@ from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
 from miniclip.losses.matrix import Embeddings
-from miniclip.models.presets import image_stride, resolve
-from miniclip.models.resnet import ModifiedResNet
+from miniclip.models.presets import resolve, tower_of
 from miniclip.models.text import TextTower
-from miniclip.models.vit import VisionTransformer
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
 
@@ -35,41 +31,11 @@ class DualEncoder(TextTower):
 
     def __init__(self, config: ModelConfig) -> None:
         config = resolve(config)
-        c: dict[str, Any] = asdict(config)
-        checkpointing = config.activation_checkpointing
-        super().__init__(
-            context_length=c["context_length"],
-            vocab_size=c["vocab_size"],
-            width=c["text_width"],
-            heads=c["text_heads"],
-            layers=c["text_layers"],
-            embed_dim=c["embed_dim"],
-            activation=c["activation"],
-            checkpointing=checkpointing,
-        )
+        super().__init__(config)
         self.config = config
-        self.visual: ModifiedResNet | VisionTransformer
-        if config.image_encoder == "resnet":
-            self.visual = ModifiedResNet(
-                image_size=c["image_size"],
-                width=c["image_width"],
-                layers=c["image_layers"],
-                heads=c["image_heads"],
-                embed_dim=c["embed_dim"],
-                checkpointing=checkpointing,
-            )
-        else:
-            self.visual = VisionTransformer(
-                image_size=c["image_size"],
-                patch_size=c["patch_size"],
-                width=c["image_width"],
-                layers=c["image_layers"],
-                heads=c["image_heads"],
-                embed_dim=c["embed_dim"],
-                activation=c["activation"],
-                checkpointing=checkpointing,
-            )
-        self.logit_scale = nn.Parameter(torch.tensor(float(c["logit_scale_init"])))
+        self.visual = tower_of(config)(config)
+        assert config.logit_scale_init is not None
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
         bias = config.logit_bias_init
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
 
@@ -80,7 +46,7 @@ class DualEncoder(TextTower):
         the position embeddings are interpolated. normalize: unit length, in at least float32 even under autocast.
         Raises ValueError for another shape or dtype.
         """
-        size, stride = self.config.image_size, image_stride(self.config)
+        size, stride = self.config.image_size, self.visual.stride(self.config)
         square = image.ndim == 4 and image.shape[1] == 3 and 0 < image.shape[2] == image.shape[3]
         if not square or image.shape[3] % stride or not image.is_floating_point():
             raise ValueError(

@@ -1,6 +1,6 @@
 """Architectures as pure data, and `resolve`, which completes and checks a `ModelConfig` with them.
 
-The sizes are those of CLIP (arXiv:2103.00020, tables 19 and 20), in the order they have in `ModelConfig`.
+The sizes are those of CLIP (arXiv:2103.00020, tables 19 and 20). All heads are 64 channels wide.
 """
 
 from __future__ import annotations
@@ -11,126 +11,43 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from miniclip.config import ConfigError, ModelConfig
+from miniclip.models.resnet import ModifiedResNet
+from miniclip.models.tower import ImageTower, check_divides, is_size
+from miniclip.models.vit import VisionTransformer
+
+# model.image_encoder -> its class; another tower takes a line here, and its name among the config's choices
+TOWERS: dict[str, type[ImageTower]] = {"resnet": ModifiedResNet, "vit": VisionTransformer}
 
 _QUICKGELU = "-quickgelu"
-RESNET_STRIDE = 32  # the stem and the three strided stages shrink the side by 2 five times
+_HEAD = 64
 
-_SMALL_TEXT = {"text_width": 256, "text_heads": 4, "text_layers": 4}
 
-# image_heads of a ResNet are those of its attention pooling: 32 * image_width channels in heads of 64.
+def _text(width: int, layers: int = 12) -> dict[str, Any]:
+    return {"text_width": width, "text_heads": width // _HEAD, "text_layers": layers}
+
+
+def _resnet(embed_dim: int, size: int, width: int, layers: tuple[int, ...], text: dict[str, Any]) -> dict[str, Any]:
+    heads = 32 * width // _HEAD  # those of its attention pooling, which is 32 times as wide as the stem
+    image = {"image_size": size, "image_width": width, "image_layers": layers, "image_heads": heads}
+    return {"embed_dim": embed_dim, "image_encoder": "resnet", **image, **text}
+
+
+def _vit(embed_dim: int, patch: int, width: int, layers: int, text: dict[str, Any], size: int = 224) -> dict[str, Any]:
+    image = {"image_size": size, "image_width": width, "image_layers": layers, "image_heads": width // _HEAD}
+    return {"embed_dim": embed_dim, "image_encoder": "vit", **image, "patch_size": patch, **text}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "RN50": {
-        "embed_dim": 1024,
-        "image_encoder": "resnet",
-        "image_size": 224,
-        "image_width": 64,
-        "image_layers": (3, 4, 6, 3),
-        "image_heads": 32,
-        "text_width": 512,
-        "text_heads": 8,
-        "text_layers": 12,
-    },
-    "RN101": {
-        "embed_dim": 512,
-        "image_encoder": "resnet",
-        "image_size": 224,
-        "image_width": 64,
-        "image_layers": (3, 4, 23, 3),
-        "image_heads": 32,
-        "text_width": 512,
-        "text_heads": 8,
-        "text_layers": 12,
-    },
-    "RN50x4": {
-        "embed_dim": 640,
-        "image_encoder": "resnet",
-        "image_size": 288,
-        "image_width": 80,
-        "image_layers": (4, 6, 10, 6),
-        "image_heads": 40,
-        "text_width": 640,
-        "text_heads": 10,
-        "text_layers": 12,
-    },
-    "ViT-B-32": {
-        "embed_dim": 512,
-        "image_encoder": "vit",
-        "image_size": 224,
-        "image_width": 768,
-        "image_layers": 12,
-        "image_heads": 12,
-        "patch_size": 32,
-        "text_width": 512,
-        "text_heads": 8,
-        "text_layers": 12,
-    },
-    "ViT-B-16": {
-        "embed_dim": 512,
-        "image_encoder": "vit",
-        "image_size": 224,
-        "image_width": 768,
-        "image_layers": 12,
-        "image_heads": 12,
-        "patch_size": 16,
-        "text_width": 512,
-        "text_heads": 8,
-        "text_layers": 12,
-    },
-    "ViT-L-14": {
-        "embed_dim": 768,
-        "image_encoder": "vit",
-        "image_size": 224,
-        "image_width": 1024,
-        "image_layers": 24,
-        "image_heads": 16,
-        "patch_size": 14,
-        "text_width": 768,
-        "text_heads": 12,
-        "text_layers": 12,
-    },
-    "ViT-S-16": {
-        "embed_dim": 384,
-        "image_encoder": "vit",
-        "image_size": 224,
-        "image_width": 384,
-        "image_layers": 12,
-        "image_heads": 6,
-        "patch_size": 16,
-        "text_width": 384,
-        "text_heads": 6,
-        "text_layers": 12,
-    },
-    "ViT-S-32": {
-        "embed_dim": 384,
-        "image_encoder": "vit",
-        "image_size": 224,
-        "image_width": 384,
-        "image_layers": 12,
-        "image_heads": 6,
-        "patch_size": 32,
-        "text_width": 384,
-        "text_heads": 6,
-        "text_layers": 12,
-    },
-    "tiny-resnet": {
-        "embed_dim": 256,
-        "image_encoder": "resnet",
-        "image_size": 64,
-        "image_width": 32,
-        "image_layers": (1, 1, 1, 1),
-        "image_heads": 16,
-        **_SMALL_TEXT,
-    },
-    "tiny-vit": {
-        "embed_dim": 256,
-        "image_encoder": "vit",
-        "image_size": 64,
-        "image_width": 192,
-        "image_layers": 6,
-        "image_heads": 3,
-        "patch_size": 8,
-        **_SMALL_TEXT,
-    },
+    "RN50": _resnet(1024, 224, 64, (3, 4, 6, 3), _text(512)),
+    "RN101": _resnet(512, 224, 64, (3, 4, 23, 3), _text(512)),
+    "RN50x4": _resnet(640, 288, 80, (4, 6, 10, 6), _text(640)),
+    "ViT-B-32": _vit(512, 32, 768, 12, _text(512)),
+    "ViT-B-16": _vit(512, 16, 768, 12, _text(512)),
+    "ViT-L-14": _vit(768, 14, 1024, 24, _text(768)),
+    "ViT-S-16": _vit(384, 16, 384, 12, _text(384)),
+    "ViT-S-32": _vit(384, 32, 384, 12, _text(384)),
+    "tiny-resnet": _resnet(256, 64, 32, (1, 1, 1, 1), _text(256, 4)),
+    "tiny-vit": _vit(256, 8, 192, 6, _text(256, 4), size=64),
 }
 
 # What every CLIP shares, filled in even without a preset.
@@ -141,17 +58,8 @@ DEFAULTS: dict[str, Any] = {
     "logit_scale_init": math.log(1 / 0.07),  # CLIP section 2.5
 }
 
-_SIZES = (
-    "embed_dim",
-    "image_size",
-    "image_width",
-    "image_heads",
-    "context_length",
-    "vocab_size",
-    "text_width",
-    "text_heads",
-    "text_layers",
-)
+_SIZES: tuple[str, ...] = ("embed_dim", "image_size", "image_width", "image_heads", "context_length", "vocab_size")
+_SIZES += ("text_width", "text_heads", "text_layers")
 
 
 def nearest(name: str, choices: list[str]) -> str:
@@ -177,76 +85,36 @@ def resolve(config: ModelConfig) -> ModelConfig:
     Raises ConfigError for an unknown preset, for missing fields (all of them named) and for sizes that do not fit.
     """
     base = {**DEFAULTS, **(_preset_fields(config.preset) if config.preset is not None else {})}
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    filled = {**base, **given}
+    filled = {**base, **{name: value for name, value in asdict(config).items() if value is not None}}
     if isinstance(filled.get("image_layers"), list):
         filled["image_layers"] = tuple(filled["image_layers"])
-
+    tower = TOWERS.get(filled.get("image_encoder", ""))
     optional = {"preset", "logit_bias_init", "activation_checkpointing"}
-    if filled.get("image_encoder") != "vit":
+    if tower is None or not tower.has_patches:
         optional.add("patch_size")
     missing = [f.name for f in fields(ModelConfig) if f.name not in filled and f.name not in optional]
     if missing:
         listed = ", ".join(f"model.{name}" for name in missing)
         raise ConfigError(f"{listed} must be set, or model.preset must name one of {', '.join(PRESETS)}")
-    _check(filled)
-    return replace(config, **filled)
-
-
-def image_stride(config: ModelConfig) -> int:
-    """Pixels of which every image side that the image encoder takes is a multiple; config is resolved."""
-    return config.patch_size or RESNET_STRIDE
-
-
-def _check(c: dict[str, Any]) -> None:
     for name in _SIZES:
-        if not _is_size(c[name]):
-            raise ConfigError(f"model.{name}={c[name]!r} must be a whole number of at least 1")
-    if isinstance(c.get("logit_bias_init"), str):
+        if not is_size(filled[name]):
+            raise ConfigError(f"model.{name}={filled[name]!r} must be a whole number of at least 1")
+    if isinstance(filled.get("logit_bias_init"), str):
         raise ConfigError(
             "model.logit_bias_init=balanced depends on the batch of a training run; write the number here"
         )
-    if c["activation"] not in ("gelu", "quick_gelu"):
-        raise ConfigError(f"model.activation={c['activation']!r} must be 'gelu' or 'quick_gelu'")
-    if c["image_encoder"] == "vit":
-        _check_vit(c)
-    elif c["image_encoder"] == "resnet":
-        _check_resnet(c)
-    else:
-        raise ConfigError(f"model.image_encoder={c['image_encoder']!r} must be 'vit' or 'resnet'")
-    _divides("text_width", c["text_width"], "text_heads", c["text_heads"])
+    if filled["activation"] not in ("gelu", "quick_gelu"):
+        raise ConfigError(f"model.activation={filled['activation']!r} must be 'gelu' or 'quick_gelu'")
+    if tower is None:
+        known = " or ".join(repr(name) for name in reversed(TOWERS))
+        raise ConfigError(f"model.image_encoder={filled['image_encoder']!r} must be {known}")
+    config = replace(config, **filled)
+    tower.check(config)
+    check_divides("text_width", filled["text_width"], "text_heads", filled["text_heads"])
+    return config
 
 
-def _check_vit(c: dict[str, Any]) -> None:
-    if not _is_size(c["image_layers"]):
-        raise ConfigError(f"model.image_layers={c['image_layers']!r} must be one whole number for a vit, e.g. 12")
-    if not _is_size(c["patch_size"]):
-        raise ConfigError(f"model.patch_size={c['patch_size']!r} must be a whole number of at least 1")
-    _divides("image_size", c["image_size"], "patch_size", c["patch_size"])
-    _divides("image_width", c["image_width"], "image_heads", c["image_heads"])
-
-
-def _check_resnet(c: dict[str, Any]) -> None:
-    layers = c["image_layers"]
-    if not (isinstance(layers, tuple) and len(layers) == 4 and all(map(_is_size, layers))):
-        raise ConfigError(
-            f"model.image_layers={layers!r} must be four whole numbers of at least 1 for a resnet, e.g. [3, 4, 6, 3]"
-        )
-    if "patch_size" in c:
-        raise ConfigError(f"model.patch_size={c['patch_size']} has no meaning for a resnet; leave it out")
-    if c["image_width"] % 2:
-        raise ConfigError(
-            f"model.image_width={c['image_width']} must be even: the resnet's stem starts with half of it"
-        )
-    _divides("image_size", c["image_size"], "the resnet's stride", RESNET_STRIDE)
-    _divides("image_width * 32", c["image_width"] * 32, "image_heads", c["image_heads"])
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _divides(name: str, value: int, by: str, divisor: int) -> None:
-    if value % divisor:
-        near = max(1, round(value / divisor)) * divisor
-        raise ConfigError(f"model.{name}={value} is not divisible by {by}={divisor}; the nearest that is: {near}")
+def tower_of(config: ModelConfig) -> type[ImageTower]:
+    """The class of a resolved config's image tower."""
+    assert config.image_encoder is not None
+    return TOWERS[config.image_encoder]

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from miniclip.config import ConfigError, ModelConfig
+from miniclip.models.tower import ImageTower, check_divides, is_size
 from miniclip.models.transformer import attend_once, positions_at, run_block
 
 EXPANSION = 4
+STRIDE = 32  # the stem and the three strided stages shrink the side by 2 five times
 
 
 class Bottleneck(nn.Module):
@@ -51,7 +55,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One multi-head attention whose only query is the mean of the picture's cells."""
+    """One multi-head attention whose only query is the mean of the image's cells."""
 
     def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -76,23 +80,16 @@ class AttentionPool(nn.Module):
         return self.c_proj(attend_once(q, x, key, value))
 
 
-class ModifiedResNet(nn.Module):
-    """Stem -> four stages -> attention pooling -> (B, E).
+class ModifiedResNet(ImageTower):
+    """Stem -> four stages -> attention pooling -> (B, E)."""
 
-    layers: blocks in each of the four stages. image_size must be divisible by 32, width * 32 by heads.
-    """
+    memory_format = torch.channels_last
 
-    def __init__(
-        self,
-        image_size: int,
-        width: int,
-        layers: tuple[int, ...],
-        heads: int,
-        embed_dim: int,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        c: Any = config  # resolved: only patch_size is None
+        width, layers = c.image_width, c.image_layers  # blocks in each of the four stages
+        self.checkpointing = c.activation_checkpointing
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -104,7 +101,29 @@ class ModifiedResNet(nn.Module):
         self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
         self.layer3 = _stage(width * 8, width * 4, layers[2], stride=2)
         self.layer4 = _stage(width * 16, width * 8, layers[3], stride=2)
-        self.attnpool = AttentionPool(image_size // 32, width * 32, heads, embed_dim)
+        self.attnpool = AttentionPool(c.image_size // STRIDE, width * 32, c.image_heads, c.embed_dim)
+
+    @staticmethod
+    def stride(config: ModelConfig) -> int:
+        return STRIDE
+
+    @staticmethod
+    def check(config: ModelConfig) -> None:
+        c: Any = config
+        layers = c.image_layers
+        if not (isinstance(layers, tuple) and len(layers) == 4 and all(map(is_size, layers))):
+            raise ConfigError(
+                f"model.image_layers={layers!r} must be four whole numbers of at least 1 for a resnet, e.g. "
+                "[3, 4, 6, 3]"
+            )
+        if c.patch_size is not None:
+            raise ConfigError(f"model.patch_size={c.patch_size} has no meaning for a resnet; leave it out")
+        if c.image_width % 2:
+            raise ConfigError(
+                f"model.image_width={c.image_width} must be even: the resnet's stem starts with half of it"
+            )
+        check_divides("image_size", c.image_size, "the resnet's stride", STRIDE)
+        check_divides("image_width * 32", c.image_width * 32, "image_heads", c.image_heads)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S) float, normalised, S any multiple of 32. Returns (B, E), not normalised."""

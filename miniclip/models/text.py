@@ -5,10 +5,13 @@ Axes: `B` batch, `L` tokens, `D` width, `E` embedding.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miniclip.config import ModelConfig
 from miniclip.models.transformer import Block, Packed, Transformer
 
 
@@ -22,24 +25,16 @@ class TextTower(nn.Module):
     same. The host then waits for the lengths.
     """
 
-    def __init__(
-        self,
-        context_length: int,
-        vocab_size: int,
-        width: int,
-        heads: int,
-        layers: int,
-        embed_dim: int,
-        activation: str,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        c: Any = config  # resolved: nothing that is used here is None
+        width, layers = c.text_width, c.text_layers
         self.packs = False
-        self.token_embedding = nn.Embedding(vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.transformer = Transformer(width, heads, layers, activation, checkpointing)
+        self.token_embedding = nn.Embedding(c.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(c.context_length, width))
+        self.transformer = Transformer(width, c.text_heads, layers, c.activation, c.activation_checkpointing)
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
+        self.text_projection = nn.Parameter(torch.empty(width, c.embed_dim))
 
         # OpenAI's code; the paper leaves the text tower's initialisation to it.
         nn.init.normal_(self.token_embedding.weight, std=0.02)

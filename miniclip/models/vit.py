@@ -6,44 +6,52 @@ Axes: `B` batch, `L` tokens (class token first), `D` width, `E` embedding.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from miniclip.config import ConfigError, ModelConfig
+from miniclip.models.tower import ImageTower, check_divides, is_size
 from miniclip.models.transformer import Transformer, positions_at
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageTower):
     """Patches -> tokens -> Transformer -> the class token -> (B, E).
 
-    image_size must be divisible by patch_size, width by heads.
-
-    patch_dropout: in training mode each picture goes through the Transformer with `kept_patches` of its patches, drawn
+    patch_dropout: in training mode each image goes through the Transformer with `kept_patches` of its patches, drawn
     from torch's generator, and the class token (FLIP, arXiv:2212.00794); in [0, 1), 0 keeps all. Evaluation keeps all.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        embed_dim: int,
-        activation: str,
-        checkpointing: bool = False,
-    ) -> None:
+    has_patches = True
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.patch_dropout = 0.0
-        tokens = (image_size // patch_size) ** 2 + 1
+        c: Any = config  # resolved: nothing is None
+        width = c.image_width
+        tokens = (c.image_size // c.patch_size) ** 2 + 1
         std = width**-0.5
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.conv1 = nn.Conv2d(3, width, kernel_size=c.patch_size, stride=c.patch_size, bias=False)
         self.class_embedding = nn.Parameter(std * torch.randn(width))
         self.positional_embedding = nn.Parameter(std * torch.randn(tokens, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, heads, layers, activation, checkpointing)
+        self.transformer = Transformer(width, c.image_heads, c.image_layers, c.activation, c.activation_checkpointing)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(std * torch.randn(width, embed_dim))
+        self.proj = nn.Parameter(std * torch.randn(width, c.embed_dim))
+
+    @staticmethod
+    def stride(config: ModelConfig) -> int:
+        return config.patch_size or 0
+
+    @staticmethod
+    def check(config: ModelConfig) -> None:
+        c: Any = config
+        if not is_size(c.image_layers):
+            raise ConfigError(f"model.image_layers={c.image_layers!r} must be one whole number for a vit, e.g. 12")
+        if not is_size(c.patch_size):
+            raise ConfigError(f"model.patch_size={c.patch_size!r} must be a whole number of at least 1")
+        check_divides("image_size", c.image_size, "patch_size", c.patch_size)
+        check_divides("image_width", c.image_width, "image_heads", c.image_heads)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S) float, normalised, S any multiple of patch_size. Returns (B, E), not normalised."""

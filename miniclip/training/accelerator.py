@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from miniclip.config import Config, ConfigError
-from miniclip.models import DualEncoder
-from miniclip.models.presets import image_stride
+from miniclip.models import DualEncoder, tower_of
 from miniclip.training.precision import Precision, agreed
 
 if TYPE_CHECKING:
@@ -29,12 +28,13 @@ def check_possible(config: Config) -> None:
     """Raise ConfigError for what this machine, or the resolved model of config, cannot do."""
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision=fp16 needs a GPU; use auto or fp32 on a CPU")
-    if config.train.patch_dropout and config.model.image_encoder != "vit":
+    tower = tower_of(config.model)
+    if config.train.patch_dropout and not tower.has_patches:
         raise ConfigError(
             f"train.patch_dropout={config.train.patch_dropout} drops patches, which a ResNet does not have; use a ViT, "
             "e.g. model.preset=tiny-vit, or set it to 0"
         )
-    low, full, stride = config.train.low_image_size, config.model.image_size, image_stride(config.model)
+    low, full, stride = config.train.low_image_size, config.model.image_size, tower.stride(config.model)
     if low is not None and (low % stride or low >= (full or 0)):
         raise ConfigError(
             f"train.low_image_size={low} must be a multiple of {stride}, by which this image encoder divides the side, "
@@ -131,8 +131,7 @@ def tune_fsdp(accelerator: Accelerator) -> None:
 
 def tune_for_device(model: DualEncoder, device: torch.device, compiled: bool) -> None:
     """Memory format, packed captions, allocator and compiler for the device that the model will run on."""
-    if model.config.image_encoder == "resnet":
-        model.visual.to(memory_format=torch.channels_last)
+    model.visual.to(memory_format=model.visual.memory_format)
     if device.type == "cpu":
         keep_freed_memory()
     if compiled:

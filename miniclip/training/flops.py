@@ -1,31 +1,28 @@
 """How much arithmetic a model needs, and how much the machine can do: their quotient is the MFU.
 
-A multiply-add counts as two operations, and only matrix products, convolutions and attention count, as in torch's
-FlopCounterMode: the rest is below a hundredth. Attention counts in full though it is causal, as everybody counts it,
-and so does a caption whose beginning another one has, too.
-
-Axes: `B` captions, `L` tokens, `D` width, `E` embedding.
+Operations are those of torch's FlopCounterMode: a multiply-add counts as two, and only matrix products, convolutions
+and attention count. Attention counts in full though it is causal, as everybody counts it, and so does a caption whose
+beginning another one has, too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from miniclip.config import ModelConfig
-from miniclip.models.presets import resolve
-from miniclip.models.resnet import EXPANSION
-from miniclip.models.vit import kept_patches
+from miniclip.models import create_model, resolve
 
 
 class Flops(NamedTuple):
     """Floating-point operations of the towers' forward pass.
 
-    image: for one picture. by_power: for one caption of L tokens, the factors of 1, L and L^2.
+    image: for one image. by_power: for one caption of L tokens, the factors of 1, L and L^2.
     """
 
     image: float
@@ -43,55 +40,34 @@ class Flops(NamedTuple):
 
 
 def forward_flops(config: ModelConfig, patch_dropout: float = 0.0) -> Flops:
-    """What the towers of a model compute; config may leave fields to its preset.
+    """What the towers of a model compute, counted on tensors without memory; config may leave fields to its preset.
 
-    patch_dropout: that of the pictures, in [0, 1). Raises ConfigError for a config that no model can have.
+    patch_dropout: that of the images, in [0, 1). Raises ConfigError for a config that no model can have.
     """
-    config = resolve(config)
-    image = _resnet(config) if config.image_encoder == "resnet" else _vit(config, patch_dropout)
-    assert config.text_width and config.text_layers and config.embed_dim
-    constant, linear, square = _transformer(config.text_width, config.text_layers)
-    return Flops(image, (constant + 2.0 * config.text_width * config.embed_dim, linear, square))
+    return _forward_flops(resolve(config), patch_dropout)
 
 
-def _transformer(width: int, layers: int) -> tuple[float, float, float]:
-    """Factors of 1, L and L^2. The last block computes one token alone: keys and values of all, but the rest of it."""
-    weights = float(width**2)  # a square matrix; input and output projections are 4 of them, the two of the MLP 8
-    full = layers - 1
-    return 2 * 10 * weights, full * 24 * weights + 2 * 2 * weights + 4 * width, full * 4.0 * width
+@cache
+def _forward_flops(config: ModelConfig, patch_dropout: float) -> Flops:
+    with torch.device("meta"):  # which draws no random numbers
+        model = create_model(config)
+        model.visual.patch_dropout = patch_dropout
+        side = model.config.image_size or 0
+        # two, for BatchNorm in training refuses the one cell of a small image
+        image = _counted(model.encode_image, torch.empty(2, 3, side, side)) / 2
+        one, two, three = (_counted(model.encode_text, torch.zeros(1, n, dtype=torch.long)) for n in (1, 2, 3))
+    square = (three - 2 * two + one) / 2
+    linear = two - one - 3 * square
+    return Flops(image, (one - linear - square, linear, square))
 
 
-def _vit(config: ModelConfig, patch_dropout: float) -> float:
-    assert config.image_size and config.patch_size and config.image_width and config.embed_dim
-    assert isinstance(config.image_layers, int)
-    width = config.image_width
-    patches = (config.image_size // config.patch_size) ** 2
-    tokens = 1 + kept_patches(patches, patch_dropout)
-    constant, linear, square = _transformer(width, config.image_layers)
-    embedding = 2 * patches * 3 * config.patch_size**2 * width
-    return embedding + constant + linear * tokens + square * tokens**2 + 2 * width * config.embed_dim
+@torch.no_grad()
+def _counted(tower: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
 
-
-def _resnet(config: ModelConfig) -> float:
-    assert config.image_size and config.image_width and config.image_heads and config.embed_dim
-    assert isinstance(config.image_layers, tuple)
-    width, side = config.image_width, config.image_size // 2
-    stem = 3 * width // 2 + (width // 2) ** 2 + width // 2 * width
-    multiplied = 9 * stem * side**2
-    side //= 2
-    channels_in = width
-    for stage, blocks in enumerate(config.image_layers):
-        channels = width * 2**stage
-        for block in range(blocks):
-            # a stride comes after the first two convolutions
-            multiplied += channels * (channels_in + 9 * channels) * side**2
-            if block == 0 and stage > 0:
-                side //= 2
-            multiplied += channels * EXPANSION * (channels + (channels_in if block == 0 else 0)) * side**2
-            channels_in = channels * EXPANSION
-    tokens = side**2 + 1  # the mean of the cells asks, and each cell answers each head
-    multiplied += 3 * channels_in**2 + 2 * config.image_heads * tokens * channels_in
-    return 2.0 * (multiplied + channels_in * config.embed_dim)
+    with FlopCounterMode(display=False) as counter:
+        tower(inputs)
+    return float(counter.get_total_flops())
 
 
 def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.3) -> float:

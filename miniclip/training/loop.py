@@ -17,7 +17,6 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -165,7 +164,6 @@ def _throughput(config: Config, accelerator: Accelerator) -> Throughput:
     """Measures what the device can do."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
 
-    @cache
     def flops(side: int) -> Flops:
         return forward_flops(replace(config.model, image_size=side), config.train.patch_dropout)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from miniclip.common.processes import gathered
 from miniclip.config.sections import Format, ImageEncoderKind
+from miniclip.models import TOWERS
 
 Wanted = Literal["auto", "fp32", "bf16", "fp16"]
 WORTH = 1.2  # times as fast as fp32, from where bf16 is worth the digits that it loses
@@ -86,7 +87,7 @@ def speed_of_bf16(encoder: ImageEncoderKind) -> float:
     try:
         for rows in (32, 2048):
             layers: list[tuple[nn.Module, Tensor]] = [(nn.Linear(128, 512), torch.randn(rows, 128))]
-            if encoder == "resnet":
+            if TOWERS[encoder].memory_format == torch.channels_last:  # as convolutions have it
                 pixels = torch.randn(rows // 16, 32, 16, 16).contiguous(memory_format=torch.channels_last)
                 layers.append((nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last), pixels))
             speed = _seconds(layers, half=False) / _seconds(layers, half=True)

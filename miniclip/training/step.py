@@ -20,7 +20,6 @@ from miniclip.losses.matrix import Embeddings
 from miniclip.losses.objective import GlobalBatch, global_loss
 from miniclip.models import create_model
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.vit import VisionTransformer
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import tune_for_device
 from miniclip.training.diagnostics import step_figures, tower_norms
@@ -62,8 +61,7 @@ class Learner:
         torch.manual_seed(config.run.seed + accelerator.process_index)
         if vocabulary is not None:
             use_small_vocabulary_(self.model, vocabulary)
-        if isinstance(self.model.visual, VisionTransformer):
-            self.model.visual.patch_dropout = config.train.patch_dropout
+        self.model.visual.patch_dropout = config.train.patch_dropout
         tune_for_device(self.model, accelerator.device, config.train.compile)
         sharded = accelerator.distributed_type == "FSDP"
         if sharded:
@@ -77,9 +75,7 @@ class Learner:
 
     def inputs(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S), 0 to 255 -> what the image tower takes."""
-        image = self.preprocess.normalize(image)
-        resnet = self.config.model.image_encoder == "resnet"
-        return image.contiguous(memory_format=torch.channels_last) if resnet else image
+        return self.preprocess.normalize(image).to(memory_format=self.model.visual.memory_format)
 
     def step(
         self,
