@@ -97,8 +97,8 @@ def test_stopped_thrice_and_resumed_equals_an_unbroken_run(
 @pytest.mark.parametrize(
     ("name", "numbers", "told"),
     [
-        ("open_feed", [signal.SIGINT], "stopped before the first step; nothing was saved"),
-        ("open_feed", [signal.SIGTERM], "stopped before the first step; nothing was saved"),
+        ("open_batches", [signal.SIGINT], "stopped before the first step; nothing was saved"),
+        ("open_batches", [signal.SIGTERM], "stopped before the first step; nothing was saved"),
         # the evaluation ends, and one more step
         ("evaluate", [signal.SIGTERM, signal.SIGTERM], "stopped after step 5 of 6; the last checkpoint is "),
         ("evaluate", [signal.SIGINT, signal.SIGINT], "stopped at once; the last checkpoint is "),

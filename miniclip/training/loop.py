@@ -173,7 +173,9 @@ def _throughput(config: Config, accelerator: Accelerator) -> Throughput:
 class _Loop:
     """One run's steps; the state that a step hands to the next."""
 
-    def __init__(self, learner: Learner, feed: TrainBatches, hooks: Hooks, stopping: Stopping, progress: Progress) -> None:
+    def __init__(
+        self, learner: Learner, feed: TrainBatches, hooks: Hooks, stopping: Stopping, progress: Progress
+    ) -> None:
         self.learner, self.feed, self.hooks, self.stopping, self.progress = learner, feed, hooks, stopping, progress
         self.config, self.accelerator = learner.config, learner.accelerator
         self.main, self.run_dir = self.accelerator.is_main_process, Path(self.config.run.dir)

@@ -12,4 +12,6 @@ import torch._dynamo
 
 import miniclip.cli.evaluate
 import miniclip.cli.train
+import miniclip.evaluation.suite
+import miniclip.inspection.history
 import miniclip.training.loop
