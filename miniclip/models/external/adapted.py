@@ -1,21 +1,37 @@
-"""What the models of other libraries share in the form that evaluation takes."""
+"""What the models of other libraries share in the form that evaluation takes.
+
+What is loaded may come from anybody, so it runs no code. Axes: B batch, L tokens, S side of the image, E embedding.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
-
-ModelConfig = TypeVar("ModelConfig")
+from torch import Tensor, nn
 
 
-class AdaptedModel(nn.Module, Generic[ModelConfig]):
-    """Another library's model, and what evaluation asks of it; its scale and bias are 0-dim, as miniclip's are."""
+@dataclass(frozen=True)
+class AdaptedConfig:
+    """What evaluation asks of a model. zero_padded: rows of ids end in zeros after CLIP's end token."""
 
-    def __init__(self, model: nn.Module, config: ModelConfig) -> None:
+    name: str
+    image_size: int
+    embed_dim: int
+    context_length: int
+    zero_padded: bool = False
+
+
+class AdaptedModel(nn.Module):
+    """Another library's model with the meaning of miniclip's: features as the towers give them, before unit length.
+
+    logit_scale: 0-dim, the natural logarithm of the factor on the cosines. logit_bias: 0-dim, or None.
+    """
+
+    def __init__(self, model: nn.Module, config: AdaptedConfig) -> None:
         super().__init__()
         self.model: Any = model
         self.config = config
@@ -25,19 +41,32 @@ class AdaptedModel(nn.Module, Generic[ModelConfig]):
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """0-dim: natural logarithm of the factor on the cosines."""
-        return cast(nn.Parameter, self.model.logit_scale)
+        return self.model.logit_scale
 
     @property
     def logit_bias(self) -> nn.Parameter | None:
-        """0-dim, or None for a model without one."""
-        return cast("nn.Parameter | None", self.model.logit_bias)
+        return self.model.logit_bias
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
+        raise NotImplementedError
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """text: (B, L) rows of the model's own tokenizer. Returns (B, E)."""
+        raise NotImplementedError
+
+
+def square_side(name: str, size: int | Sequence[int]) -> int:
+    """S of what a config says. Raises ValueError if images are not square."""
+    sides = [size] if isinstance(size, int) else list(size)
+    if len(set(sides)) != 1:
+        raise ValueError(f"{name} takes images of {sides} pixels; only square ones can be evaluated")
+    return int(sides[0])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing is logged meanwhile."""
-    # Errors are logged before they are raised, each retry of a download too; what is raised says enough.
+    """Nothing is logged meanwhile: errors are logged before they are raised, each retry of a download too."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

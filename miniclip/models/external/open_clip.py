@@ -8,7 +8,7 @@
 
 A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai.
 What is loaded may come from anybody, so it runs no code: weights are read as safetensors or with `weights_only=True`,
-and a tokenizer that brings Python files is refused. Axes: B batch, L tokens, S side of the picture, E embedding.
+and a tokenizer that brings Python files is refused. Axes: B batch, L tokens, S side of the image, E embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from miniclip.models.external.adapted import AdaptedModel, quiet
+from miniclip.common.printing import one_line
+from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, quiet, square_side
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import Tokenizer
@@ -36,30 +37,13 @@ RANDOM = "random"
 _FOLDERS = ("hf-hub:", "local-dir:")  # what brings its own config
 
 
-@dataclass(frozen=True)
-class OpenClipConfig:
-    """What evaluation asks of a model. zero_padded: rows of ids end in zeros after CLIP's end token."""
-
-    name: str
-    image_size: int
-    embed_dim: int
-    context_length: int
-    zero_padded: bool
-
-
-class OpenClipModel(AdaptedModel[OpenClipConfig]):
-    """A model of open_clip with the meaning of miniclip's: features as the towers give them, before unit length."""
-
+class OpenClipModel(AdaptedModel):
     def encode_image(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
         return self.model.encode_image(image, normalize=False)  # CoCa's own default is True
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """text: (B, L) ids of the model's tokenizer. Returns (B, E).
-
-        open_clip's towers want every row at its full length: zeros that were cut off behind CLIP's end token are put
-        back. Raises ValueError for another L where the padding is not zeros.
-        """
+        """text: (B, L) ids. The towers want every row at its full length: zeros cut off behind CLIP's end token are put
+        back. Raises ValueError for another L where the padding is not zeros."""
         missing = self.config.context_length - text.shape[1]
         if missing < 0 or (missing and not self.config.zero_padded):
             raise ValueError(
@@ -71,18 +55,16 @@ class OpenClipModel(AdaptedModel[OpenClipConfig]):
 
 @dataclass(frozen=True)
 class OpenClipPreprocess(Preprocess):
-    """The transform of open_clip's evaluation: on an RGB picture every pixel equals its own.
+    """The transform of open_clip's evaluation, pixel by pixel.
 
-    Preprocess cuts the square and scales it in one step, bicubic. open_clip scales the picture to whole pixels and then
+    Preprocess cuts the square and scales it in one step, bicubic. open_clip scales the image to whole pixels and then
     cuts, up to half a pixel elsewhere, and some models want bilinear: small differences, but figures depend on them.
     """
 
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def to_square(self, image: Image.Image) -> Image.Image:
-        """RGB picture of any size -> RGB picture of S x S pixels (antialiased)."""
-        side = self.image_size
-        width = height = side
+        side = width = height = self.image_size
         if self.resize == "crop":
             shorter = min(image.size)
             width, height = (side if n == shorter else int(side * n / shorter) for n in image.size)
@@ -98,9 +80,8 @@ def load_open_clip(
 ) -> tuple[OpenClipModel, OpenClipPreprocess, TextTokenizer]:
     """A name of the form above -> the model in evaluation mode, in float32, its preprocessing and its tokenizer.
 
-    A file says nothing of the preprocessing (nor of QuickGELU, which the ARCH decides): it gets open_clip's default,
-    CLIP's mean and deviation with the shorter side scaled, as open_clip itself does. A folder has its own. Position
-    embeddings of another picture size or context length are interpolated, as open_clip does.
+    A file says nothing of the preprocessing (nor of QuickGELU, which the ARCH decides): it gets open_clip's default. A
+    folder has its own. Position embeddings of another image size or context length are interpolated.
     Raises ValueError with one line that says what to do.
     """
     source = _Source.find(name)
@@ -120,7 +101,7 @@ def load_open_clip(
     except Exception as error:  # a file may hold anything, so anything may be raised
         raise ValueError(source.trouble(error)) from error
     preprocess = _preprocess(name, image_size, open_clip.get_model_preprocess_cfg(model))
-    config = OpenClipConfig(name, image_size, source.config["embed_dim"], length, isinstance(tokenizer, Tokenizer))
+    config = AdaptedConfig(name, image_size, source.config["embed_dim"], length, isinstance(tokenizer, Tokenizer))
     return OpenClipModel(model, config).eval(), preprocess, tokenizer
 
 
@@ -162,14 +143,7 @@ class _Source:
 
     @property
     def image_size(self) -> int:
-        size = self.config["vision_cfg"].get("image_size", 224)  # open_clip's default
-        if isinstance(size, Sequence):
-            if len(set(size)) != 1:
-                raise ValueError(
-                    f"{self.name} takes pictures of {list(size)} pixels; only square ones can be evaluated"
-                )
-            size = size[0]
-        return int(size)
+        return square_side(self.name, self.config["vision_cfg"].get("image_size", 224))  # open_clip's default
 
     def tokenizer(self) -> tuple[TextTokenizer, int]:
         """-> the tokenizer and its context length. CLIP's own byte pairs come from miniclip: equal ids, and faster."""
@@ -187,13 +161,13 @@ class _Source:
                 theirs = open_clip.get_tokenizer(self.arch, **({"trust_remote_code": False} if foreign else {}))
         except Exception as error:
             raise ValueError(
-                f"{self.name}: its tokenizer {foreign or self.arch} cannot be loaded ({_one_line(error)}); it is "
+                f"{self.name}: its tokenizer {foreign or self.arch} cannot be loaded ({_reason(error)}); it is "
                 "fetched when first used and may not bring code of its own"
             ) from error
         return lambda texts: theirs(list(texts)).long(), int(theirs.context_length)
 
     def trouble(self, error: Exception) -> str:
-        reason = _one_line(error)
+        reason = _reason(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors"
         if self.random:
@@ -246,7 +220,7 @@ def _folder_config(name: str, body: str) -> dict[str, Any]:
     except Exception as error:
         what = "the internet connection and the name" if body.startswith("hf-hub:") else "the folder's name"
         raise ValueError(
-            f"{name}: no open_clip_config.json can be read there ({_one_line(error)}); check {what}"
+            f"{name}: no open_clip_config.json can be read there ({_reason(error)}); check {what}"
         ) from error
     parts = ("vision_cfg", "text_cfg")
     if (
@@ -264,7 +238,7 @@ def _preprocess(name: str, image_size: int, values: Mapping[str, Any]) -> OpenCl
     mean, std = (tuple(v) if isinstance(v, Sequence) else (v,) for v in (values["mean"], values["std"]))
     if resize is None or interpolation not in ("bicubic", "bilinear") or len(mean) != 3 or len(std) != 3:
         raise ValueError(
-            f"{name} wants pictures prepared by resize_mode={values['resize_mode']!r}, interpolation="
+            f"{name} wants images prepared by resize_mode={values['resize_mode']!r}, interpolation="
             f"{values['interpolation']!r}, mean {mean} and std {std}; miniclip can do shortest and squash, bicubic and "
             "bilinear, with three channels"
         )
@@ -283,6 +257,5 @@ def _open_clip() -> Any:
     return open_clip
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+def _reason(error: Exception) -> str:
+    return one_line(str(error) or type(error).__name__, 300)

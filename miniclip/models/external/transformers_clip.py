@@ -4,7 +4,7 @@
     hf:ORG/NAME    the same from the Hub; with HF_HUB_OFFLINE=1 from its cache alone
 
 CLIPModel and SiglipModel are known. What is loaded may come from anybody, so it runs no code: weights are read as
-safetensors, and Python files beside them are left alone. Axes: B batch, L tokens, S side of the picture, E embedding.
+safetensors, and Python files beside them are left alone. Axes: B batch, L tokens, S side of the image, E embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip.common.printing import one_line
-from miniclip.models.external.adapted import AdaptedModel, quiet
+from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, quiet, square_side
 from miniclip.models.preprocess import Preprocess
 
 PREFIX = "hf:"
@@ -42,33 +42,16 @@ _REASONS = {
 _LEGACY_EOS = 2  # what old configs of CLIP say; transformers then pools at the highest id
 
 
-@dataclass(frozen=True)
-class TransformersConfig:
-    """What evaluation asks of a model."""
-
-    name: str
-    image_size: int
-    embed_dim: int
-    context_length: int
-
-
-class TransformersModel(AdaptedModel[TransformersConfig]):
-    """A model of transformers with the meaning of miniclip's: features as the towers give them, before unit length."""
-
+class TransformersModel(AdaptedModel):
     def encode_image(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
         return _features(self.model.get_image_features(pixel_values=image))
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """text: (B, L) rows of the model's TransformersTokenizer. Returns (B, E)."""
-        hidden = text < 0
+        hidden = text < 0  # as TransformersTokenizer marks them
         if not bool(hidden.any()):
             return _features(self.model.get_text_features(input_ids=text))
-        return _features(
-            self.model.get_text_features(
-                input_ids=torch.where(hidden, ~text, text), attention_mask=(~hidden).to(text.dtype)
-            )
-        )
+        ids, mask = torch.where(hidden, ~text, text), (~hidden).to(text.dtype)
+        return _features(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
 def _features(output: Any) -> Tensor:
@@ -83,11 +66,10 @@ class TransformersPreprocess(Preprocess):
     processor: Any = None
 
     def to_square(self, image: Image.Image) -> Image.Image:
-        """RGB picture of any size -> RGB picture of S x S pixels."""
         return Image.fromarray(self.to_uint8(image).permute(1, 2, 0).contiguous().numpy())  # c h w -> h w c
 
     def to_uint8(self, image: Image.Image) -> Tensor:
-        """Picture -> uint8 (3, S, S). A call keeps no state in the processor, so threads may share it."""
+        # a call keeps no state in the processor, so threads may share it
         made = self.processor(images=image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt")
         return made["pixel_values"][0]
 
@@ -127,7 +109,7 @@ def load_transformers(
     preprocess, tokenizer = source.preprocess(), source.tokenizer()  # may refuse, so before the weights are fetched
     model = source.model().to(device)
     width = source.config.projection_dim if source.family == "CLIP" else source.config.vision_config.hidden_size
-    config = TransformersConfig(name, preprocess.image_size, int(width), tokenizer.context_length)
+    config = AdaptedConfig(name, preprocess.image_size, int(width), tokenizer.context_length)
     return TransformersModel(model, config).eval(), preprocess, tokenizer
 
 
@@ -170,20 +152,17 @@ class _Source:
         """Raises ValueError if the processor does not make the squares that the model takes."""
         from transformers import AutoImageProcessor
 
-        sides = self.config.vision_config.image_size
-        side, *others = [sides] if isinstance(sides, int) else sides
-        if any(other != side for other in others):
-            raise ValueError(f"{self.name} takes pictures of {list(sides)} pixels; only square ones can be evaluated")
+        side = square_side(self.name, self.config.vision_config.image_size)
         noise = np.random.default_rng(0).integers(0, 256, (side + 3, side + 7, 3), dtype=np.uint8)
-        picture = Image.fromarray(noise)
+        image = Image.fromarray(noise)
         with _reading(self.name, self.place, "image processor"):
             processor = AutoImageProcessor.from_pretrained(self.place, trust_remote_code=False)
-            theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
+            theirs = processor(images=image, return_tensors="pt")["pixel_values"]
             ours = _same_values(processor, side)
-            square = ours.to_uint8(picture)
+            square = ours.to_uint8(image)
         if theirs.shape != (1, 3, side, side) or square.shape != (3, side, side) or square.dtype != torch.uint8:
             raise ValueError(
-                f"{self.name}: its image processor makes {tuple(theirs.shape[1:])} of a picture, but its config.json "
+                f"{self.name}: its image processor makes {tuple(theirs.shape[1:])} of an image, but its config.json "
                 f"asks for (3, {side}, {side}); correct size and crop_size in {_FILES[1][0]}"
             )
         if not torch.allclose(ours.normalize(square), theirs[0].float(), rtol=1e-5, atol=1e-4):
