@@ -18,37 +18,28 @@ from miniclip.losses.objective import GlobalBatch, global_loss
 from miniclip.models import DualEncoder
 from miniclip.training.gradcache import cached_backward
 
-EVERY_LOSS = {
-    "softmax": LossConfig(),
-    "smoothing": LossConfig(smoothing=0.1),
-    "sigmoid": LossConfig(name="sigmoid"),
-    "focal": LossConfig(name="focal"),
-    "focal-sigmoid": LossConfig(name="focal", focal_form="sigmoid"),
-    "hinge": LossConfig(name="hinge"),
-    "hinge-hardest": LossConfig(name="hinge", hardest=1.0),
-    "decoupled": LossConfig(name="decoupled"),
-    "soft": LossConfig(name="soft"),
-    "transport": LossConfig(name="transport"),
-}
-every_loss = pytest.mark.parametrize("config", EVERY_LOSS.values(), ids=EVERY_LOSS)
+EVERY_LOSS = [
+    LossConfig(),
+    LossConfig(smoothing=0.1),
+    LossConfig(name="sigmoid"),
+    LossConfig(name="focal"),
+    LossConfig(name="focal", focal_form="sigmoid"),
+    LossConfig(name="hinge"),
+    LossConfig(name="hinge", hardest=1.0),
+    LossConfig(name="decoupled"),
+    LossConfig(name="soft"),
+    LossConfig(name="transport"),
+]
 
 
 def tiny(image_encoder: str = "vit", **overrides: object) -> DualEncoder:
     torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 50, "text_width": 16, "text_heads": 2, "text_layers": 2}
     vit = {"image_layers": 2, "patch_size": 8, "image_width": 16, "image_heads": 2, "image_size": 16}
     resnet = {"image_layers": (1, 1, 1, 1), "image_width": 8, "image_heads": 4, "image_size": 32}
-    config = {
-        "embed_dim": 8,
-        "image_encoder": image_encoder,
-        "context_length": 8,
-        "vocab_size": 50,
-        "text_width": 16,
-        "text_heads": 2,
-        "text_layers": 2,
-        **(vit if image_encoder == "vit" else resnet),
-        **overrides,
-    }
-    model = create_model(ModelConfig(**config)).double()  # type: ignore[arg-type]
+    sizes |= (vit if image_encoder == "vit" else resnet) | overrides
+    config = ModelConfig(embed_dim=8, image_encoder=image_encoder, context_length=8, **sizes)  # type: ignore[arg-type]
+    model = create_model(config).double()
     with torch.no_grad():
         # at first all captions are nearly one, so that their gradients cancel, and with them float32's digits
         model.token_embedding.weight.mul_(50)
@@ -73,23 +64,14 @@ def sigmoid(e: Embeddings) -> torch.Tensor:
     return sigmoid_loss(e.scale * e.image @ e.text.T + e.bias)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 64])
-@pytest.mark.parametrize("loss_of", [softmax, sigmoid])
-def test_gradients_equal_one_pass(chunk: int, loss_of) -> None:  # type: ignore[no-untyped-def]
-    whole = tiny(logit_bias_init=-2.0 if loss_of is sigmoid else None)
-    cached = copy.deepcopy(whole)
-    image, text = batch()
-    loss = loss_of(whole(image, text))
-    loss.backward()
+def passes(
+    model: nn.Module, image: Tensor, text: Tensor, loss_of: Callable[[Embeddings], Tensor], chunk: int
+) -> tuple[nn.Module, Tensor, Embeddings, Tensor]:
+    """A copy of the model after cached_backward, what that returned, and the next random number."""
+    cached = copy.deepcopy(model)
+    torch.manual_seed(3)
     value, embeddings = cached_backward(cached, image, text, loss_of, chunk=chunk)
-    torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
-    assert embeddings.image.shape == (10, 8)
-    for (name, ours), theirs in zip(cached.named_parameters(), whole.parameters(), strict=True):
-        assert ours.grad is not None, name
-        assert theirs.grad is not None, name
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
-    assert whole.logit_scale.grad is not None
-    assert whole.logit_scale.grad.abs() > 1e-3  # a gradient that could be wrong
+    return cached, value, embeddings, torch.rand(())
 
 
 def objective(config: LossConfig, size: int = 10, captions: int = 1) -> Callable[[Embeddings], Tensor]:
@@ -129,26 +111,47 @@ def assert_same_gradients(ours: nn.Module, theirs: nn.Module, tolerance: float) 
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-dtypes = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-
-
-@pytest.mark.parametrize("captions", [1, 3])
-@every_loss
-def test_every_loss(config: LossConfig, captions: int) -> None:
-    """Exact for any chunk, with a short one at the end, and with several captions an image."""
-    if config.name == "soft" and captions > 1:
-        config = LossConfig(name="soft", soft_share=0.0)
-    whole = tiny(logit_bias_init=-2.0 if config.pairwise else None)
-    cached = copy.deepcopy(whole)
-    image, text = batch(captions=captions)
-    loss_of = objective(config, captions=captions)
+@pytest.mark.parametrize("loss_of", [softmax, sigmoid])
+def test_gradients_equal_one_pass(loss_of: Callable[[Embeddings], Tensor]) -> None:
+    """Any chunk, with a short one at the end, or longer than the batch."""
+    whole = tiny(logit_bias_init=-2.0 if loss_of is sigmoid else None)
+    fresh, (image, text) = copy.deepcopy(whole), batch()
     loss = loss_of(whole(image, text))
     loss.backward()
-    value, embeddings = cached_backward(cached, image, text, loss_of, chunk=4)
-    torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
-    assert embeddings.text.shape == (10 * captions, 8)
-    assert not any(t.requires_grad for t in embeddings if t is not None)
-    assert_same_gradients(cached, whole, 1e-12)
+    for chunk in (1, 3, 5, 10, 64):
+        cached, value, embeddings, _ = passes(fresh, image, text, loss_of, chunk)
+        torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
+        assert embeddings.image.shape == embeddings.text.shape == (10, 8)
+        assert not any(t.requires_grad for t in embeddings if t is not None)
+        assert_same_gradients(cached, whole, 1e-12)
+    assert whole.logit_scale.grad is not None
+    assert whole.logit_scale.grad.abs() > 1e-3  # a gradient that could be wrong
+
+
+def test_every_loss() -> None:
+    """As training takes it, of weighted pairs with duplicates and several captions an image; in bf16, too."""
+    image, text = batch(captions=3)
+    for config in EVERY_LOSS:
+        captions = 1 if config.name == "soft" else 3
+        whole, texts = tiny(logit_bias_init=-2.0 if config.pairwise else None), text[: 10 * captions]
+        fresh, loss_of = copy.deepcopy(whole), objective(config, captions=captions)
+        loss = loss_of(whole(image, texts))
+        loss.backward()
+        cached, value, embeddings, _ = passes(fresh, image, texts, loss_of, 4)
+        torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
+        assert embeddings.text.shape == (10 * captions, 8)
+        assert_same_gradients(cached, whole, 1e-12)
+
+        half = Autocast(fresh.float())
+        cached, value, embeddings, _ = passes(half, image.float(), texts, loss_of, 4)
+        assert embeddings.image.dtype == value.dtype == torch.float32
+        loss, _ = in_chunks(half, image.float(), texts, loss_of, 4)
+        # each chunk rounds as it would by itself; nothing is rounded once more
+        torch.testing.assert_close(value, loss, rtol=1e-6, atol=0)
+        assert_same_gradients(cached, half, 1e-6)
+        # and it is the gradient, to the digits that bf16 leaves; hinge may find another negative the hardest
+        ours, theirs = (torch.cat([p.grad.flatten().double() for p in m.parameters()]) for m in (cached, whole))
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.9
 
 
 def with_dropout(model: DualEncoder) -> DualEncoder:
@@ -158,36 +161,24 @@ def with_dropout(model: DualEncoder) -> DualEncoder:
     return model
 
 
-@dtypes
 @pytest.mark.parametrize("checkpointing", [False, True])
-@every_loss
-def test_random_state_is_replayed(
-    config: LossConfig, checkpointing: bool, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_random_state_is_replayed(checkpointing: bool) -> None:
     """With dropout, the second pass draws the first one's masks: the gradient is that of the loss that was returned."""
-    bias = -2.0 if config.pairwise else None
-    model = with_dropout(tiny(logit_bias_init=bias, activation_checkpointing=checkpointing)).to(dtype)
-    plain = copy.deepcopy(model)
-    image, text = batch()
-    torch.manual_seed(3)
-    value, embeddings = cached_backward(model, image.to(dtype), text, objective(config), chunk=4)
-    ours_next = torch.rand(())
-    torch.manual_seed(3)
-    loss, expected = in_chunks(plain, image.to(dtype), text, objective(config), chunk=4)
-    torch.testing.assert_close(value, loss, rtol=tolerance, atol=0)
-    torch.testing.assert_close(embeddings.image, expected.image.detach(), rtol=0, atol=tolerance)
-    torch.testing.assert_close(embeddings.text, expected.text.detach(), rtol=0, atol=tolerance)
-    assert_same_gradients(model, plain, tolerance)
-    # what is drawn next is drawn as if there had been one pass
-    assert torch.equal(ours_next, torch.rand(()))
-
-
-def test_dropout_masks_differ_from_chunk_to_chunk() -> None:
-    model = with_dropout(tiny())
-    image, text = batch()
+    model, (image, text) = with_dropout(tiny(activation_checkpointing=checkpointing)), batch()
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        plain, pixels, loss_of = copy.deepcopy(model).to(dtype), image.to(dtype), objective(LossConfig())
+        cached, value, embeddings, next_draw = passes(plain, pixels, text, loss_of, 4)
+        torch.manual_seed(3)
+        loss, expected = in_chunks(plain, pixels, text, loss_of, 4)
+        torch.testing.assert_close(value, loss, rtol=tolerance, atol=0)
+        torch.testing.assert_close(embeddings.image, expected.image.detach(), rtol=0, atol=tolerance)
+        torch.testing.assert_close(embeddings.text, expected.text.detach(), rtol=0, atol=tolerance)
+        assert_same_gradients(cached, plain, tolerance)
+        # what is drawn next is drawn as if there had been one pass
+        assert torch.equal(next_draw, torch.rand(()))
     same = (image[:1].expand(10, -1, -1, -1), text[:1].expand(10, -1))
-    _, embeddings = cached_backward(model, *same, softmax, chunk=1)
-    assert len(embeddings.image.unique(dim=0)) == 10
+    _, _, embeddings, _ = passes(model, *same, softmax, 1)
+    assert len(embeddings.image.unique(dim=0)) == 10  # masks differ from chunk to chunk
 
 
 class Autocast(nn.Module):
@@ -202,31 +193,9 @@ class Autocast(nn.Module):
             return self.model(*inputs)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@every_loss
-def test_bf16(config: LossConfig, checkpointing: bool) -> None:
-    """Each chunk rounds as it would by itself; nothing is rounded once more."""
-    bias = -2.0 if config.pairwise else None
-    model = Autocast(tiny(logit_bias_init=bias, activation_checkpointing=checkpointing).float())
-    plain = copy.deepcopy(model)
-    image, text = batch()
-    value, embeddings = cached_backward(model, image.float(), text, objective(config), chunk=4)
-    loss, _ = in_chunks(plain, image.float(), text, objective(config), chunk=4)
-    assert embeddings.image.dtype == value.dtype == torch.float32
-    torch.testing.assert_close(value, loss, rtol=1e-6, atol=0)
-    assert_same_gradients(model, plain, 1e-6)
-    exact = copy.deepcopy(plain.model).double()  # type: ignore[union-attr, operator]
-    exact.zero_grad()
-    objective(config)(exact(image, text)).backward()
-    # and it is the gradient, to the digits that bf16 leaves; hinge may find another negative the hardest
-    ours, theirs = (torch.cat([p.grad.flatten().double() for p in m.parameters()]) for m in (model, exact))
-    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.9
-
-
-@pytest.mark.parametrize("frozen", ["eval", "norms"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("frozen", "checkpointing"), [("eval", False), ("norms", True)])
 def test_resnet_with_fixed_statistics(frozen: str, checkpointing: bool) -> None:
-    """A picture's output then depends on that picture alone, so chunks are exact."""
+    """An image's output then depends on that image alone, so chunks are exact."""
     whole = tiny("resnet", activation_checkpointing=checkpointing)
     whole.visual(batch(8, 32)[0])  # statistics other than those of the start
     if frozen == "eval":
@@ -235,42 +204,32 @@ def test_resnet_with_fixed_statistics(frozen: str, checkpointing: bool) -> None:
         for module in whole.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
-    cached = copy.deepcopy(whole)
-    image, text = batch(10, 32)
-    loss_of = objective(LossConfig())
+    fresh, (image, text), loss_of = copy.deepcopy(whole), batch(10, 32), objective(LossConfig())
     loss = loss_of(whole(image, text))
     loss.backward()
-    value, _ = cached_backward(cached, image, text, loss_of, chunk=3)
+    cached, value, _, _ = passes(fresh, image, text, loss_of, 3)
     torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
     assert_same_gradients(cached, whole, 1e-12)
     for (name, ours), theirs in zip(cached.named_buffers(), whole.buffers(), strict=True):
         assert torch.equal(ours, theirs), name
 
 
-def test_resnet_in_training_is_the_chunks_in_one_graph() -> None:
-    """Each chunk has its own statistics in both of its passes: not the whole batch's, but one function throughout."""
-    cached = tiny("resnet")
-    plain = copy.deepcopy(cached)
-    image, text = batch(8, 32)
-    value, _ = cached_backward(cached, image, text, softmax, chunk=4)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_resnet_in_training_is_the_chunks_in_one_graph(checkpointing: bool) -> None:
+    """Each chunk has its own statistics in both of its passes, one function throughout; they move once a chunk."""
+    plain, (image, text) = tiny("resnet", activation_checkpointing=checkpointing), batch(8, 32)
+    cached, value, _, _ = passes(plain, image, text, softmax, 4)
+    moved = copy.deepcopy(plain)
     loss, _ = in_chunks(plain, image, text, softmax, chunk=4)
     torch.testing.assert_close(value, loss, rtol=1e-12, atol=0)
     assert_same_gradients(cached, plain, 1e-11)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_batch_norm_statistics_move_once_a_chunk(checkpointing: bool) -> None:
-    cached = tiny("resnet", activation_checkpointing=checkpointing)
-    plain = copy.deepcopy(cached)
-    image, text = batch(8, 32)
-    cached_backward(cached, image, text, softmax, chunk=4)
     with torch.no_grad():
         for part in image.split(4):
-            plain.visual(part)
-    for (name, ours), theirs in zip(cached.named_buffers(), plain.buffers(), strict=True):
+            moved.visual(part)
+    for (name, ours), theirs in zip(cached.named_buffers(), moved.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
-    assert int(cached.visual.bn1.num_batches_tracked) == 2  # type: ignore[union-attr,arg-type]
-    assert cached.visual.bn1.momentum == 0.1  # type: ignore[union-attr]
+    bn1: Any = cached.visual.bn1  # type: ignore[union-attr]
+    assert int(bn1.num_batches_tracked) == 2 and bn1.momentum == 0.1
 
 
 def test_float32_matrix_agrees() -> None:

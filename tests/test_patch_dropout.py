@@ -26,19 +26,10 @@ def tower(dropout: float = 0.5) -> VisionTransformer:
 
 def tiny(checkpointing: bool = False) -> DualEncoder:
     torch.manual_seed(0)
-    config = ModelConfig(
-        preset="tiny-vit",
-        image_size=32,
-        image_layers=2,
-        image_width=24,
-        text_layers=1,
-        text_width=16,
-        text_heads=2,
-        vocab_size=60,
-        activation_checkpointing=checkpointing,
-    )
+    image = {"image_size": 32, "image_layers": 2, "image_width": 24}
+    text = {"text_layers": 1, "text_width": 16, "text_heads": 2, "vocab_size": 60}
+    config = ModelConfig("tiny-vit", activation_checkpointing=checkpointing, **image, **text)  # type: ignore[arg-type]
     model = create_model(config).double()
-    assert isinstance(model.visual, VisionTransformer)
     model.visual.patch_dropout = 0.6
     return model
 
@@ -46,13 +37,11 @@ def tiny(checkpointing: bool = False) -> DualEncoder:
 IMAGE = torch.randn(5, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("patches", "dropout", "kept"),
+def test_number_kept_is_rounded_up() -> None:
     # 0.3 of 10 patches and 0.1 of 10 are whole numbers, though not in binary
-    [(9, 0.5, 5), (196, 0.5, 98), (49, 0.5, 25), (10, 0.7, 3), (10, 0.9, 1), (100, 0.29, 71), (4, 0.99, 1), (9, 0, 9)],
-)
-def test_number_kept_is_rounded_up(patches: int, dropout: float, kept: int) -> None:
-    assert kept_patches(patches, dropout) == kept
+    cases = [(9, 0.5, 5), (196, 0.5, 98), (49, 0.5, 25), (10, 0.7, 3), (10, 0.9, 1), (100, 0.29, 71), (4, 0.99, 1)]
+    for patches, dropout, kept in [*cases, (9, 0, 9)]:
+        assert kept_patches(patches, dropout) == kept
 
 
 def test_embedding_of_the_kept_patches(monkeypatch: pytest.MonkeyPatch) -> None:
