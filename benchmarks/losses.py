@@ -2,7 +2,7 @@
 
     python benchmarks/losses.py [--sizes 1024,4096] [--losses softmax,ClipLoss] [--json FILE]
 
-N pictures and N captions are random unit vectors in float32. Each figure comes from a fresh process, and within a round
+N images and N captions are random unit vectors in float32. Each figure comes from a fresh process, and within a round
 all losses of one N take their turn. Seconds: the median over the rounds; a process repeats a short step for a second.
 Memory: how far the process's peak lies above what it held once the vectors were there and torch was warm; the gradients
 of the vectors belong to it. All processes have the same number of threads, and the C library's allocator as it comes.
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import psutil
 import torch
@@ -34,9 +34,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniclip.config import LossConfig
-from miniclip.losses.matrix import Embeddings, Positives
-from miniclip.losses.objective import GlobalBatch, global_loss
-from miniclip.losses.rows import NEEDS_MATRIX
+from miniclip.losses import LOSSES
+from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, global_loss
 from miniclip.training.accelerator import share_cores
 
 PAIRWISE = ("sigmoid", "focal-sigmoid", "SigLipLoss")
@@ -47,7 +46,7 @@ NAMES = [
     "ClipLoss",
     "sigmoid",
     "SigLipLoss",
-    *(name for name in get_args(get_type_hints(LossConfig)["name"]) if name not in ("softmax", "sigmoid")),
+    *(name for name in LOSSES if name not in ("softmax", "sigmoid")),
     "focal-sigmoid",
 ]
 LABELS = {
@@ -58,7 +57,7 @@ LABELS = {
     "focal-sigmoid": "focal, sigmoid form",
 }
 EQUAL = {"softmax": "ClipLoss", "linear_cross_entropy": "ClipLoss", "sigmoid": "SigLipLoss"}
-WHOLE_MATRIX = {*NEEDS_MATRIX, "ClipLoss", "SigLipLoss"}
+WHOLE_MATRIX = {"ClipLoss", "SigLipLoss"} | {name for name, loss in LOSSES.items() if loss.whole_matrix}
 SHARE = 0.8  # of the memory that is free: what a loss may be expected to need
 PROBE = 4096  # the smallest N whose memory tells that of larger ones; it fits everywhere
 MIB = 2**20
@@ -172,7 +171,7 @@ def made_up(n: int, dim: int, pairwise: bool) -> Embeddings:
 
 
 def loss_of(name: str, n: int) -> Callable[[Embeddings], Tensor]:
-    """One of NAMES, for n pictures and as many captions."""
+    """One of NAMES, for n images and as many captions."""
     if name == "ClipLoss":
         from open_clip.loss import ClipLoss
 

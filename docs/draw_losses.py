@@ -8,8 +8,6 @@ The matrix is made up: ten pairs, easy ones but for three. Nothing is drawn at r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniclip.losses import (
-    decoupled_loss,
-    focal_loss,
-    hinge_loss,
-    sigmoid_loss,
-    soft_loss,
-    softmax_loss,
-    transport_loss,
-)
-from miniclip.losses.rows import ON_COSINES
+from miniclip.losses import LOSSES
 
 FOLDER = Path(__file__).parent / "losses"
 N, SCALE, BIAS = 10, 15.0, -4.5  # a cosine of 0.3 is a logit of 0
@@ -56,28 +45,29 @@ def related() -> Tensor:
     return target
 
 
-# file name -> title, loss
-PICTURES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "softmax": ("softmax", softmax_loss),
-    "softmax-smoothing": ("softmax, smoothing 0.1", partial(softmax_loss, smoothing=0.1)),
-    "sigmoid": ("sigmoid", sigmoid_loss),
-    "focal-softmax": ("focal, softmax form, gamma 2", partial(focal_loss, form="softmax")),
-    "focal-sigmoid": ("focal, sigmoid form, gamma 2, alpha 0.25", partial(focal_loss, form="sigmoid")),
-    "hinge-sum": ("hinge, sum, margin 0.2", partial(hinge_loss, hardest=0)),
-    "hinge-hardest": ("hinge, hardest, margin 0.2", partial(hinge_loss, hardest=1)),
-    "decoupled": ("decoupled", decoupled_loss),
-    "soft": ("soft, share 0.2", partial(soft_loss, targets=related(), share=0.2)),
-    "transport": ("transport, 5 iterations", transport_loss),
+# file name, which starts with the loss -> title, settings
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax": ("softmax", {}),
+    "softmax-smoothing": ("softmax, smoothing 0.1", {"smoothing": 0.1}),
+    "sigmoid": ("sigmoid", {}),
+    "focal-softmax": ("focal, softmax form, gamma 2", {"form": "softmax"}),
+    "focal-sigmoid": ("focal, sigmoid form, gamma 2, alpha 0.25", {"form": "sigmoid"}),
+    "hinge-sum": ("hinge, sum, margin 0.2", {"hardest": 0}),
+    "hinge-hardest": ("hinge, hardest, margin 0.2", {"hardest": 1}),
+    "decoupled": ("decoupled", {}),
+    "soft": ("soft, share 0.2", {"targets": related(), "share": 0.2}),
+    "transport": ("transport, 5 iterations", {}),
 }
 
 
 def gradient(name: str) -> Tensor:
     """d loss / d logit of the example, 10 x 10; for hinge, the logits are the cosines, as in training."""
     logits, positives = example()
-    if name.split("-")[0] in ON_COSINES:
+    loss = LOSSES[name.split("-")[0]]
+    if loss.on_cosines:
         logits = (logits - BIAS) / SCALE
     logits.requires_grad_()
-    return torch.autograd.grad(PICTURES[name][1](logits, positives), logits)[0]
+    return torch.autograd.grad(loss(logits, positives, **PICTURES[name][1]), logits)[0]
 
 
 def thousandths(name: str) -> list[list[int]]:
@@ -95,7 +85,7 @@ def draw(name: str, folder: Path = FOLDER) -> Path:
         _picture(values, cells, "the matrix", "logit = 15 cos − 4.5", colours, (-4.5, 4.5), path)
         return path
     values, numbers = gradient(name), thousandths(name)
-    unit = "logit = cosine" if name.split("-")[0] in ON_COSINES else "nats per logit"
+    unit = "logit = cosine" if LOSSES[name.split("-")[0]].on_cosines else "nats per logit"
     # all on one scale, but for the one that would not fit
     limit = max(0.11, float(values.abs().max()))
     _picture(

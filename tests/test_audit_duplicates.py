@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 from miniclip.data import duplicates
 from miniclip.data.audit.collisions import batch_floor, expected_collisions
 from miniclip.data.duplicates import THRESHOLD, bare, near_pairs, small_vector
-from miniclip.losses import softmax_loss
+from miniclip.losses import LOSSES
 
 D = 768
 
@@ -131,7 +131,7 @@ def test_floor_is_what_an_optimiser_reaches(seed: int) -> None:
 
     def loss() -> torch.Tensor:
         logits = table[torch.from_numpy(images)][:, torch.from_numpy(texts)]
-        return softmax_loss(logits)
+        return LOSSES["softmax"](logits)
 
     def step() -> torch.Tensor:
         optimiser.zero_grad()

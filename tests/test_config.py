@@ -26,6 +26,7 @@ from miniclip.config import (
     load_config_file,
     save_config,
 )
+from miniclip.config.loss import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
@@ -125,61 +126,48 @@ def test_refused(good: str, arguments: list[str], words: list[str]) -> None:
 # ---- losses and weights
 
 LOSS_NAMES = get_args(get_type_hints(LossConfig)["name"])
-OWN = {  # a value besides the default for every option that belongs to one loss
-    "softmax": {"smoothing": 0.1},
-    "sigmoid": {},
-    "focal": {"focal_form": "sigmoid", "focal_gamma": 1.5, "focal_alpha": None},
-    "hinge": {"margin": 0.3, "hardest": 0.5, "hardest_warmup": 100},
-    "decoupled": {},
-    "soft": {"soft_share": 0.5, "soft_scale": 10.0},
-    "transport": {"sinkhorn_iterations": 3},
+OTHER: dict[str, Any] = {  # a value besides the default for every option that belongs to one loss
+    "smoothing": 0.1,
+    "focal_form": "sigmoid",
+    "focal_gamma": 1.5,
+    "focal_alpha": None,
+    "margin": 0.3,
+    "hardest": 0.5,
+    "hardest_warmup": 100,
+    "soft_share": 0.5,
+    "soft_scale": 10.0,
+    "sinkhorn_iterations": 3,
 }
-
-
-def test_every_option_of_the_losses_is_tried_here() -> None:
-    from miniclip.losses import LOSSES
-
-    assert set(LOSS_NAMES) == set(OWN) == set(LOSSES)
-    assert {f.name for f in fields(LossConfig)} == {"name", "positives"}.union(*OWN.values())
-
-
-@pytest.mark.parametrize("name", LOSS_NAMES)
-def test_every_loss_is_chosen_by_name_alone(good: str, name: str, tmp_path: Path) -> None:
-    config = load_config(["--config", good, "--loss.name", name])
-    assert config.loss == LossConfig(name=name)
-    save_config(config, tmp_path / "saved.yaml")
-    assert load_config_file(tmp_path / "saved.yaml") == config
-    options = {f"--loss.{key}": "null" if value is None else str(value) for key, value in OWN[name].items()}
-    config = load_config(["--config", good, "--loss.name", name, *(word for pair in options.items() for word in pair)])
-    assert config.loss == LossConfig(name=name, **OWN[name])
-    save_config(config, tmp_path / "saved.yaml")
-    assert load_config_file(tmp_path / "saved.yaml") == config
-
-
 # options that do nothing without another one, and that one
 NEEDS: dict[str, dict[str, Any]] = {"focal_alpha": {"focal_form": "sigmoid"}, "hardest_warmup": {"hardest": 0.5}}
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
-@pytest.mark.parametrize(("owner", "option"), [(owner, option) for owner in OWN for option in OWN[owner]])
-def test_an_option_belongs_to_one_loss(name: str, owner: str, option: str) -> None:
-    if name == owner:
-        options = {**NEEDS.get(option, {}), option: OWN[owner][option]}
-        assert getattr(LossConfig(name=name, **options), option) == OWN[owner][option]
-        return
-    with pytest.raises(ConfigError, match=rf"^loss\.{option} has no meaning for loss\.name={name}$"):
-        LossConfig(name=name, **{option: OWN[owner][option]})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", LOSS_NAMES)
-def test_the_settings_are_those_the_loss_takes(name: str) -> None:
+def test_every_loss_is_chosen_by_name_and_takes_its_options(good: str, tmp_path: Path) -> None:
     import torch
 
     from miniclip.losses import LOSSES
 
-    for options in ({}, OWN[name]):
-        logits = torch.tensor([[2.0, -1.0], [0.5, 1.0]])
-        assert LOSSES[name](logits, **LossConfig(name=name, **options).settings()).isfinite()
+    assert tuple(LOSSES) == LOSS_NAMES
+    assert list(OTHER) == list(OPTIONS) == [f.name for f in fields(LossConfig)[2:]]
+    for name in LOSS_NAMES:
+        for own in ({}, {key: value for key, value in OTHER.items() if OPTIONS[key].loss == name}):
+            words = [w for key, v in own.items() for w in (f"--loss.{key}", "null" if v is None else str(v))]
+            config = load_config(["--config", good, "--loss.name", name, *words])
+            assert config.loss == LossConfig(name=name, **own)
+            save_config(config, tmp_path / "saved.yaml")
+            assert load_config_file(tmp_path / "saved.yaml") == config
+            assert LOSSES[name](torch.tensor([[2.0, -1.0], [0.5, 1.0]]), **config.loss.settings()).isfinite()
+
+
+@pytest.mark.parametrize("option", OTHER)
+def test_an_option_belongs_to_one_loss(option: str) -> None:
+    for name in LOSS_NAMES:
+        if name == OPTIONS[option].loss:
+            given = {**NEEDS.get(option, {}), option: OTHER[option]}
+            assert getattr(LossConfig(name=name, **given), option) == OTHER[option]
+        else:
+            with pytest.raises(ConfigError, match=rf"^loss\.{option} has no meaning for loss\.name={name}$"):
+                LossConfig(name=name, **{option: OTHER[option]})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +189,7 @@ def test_ranges_of_the_losses(name: str, option: str, allowed: list[Any], refuse
     for value in allowed:
         assert getattr(LossConfig(name=name, **others, **{option: value}), option) == value
     for value in refused:
-        with pytest.raises(ConfigError, match=re.escape(f"loss.{option}={value}") + r" (must|is a difference)"):
+        with pytest.raises(ConfigError, match=re.escape(f"loss.{option}={value}") + " must"):
             LossConfig(name=name, **others, **{option: value})
 
 

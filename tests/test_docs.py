@@ -16,6 +16,7 @@ from PIL import Image
 
 from miniclip.config import SECTIONS as SECTIONS_OF_A_RUN
 from miniclip.config import DataConfig
+from miniclip.config.loss import OPTIONS
 from miniclip.losses import LOSSES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -45,7 +46,16 @@ def test_every_loss_has_a_section_with_its_pictures(name: str) -> None:
     found = pictures(SECTIONS[name])
     assert found, f"the section {name} of docs/losses.md shows no picture"
     assert all(picture.split("-")[0] == name for picture in found)
-    assert f"[{name}](#{name})" in PAGE  # the table
+
+
+def test_the_table_of_the_losses() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\(#\1\) \| .* \| (yes|no) \| .* \| (.*) \|$", PAGE, re.MULTILINE)
+    expected = []
+    for name, loss in LOSSES.items():
+        settings = [f"`{key}: {option.default}`" for key, option in OPTIONS.items() if option.loss == name]
+        shown = ", ".join(settings).replace(".0`", "`") or "none"
+        expected.append((name, "yes" if loss.whole_matrix else "no", shown))
+    assert [(name, whole, s if "model." not in s else "none") for name, whole, s in rows] == expected
 
 
 def test_pictures_drawn_kept_and_shown_are_the_same(drawing: ModuleType) -> None:

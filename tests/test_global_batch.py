@@ -21,8 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniclip.cli.train import train_main
 from miniclip.config import LossConfig, ModelConfig, OptimConfig
-from miniclip.losses.matrix import Embeddings, gather, shares
-from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.losses.matrix import Embeddings, GlobalBatch, gather, global_loss, shares
 from miniclip.models import create_model
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.optim import build_optimizer

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from miniclip import create_model
 from miniclip.config import LossConfig, ModelConfig
-from miniclip.losses import sigmoid_loss, softmax_loss
-from miniclip.losses.matrix import Embeddings, Positives, similarity_logits
-from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.losses import LOSSES
+from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, global_loss, similarity_logits
 from miniclip.models import DualEncoder
 from miniclip.training.gradcache import cached_backward
 
@@ -56,12 +55,12 @@ def batch(size: int = 10, side: int = 16, captions: int = 1) -> tuple[torch.Tens
 
 def softmax(e: Embeddings) -> torch.Tensor:
     # In float64, where an error of the method cannot hide behind rounding.
-    return softmax_loss(e.scale * e.image @ e.text.T)
+    return LOSSES["softmax"](e.scale * e.image @ e.text.T)
 
 
 def sigmoid(e: Embeddings) -> torch.Tensor:
     assert e.bias is not None
-    return sigmoid_loss(e.scale * e.image @ e.text.T + e.bias)
+    return LOSSES["sigmoid"](e.scale * e.image @ e.text.T + e.bias)
 
 
 def passes(
@@ -236,4 +235,4 @@ def test_float32_matrix_agrees() -> None:
     """The function that training uses, not its float64 twin above."""
     model, (image, text) = tiny(), batch()
     e = model(image, text)
-    assert torch.allclose(softmax_loss(similarity_logits(*e)).double(), softmax(e), atol=1e-6)
+    assert torch.allclose(LOSSES["softmax"](similarity_logits(*e)).double(), softmax(e), atol=1e-6)

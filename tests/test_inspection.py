@@ -17,10 +17,9 @@ from miniclip.config import LossConfig
 from miniclip.inspection.build import build
 from miniclip.inspection.contents import Inspection
 from miniclip.inspection.numbers import WHOLE, write_numbers
-from miniclip.inspection.views import Handed, best_bias
+from miniclip.inspection.views import best_bias, handed
 from miniclip.losses import LOSSES
-from miniclip.losses.matrix import Embeddings, Positives
-from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, global_loss
 from miniclip.metrics.batch import FIGURES, batch_figures
 
 TRAINED = {
@@ -99,9 +98,9 @@ def test_the_trained_loss_is_that_of_training(trained: str) -> None:
 def test_settings_that_move_are_those_of_the_step() -> None:
     loss = TRAINED["hinge"]
     image, text = inspecting.embeddings(4)
-    handed = [Handed.of(loss, image, text, image @ text.T, 14.0, None, step) for step in (0, 50, 10**9)]
-    assert [h.settings["hardest"] for h in handed] == [0, 0.25, 0.5]
-    assert all(h.scale == 1.0 and torch.equal(h.logits, image @ text.T) for h in handed)  # hinge reads cosines
+    found = [handed(loss, image, text, image @ text.T, 14.0, None, step) for step in (0, 50, 10**9)]
+    assert [settings["hardest"] for _, settings in found] == [0, 0.25, 0.5]
+    assert all(torch.equal(logits, image @ text.T) for logits, _ in found)  # hinge reads cosines
 
 
 def test_pair_loss_by_hand() -> None:

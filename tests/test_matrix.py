@@ -1,12 +1,47 @@
-"""Embeddings to the matrix of similarities."""
+"""Embeddings to similarities to the loss of a batch as training takes it, in one process."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from miniclip.losses.matrix import Positives, gather, shares, similarity_logits
+from miniclip.config import LossConfig
+from miniclip.losses import LOSSES, matrix, tiles
+from miniclip.losses.matrix import (
+    Embeddings,
+    GlobalBatch,
+    Positives,
+    chance_loss,
+    gather,
+    global_loss,
+    shares,
+    similarity_logits,
+)
+
+N, E = 13, 6
+VARIANTS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "softmax-smoothing": {"smoothing": 0.2},
+    "sigmoid": {},
+    "focal": {"focal_gamma": 1.5},
+    "focal-sigmoid": {"focal_form": "sigmoid"},
+    "hinge": {"margin": 0.7},
+    "hinge-hardest": {"margin": 0.7, "hardest": 0.8},
+    "decoupled": {},
+    "soft": {"soft_scale": 3.0, "soft_share": 0.4},
+    "transport": {"sinkhorn_iterations": 3},
+}
+KINDS = ("diagonal", "text", "identity")
+every = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def test_every_loss_is_tried_here() -> None:
+    assert {name.split("-")[0] for name in VARIANTS} == set(LOSSES)
 
 
 def test_matrix_is_float32_under_autocast() -> None:
@@ -18,22 +53,16 @@ def test_matrix_is_float32_under_autocast() -> None:
     torch.testing.assert_close(logits, 100 * image @ text.T, rtol=0, atol=1e-4)
 
 
-def test_shares_by_hand() -> None:
-    assert shares(64, 1) == [64]
-    assert shares(64, 2) == [32, 32]
-    assert shares(64, 3) == [22, 21, 21]
-    assert shares(5, 4) == [2, 1, 1, 1]
-    assert shares(2, 3) == [1, 1, 0]
-
-
-@pytest.mark.parametrize("total", range(1, 20))
-@pytest.mark.parametrize("world", range(1, 8))
-def test_shares_add_up_and_differ_by_one_at_most(total: int, world: int) -> None:
-    sizes = shares(total, world)
-    assert len(sizes) == world
-    assert sum(sizes) == total
-    assert max(sizes) - min(sizes) <= 1
-    assert sizes == sorted(sizes, reverse=True)
+def test_shares_add_up_and_differ_by_one_at_most() -> None:
+    assert [shares(64, world) for world in (1, 2, 3)] == [[64], [32, 32], [22, 21, 21]]
+    assert shares(5, 4) == [2, 1, 1, 1] and shares(2, 3) == [1, 1, 0]
+    for total in range(1, 20):
+        for world in range(1, 8):
+            sizes = shares(total, world)
+            assert len(sizes) == world
+            assert sum(sizes) == total
+            assert max(sizes) - min(sizes) <= 1
+            assert sizes == sorted(sizes, reverse=True)
 
 
 def test_gather_of_one_process_is_its_input() -> None:
@@ -42,60 +71,269 @@ def test_gather_of_one_process_is_its_input() -> None:
     assert gather(local, [3]) is local
 
 
-# pictures 0 and 2 are one; picture 1 shares a caption with picture 2, and picture 3 one with nobody
+# ---- positives
+
+# images 0 and 2 are one; image 1 shares a caption with image 2, and image 3 one with nobody
 IMAGE, TEXT = torch.tensor([7, 3, 7, 5]), torch.tensor([[10, 11], [12, 13], [13, 14], [15, 16]])
 MASKS = {
     "diagonal": ["11......", "..11....", "....11..", "......11"],
-    # the caption 13 stands under pictures 1 and 2
+    # the caption 13 stands under images 1 and 2
     "text": ["11......", "..111...", "...111..", "......11"],
     "identity": ["11..11..", "..111...", "11.111..", "......11"],
 }
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_positives_by_hand(kind: str) -> None:
-    found = Positives.of(kind, IMAGE, TEXT)
+    weight = torch.tensor([1.0, 2.0, 0.0, 1.0])
+    batch = GlobalBatch.gathered(kind, IMAGE, TEXT, weight, [4])
+    found = batch.positives
     expected = torch.tensor([[character == "1" for character in row] for row in MASKS[kind]])
     assert found.captions == 2
-    assert torch.equal(found.of_images(slice(None)), expected)
-    assert torch.equal(found.of_texts(slice(None)), expected.T)
-    for rows in (slice(0, 1), slice(1, 3), slice(3, 4)):
+    for rows in (slice(None), slice(0, 1), slice(1, 3), slice(3, 4)):
         assert torch.equal(found.of_images(rows), expected[rows])
-    for rows in (slice(0, 3), slice(3, 8)):
+    for rows in (slice(None), slice(0, 3), slice(3, 8)):
         assert torch.equal(found.of_texts(rows), expected.T[rows])
     assert not found.only_diagonal()
+    assert batch.weight is weight and batch.divided() == [4]
+    assert GlobalBatch.gathered(kind, IMAGE, TEXT, None, [4]).weight is None
 
 
-@pytest.mark.parametrize("captions", [1, 3])
-@pytest.mark.parametrize("kind", ["diagonal", "text", "identity"])
-def test_positives_entry_by_entry(kind: str, captions: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 8, (12,), generator=generator)
-    text = torch.randint(0, 12 * captions, (12, captions), generator=generator)
-    found = Positives.of(kind, image, text).of_images(slice(None))
-    for i in range(12):
-        for j in range(12 * captions):
-            same_text = kind != "diagonal" and text.flatten()[j] in text[i]
-            same_image = kind == "identity" and image[i] == image[j // captions]
-            assert bool(found[i, j]) == bool(i == j // captions or same_text or same_image), (i, j)
-
-
-@pytest.mark.parametrize(
-    ("kind", "image", "text", "expected"),
-    [
+def test_only_diagonal() -> None:
+    for kind, image, text, expected in [
         ("identity", [1, 2, 3], [4, 5, 6], True),
         ("identity", [1, 2, 1], [4, 5, 6], False),
         ("identity", [1, 2, 3], [4, 5, 4], False),
         ("text", [1, 2, 1], [4, 5, 6], True),
         ("text", [1, 2, 3], [4, 5, 4], False),
         ("diagonal", [1, 1, 1], [4, 4, 4], True),
-    ],
-)
-def test_only_diagonal(kind: str, image: list[int], text: list[int], expected: bool) -> None:
-    found = Positives.of(kind, torch.tensor(image), torch.tensor(text)[:, None])
-    assert found.only_diagonal() == expected
-    assert torch.equal(found.of_images(slice(None)), torch.eye(3, dtype=torch.bool)) == expected
-
-
-def test_several_captions_are_more_than_the_diagonal() -> None:
+    ]:
+        found = Positives.of(kind, torch.tensor(image), torch.tensor(text)[:, None])
+        assert found.only_diagonal() == expected
+        assert torch.equal(found.of_images(slice(None)), torch.eye(3, dtype=torch.bool)) == expected
     assert not Positives.of("diagonal", torch.arange(3), torch.arange(6).view(3, 2)).only_diagonal()
+
+
+# ---- the loss
+
+
+def config(variant: str, captions: int = 1, **more: Any) -> LossConfig:
+    settings = VARIANTS[variant] | more
+    if variant == "soft" and captions > 1:
+        settings = {"soft_share": 0.0}
+    return LossConfig(name=variant.split("-")[0], **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles to a matrix of 13 rows, the last of them a short one."""
+    monkeypatch.setattr(tiles, "TILE_ENTRIES", 5 * N)
+    monkeypatch.setattr(tiles, "LEAST_ROWS", 3)
+
+
+def embeddings(captions: int = 1) -> Embeddings:
+    generator = torch.Generator().manual_seed(captions)
+
+    def unit(rows: int) -> Tensor:
+        given = torch.randn(rows, E, generator=generator, dtype=torch.float64)
+        return F.normalize(given, dim=-1).requires_grad_()
+
+    scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (7.0, -2.0))
+    return Embeddings(unit(N), unit(N * captions), scale, bias)
+
+
+def batch(kind: str, captions: int = 1, weighted: bool = False) -> GlobalBatch:
+    generator = torch.Generator().manual_seed(7)
+    image = torch.randint(0, 9, (N,), generator=generator)
+    text = torch.randint(0, 20 * captions, (N, captions), generator=generator)
+    assert len(image.unique()) < N
+    assert len(text.unique()) < N * captions
+    return GlobalBatch(Positives.of(kind, image, text), torch.rand(N, generator=generator) if weighted else None)
+
+
+def mask(kind: str, captions: int = 1) -> Tensor:
+    """The positives once more, entry by entry."""
+    known = batch("identity", captions).positives
+    result = torch.zeros(N, N * captions, dtype=torch.bool)
+    for i in range(N):
+        for j in range(N * captions):
+            own = j // captions == i
+            same_text = bool((known.text[i] == known.text.flatten()[j]).any())
+            same_image = bool(known.image[i] == known.image[j // captions])
+            result[i, j] = {"diagonal": own, "text": own or same_text, "identity": same_image or same_text}[kind]
+    return result
+
+
+def on_matrix(e: Embeddings, positives: Tensor, weight: Tensor | None, config: LossConfig) -> Tensor:
+    settings = config.settings()
+    if config.name == "hinge":
+        logits = e.image @ e.text.T
+    else:
+        logits = e.scale * e.image @ e.text.T + (0 if e.bias is None else e.bias)
+    if config.name == "soft" and config.soft_share:
+        likeness = (e.image @ e.image.T + e.text @ e.text.T).detach() / 2
+        settings["targets"] = (config.soft_scale * (likeness - 1)).exp()
+    captions = len(e.text) // len(e.image)
+    weights = None if weight is None else torch.cat([weight, weight.repeat_interleave(captions)])
+    return LOSSES[config.name](logits, positives, weights, **settings)
+
+
+def gradients(loss: Tensor, e: Embeddings) -> list[Tensor]:
+    inputs = [t for t in e if t is not None]
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)]
+
+
+def assert_same(ours: Tensor, theirs: Tensor, e: Embeddings) -> list[Tensor]:
+    """Values and gradients; the gradients are returned."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    a, b = gradients(ours, e), gradients(theirs, e)
+    # atol: the bias of all losses but sigmoid's has no gradient, and what is left of it is rounding
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    assert b[0].norm() > 1e-3
+    assert b[1].norm() > 1e-3
+    return a
+
+
+@every
+def test_is_the_loss_of_the_matrix(variant: str) -> None:
+    for captions in (1, 3):
+        e, loss = embeddings(captions), config(variant, captions)
+        for kind in KINDS:
+            assert torch.equal(batch(kind, captions).positives.of_images(slice(None)), mask(kind, captions))
+            for weighted in (False, True):
+                known = batch(kind, captions, weighted)
+                assert_same(global_loss(e, known, loss), on_matrix(e, mask(kind, captions), known.weight, loss), e)
+    e, loss, known = embeddings(), config(variant), batch("identity", weighted=True)
+    bare = e._replace(bias=None)
+    assert_same(global_loss(bare, known, loss), on_matrix(bare, mask("identity"), known.weight, loss), bare)
+    # equal weights are no weights
+    known = batch("identity")
+    equal = GlobalBatch(known.positives, torch.full((N,), 0.3))
+    assert_same(global_loss(e, equal, loss), global_loss(e, known, loss), e)
+    # a pair that weighs nothing still is a negative: it stands in the others' rows as before
+    weight = torch.ones(N)
+    weight[4] = 0
+    known = GlobalBatch(batch("diagonal").positives, weight)
+    found = assert_same(global_loss(e, known, loss), on_matrix(e, mask("diagonal"), weight, loss), e)
+    assert found[0][4].norm() > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "identity"])
+def test_unique_pairs_need_no_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without duplicates the short cut gives what the mask gives."""
+    known = GlobalBatch(Positives.of(kind, torch.arange(N) * 3, torch.arange(N)[:, None] + 100))
+    e = embeddings()
+    short = global_loss(e, known, LossConfig())
+    torch.testing.assert_close(short, on_matrix(e, torch.eye(N, dtype=torch.bool), None, LossConfig()))
+    monkeypatch.setattr(Positives, "only_diagonal", lambda self: False)
+    torch.testing.assert_close(short, global_loss(e, known, LossConfig()), rtol=1e-14, atol=0)
+
+
+def test_hinge_is_on_cosines_and_warms_up() -> None:
+    """Its margin is one of cosines, so scale and bias must not matter; DDP wants their gradient none the less."""
+    e, known = embeddings(), batch("identity")
+    loss = global_loss(e, known, config("hinge-hardest"))
+    other = global_loss(e._replace(scale=3 * e.scale, bias=None), known, config("hinge-hardest"))
+    torch.testing.assert_close(loss, other, rtol=0, atol=0)
+    assert [float(gradient) for gradient in torch.autograd.grad(loss, e[2:])] == [0, 0]  # type: ignore[arg-type]
+    rising = config("hinge-hardest", hardest_warmup=10)
+    at = {step: global_loss(e, known, rising, step) for step in (0, 5, 10, 1000)}
+    for step, hardest in ((0, 0.0), (5, 0.4), (10, 0.8), (1000, 0.8)):
+        expected = global_loss(e, known, config("hinge", hardest=hardest))
+        torch.testing.assert_close(at[step], expected, rtol=1e-14, atol=0)
+    assert at[0] > at[5] > at[10]
+
+
+def test_soft_targets_have_no_gradient() -> None:
+    """The gradient with the targets held still (test_is_the_loss_of_the_matrix) is not that with them moving."""
+    e, known, loss = embeddings(), batch("identity"), config("soft")
+    ours = gradients(global_loss(e, known, loss), e)[0]
+
+    def value(image: Tensor) -> float:
+        with torch.no_grad():
+            return float(global_loss(e._replace(image=image), known, loss))
+
+    step = torch.zeros_like(e.image)
+    step[0, 0] = 1e-6
+    moving = (value(e.image + step) - value(e.image - step)) / 2e-6
+    assert abs(moving - float(ours[0, 0])) > 1e-4
+
+
+@every
+def test_a_batch_that_weighs_nothing_teaches_nothing(variant: str) -> None:
+    for captions in (1, 3):
+        e = embeddings(captions)
+        known = GlobalBatch(batch("identity", captions).positives, torch.zeros(N))
+        loss = global_loss(e, known, config(variant, captions))
+        assert loss.item() == 0
+        assert not any(gradient.any() for gradient in gradients(loss, e))
+
+
+@every
+def test_autocast_leaves_the_loss_in_float32(variant: str) -> None:
+    low = Embeddings(*(t.detach().float() for t in embeddings() if t is not None))
+    high = Embeddings(*(t.double() for t in low if t is not None))
+    known = batch("identity", weighted=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = global_loss(low, known, config(variant))
+    assert loss.dtype == torch.float32
+    expected = on_matrix(high, mask("identity"), known.weight, config(variant))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+@every
+def test_no_matrix_is_made(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if LOSSES[config(variant).name].whole_matrix:
+        return
+    largest, tiled = 0, matrix.tiled_loss
+
+    def watched(*given: Any) -> Tensor:
+        def of(logits: Tensor, part: slice) -> Tensor:
+            nonlocal largest
+            largest = max(largest, len(logits))
+            return given[-1](logits, part)
+
+        return tiled(*given[:-1], of)
+
+    monkeypatch.setattr(matrix, "tiled_loss", watched)
+    monkeypatch.setattr(matrix, "similarity_logits", None)
+    global_loss(embeddings(), batch("identity", weighted=True), config(variant))
+    assert largest == 5
+
+
+@every
+def test_chance_is_the_loss_of_equal_embeddings(variant: str) -> None:
+    """All cosines 1; a sigmoid's bias is at the best value that it has for an untrained model."""
+    equal = F.normalize(torch.ones(N, E, dtype=torch.float64), dim=-1)
+    scale = torch.tensor(5.0, dtype=torch.float64)
+    for captions in (1, 3):
+        loss = config(variant, captions)
+        e = Embeddings(equal, equal.repeat(captions, 1), scale, -math.log(N - 1) - scale)
+        known = GlobalBatch(Positives.of("diagonal", torch.arange(N), torch.arange(N * captions).view(N, captions)))
+        # equal embeddings are alike by 1, so that soft targets spread
+        assert chance_loss(loss, N, captions) == pytest.approx(float(global_loss(e, known, loss)), rel=1e-9)
+    for n in (1, 2):
+        logits = torch.full((n, n), -math.log(max(1, n - 1)), dtype=torch.float64)
+        expected = float(LOSSES[loss.name](logits, **loss.settings()))
+        assert chance_loss(loss, n, 1) == pytest.approx(expected, rel=2e-6, abs=1e-6)
+
+
+def test_chance_by_hand() -> None:
+    warm = LossConfig(name="hinge", hardest=1.0, hardest_warmup=7)
+    for loss, given, expected in [
+        (LossConfig(), (256, 1), math.log(256)),
+        # a row has 768 texts, three of them its own; a column 256 images, one of them its own
+        (LossConfig(), (256, 3), (math.log(768) + math.log(256)) / 2),
+        (LossConfig(smoothing=0.1), (256, 1), math.log(256)),
+        (LossConfig(name="soft"), (256, 1), math.log(256)),
+        (LossConfig(name="transport"), (256, 1), math.log(256)),
+        (LossConfig(name="decoupled"), (256, 1), math.log(255)),
+        (LossConfig(name="hinge"), (256, 1), 255 * 0.2),
+        (warm, (256, 1), 255 * 0.2),
+        (warm, (256, 1, 7), 0.2),
+        (LossConfig(name="focal", focal_gamma=1.0), (4, 1), 0.75 * math.log(4)),
+        # at -ln(N - 1), a yes costs ln N and a no ln(N / (N - 1))
+        (LossConfig(name="sigmoid"), (4, 1), math.log(4) + 3 * math.log(4 / 3)),
+    ]:
+        assert chance_loss(loss, *given) == pytest.approx(expected, rel=1e-6)

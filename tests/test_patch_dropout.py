@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from miniclip.config import ModelConfig
-from miniclip.losses import softmax_loss
+from miniclip.losses import LOSSES
 from miniclip.losses.matrix import Embeddings
 from miniclip.models import DualEncoder, create_model, resolve
 from miniclip.models.vit import VisionTransformer, kept_patches
@@ -95,7 +95,7 @@ def test_evaluation_and_zero_leave_all_and_draw_nothing() -> None:
 
 
 def softmax(e: Embeddings) -> torch.Tensor:
-    return softmax_loss(e.scale * e.image @ e.text.T)
+    return LOSSES["softmax"](e.scale * e.image @ e.text.T)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -22,7 +22,7 @@ import miniclip
 from miniclip.cli.train import run as training_run
 from miniclip.cli.train import train_main
 from miniclip.config import ConfigError, load_config
-from miniclip.losses.rows import ROWS
+from miniclip.losses.losses import LOSSES, Loss
 from miniclip.training.loop import NonFiniteLoss
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +196,8 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(config_file: str, tmp_path
 
 def test_a_gradient_that_is_not_finite_stops_too(config_file: str, tmp_path: Path, monkeypatch: Any) -> None:
     """A finite loss can have an infinite gradient; the step must not be taken."""
-    monkeypatch.setitem(ROWS, "softmax", lambda logits, positives, smoothing: (logits * 0).sqrt().sum(1))
+    broken = Loss(lambda logits, positives, smoothing: (logits * 0).sqrt().sum(1))
+    monkeypatch.setitem(LOSSES, "softmax", broken)
     with pytest.raises(NonFiniteLoss, match=r"loss 0\.0, gradient norm nan at step 1"):
         run(config_file, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import miniclip
 from miniclip.config import OptimConfig
-from miniclip.losses import softmax_loss
+from miniclip.losses import LOSSES
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import assemble
@@ -62,7 +62,7 @@ def trained(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, STEPS, OPTIM)
         image, text, scale, _ = model(*batch(step, dtype))
-        loss = softmax_loss(scale * image @ text.T)
+        loss = LOSSES["softmax"](scale * image @ text.T)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.grad_clip)
         optimizer.step()
@@ -99,7 +99,7 @@ def test_gradient_is_that_of_the_whole_table() -> None:
     whole, part = tiny(), small()
     for model in (whole, part):
         image, text, scale, _ = model(*batch(0, torch.float64))
-        softmax_loss(scale * image @ text.T).backward()
+        LOSSES["softmax"](scale * image @ text.T).backward()
     gradient, expected = part.token_embedding.weight.grad, whole.token_embedding.weight.grad
     assert gradient is not None and expected is not None
     used = [0, *USED]

@@ -17,12 +17,12 @@ from typing import Any
 
 from miniclip.common.printing import did_you_mean
 from miniclip.config.eval_section import EvalConfig
+from miniclip.config.loss import LossConfig
 from miniclip.config.sections import (
     ConfigError,
     DataConfig,
     Format,
     LogConfig,
-    LossConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,

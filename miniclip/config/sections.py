@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 ImageEncoderKind = Literal["resnet", "vit"]
 Activation = Literal["gelu", "quick_gelu"]
@@ -226,93 +226,6 @@ class DataConfig:
     def label(self) -> str:
         """data.source in messages and titles."""
         return ", ".join(self.sources)
-
-
-# which options belong to which loss; with another one they must keep their defaults
-_LOSS_OPTIONS = {
-    "softmax": ("smoothing",),
-    "sigmoid": (),
-    "focal": ("focal_form", "focal_gamma", "focal_alpha"),
-    "hinge": ("margin", "hardest", "hardest_warmup"),
-    "decoupled": (),
-    "soft": ("soft_share", "soft_scale"),
-    "transport": ("sinkhorn_iterations",),
-}
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The loss over the N x N matrix; docs/losses.md shows what each does.
-
-    Args:
-        name: softmax (CLIP), sigmoid (SigLIP), focal, hinge, decoupled, soft or transport.
-        positives: which pairs of a batch besides a picture and its own captions are positives: none (diagonal), those
-            whose captions have the same tokens (text), or also those of the same picture (identity), by its file, or by
-            its row where pictures are embedded in a table.
-        smoothing: label smoothing of softmax, in [0, 1).
-        focal_form: whether focal weights the softmax or the sigmoid loss.
-        focal_gamma: power of focal's weight (1 - p)^gamma; 0 or more.
-        focal_alpha: weight of the positives in focal's sigmoid form, 1 - alpha being that of the negatives; null
-            weights neither.
-        margin: cosine by which hinge wants a positive to beat each negative.
-        hardest: share of hinge that looks at the hardest negative alone, in [0, 1]; the rest is the sum over all.
-        hardest_warmup: steps over which that share rises from 0.
-        soft_share: share of soft's targets that goes by how alike the pictures and the captions are, in [0, 1].
-        soft_scale: inverse temperature of that likeness; the higher, the more it keeps to the most alike.
-        sinkhorn_iterations: of transport; 0 is the softmax loss.
-    """
-
-    name: Literal["softmax", "sigmoid", "focal", "hinge", "decoupled", "soft", "transport"] = "softmax"
-    positives: Literal["diagonal", "text", "identity"] = "identity"
-    smoothing: float = 0.0
-    focal_form: Literal["softmax", "sigmoid"] = "softmax"
-    focal_gamma: float = 2.0
-    focal_alpha: float | None = 0.25
-    margin: float = 0.2
-    hardest: float = 0.0
-    hardest_warmup: int = 0
-    soft_share: float = 0.2
-    soft_scale: float = 20.0
-    sinkhorn_iterations: int = 5
-
-    def __post_init__(self) -> None:
-        changed = [f.name for f in fields(self)[2:] if getattr(self, f.name) != f.default]
-        for option in changed:
-            require(option in _LOSS_OPTIONS[self.name], f"loss.{option} has no meaning for loss.name={self.name}")
-        require(
-            "focal_alpha" not in changed or self.focal_form == "sigmoid",
-            "loss.focal_alpha weighs the pairs of loss.focal_form=sigmoid alone",
-        )
-        require("hardest_warmup" not in changed or self.hardest > 0, "loss.hardest_warmup needs loss.hardest, e.g. 1")
-        require("soft_scale" not in changed or self.soft_share > 0, "loss.soft_scale needs a loss.soft_share above 0")
-        require(0 <= self.smoothing < 1, f"loss.smoothing={self.smoothing} must lie in [0, 1)")
-        require(0 <= self.focal_gamma < math.inf, f"loss.focal_gamma={self.focal_gamma} must be 0 or more")
-        alpha = self.focal_alpha
-        require(alpha is None or 0 <= alpha <= 1, f"loss.focal_alpha={alpha} must lie in [0, 1], or be null")
-        require(0 < self.margin < 2, f"loss.margin={self.margin} is a difference of cosines; use e.g. 0.2")
-        require(0 <= self.hardest <= 1, f"loss.hardest={self.hardest} must lie in [0, 1]")
-        require(self.hardest_warmup >= 0, f"loss.hardest_warmup={self.hardest_warmup} must be 0 or more steps")
-        require(0 <= self.soft_share <= 1, f"loss.soft_share={self.soft_share} must lie in [0, 1]")
-        require(0 < self.soft_scale < math.inf, f"loss.soft_scale={self.soft_scale} must be above 0")
-        require(self.sinkhorn_iterations >= 0, f"loss.sinkhorn_iterations={self.sinkhorn_iterations} must be 0 or more")
-
-    @property
-    def pairwise(self) -> bool:
-        """Whether it asks every pair of the matrix a question of its own, which takes a bias."""
-        return self.name == "sigmoid" or (self.name == "focal" and self.focal_form == "sigmoid")
-
-    def settings(self, step: int = 0) -> dict[str, Any]:
-        """Keywords of the function in miniclip.losses.LOSSES, as of a step (0, 1, ...)."""
-        if self.name == "softmax":
-            return {"smoothing": self.smoothing}
-        if self.name == "focal":
-            return {"gamma": self.focal_gamma, "form": self.focal_form, "alpha": self.focal_alpha}
-        if self.name == "hinge":
-            rise = min(1.0, step / self.hardest_warmup) if self.hardest_warmup else 1.0
-            return {"margin": self.margin, "hardest": self.hardest * rise}
-        if self.name == "soft":
-            return {"share": self.soft_share}
-        return {"iterations": self.sinkhorn_iterations} if self.name == "transport" else {}
 
 
 @dataclass(frozen=True)

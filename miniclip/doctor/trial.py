@@ -19,8 +19,7 @@ from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainingPairs
 from miniclip.data.subset import Subset
-from miniclip.losses.matrix import Embeddings, Positives
-from miniclip.losses.objective import GlobalBatch, chance_loss, global_loss
+from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.batches import build_augment

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from miniclip.config import LossConfig
 from miniclip.inspection.contents import LossView, Temperature
-from miniclip.inspection.pair_loss import ENTRIES
 from miniclip.losses import LOSSES
-from miniclip.losses.objective import chance_loss, likeness
-from miniclip.losses.rows import ON_COSINES
+from miniclip.losses.matrix import chance_loss, likeness
 from miniclip.metrics.geometry import effective_negatives
 
 _SCALES = 25  # points of the temperature curves, evenly spaced in the logarithm
@@ -42,42 +39,27 @@ def loss_views(
     """
     views = {}
     for name in LOSSES:
-        known = trained if trained is not None and trained.name == name else None
-        config = known or LossConfig(name=name)  # type: ignore[arg-type]
+        known = trained is not None and trained.name == name
+        config = trained if trained is not None and known else LossConfig(name=name)  # type: ignore[arg-type]
         if config.pairwise and bias is None:
             own_bias: float | None = best_bias(scale * cosine, int(positives.sum()))
         else:
-            own_bias = None if name in ON_COSINES else bias
-        handed = Handed.of(config, image, text, cosine, scale, own_bias)
-        views[name] = replace(_view(config, handed, positives), bias=own_bias, trained=known is not None)
+            own_bias = None if LOSSES[name].on_cosines else bias
+        logits, settings = handed(config, image, text, cosine, scale, own_bias)
+        views[name] = _view(config, logits, settings, positives, trained=known, bias=own_bias, scale=scale)
     return views
 
 
-class Handed(NamedTuple):
-    """What a loss of LOSSES is called with. logits: (N, N). scale: what the cosines were multiplied by."""
-
-    logits: Tensor
-    settings: dict[str, Any]
-    scale: float
-
-    @classmethod
-    def of(
-        cls,
-        config: LossConfig,
-        image: Tensor,
-        text: Tensor,
-        cosine: Tensor,
-        scale: float,
-        bias: float | None,
-        step: int = END,
-    ) -> Handed:
-        """The matrix of these embeddings as training hands it to the loss; axes as in loss_views."""
-        settings = config.settings(step)
-        if config.name in ON_COSINES:
-            return cls(cosine, settings, 1.0)
-        if config.name == "soft":
-            settings["targets"] = likeness(image, text, slice(None), config.soft_scale)
-        return cls(scale * cosine + (bias or 0.0), settings, scale)
+def handed(
+    config: LossConfig, image: Tensor, text: Tensor, cosine: Tensor, scale: float, bias: float | None, step: int = END
+) -> tuple[Tensor, dict[str, Any]]:
+    """The matrix (N, N) of these embeddings as training hands it to the loss, and its settings; axes as above."""
+    settings = config.settings(step)
+    if LOSSES[config.name].on_cosines:
+        return cosine, settings
+    if config.name == "soft":
+        settings["targets"] = likeness(image, text, slice(None), config.soft_scale)
+    return scale * cosine + (bias or 0.0), settings
 
 
 def loss_figures(
@@ -90,37 +72,34 @@ def loss_figures(
     step: int = END,
 ) -> dict[str, float]:
     """The loss of these pairs as training computes it at a step, and over its chance value; axes as in loss_views."""
-    handed = Handed.of(config, image, text, image @ text.T, scale, bias, step)
-    value = float(LOSSES[config.name](handed.logits, positives, **handed.settings))
-    # decoupled's chance is 0 for two pairs
+    logits, settings = handed(config, image, text, image @ text.T, scale, bias, step)
+    value = float(LOSSES[config.name](logits, positives, **settings))
+    # decoupled's chance is ln(N - 1) = 0 for two pairs: avoid 0/0
     return {"loss": value, "loss_over_chance": value / (chance_loss(config, len(image), 1, step) or 1)}
 
 
-def _view(config: LossConfig, handed: Handed, positives: Tensor) -> LossView:
-    n, settings = len(positives), handed.settings
-    logits = handed.logits.detach().requires_grad_()
-    values = LOSSES[config.name](logits, positives, reduction="none", **settings)
+def _view(
+    config: LossConfig, logits: Tensor, settings: dict[str, Any], positives: Tensor, *, scale: float, **about: Any
+) -> LossView:
+    n, loss = len(positives), LOSSES[config.name]
+    logits = logits.detach().requires_grad_()
+    values = loss(logits, positives, reduction="none", **settings)
     value = values.mean()  # as many rows as columns
     (gradient,) = torch.autograd.grad(value, logits)
-    logits, values = logits.detach(), values.detach()
-    targets = settings.get("targets")
-    turned = settings if targets is None else {**settings, "targets": targets.T}
-    entries = ENTRIES[config.name]
-    by_row = entries(logits, positives, **settings)
-    by_column = entries(logits.T, positives.T, **turned).T
+    values = values.detach()
+    by_row, by_column = loss.both_ways(logits.detach(), positives, parts=True, **settings)
     return LossView(
         settings={key: setting for key, setting in settings.items() if key != "targets"},
-        scale=handed.scale,
-        bias=None,
-        trained=False,
+        scale=1.0 if loss.on_cosines else scale,
         value=float(value.detach()),
         chance=chance_loss(config, n, 1, END),
         row_loss=values[:n],
         column_loss=values[n:],
-        pair_loss=(by_row + by_column) / 2,
+        pair_loss=(by_row + by_column.T) / 2,
         gradient=gradient,
-        unit="cosine" if config.name in ON_COSINES else "nats",
-        targets=targets,
+        unit="cosine" if loss.on_cosines else "nats",
+        targets=settings.get("targets"),
+        **about,
     )
 
 
@@ -154,7 +133,7 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
             settings["targets"] = view.targets.float()
         return float(LOSSES[name](math.exp(log_scale) * cosine + (view.bias or 0.0), positives, **settings))
 
-    scaled = [name for name in losses if name not in ON_COSINES]
+    scaled = [name for name in losses if not LOSSES[name].on_cosines]
     grid = [low + (high - low) * k / (_SCALES - 1) for k in range(_SCALES)]
     best = {}
     for name in scaled:

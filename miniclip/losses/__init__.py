@@ -2,24 +2,4 @@
 
 from __future__ import annotations
 
-from miniclip.losses.losses import (
-    LOSSES,
-    decoupled_loss,
-    focal_loss,
-    hinge_loss,
-    sigmoid_loss,
-    soft_loss,
-    softmax_loss,
-    transport_loss,
-)
-
-__all__ = [
-    "LOSSES",
-    "decoupled_loss",
-    "focal_loss",
-    "hinge_loss",
-    "sigmoid_loss",
-    "soft_loss",
-    "softmax_loss",
-    "transport_loss",
-]
+from miniclip.losses.losses import LOSSES as LOSSES

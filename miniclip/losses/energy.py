@@ -1,7 +1,7 @@
 """The energy-based view of the matrix (LeCun et al., 2006; JEM, arXiv:1912.03263): a low energy is a likely pair.
 
 With E = -logits, image i has the free energy F_i = -log sum_j exp(-E_ij), and its row of the softmax loss is
-E_ii - F_i: training lowers the energy of the pairs and raises the free energy of everything else. A picture that no
+E_ii - F_i: training lowers the energy of the pairs and raises the free energy of everything else. An image that no
 caption suits has a high free energy, which makes it a score for what a classifier has never seen.
 """
 
@@ -10,17 +10,6 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def energy(logits: Tensor) -> Tensor:
-    """Energy of each pair, (N, M), in nats: the negative logit."""
-    return -logits
-
-
-def log_partition(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the sums over each row and over each column of exp(logits): (N,) and (M,), in nats."""
-    return logits.logsumexp(1), logits.logsumexp(0)
-
-
 def free_energy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Free energy of each image, over all texts, and of each text, over all images: (N,) and (M,), in nats."""
-    rows, columns = log_partition(logits)
-    return -rows, -columns
+    return -logits.logsumexp(1), -logits.logsumexp(0)

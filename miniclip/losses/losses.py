@@ -1,225 +1,218 @@
-"""The losses: pure functions of the N x M matrix of scaled similarities.
+"""The losses: each one function of the rows of the N x M matrix of scaled similarities, and an entry of LOSSES.
 
-Row i is an image, column j a text, `logits[i, j] = scale * cos(image_i, text_j) + bias`. `positives[i, j]` says that
-text j describes image i; left out, it is the diagonal. Several captions of one image, and equal captions, are
-positives: counted as negatives they put a floor under the loss.
+Row i is an image, column j a text, `logits[i, j] = scale * cos(image_i, text_j) + bias`. Which text belongs to a row's
+image, which image to a column's text: a loss asks both, and answers the second by the rows of the transpose.
 
-Each is the mean of a row loss (rows.py) over the rows of the matrix and over those of its transpose.
-
-Memory: a copy of the matrix takes 4 N M bytes in float32, 1.1 GB for N = M = 16,384; each loss says how many of
-them its gradient keeps. Training takes all but transport in tiles instead (objective.py).
+A function takes (B, M) logits, float32 or float64, any rows of the matrix, and their positives: (B, M) bool with at
+least one in each row, or (B,) int64, the column of each row's only one. It returns what each row contributes, (B,);
+with `parts` (and bool positives), how that divides over the entries, (B, M), each row of which sums up to it. Settings
+are keywords; their defaults and ranges are those of the configuration (config/loss.py). Nothing is checked here but
+where LOSSES takes a whole matrix. Copies of the matrix that a gradient keeps are of 4 N M bytes each in float32.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from miniclip.losses.rows import (
-    FocalForm,
-    RowLoss,
-    decoupled_rows,
-    focal_rows,
-    hinge_rows,
-    sigmoid_rows,
-    soft_rows,
-    softmax_rows,
-    transport_rows,
-)
-
-Reduction = Literal["mean", "none"]
+from miniclip.config.loss import OPTIONS
+from miniclip.losses.transport import sinkhorn
 
 
-def softmax_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Symmetric cross-entropy over rows and columns (CLIP, arXiv:2103.00020, figure 3).
+def softmax(logits: Tensor, positives: Tensor, parts: bool = False, *, smoothing: float) -> Tensor:
+    """Cross-entropy to the positives, evenly (CLIP, arXiv:2103.00020, figure 3; several: arXiv:2004.11362, L_out).
 
-    logits: (N, M) of any float dtype, already scaled; half precision is lifted to float32. positives: (N, M) bool; a
-    row's (column's) target spreads evenly over its positives (supervised contrastive, arXiv:2004.11362, L_out).
-    weights: (N,) for a square matrix, one a pair, or (N + M,), the rows' and then the columns'; 0 or more.
-    reduction: mean is half the weighted mean of the rows plus half that of the columns; none gives (N + M,), the rows'
-    values and then the columns', each times its weight.
-    smoothing: share of every target that is spread over all candidates (arXiv:1512.00567), in [0, 1).
-    Returns nats; uniform logits give ln N. Keeps two copies of the matrix, four with positives. Raises ValueError if
-    the shapes disagree, a setting is out of range, or a row or column has no positive. The other losses share these
-    arguments.
+    smoothing: share of every target spread over all columns (arXiv:1512.00567). In nats; uniform logits give ln M.
+    Keeps two copies of the matrix, four with positives.
     """
-    _require(0 <= smoothing < 1, f"smoothing={smoothing} must lie in [0, 1)")
-    return _both_ways(partial(softmax_rows, smoothing=smoothing), logits, positives, weights, reduction)
+    return _cross_entropy(logits, _targets(logits, positives), parts, smoothing)
 
 
-def sigmoid_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Every pair of the matrix as its own yes-or-no question (SigLIP, arXiv:2303.15343, equation 1).
+def sigmoid(logits: Tensor, positives: Tensor, parts: bool = False) -> Tensor:
+    """Every pair's own yes-or-no cross-entropy, softplus(-z * logit), z = +-1 (SigLIP, arXiv:2303.15343, equation 1).
 
-    Sum over the matrix of softplus(-z * logit), z = +1 for positives and -1 otherwise, divided by N, in nats; for a
-    rectangle, by the harmonic mean of N and M. Needs a bias that starts low: -10, or -ln(N - 1), at which a row expects
-    as many positives as it has. Keeps five copies of the matrix. Arguments and errors: softmax_loss.
+    Needs a bias that starts low: -10, or -ln(N - 1), at which a row expects one positive. Keeps five copies.
     """
-    return _both_ways(sigmoid_rows, logits, positives, weights, reduction)
+    log_p = F.logsigmoid(_signed(logits, positives))
+    return -log_p if parts else -log_p.sum(1)
 
 
-def focal_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    gamma: float = 2.0,
-    form: FocalForm = "softmax",
-    alpha: float | None = 0.25,
+def focal(
+    logits: Tensor, positives: Tensor, parts: bool = False, *, gamma: float, form: str, alpha: float | None
 ) -> Tensor:
-    """Cross-entropy with easy pairs weighted down (focal loss, arXiv:1708.02002, equation 5).
+    """Cross-entropy with what is known weighted down by (1 - p)^gamma (arXiv:1708.02002, equation 5).
 
-    form: softmax, (1 - p)^gamma times the row's cross-entropy, p the probability of all its positives; or sigmoid,
-    alpha_t (1 - p_t)^gamma times each pair's. gamma: 0 or more; 0 is the loss without focus. alpha: in [0, 1], of the
-    sigmoid form alone: weight of the positives, 1 - alpha that of the negatives; None weights neither.
-    Keeps seven copies of the matrix, 17 in the sigmoid form. Arguments and errors: softmax_loss.
+    form: softmax, p the probability of all of a row's positives; or sigmoid, p that of each answer, and alpha the
+    weight of the positives, 1 - alpha that of the negatives; None weights neither. Keeps 7 copies, sigmoid 17.
     """
-    _require(form in ("softmax", "sigmoid"), f"unknown form {form!r}; use softmax or sigmoid")
-    _require(0 <= gamma < math.inf, f"gamma={gamma} must be 0 or more")
-    _require(alpha is None or 0 <= alpha <= 1, f"alpha={alpha} must lie in [0, 1], or be None")
-    rows = partial(focal_rows, gamma=gamma, form=form, alpha=alpha)
-    return _both_ways(rows, logits, positives, weights, reduction)
+    # 1 - p in log space: in the form 1 - exp(.) its gradient is 0 / 0 where p rounds to 1
+    if form == "sigmoid":
+        signed = _signed(logits, positives)
+        values = -(gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
+        if alpha is not None:
+            values = values * (1 - alpha + (2 * alpha - 1) * _mask(logits, positives).to(values.dtype))
+        return values if parts else values.sum(1)
+    weight = (gamma * _log_negatives(logits.log_softmax(1), positives)).exp()
+    return (weight[:, None] if parts else weight) * softmax(logits, positives, parts, smoothing=0.0)
 
 
-def hinge_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    margin: float = 0.2,
-    hardest: float = 0.0,
+def hinge(logits: Tensor, positives: Tensor, parts: bool = False, *, margin: float, hardest: float) -> Tensor:
+    """By how much negatives come within margin of the lowest positive (VSE++, arXiv:1707.05612, equations 5 and 6).
+
+    margin: in the unit of the matrix. hardest: 0 takes the sum over the negatives, 1 the largest (in parts the first of
+    equal ones), between them their mixture. Keeps five copies of the matrix, seven with hardest.
+    """
+    mask = _mask(logits, positives)
+    lowest = logits.masked_fill(~mask, torch.finfo(logits.dtype).max).amin(1, keepdim=True)
+    short = F.relu(margin + logits - lowest).masked_fill(mask, 0)
+    if parts:
+        top = short.argmax(1, keepdim=True)
+        return (1 - hardest) * short + hardest * torch.zeros_like(short).scatter(1, top, short.gather(1, top))
+    return (1 - hardest) * short.sum(1) + hardest * short.amax(1) if hardest else short.sum(1)
+
+
+def decoupled(logits: Tensor, positives: Tensor, parts: bool = False) -> Tensor:
+    """Cross-entropy without the positives in the denominator (DCL, arXiv:2110.06848, equation 6); no lower bound.
+
+    Equal to softmax + log(1 - p); uniform logits give ln(M - 1). 0 in a row without negatives. Keeps three copies.
+    """
+    mask, negatives = _mask(logits, positives), _log_negatives(logits, positives)
+    if parts:
+        return torch.where(mask.all(1, keepdim=True), 0, _targets(logits, mask) * (negatives[:, None] - logits))
+    attraction = logits.masked_fill(~mask, 0).sum(1) / mask.sum(1)
+    return torch.where(mask.all(1), 0, negatives - attraction)
+
+
+def soft(
+    logits: Tensor, positives: Tensor, parts: bool = False, *, share: float, targets: Tensor | None = None
 ) -> Tensor:
-    """Every positive must beat every negative by a margin (multi-class SVM; VSE++, arXiv:1707.05612, equations 5, 6).
+    """Cross-entropy to soft targets (SoftCLIP, arXiv:2303.17561, equation 6); without targets, to the positives.
 
-    A row's value is the sum of max(0, margin - lowest positive + negative) over its negatives (hardest = 0), the
-    largest of those (hardest = 1), or their mixture. margin: in the unit of the matrix; 0.2 belongs to cosines, and
-    training passes those. Keeps five copies of the matrix, seven with hardest. Arguments and errors: softmax_loss.
+    targets: (B, M), 0 or more, how well text j suits image i; normalised over each row, without a gradient. share: part
+    of the target that they make up; the rest lies on the positives. Keeps four copies.
     """
-    _require(0 <= margin < math.inf, f"margin={margin} must be 0 or more")
-    _require(0 <= hardest <= 1, f"hardest={hardest} must lie in [0, 1]")
-    return _both_ways(partial(hinge_rows, margin=margin, hardest=hardest), logits, positives, weights, reduction)
-
-
-def decoupled_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Cross-entropy without the positive in the denominator (DCL, arXiv:2110.06848, equation 6).
-
-    Equal to softmax_loss + log(1 - p), so it has no lower bound; uniform logits give ln(N - 1), and small batches
-    lose less gradient. A row without any negative counts 0. Keeps three copies of the matrix. Arguments and errors:
-    softmax_loss.
-    """
-    return _both_ways(decoupled_rows, logits, positives, weights, reduction)
-
-
-def soft_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    targets: Tensor | None = None,
-    share: float = 0.2,
-) -> Tensor:
-    """Cross-entropy to soft targets (SoftCLIP, arXiv:2303.17561, equation 6; supervised contrastive without targets).
-
-    targets: (N, M), 0 or more: how well text j suits image i, as a matter of degree. It has no gradient, and is
-    normalised over each row for the rows and over each column for the columns. share: part of the target that it
-    makes up, in [0, 1]; the rest lies on the positives. Keeps four copies of the matrix. Arguments and errors:
-    softmax_loss.
-    """
-    _require(0 <= share <= 1, f"share={share} must lie in [0, 1]")
     if targets is None:
-        return _both_ways(soft_rows, logits, positives, weights, reduction)
-    shapes = f"targets {tuple(targets.shape)} and logits {tuple(logits.shape)}"
-    _require(targets.shape == logits.shape, f"{shapes} must have one shape")
-    _require(
-        bool((targets >= 0).all()) and all(bool((targets.sum(axis) > 0).all()) for axis in (0, 1)),
-        "targets must be 0 or more, with something above 0 in every row and column",
-    )
-    rows, columns = (partial(soft_rows, targets=t, share=share) for t in (targets, targets.T))
-    return _both_ways(rows, logits, positives, weights, reduction, columns=columns)
+        return softmax(logits, positives, parts, smoothing=0.0)
+    targets = targets.detach().to(logits.dtype)
+    q = (1 - share) * _targets(logits, _mask(logits, positives)) + share * targets / targets.sum(1, keepdim=True)
+    return _cross_entropy(logits, q, parts)
 
 
-def transport_loss(
-    logits: Tensor,
-    positives: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    iterations: int = 5,
-) -> Tensor:
-    """Negative log of the mass that an optimal transport plan moves between positives, in nats.
+def transport(logits: Tensor, positives: Tensor, parts: bool = False, *, iterations: int) -> Tensor:
+    """-log(N P_ij), P the plan of transport.py, mean over each row's positives (Shi et al., ICML 2023).
 
-    The plan moves images to texts at a cost of 1 - cosine with entropic regularisation 1/scale, each image and each
-    text having the same mass; the loss is -mean log(N P_ii), the inverse optimal transport view of contrastive learning
-    (Shi et al., ICML 2023), averaged over the plan that ends on the rows and the one that ends on the columns.
-    iterations: of Sinkhorn's algorithm (see sinkhorn); 0 is softmax_loss. Needs the whole matrix at once, in training
-    too, keeps four copies of it, and makes some more on the way.
-    Arguments and errors: softmax_loss.
+    logits: all N rows, for a row's mass depends on every other's. iterations: of Sinkhorn's algorithm; 0 is softmax.
+    Keeps four copies of the matrix, and makes some more on the way.
     """
-    return _both_ways(partial(transport_rows, iterations=iterations), logits, positives, weights, reduction)
+    mask = _mask(logits, positives)
+    log_p = sinkhorn(logits, iterations) + math.log(len(logits))
+    return -_targets(logits, mask) * log_p if parts else -log_p.masked_fill(~mask, 0).sum(1) / mask.sum(1)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "softmax": softmax_loss,
-    "sigmoid": sigmoid_loss,
-    "focal": focal_loss,
-    "hinge": hinge_loss,
-    "decoupled": decoupled_loss,
-    "soft": soft_loss,
-    "transport": transport_loss,
+@dataclass(frozen=True)
+class Loss:
+    """A loss of the whole matrix: the mean of its rows' and of its columns'.
+
+    on_cosines: its settings are in cosines, so training hands it the matrix with scale 1 and no bias. whole_matrix: it
+    is not decided row by row, so each process needs the whole matrix.
+    """
+
+    rows: Callable[..., Tensor]
+    on_cosines: bool = False
+    whole_matrix: bool = False
+
+    def __call__(
+        self,
+        logits: Tensor,
+        positives: Tensor | None = None,
+        weights: Tensor | None = None,
+        reduction: Literal["mean", "none"] = "mean",
+        **settings: Any,
+    ) -> Tensor:
+        """The loss of a matrix.
+
+        logits: (N, M) of any float dtype, already scaled; half precision is lifted to float32. positives: (N, M) bool;
+        the diagonal if left out. weights: (N,) for a square matrix, one a pair, or (N + M,), the rows' and then the
+        columns'; 0 or more. reduction: mean is half the weighted mean of the rows plus half that of the columns; none
+        gives (N + M,), the rows' values and then the columns', each times its weight. settings: of the function in
+        rows. Raises ValueError if shapes disagree, a setting is out of range, or a row or column has no positive.
+        """
+        for option in OPTIONS.values():
+            if option.loss == self.rows.__name__ and option.keyword:
+                option.range.check(option.keyword, settings.setdefault(option.keyword, option.default))
+        _require(reduction in ("mean", "none"), f"unknown reduction {reduction!r}; use mean or none")
+        shape = tuple(logits.shape)
+        _require(len(shape) == 2 and min(shape) > 0, f"logits must be a matrix with entries; their shape is {shape}")
+        n, m = shape
+        if positives is None:
+            _require(n == m, f"logits of shape {shape} have no diagonal; pass positives of that shape")
+            positives = torch.arange(n, device=logits.device)
+        else:
+            _require_positives(positives, shape)
+        if settings.get("targets") is not None:
+            _require_targets(settings["targets"], shape)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        values = torch.cat(self.both_ways(logits, positives, **settings))
+        if weights is None:
+            return values if reduction == "none" else (values[:n].mean() + values[n:].mean()) / 2
+        weights = _pair_weights(weights, n, m).to(values.dtype)
+        values = weights * values
+        if reduction == "none":
+            return values
+        return (values[:n].sum() / weights[:n].sum() + values[n:].sum() / weights[n:].sum()) / 2
+
+    def both_ways(self, logits: Tensor, positives: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+        """Of the rows of a whole matrix, and of those of its transpose; with every setting, or parts; unchecked."""
+        turned = {name: x.T if isinstance(x, Tensor) else x for name, x in settings.items()}
+        return self.rows(logits, positives, **settings), self.rows(logits.T, positives.transpose(0, -1), **turned)
+
+
+# by the names of the functions, in the order of the configuration
+LOSSES: dict[str, Loss] = {
+    "softmax": Loss(softmax),
+    "sigmoid": Loss(sigmoid),
+    "focal": Loss(focal),
+    "hinge": Loss(hinge, on_cosines=True),
+    "decoupled": Loss(decoupled),
+    "soft": Loss(soft),
+    "transport": Loss(transport, whole_matrix=True),
 }
 
 
-def _both_ways(
-    rows: RowLoss,
-    logits: Tensor,
-    positives: Tensor | None,
-    weights: Tensor | None,
-    reduction: Reduction,
-    columns: RowLoss | None = None,
-) -> Tensor:
-    """rows over the matrix, columns (by default rows, too) over its transpose, and the reduction of both."""
-    _require(reduction in ("mean", "none"), f"unknown reduction {reduction!r}; use mean or none")
-    shape = tuple(logits.shape)
-    _require(logits.ndim == 2 and logits.numel() > 0, f"logits must be a matrix with entries; their shape is {shape}")
-    n, m = logits.shape
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if positives is None:
-        _require(n == m, f"logits of shape {shape} have no diagonal; pass positives of that shape")
-        row_positives = column_positives = torch.arange(n, device=logits.device)
-    else:
-        _require_positives(logits, positives)
-        row_positives, column_positives = positives, positives.T
-    values = torch.cat([rows(logits, row_positives), (columns or rows)(logits.T, column_positives)])
-    if weights is None:
-        return values if reduction == "none" else (values[:n].mean() + values[n:].mean()) / 2
-    weights = _pair_weights(weights, n, m).to(values.dtype)
-    if reduction == "none":
-        return weights * values
-    return (_weighted_mean(values[:n], weights[:n]) + _weighted_mean(values[n:], weights[n:])) / 2
+def _cross_entropy(logits: Tensor, q: Tensor, parts: bool, smoothing: float = 0.0) -> Tensor:
+    """-q log p, q the target as from _targets."""
+    if not parts:
+        return F.cross_entropy(logits, q, reduction="none", label_smoothing=smoothing)
+    return -((1 - smoothing) * q + smoothing / logits.shape[1]) * logits.log_softmax(1)
+
+
+def _mask(logits: Tensor, positives: Tensor) -> Tensor:
+    """positives as (B, M) bool."""
+    if positives.dtype == torch.bool:
+        return positives
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, positives[:, None], True)
+
+
+def _targets(logits: Tensor, positives: Tensor) -> Tensor:
+    """positives as cross_entropy takes them: the column of the only one, or (B, M) probabilities, even over several."""
+    if positives.dtype != torch.bool:
+        return positives
+    return positives / positives.sum(1, keepdim=True).to(logits.dtype)
+
+
+def _signed(logits: Tensor, positives: Tensor) -> Tensor:
+    return torch.where(_mask(logits, positives), logits, -logits)
+
+
+def _log_negatives(logits: Tensor, positives: Tensor) -> Tensor:
+    """logsumexp over each row's negatives; (B,). Without any it is about the lowest number there is, not -inf."""
+    return logits.masked_fill(_mask(logits, positives), torch.finfo(logits.dtype).min).logsumexp(1)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -227,30 +220,37 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (weights * values).sum() / weights.sum()
+def _require_positives(positives: Tensor, shape: tuple[int, ...]) -> None:
+    _require(
+        positives.shape == shape and positives.dtype == torch.bool,
+        f"positives {tuple(positives.shape)} {positives.dtype} and logits {shape} must have one shape, and positives "
+        "be bool",
+    )
+    for axis, kind in ((1, "row"), (0, "column")):
+        empty = (~positives.any(axis)).nonzero()
+        if len(empty):
+            raise ValueError(f"{kind} {int(empty[0])} of positives has no positive; every {kind} needs one")
+
+
+def _require_targets(targets: Tensor, shape: tuple[int, ...]) -> None:
+    _require(targets.shape == shape, f"targets {tuple(targets.shape)} and logits {shape} must have one shape")
+    _require(
+        bool((targets >= 0).all()) and all(bool((targets.sum(axis) > 0).all()) for axis in (0, 1)),
+        "targets must be 0 or more, with something above 0 in every row and column",
+    )
 
 
 def _pair_weights(weights: Tensor, n: int, m: int) -> Tensor:
+    """(N + M,)."""
     if weights.shape == (n,) and n == m:
         weights = torch.cat([weights, weights])
-    if weights.shape != (n + m,):
-        wanted = f"({n},), one a pair, or ({n + m},)" if n == m else f"({n + m},), the rows' and then the columns'"
-        raise ValueError(f"weights {tuple(weights.shape)} do not fit logits {(n, m)}; they must be {wanted}")
+    wanted = f"({n},), one a pair, or ({n + m},)" if n == m else f"({n + m},), the rows' and then the columns'"
+    _require(
+        weights.shape == (n + m,),
+        f"weights {tuple(weights.shape)} do not fit logits {(n, m)}; they must be {wanted}",
+    )
     _require(
         bool((weights >= 0).all()) and all(0 < float(part.sum()) < math.inf for part in (weights[:n], weights[n:])),
         "weights must be 0 or more, and not all of them 0",
     )
     return weights
-
-
-def _require_positives(logits: Tensor, positives: Tensor) -> None:
-    if positives.shape != logits.shape or positives.dtype != torch.bool:
-        raise ValueError(
-            f"positives {tuple(positives.shape)} {positives.dtype} and logits {tuple(logits.shape)} must have one "
-            "shape, and positives be bool"
-        )
-    for axis, kind in ((1, "row"), (0, "column")):
-        empty = ~positives.any(axis)
-        if empty.any():
-            raise ValueError(f"{kind} {int(empty.nonzero()[0])} of positives has no positive; every {kind} needs one")

@@ -1,4 +1,4 @@
-"""Embeddings -> the matrix of image-text similarities, over all processes.
+"""The N x N matrix of a run: embeddings -> similarities -> the loss, exact for any number of processes.
 
 Axes: B images of this process, N images of all processes, K captions for each image (text j belongs to image j // K),
 M = N K texts, E embedding.
@@ -6,13 +6,18 @@ M = N K texts, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from miniclip.config import LossConfig
+from miniclip.losses.losses import LOSSES
+from miniclip.losses.tiles import tiled_loss
 
 
 class Embeddings(NamedTuple):
@@ -93,7 +98,7 @@ def gather(local: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
 class Positives:
     """Which texts of the global batch belong to which images, for any of its rows, without a matrix of them all.
 
-    image: (N,) int64, equal for the same picture. text: (N, K) int64, equal for equal captions.
+    image: (N,) int64, equal for the same image. text: (N, K) int64, equal for equal captions.
     """
 
     image: Tensor
@@ -101,10 +106,7 @@ class Positives:
 
     @classmethod
     def of(cls, kind: str, image: Tensor, text: Tensor) -> Positives:
-        """Of image (N,) and text (N, K), identities as above.
-
-        kind: diagonal (a picture and its own captions), text (equal captions, too) or identity (equal pictures, too).
-        """
+        """kind: diagonal (an image and its own captions), text (and equal captions) or identity (and equal images)."""
         own = torch.arange(len(image), device=image.device)
         if kind == "diagonal":
             return cls(own, torch.arange(text.numel(), device=text.device).view_as(text))
@@ -119,7 +121,7 @@ class Positives:
         return self.captions == 1 and len(self.image.unique()) == len(self.text.unique()) == len(self.image)
 
     def of_images(self, rows: slice) -> Tensor:
-        """(b, M) bool, images against texts: equal pictures, or any of the image's captions equal to the text."""
+        """(b, M) bool, images against texts: equal images, or any of the image's captions equal to the text."""
         same = self.image[rows, None] == self.image.repeat_interleave(self.captions)
         for captions in self.text[rows].unbind(1):
             same |= captions[:, None] == self.text.flatten()
@@ -128,7 +130,110 @@ class Positives:
     def of_texts(self, rows: slice) -> Tensor:
         """(b, N) bool, texts against images: the transpose of the above."""
         same = self.image.repeat_interleave(self.captions)[rows, None] == self.image
-        text = self.text.flatten()[rows, None]
         for captions in self.text.unbind(1):
-            same |= text == captions
+            same |= self.text.flatten()[rows, None] == captions
         return same
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What the loss knows of a batch besides its embeddings, gathered from all processes.
+
+    weight: (N,) float32, or None where all pairs weigh the same. sizes: images of each process; None as in `shares`.
+    """
+
+    positives: Positives
+    weight: Tensor | None = None
+    sizes: list[int] | None = None
+
+    @classmethod
+    def gathered(
+        cls, kind: str, image_id: Tensor, text_id: Tensor, weight: Tensor | None, sizes: list[int]
+    ) -> GlobalBatch:
+        """From this process's (B,) image_id, (B, K) text_id and (B,) weight. kind: as in Positives.of."""
+        positives = Positives.of(kind, gather(image_id, sizes), gather(text_id, sizes))
+        return cls(positives, None if weight is None else gather(weight, sizes), sizes)
+
+    def divided(self) -> list[int]:
+        """Images of each process."""
+        return self.sizes or shares(len(self.positives.image), world_size())
+
+
+def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int = 0) -> Tensor:
+    """The loss of the whole batch, given this process's embeddings of its part.
+
+    embeddings: image (B, E), text (B K, E). batch: of all processes. step: for losses that change along the training.
+    Returns a scalar whose *mean over the processes* is the loss, and whose gradients, averaged over the processes as
+    DDP and FSDP do, are its gradient. With one process it is the loss.
+
+    Each process computes, in tiles, the rows of its own images against all texts and those of its own texts against
+    all images; none holds more than a strip of the matrix. A loss that rows do not decide every process computes from
+    the gathered embeddings.
+    """
+    loss, settings = LOSSES[config.name], config.settings(step)
+    positives, captions, sizes = batch.positives, batch.positives.captions, batch.divided()
+    text_sizes = [size * captions for size in sizes]
+    rank = dist.get_rank() if len(sizes) > 1 else 0
+    if loss.on_cosines:
+        # zero times, rather than without them: DDP wants every parameter in the graph
+        bias = None if embeddings.bias is None else 0 * embeddings.bias
+        embeddings = embeddings._replace(scale=0 * embeddings.scale + 1, bias=bias)
+    # where each entry of the matrix counts by itself, the columns sum up to what the rows do: only texts are needed
+    rows_suffice = config.pairwise and batch.weight is None
+    image = embeddings.image if rows_suffice else gather(embeddings.image, sizes)
+    text = gather(embeddings.text, text_sizes)
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    weights = (torch.ones(sum(sizes), device=image.device) if batch.weight is None else batch.weight).to(dtype)
+    # a batch whose pairs all weigh nothing teaches nothing
+    weights = weights / torch.where((total := weights.sum()) > 0, total, 1)
+    text_weights = weights.repeat_interleave(captions) / captions
+
+    if loss.whole_matrix:
+        logits = similarity_logits(image, text, embeddings.scale, embeddings.bias)
+        by_row, by_column = loss.both_ways(logits, positives.of_images(slice(None)), **settings)
+        return ((weights * by_row).sum() + (text_weights * by_column).sum()) / 2
+
+    diagonal = positives.only_diagonal()
+    soft = config.name == "soft" and config.soft_share > 0
+
+    def own_rows(
+        queries: Tensor, keys: Tensor, sizes: list[int], weights: Tensor, positives: Callable[[slice], Tensor]
+    ) -> Tensor:
+        """Weighted sum over this process's rows, the queries, of which each process has as many as sizes says."""
+        offset = sum(sizes[:rank])
+
+        def of_tile(logits: Tensor, part: slice) -> Tensor:
+            where = slice(part.start + offset, part.stop + offset)
+            found = torch.arange(where.start, where.stop, device=logits.device) if diagonal else positives(where)
+            targets = {"targets": likeness(image, text, where, config.soft_scale)} if soft else {}
+            return loss.rows(logits, found, **settings, **targets)
+
+        return tiled_loss(queries, keys, embeddings.scale, embeddings.bias, weights.split(sizes)[rank], of_tile)
+
+    by_images = own_rows(embeddings.image, text, sizes, weights, positives.of_images)
+    if rows_suffice:
+        return len(sizes) / 2 * (1 + 1 / captions) * by_images
+    by_texts = own_rows(embeddings.text, image, text_sizes, text_weights, positives.of_texts)
+    return len(sizes) / 2 * (by_images + by_texts)
+
+
+def likeness(image: Tensor, text: Tensor, rows: slice, scale: float) -> Tensor:
+    """The soft loss's targets, (b, N) in [0, 1]: how alike pair i of the rows and pair j are, 1 for a pair and itself.
+
+    By the mean of the cosine of the two images and that of the two texts. Without a gradient, for a target that moves
+    with the prediction would make all embeddings equal.
+    """
+    image, text = image.detach(), text.detach()
+    return (scale * ((image[rows] @ image.T + text[rows] @ text.T) / 2 - 1)).exp()
+
+
+def chance_loss(config: LossConfig, n: int, captions: int, step: int = 0) -> float:
+    """What the loss is while a model tells nothing apart, for a batch of n images at a step: the height of a flat line.
+
+    For a batch without duplicates, which change it a little. The one value of all logits is -ln(n - 1), the best there
+    is for the sigmoid loss, which alone notices it.
+    """
+    rows, settings = LOSSES[config.name].rows, config.settings(step)
+    logits = torch.full((1, n * captions), -math.log(max(1, n - 1)), dtype=torch.float64)
+    texts, images = (torch.arange(k)[None] < own for k, own in ((n * captions, captions), (n, 1)))
+    return (float(rows(logits, texts, **settings)) + float(rows(logits[:, :n], images, **settings))) / 2

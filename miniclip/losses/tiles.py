@@ -24,46 +24,29 @@ LEAST_ROWS = 128
 
 
 def tiled_loss(
-    queries: Tensor,
-    keys: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    weights: Tensor,
-    row_loss: TileLoss,
-    tile_rows: int | None = None,
+    queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor | None, weights: Tensor, row_loss: TileLoss
 ) -> Tensor:
     """Sum over the rows of weights * row_loss(scale * queries @ keys.T + bias).
 
-    queries: (B, E), keys: (M, E), of unit length; scale, bias: 0-dim; weights: (B,). tile_rows: rows of a tile; None
-    chooses. Returns a scalar, at least float32. Memory: the gradients, and a few tiles, in place of a few matrices. The
-    gradient is computed tile by tile along with the loss, so that no tile is computed twice; there is no second
-    derivative.
+    queries: (B, E), keys: (M, E), of unit length; scale, bias: 0-dim; weights: (B,). Returns a scalar, at least
+    float32. Memory: the gradients, and a few tiles, in place of a few matrices. The gradient is computed tile by tile
+    along with the loss, so that no tile is computed twice; there is no second derivative.
     """
-    if tile_rows is None:
-        entries = TILE_ENTRIES if queries.device.type == "cpu" else DEVICE_TILE_ENTRIES
-        tile_rows = max(LEAST_ROWS, entries // len(keys))
-    inputs = (queries, keys, scale) if bias is None else (queries, keys, scale, bias)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    result: Tensor = _TiledLoss.apply(queries, keys, scale, bias, weights, row_loss, tile_rows, differentiable)
+    wanted = any(t is not None and t.requires_grad for t in (queries, keys, scale, bias))
+    differentiable = wanted and torch.is_grad_enabled()
+    result: Tensor = _TiledLoss.apply(queries, keys, scale, bias, weights, row_loss, differentiable)
     return result
 
 
 class _TiledLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        weights: Tensor,
-        row_loss: TileLoss,
-        tile_rows: int,
-        differentiable: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        queries, keys, scale, bias, weights, row_loss, differentiable = given
         dtype = torch.promote_types(queries.dtype, torch.float32)
         ctx.dtypes = queries.dtype, keys.dtype
         queries, keys, scale, weights = (t.detach().to(dtype) for t in (queries, keys, scale, weights))
+        entries = TILE_ENTRIES if queries.device.type == "cpu" else DEVICE_TILE_ENTRIES
+        tile_rows = max(LEAST_ROWS, entries // len(keys))
         total = queries.new_zeros(())
         scaled = scale * queries
         to_queries, to_keys, to_bias = torch.empty_like(scaled), torch.zeros_like(keys), torch.zeros_like(scale)
@@ -92,12 +75,6 @@ class _TiledLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("tiled_loss has no second derivative; leave out create_graph, or use miniclip.losses")
-        queries, keys, scale, bias = ctx.saved_tensors
-        query_dtype, key_dtype = ctx.dtypes
-        return (
-            (gradient * queries).to(query_dtype),
-            (gradient * keys).to(key_dtype),
-            gradient * scale,
-            None if bias is None else gradient * bias,
-            *(None,) * 4,
-        )
+        to_queries, to_keys, to_scale, to_bias = ctx.saved_tensors
+        sides = ((gradient * t).to(dtype) for t, dtype in zip((to_queries, to_keys), ctx.dtypes, strict=True))
+        return *sides, gradient * to_scale, None if to_bias is None else gradient * to_bias, None, None, None

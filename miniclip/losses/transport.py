@@ -36,11 +36,11 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
 def _log_masses(logits: Tensor, others: Tensor, axis: int) -> Tensor:
     """Log of the sums along an axis of exp(logits + others), computed again for the gradient: a copy is large."""
-    return checkpoint(_logsumexp, logits, others, axis, use_reentrant=False, preserve_rng_state=False)
 
+    def masses(logits: Tensor, others: Tensor) -> Tensor:
+        return (logits + others).logsumexp(axis, keepdim=True)
 
-def _logsumexp(logits: Tensor, others: Tensor, axis: int) -> Tensor:
-    return (logits + others).logsumexp(axis, keepdim=True)
+    return checkpoint(masses, logits, others, use_reentrant=False, preserve_rng_state=False)
 
 
 def wasserstein(cosine: Tensor, scale: float | Tensor, iterations: int = 100) -> Tensor:

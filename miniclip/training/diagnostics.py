@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from miniclip.config import ConfigError
-from miniclip.losses.matrix import Embeddings, gather
-from miniclip.losses.objective import GlobalBatch
+from miniclip.losses.matrix import Embeddings, GlobalBatch, gather
 from miniclip.metrics.batch import PAIRS, batch_figures
 from miniclip.models import DualEncoder
 from miniclip.models.clip import MAX_LOGIT_SCALE

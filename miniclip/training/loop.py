@@ -27,7 +27,7 @@ from miniclip.common.stopping import Stopped, Stopping
 from miniclip.config import Config, ConfigError
 from miniclip.data.augment import shrink
 from miniclip.data.loader import Batch
-from miniclip.losses.objective import chance_loss
+from miniclip.losses.matrix import chance_loss
 from miniclip.models import DualEncoder, resolve
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import load, save_model

@@ -1,6 +1,6 @@
 """One training step: images and token ids -> embeddings -> loss of the global batch -> gradients -> new weights.
 
-The logits, scale * image @ text.T + bias, are made and consumed inside `losses.objective.global_loss`, tile by tile.
+The logits, scale * image @ text.T + bias, are made and consumed inside `losses.matrix.global_loss`, tile by tile.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from miniclip.config import Config
 from miniclip.data.augment import recolour
 from miniclip.data.loader import Batch
-from miniclip.losses.matrix import Embeddings
-from miniclip.losses.objective import GlobalBatch, global_loss
+from miniclip.losses.matrix import Embeddings, GlobalBatch, global_loss
 from miniclip.models import create_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.vocabulary import use_small_vocabulary_
