@@ -181,7 +181,7 @@ def check_gather() -> None:
     own = expected.split(sizes)[rank].clone().requires_grad_()
     assert torch.equal(gather(own, sizes), expected)
     assert torch.equal(gather(own.detach().long()[:, 0], sizes), expected.long()[:, 0])
-    assert torch.equal(gather(torch.tensor([rank])), torch.arange(world))
+    assert torch.equal(gather(torch.tensor([rank]), [1] * world), torch.arange(world))
     # process r's loss is (r + 1) times the sum of the squares; the gradient comes through two gathers of one tensor
     loss = (rank + 1) * (gather(own, sizes) * gather(own, sizes)).sum()
     loss.backward()

@@ -67,7 +67,6 @@ def test_shares_add_up_and_differ_by_one_at_most() -> None:
 
 def test_gather_of_one_process_is_its_input() -> None:
     local = torch.randn(3, 2, requires_grad=True)
-    assert gather(local) is local
     assert gather(local, [3]) is local
 
 

@@ -39,7 +39,7 @@ def sigmoid(logits: Tensor, positives: Tensor, parts: bool = False) -> Tensor:
 
     Needs a bias that starts low: -10, or -ln(N - 1), at which a row expects one positive. Keeps five copies.
     """
-    log_p = F.logsigmoid(_signed(logits, positives))
+    log_p = F.logsigmoid(torch.where(_mask(logits, positives), logits, -logits))
     return -log_p if parts else -log_p.sum(1)
 
 
@@ -53,10 +53,11 @@ def focal(
     """
     # 1 - p in log space: in the form 1 - exp(.) its gradient is 0 / 0 where p rounds to 1
     if form == "sigmoid":
-        signed = _signed(logits, positives)
+        mask = _mask(logits, positives)
+        signed = torch.where(mask, logits, -logits)
         values = -(gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
         if alpha is not None:
-            values = values * (1 - alpha + (2 * alpha - 1) * _mask(logits, positives).to(values.dtype))
+            values = values * (1 - alpha + (2 * alpha - 1) * mask.to(values.dtype))
         return values if parts else values.sum(1)
     weight = (gamma * _log_negatives(logits.log_softmax(1), positives)).exp()
     return (weight[:, None] if parts else weight) * softmax(logits, positives, parts, smoothing=0.0)
@@ -206,10 +207,6 @@ def _targets(logits: Tensor, positives: Tensor) -> Tensor:
     return positives / positives.sum(1, keepdim=True).to(logits.dtype)
 
 
-def _signed(logits: Tensor, positives: Tensor) -> Tensor:
-    return torch.where(_mask(logits, positives), logits, -logits)
-
-
 def _log_negatives(logits: Tensor, positives: Tensor) -> Tensor:
     """logsumexp over each row's negatives; (B,). Without any it is about the lowest number there is, not -inf."""
     return logits.masked_fill(_mask(logits, positives), torch.finfo(logits.dtype).min).logsumexp(1)
@@ -221,11 +218,9 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _require_positives(positives: Tensor, shape: tuple[int, ...]) -> None:
-    _require(
-        positives.shape == shape and positives.dtype == torch.bool,
-        f"positives {tuple(positives.shape)} {positives.dtype} and logits {shape} must have one shape, and positives "
-        "be bool",
-    )
+    given = f"positives {tuple(positives.shape)} {positives.dtype} and logits {shape}"
+    fits = positives.shape == shape and positives.dtype == torch.bool
+    _require(fits, f"{given} must have one shape, and positives be bool")
     for axis, kind in ((1, "row"), (0, "column")):
         empty = (~positives.any(axis)).nonzero()
         if len(empty):
@@ -245,10 +240,8 @@ def _pair_weights(weights: Tensor, n: int, m: int) -> Tensor:
     if weights.shape == (n,) and n == m:
         weights = torch.cat([weights, weights])
     wanted = f"({n},), one a pair, or ({n + m},)" if n == m else f"({n + m},), the rows' and then the columns'"
-    _require(
-        weights.shape == (n + m,),
-        f"weights {tuple(weights.shape)} do not fit logits {(n, m)}; they must be {wanted}",
-    )
+    given = f"weights {tuple(weights.shape)} do not fit logits {(n, m)}"
+    _require(weights.shape == (n + m,), f"{given}; they must be {wanted}")
     _require(
         bool((weights >= 0).all()) and all(0 < float(part.sum()) < math.inf for part in (weights[:n], weights[n:])),
         "weights must be 0 or more, and not all of them 0",

@@ -39,8 +39,7 @@ def similarity_logits(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor |
     """The matrix that the losses take: scale * image @ text.T + bias.
 
     image: (N, E) and text: (M, E) of unit length, any float dtype; scale, bias: 0-dim.
-    Returns (N, M), at least float32: half precision loses the differences that a scale of 100 magnifies, so autocast is
-    left.
+    Returns (N, M), at least float32, autocast or not: half precision loses differences that a scale of 100 magnifies.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
@@ -82,16 +81,12 @@ class _AllGather(torch.autograd.Function):
         return gradient.split(ctx.sizes)[dist.get_rank()], None
 
 
-def gather(local: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+def gather(local: Tensor, sizes: Sequence[int]) -> Tensor:
     """(B, ...) of this process -> (N, ...) of all of them, in the order of the ranks; differentiable.
 
-    sizes: B of each process; left out, they are equal. With one process the input itself comes back.
+    sizes: B of each process. With one process the input itself comes back.
     """
-    world = world_size()
-    if world == 1:
-        return local
-    result: Tensor = _AllGather.apply(local, [len(local)] * world if sizes is None else list(sizes))
-    return result
+    return local if world_size() == 1 else _AllGather.apply(local, sizes)
 
 
 @dataclass(frozen=True)
