@@ -21,7 +21,7 @@ from PIL import Image
 from miniclip.cli.eval import main
 from miniclip.data.labelled import open_labelled
 from miniclip.data.scenes.source import SceneSource, SceneTask
-from miniclip.data.unlabelled import open_pictures
+from miniclip.data.unlabelled import open_images
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.result import Evaluation, difference, to_json
 from miniclip.evaluation.retrieval import retrieval
@@ -183,7 +183,7 @@ def test_foreign_pictures(
 ) -> None:
     arguments = ["zeroshot", "--checkpoint", checkpoint, "--data", str(folders), "--foreign", str(foreign)]
     found = evaluated(tmp_path / "out", *arguments)
-    strangers = open_pictures(foreign, image_size=32)
+    strangers = open_images(foreign, image_size=32)
     assert len(strangers) == 4
     source = open_labelled(folders, image_size=32)
     expected = zero_shot(*load(checkpoint), source, foreign=strangers, task=folders.name)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from miniclip.data.known import KNOWN, KnownSet, find_known
-from miniclip.data.labelled import LabelledFolder, LabelledRows, open_labelled
+from miniclip.data.known import KnownSet, find_known, known_sets
+from miniclip.data.labelled import LabelledImages, open_labelled
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"]
@@ -163,23 +163,23 @@ COUNTS = (
 
 
 def test_templates() -> None:
-    counts = [f"{name} {len(set(known.templates))}" for name, known in KNOWN.items()]
+    counts = [f"{name} {len(set(known.templates))}" for name, known in known_sets().items()]
     assert sorted(counts) == sorted(COUNTS.split(", "))
-    for known in KNOWN.values():
+    for known in known_sets().values():
         assert all(t.count("{}") == 1 and "@" not in t and "  " not in t for t in known.templates)
-    assert KNOWN["pets"].templates == ("a photo of a {}, a type of pet.",)
-    assert KNOWN["mnist"].templates == ('a photo of the number: "{}".',)
-    cifar = KNOWN["cifar10"].templates
+    assert known_sets()["pets"].templates == ("a photo of a {}, a type of pet.",)
+    assert known_sets()["mnist"].templates == ('a photo of the number: "{}".',)
+    cifar = known_sets()["cifar10"].templates
     assert (cifar[1], cifar[8], cifar[9]) == ("a blurry photo of a {}.", "a photo of a big {}.", "a photo of the {}.")
-    assert KNOWN["resisc45"].templates[7] == "aerial imagery of a {}."
-    assert (KNOWN["caltech101"].templates[8], KNOWN["caltech101"].templates[25]) == (
+    assert known_sets()["resisc45"].templates[7] == "aerial imagery of a {}."
+    assert (known_sets()["caltech101"].templates[8], known_sets()["caltech101"].templates[25]) == (
         "a embroidered {}.",
         "the embroidered {}.",
     )
 
 
 def test_no_name_leads_to_two_sets() -> None:
-    names = [name for known in KNOWN.values() for name in (known.name.replace("_", ""), *known.aliases)]
+    names = [name for known in known_sets().values() for name in (known.name.replace("_", ""), *known.aliases)]
     assert len(set(names)) == len(names) and all(name.isalnum() and name.islower() for name in names)
 
 
@@ -190,15 +190,15 @@ def folder(root: Path, classes: list[str]) -> Path:
     return root
 
 
-def opened(root: Path, **options: str | Path) -> LabelledFolder | LabelledRows:
+def opened(root: Path, **options: str | Path) -> LabelledImages:
     source = open_labelled(root, **options)  # type: ignore[arg-type]
-    assert isinstance(source, LabelledFolder | LabelledRows)
+    assert isinstance(source, LabelledImages)
     return source
 
 
 def test_opened_folders_carry_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = opened(folder(tmp_path / "EuroSAT", EUROSAT))
-    assert source.classes[2] == "brushland or shrubland" and source.templates == KNOWN["eurosat"].templates
+    assert source.classes[2] == "brushland or shrubland" and source.templates == known_sets()["eurosat"].templates
     assert caplog.text.count("\n") == 1
     assert "EuroSAT is taken for eurosat: its class names, and 3 templates of it" in caplog.text
     assert "--templates simple, --classnames FILE" in caplog.text
@@ -206,7 +206,7 @@ def test_opened_folders_carry_it(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
     (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(10)))
     source = opened(tmp_path / "EuroSAT", classnames_file=tmp_path / "names.txt")
-    assert source.classes[2] == "name 2" and source.templates == KNOWN["eurosat"].templates
+    assert source.classes[2] == "name 2" and source.templates == known_sets()["eurosat"].templates
     assert "is taken for eurosat: 3 templates of it" in caplog.text and "FILE" not in caplog.text
     caplog.clear()
 
@@ -227,7 +227,7 @@ def test_opened_tables_carry_it(tmp_path: Path, caplog: pytest.LogCaptureFixture
     (root / "labels.jsonl").write_text(lines)
     for path in (root, root / "labels.jsonl"):
         source = opened(path)
-        assert source.classes == CIFAR10 and source.templates == KNOWN["cifar10"].templates
+        assert source.classes == CIFAR10 and source.templates == known_sets()["cifar10"].templates
     (root / "labels.jsonl").write_text(lines + '{"file_name": "pictures/x.png", "label": 10}\n')
     with pytest.raises(ValueError, match="numbers without names"):
         opened(root)

@@ -14,7 +14,7 @@ from PIL import Image
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import name_classes
 from miniclip.data.images import BadImage
-from miniclip.data.labelled import LabelledFolder, LabelledRows, open_labelled
+from miniclip.data.labelled import LabelledImages, open_labelled
 from miniclip.data.subset import Subset, readable
 
 
@@ -79,7 +79,7 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 sub-folders; expected one a class"):
         open_labelled(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"class folder .*empty holds no picture"):
+    with pytest.raises(ValueError, match=r"class folder .*empty holds no image"):
         open_labelled(tmp_path)
     with pytest.raises(FileNotFoundError):
         open_labelled(tmp_path / "absent")
@@ -91,7 +91,7 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
     names = [source.name(i) for i in range(len(source))]
     with pytest.raises(BadImage, match=r"a/link\.png: .* leads out of"):
         source.image(names.index("a/link.png"))
-    with pytest.raises(BadImage, match=r"^a/z\.png: not a picture"):
+    with pytest.raises(BadImage, match=r"^a/z\.png: not an image"):
         source.image(names.index("a/z.png"))
 
 
@@ -264,7 +264,7 @@ def test_sources_carry_all_names(tmp_path: Path) -> None:
     folder = open_labelled(tmp_path / "set", classnames_file=tmp_path / "names.txt")
     (tmp_path / "table").mkdir()
     table = open_labelled(labels_file(tmp_path / "table"), classnames_file=tmp_path / "names.txt")
-    assert isinstance(folder, LabelledFolder) and isinstance(table, LabelledRows)
+    assert isinstance(folder, LabelledImages) and isinstance(table, LabelledImages)
     for source in (folder, table):
         assert source.names == [["a dog", "hound"], ["kitty", "cat"], ["cow"]]
         assert source.classes == ["a dog", "kitty", "cow"] and source.templates is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from miniclip.data.known import KNOWN
+from miniclip.data.known import known_sets
 from miniclip.data.labelled import open_labelled
 from miniclip.data.scenes.source import SceneTask
 from miniclip.data.subset import Subset
@@ -81,7 +81,7 @@ def test_templates_by_name() -> None:
     assert len(set(eighty)) == 80 and eighty[0] == "a bad photo of a {}." and eighty[-1] == "a tattoo of the {}."
     assert seven == tuple(template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES) and len(set(seven)) == 7
     assert set(seven) < set(eighty)
-    for name, known in KNOWN.items():
+    for name, known in known_sets().items():
         assert resolve_templates(name) == known.templates
     assert resolve_templates("imagenet") == eighty
 

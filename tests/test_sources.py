@@ -18,10 +18,10 @@ from miniclip.config import DataConfig
 from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import NoCaptions, PairSource, open_source
 from miniclip.data.images import BadImage
-from miniclip.data.splits import OnePicture, carve
+from miniclip.data.splits import OneImage, carve
 from miniclip.data.subset import Subset
 from miniclip.data.tables.columns import caption_columns, image_column
-from miniclip.data.tables.table import read_file
+from miniclip.data.tables.csv_jsonl import read_file
 from miniclip.data.tables.texts import TextLists
 
 
@@ -217,13 +217,13 @@ def test_unclear_caption_columns_list_the_choice(tmp_path: Path, columns: dict[s
 def test_image_column(tmp_path: Path) -> None:
     assert image_column(table(tmp_path, file_name="a", filename="b", text="t"), None) == "file_name"
     assert image_column(table(tmp_path, IMG="a", text="t"), None) == "IMG"
-    with pytest.raises(ValueError, match=r"image, path could each be the picture column; set data.image_column to one"):
+    with pytest.raises(ValueError, match=r"image, path could each be the image column; set data.image_column to one"):
         image_column(table(tmp_path, image="a", path="b", text="t"), None)
-    with pytest.raises(ValueError, match="no picture column was recognised"):
+    with pytest.raises(ValueError, match="no image column was recognised"):
         image_column(table(tmp_path, text="t", x="a"), None)
     with pytest.raises(ValueError, match=r"has no column foto \(data.image_column\), but image, text"):
         image_column(table(tmp_path, image="a", text="t"), "foto")
-    with pytest.raises(ValueError, match="image_column=image does not hold pictures or paths"):
+    with pytest.raises(ValueError, match="image_column=image does not hold images or paths"):
         image_column(table(tmp_path, image=3, text="t"), "image")
 
 
@@ -333,9 +333,9 @@ def test_carve_by_hand() -> None:
         "train": 1,
     }
     assert len(carve([str(i) for i in range(120_000)], ["test"])["test"]) == 5000
-    with pytest.raises(ValueError, match="2 pictures are too few"):
+    with pytest.raises(ValueError, match="2 images are too few"):
         carve(["a", "b", "a"], ["validation", "test"])
-    with pytest.raises(OnePicture, match="all 3 pictures are the same"):
+    with pytest.raises(OneImage, match="all 3 images are the same"):
         carve(["a", "a", "a"], ["test"])
 
 
@@ -473,26 +473,24 @@ def test_rows_without_caption_or_picture(tmp_path: Path, caplog: pytest.LogCaptu
     rows.insert(1, {"image": "", "captions": ["x"], "split": "test"})
     source = write_jsonl(tmp_path / "l.jsonl", rows)
     named = (
-        r"l\.jsonl line 2: no picture in column image; l\.jsonl line 4: no text in column captions; l\.jsonl line 5: no"
+        r"l\.jsonl line 2: no image in column image; l\.jsonl line 4: no text in column captions; l\.jsonl line 5: no"
     )
-    with pytest.raises(
-        TooManyBad, match=rf"l\.jsonl: 4 of 7 pictures cannot be used, .*=0\.57 allows: {named}"
-    ) as error:
+    with pytest.raises(TooManyBad, match=rf"l\.jsonl: 4 of 7 images cannot be used, .*=0\.57 allows: {named}") as error:
         open_source(DataConfig(source=source, max_bad_fraction=0.57), "test")  # 3.99 of 7
     assert not isinstance(error.value, NoCaptions)
     with caplog.at_level(logging.WARNING):
         found = contents(open_source(DataConfig(source=source, max_bad_fraction=0.572), "test"))  # 4.004 of 7
     assert found == {0: ["a"], 1: ["b"], 5: ["f"]}
-    assert "4 of 7 rows are skipped: l.jsonl line 2: no picture" in caplog.text
-    assert "2 captions are empty or no text; their pictures have others" in caplog.text  # " " and None
+    assert "4 of 7 rows are skipped: l.jsonl line 2: no image" in caplog.text
+    assert "2 captions are empty or no text; their images have others" in caplog.text  # " " and None
     rows.pop(1)
     write_jsonl(tmp_path / "l.jsonl", rows)
-    with pytest.raises(NoCaptions, match=r"3 of 6 pictures"):
+    with pytest.raises(NoCaptions, match=r"3 of 6 images"):
         open_source(DataConfig(source=source), "test")
     columns = {"image": [*cells(2), {"bytes": None, "path": None}, None], "text": ["a", "", "b", "c"]}
     write_parquet(tmp_path / "p" / "test.parquet", columns)
-    named = "test row 1: no text in column text; test row 2: no picture in column image; test row 3: no picture"
-    with pytest.raises(TooManyBad, match=f"3 of 4 pictures .* {named}"):
+    named = "test row 1: no text in column text; test row 2: no image in column image; test row 3: no image"
+    with pytest.raises(TooManyBad, match=f"3 of 4 images .* {named}"):
         open_source(DataConfig(source=str(tmp_path / "p")), "test")
     source = open_source(DataConfig(source=str(tmp_path / "p"), max_bad_fraction=0.75), "test")
     assert contents(source) == {0: ["a"]}
@@ -504,7 +502,7 @@ def test_bad_rows_are_counted_in_their_split(tmp_path: Path) -> None:
     ]
     rows[2]["text"] = ""
     source = write_jsonl(tmp_path / "l.jsonl", rows)
-    with pytest.raises(NoCaptions, match="1 of 4 pictures"):
+    with pytest.raises(NoCaptions, match="1 of 4 images"):
         open_source(DataConfig(source=source, max_bad_fraction=0.2), "test")
     assert len(open_source(DataConfig(source=source, max_bad_fraction=0), "train")) == 53  # 5% of 56 are set aside
 
@@ -547,7 +545,7 @@ def test_data_without_any_caption(tmp_path: Path, allowed: float) -> None:
         (
             "a.jsonl",
             '{"image": "a.png", "text": "t"}\n{"image": 3, "text": "t"}\n',
-            "line 2: no picture in column image",
+            "line 2: no image in column image",
         ),
         ("a.parquet.txt", "\xff\xfe", "not UTF-8"),
         ("a.xlsx", "x", "expected a file that ends in"),

@@ -24,9 +24,10 @@ from miniclip.config import DataConfig
 from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import NoCaptions, PairSource, open_source
 from miniclip.data.images import BadImage
-from miniclip.data.tables.arrow import ArrowTable
-from miniclip.data.tables.patterns import braces, by_split, near_name
-from miniclip.data.tables.reading import is_hub, read_tables
+from miniclip.data.tables.hub import is_hub
+from miniclip.data.tables.kinds import read_tables
+from miniclip.data.tables.parquet import ArrowTable
+from miniclip.data.tables.source import braces, by_split, near_name
 
 
 def shard(file: Path, first: int, last: int) -> None:
@@ -215,14 +216,12 @@ def test_a_table_comes_before_text_files_and_these_before_parquet(tmp_path: Path
 
 def test_folders_with_nothing_to_use_say_what_was_sought(tmp_path: Path) -> None:
     pictures(tmp_path / "p", 3)
-    sought = (
-        r"3 pictures, but nothing .* metadata\.jsonl \(\.csv, \.tsv\), .* text file beside each \(0\.txt\), for tars"
-    )
+    sought = r"3 images, but nothing .* metadata\.jsonl \(\.csv, \.tsv\), .* text file beside each \(0\.txt\), for tars"
     with pytest.raises(ValueError, match=sought):
         opened(tmp_path / "p")
     (tmp_path / "e").mkdir()
     with pytest.raises(
-        ValueError, match=r"/e: no metadata\.jsonl \(\.csv, \.tsv\), no tars, no pictures with text files"
+        ValueError, match=r"/e: no metadata\.jsonl \(\.csv, \.tsv\), no tars, no images with text files"
     ):
         opened(tmp_path / "e")
 

@@ -15,8 +15,7 @@ from test_sources_kinds import beside, opened, shard, texts
 from test_sources_tars import samples, write_tar
 
 from miniclip.config import DataConfig
-from miniclip.data.captioned import Pairs, open_source
-from miniclip.data.concat import Several
+from miniclip.data.captioned import Concat, Pairs, open_source
 from miniclip.data.images import BadImage
 from miniclip.data.scenes.source import SceneSource
 from miniclip.data.subset import Subset
@@ -41,7 +40,7 @@ def test_a_list_is_one_source_after_the_other(tmp_path: Path) -> None:
     found = {}
     for split in ("train", "validation", "test"):
         source = open_source(config, split)
-        assert isinstance(source, Several)
+        assert isinstance(source, Concat)
         alone = [open_source(DataConfig(source=one), split) for one in sources]
         assert source.sizes == [len(one) for one in alone] and len(source) == sum(source.sizes)
         seen = [identity(source, i) for i in range(len(source))]
@@ -73,7 +72,7 @@ def test_names_and_columns_of_several(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match=r"^1\.png \(l\.jsonl line 2\)"):
         source.image(4)
     for index in (-1, 6):
-        with pytest.raises(IndexError, match=f"picture {index} of 6"):
+        with pytest.raises(IndexError, match=f"image {index} of 6"):
             source.image(index)
     rows = [{"image": "0.png", "text": "t", "split": "test"}]
     write_jsonl(tmp_path / "1" / "l.jsonl", rows)

@@ -23,8 +23,8 @@ from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.images import BadImage
 from miniclip.data.labelled import open_labelled
-from miniclip.data.tables.image_column import picture_column
-from miniclip.data.tables.reading import read_tables
+from miniclip.data.tables.image_column import images_of
+from miniclip.data.tables.kinds import read_tables
 
 Sample = tuple[str, dict[str, bytes]]
 
@@ -110,9 +110,7 @@ def test_what_is_broken_costs_one_sample(tmp_path: Path, caplog: pytest.LogCaptu
     rows[6][1]["png"] = png(6)[:50]
     rows.append(("README", {"md": b"no sample"}))
     file = write_tar(tmp_path / "t.tar", rows)
-    with pytest.raises(
-        TooManyBad, match=r"5 of 41 pictures .*t\.tar sample 00001: no text in column txt; .*00002: no p"
-    ):
+    with pytest.raises(TooManyBad, match=r"5 of 41 images .*t\.tar sample 00001: no text in column txt; .*00002: no i"):
         opened(file, max_bad_fraction=0.12)  # 4.92
     with caplog.at_level(logging.WARNING):
         source = opened(file, max_bad_fraction=0.122)
@@ -131,7 +129,7 @@ def test_formats_that_differ_are_one_column(tmp_path: Path) -> None:
     assert read_tables(file)["train"].columns == ["txt", "image"]
     assert contents(opened(file)) == {i: [f"text {i}"] for i in range(6)}
     two = write_tar(tmp_path / "two.tar", samples(0, 6, jpg=lambda i: png(i + 50)))
-    with pytest.raises(ValueError, match=r"png, jpg could each be the picture column; set data\.image_column"):
+    with pytest.raises(ValueError, match=r"png, jpg could each be the image column; set data\.image_column"):
         opened(two)
     assert contents(opened(two, image_column="jpg")).keys() == set(range(50, 56))
 
@@ -215,7 +213,7 @@ def test_tars_that_each_count_from_0(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{n}.tar", [(str(i), samples(20 * n + i, 20 * n + i + 1)[0][1]) for i in range(20)])
     source = str(tmp_path / "{0..1}.tar")
     assert everything(source=source) == {i: [f"text {i}"] for i in range(40)}
-    keys = picture_column(read_tables(source)["train"], "png").keys(range(40))
+    keys = images_of(read_tables(source)["train"], "png").keys(range(40))
     assert len(set(keys)) == 40
 
 

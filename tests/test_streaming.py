@@ -39,9 +39,10 @@ from miniclip.data.loader import Batch, Example
 from miniclip.data.stream import stream as module
 from miniclip.data.stream.held_out import streamed_eval_pairs
 from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
-from miniclip.data.stream.shards import Sample, Shard, find_shards, split_shards, training_shards
+from miniclip.data.stream.shards import split_shards, training_shards
 from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream
-from miniclip.data.tables.table import Table
+from miniclip.data.tables.kinds import find_shards
+from miniclip.data.tables.table import Sample, Shard, Table
 from miniclip.models.tokenizer import Tokenizer
 
 EPOCH = 10**6  # what the ids of an epoch are apart

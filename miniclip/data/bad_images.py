@@ -1,4 +1,4 @@
-"""How many pictures may be bad before a run stops."""
+"""How many images may be bad before a run stops."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from miniclip.common.printing import first_few
 
 
 class TooManyBad(ValueError):
-    """More than data.max_bad_fraction of the pictures cannot be used; the message counts and names them."""
+    """More than data.max_bad_fraction of the images cannot be used; the message counts and names them."""
 
 
 class BadCount:
     """Names of what could not be used, each once, in the order of their failure.
 
-    total: pictures among which they are counted. allowed: data.max_bad_fraction; 0 stops at the first.
+    total: images among which they are counted. allowed: data.max_bad_fraction; 0 stops at the first.
     """
 
     def __init__(self, total: int, allowed: float) -> None:
@@ -33,6 +33,6 @@ class BadCount:
         self._names.update(dict.fromkeys(map(str, names)))
         if len(self) > self.allowed * self.total:
             raise TooManyBad(
-                f"{len(self)} of {self.total} pictures cannot be used, more than data.max_bad_fraction="
+                f"{len(self)} of {self.total} images cannot be used, more than data.max_bad_fraction="
                 f"{self.allowed:g} allows: {first_few(self.names)}; mend or remove them, or raise the share"
             )

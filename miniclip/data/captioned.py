@@ -1,12 +1,15 @@
-"""Captioned pictures from anywhere, as one kind of object: `open_source` gives a `PairSource` for a split.
+"""Captioned images from anywhere, as one kind of object: `open_source` gives a `PairSource` for a split.
 
-One item is one picture with all of its captions, so that splits go by picture. Labelled pictures: labelled.py.
+One item is one image with all of its captions, so that splits go by image. Labelled images: labelled.py.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,82 +19,67 @@ from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few, one_line
 from miniclip.config import DataConfig
 from miniclip.data.bad_images import BadCount, TooManyBad
-from miniclip.data.concat import Several
 from miniclip.data.splits import Part, carve, read_parts, resolve_splits
 from miniclip.data.tables.columns import caption_columns, image_column, value_column
-from miniclip.data.tables.image_column import FilePictures, Pictures, check_some_exist, picture_column
-from miniclip.data.tables.reading import is_hub
+from miniclip.data.tables.hub import is_hub
+from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, check_some_exist, images_of
 from miniclip.data.tables.table import Table
 from miniclip.data.tables.texts import TextLists
 
 log = logging.getLogger(__name__)
 
 
-class PairSource(Protocol):
-    """Captioned pictures of one split; what training and retrieval read."""
+class ImageSource(Protocol):
+    """Images, with captions, labels or nothing."""
 
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image:
-        """RGB picture. Raises BadImage if it cannot be read."""
-
-    def captions(self, index: int) -> list[str]:
-        """At least one caption, in the data set's order. The picture is not touched."""
+        """RGB image. Raises BadImage if it cannot be read."""
 
     def name(self, index: int) -> str:
         """File or row, for messages."""
 
+
+class PairSource(ImageSource, Protocol):
+    """Captioned images of one split; what training and retrieval read."""
+
+    def captions(self, index: int) -> list[str]:
+        """At least one caption, in the data set's order. The image is not touched."""
+
     def column(self, name: str) -> list[Any]:
-        """What a column says of each picture, in its first row. Raises ValueError that names the columns there are."""
+        """What a column says of each image, in its first row. Raises ValueError that names the columns there are."""
 
     def fingerprint(self) -> str:
-        """Changes when the pictures, the captions or their order would be others; the same in every process.
+        """Changes when the images, the captions or their order would be others; the same in every process.
 
         Files are told by their path, size and time of change, and not opened.
         """
 
 
-class LabelledSource(Protocol):
-    """Pictures with a class each; what zero-shot classification and probes read."""
+class LabelledSource(ImageSource, Protocol):
+    """Images with a class each; what zero-shot classification and probes read."""
 
     @property
     def classes(self) -> list[str]:
         """What label i is called in a prompt."""
 
-    def __len__(self) -> int: ...
-    def image(self, index: int) -> Image.Image:
-        """RGB picture. Raises BadImage if it cannot be read."""
-
     def label(self, index: int) -> int:
         """Position in classes."""
 
-    def name(self, index: int) -> str:
-        """File or row, for messages."""
-
 
 class NoCaptions(TooManyBad):
-    """Pictures without a caption, and nothing else amiss."""
+    """Images without a caption, and nothing else amiss."""
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """A PairSource over a table: picture i is row rows[i] of it."""
+class Pairs(ImageRows):
+    """A PairSource over a table: image i is row rows[i] of it."""
 
-    pictures: Pictures
-    rows: np.ndarray
     texts: TextLists
     table: Table
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, index: int) -> Image.Image:
-        return self.pictures.image(int(self.rows[index]))
-
     def captions(self, index: int) -> list[str]:
         return self.texts[index]
-
-    def name(self, index: int) -> str:
-        return self.pictures.name(int(self.rows[index]))
 
     def column(self, name: str) -> list[Any]:
         values = list(self.table.values(value_column(self.table, name, "data.weight_column")))
@@ -99,13 +87,50 @@ class Pairs:
 
     def fingerprint(self) -> str:
         return digest(
-            type(self.pictures).__name__,
+            type(self.images).__name__,
             self.table.fingerprint(),
-            self.pictures.fingerprint(self.rows.tolist()),
-            self.pictures.at_least,  # a JPEG is decoded to another size
+            self.images.fingerprint(self.rows.tolist()),
+            self.images.at_least,  # a JPEG is decoded to another size
             self.rows.astype("<i8").tobytes(),
             self.texts.fingerprint(),
         )
+
+
+class Concat:
+    """A PairSource of several: the images of the first, then those of the second, and so on. sizes: images of each."""
+
+    def __init__(self, parts: Sequence[PairSource], names: Sequence[str]) -> None:
+        self.parts, self.names = list(parts), list(names)
+        self.sizes = [len(part) for part in parts]
+        self._ends = list(accumulate(self.sizes))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Which source an image is of, and which image of that. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)} asked for")
+        part = bisect_right(self._ends, index)
+        return part, index - self._ends[part] + self.sizes[part]
+
+    def image(self, index: int) -> Image.Image:
+        part, inside = self.place(index)
+        return self.parts[part].image(inside)
+
+    def captions(self, index: int) -> list[str]:
+        part, inside = self.place(index)
+        return self.parts[part].captions(inside)
+
+    def name(self, index: int) -> str:
+        part, inside = self.place(index)
+        return f"{self.names[part]}: {self.parts[part].name(inside)}"
+
+    def column(self, name: str) -> list[Any]:
+        return [value for part in self.parts for value in part.column(name)]
+
+    def fingerprint(self) -> str:
+        return digest(*(part.fingerprint() for part in self.parts))
 
 
 def open_split(
@@ -120,14 +145,14 @@ def open_split(
 def open_source(
     config: DataConfig, split: str, *, seed: int = 0, image_size: int = 64, eval_size: int = 1000
 ) -> PairSource:
-    """One split of data.source; of several sources, one after the other, a Several.
+    """One split of data.source; of several sources, one after the other, a Concat.
 
     split: train, validation or test; data.train_split and its kin say what the source calls them. image_size: side that
     the encoder takes, in pixels; a JPEG at least four times as large is decoded smaller, to no less than twice that.
     seed, eval_size: of the built-in scenes alone.
-    A missing split is carved off the training split by a hash of the picture (see splits.py), with a logged note.
+    A missing split is carved off the training split by a hash of the image (see splits.py), with a logged note.
     Raises FileNotFoundError, or ValueError that names the option to change; TooManyBad if more rows than
-    data.max_bad_fraction have no picture or no caption, and NoCaptions, which is one, if it is the captions alone.
+    data.max_bad_fraction have no image or no caption, and NoCaptions, which is one, if it is the captions alone.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"unknown split {split!r}; use train, validation or test")
@@ -144,7 +169,7 @@ def open_source(
     found = {one: _open(replace(config, source=one, mixing=None), split, image_size) for one in config.sources}
     if len(config.sources) == 1:
         return found[config.sources[0]]
-    return Several([found[one] for one in config.sources], config.sources)
+    return Concat([found[one] for one in config.sources], config.sources)
 
 
 def _open(config: DataConfig, split: str, image_size: int) -> Pairs:
@@ -152,81 +177,71 @@ def _open(config: DataConfig, split: str, image_size: int) -> Pairs:
     parts = read_parts(source, config.name, config.image_column, revision=config.revision)
     name, missing = resolve_splits(parts, config, split)
     table = parts[name].table
-    pictures = picture_column(table, image_column(table, config.image_column), 2 * image_size)
-    rows, captions = _by_picture(parts[name], pictures, config)
+    column = image_column(table, config.image_column)
+    images = images_of(table, column, 2 * image_size)
+    rows, captions = _by_image(parts[name], images, column, config)
     if missing:
-        chosen = carve(pictures.keys(rows.tolist()), missing)[split]
+        chosen = carve(images.keys(rows.tolist()), missing)[split]
         rows, captions = rows[chosen], [captions[i] for i in chosen]
         log.warning(
-            "%s has no split for %s: pictures of %r are set aside by a hash of the picture, and %d are left for %s",
+            "%s has no split for %s: images of %r are set aside by a hash of the image, and %d are left for %s",
             *(source, " or ".join(missing), name, len(rows), split),
         )
-    check_some_exist(pictures, rows)
-    return Pairs(pictures, rows, TextLists(captions), table)
+    check_some_exist(images, rows)
+    return Pairs(images, rows, TextLists(captions), table)
 
 
-def _by_picture(part: Part, pictures: Pictures, config: DataConfig) -> tuple[np.ndarray, list[list[str]]]:
-    """First row of each picture, and its captions; rows with the same path are one picture."""
+def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -> tuple[np.ndarray, list[list[str]]]:
+    """First row of each image, and its captions; rows with the same path are one image. image: its column."""
     table = part.table
-    image = image_column(table, config.image_column)
     columns = caption_columns(table, config.caption_column, image)
     wanted = np.zeros(len(table), dtype=bool)
     wanted[part.rows] = True
-    missing = pictures.missing()
-    keys = pictures.keys(range(len(table))) if isinstance(pictures, FilePictures) else None
-    position: dict[str, int] = {}
-    rows: list[int] = []
-    captions: list[list[str]] = []
-    no_picture: list[int] = []
+    missing = images.missing()
+    keys: Sequence[Any] = images.keys(range(len(table))) if isinstance(images, FileImages) else range(len(table))
+    first: dict[Any, int] = {}  # key -> first row, in their order
+    captions: dict[int, list[str]] = {}  # by first row
+    blank: dict[int, int] = {}
+    bad: dict[int, str] = {}
     odd: dict[int, str] = {}
-    blank: list[int] = []
     for row, values in enumerate(zip(*(table.values(c) for c in columns), strict=True)):
         if not wanted[row]:
             continue
         if missing[row]:
-            no_picture.append(row)
+            bad[row] = f"no image in column {image}"
             continue
-        place = len(rows) if keys is None else position.setdefault(keys[row], len(rows))
-        if place == len(rows):
-            rows.append(row)
-            captions.append([])
-            blank.append(0)
+        row = first.setdefault(keys[row], row)
+        own = captions.setdefault(row, [])
         for column, value in zip(columns, values, strict=True):
             texts = value if isinstance(value, list) else [value]
             good = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-            captions[place] += good
-            blank[place] += len(texts) - len(good)
+            own += good
             if len(good) < len(texts):
+                blank[row] = blank.get(row, 0) + len(texts) - len(good)
                 strange = next((text for text in texts if text is not None and not isinstance(text, str)), None)
                 but = f", but {one_line(repr(strange), 40)}" if strange is not None else ""
-                odd[place] = f"no text in column {column}{but}"
-    bad = dict.fromkeys(no_picture, f"no picture in column {image}")
-    silent = {
-        row: odd.get(place, f"no text in column {', '.join(columns)}")
-        for place, (row, texts) in enumerate(zip(rows, captions, strict=True))
-        if not texts
-    }
-    _report(part, config.max_bad_fraction, bad | silent, TooManyBad if no_picture else NoCaptions)
-    beside = sum(count for count, texts in zip(blank, captions, strict=True) if texts)
+                odd[row] = f"no text in column {column}{but}"
+    error = TooManyBad if bad else NoCaptions
+    silent = {row: odd.get(row, f"no text in column {', '.join(columns)}") for row, own in captions.items() if not own}
+    _report(part, config.max_bad_fraction, bad | silent, error)
+    beside = sum(count for row, count in blank.items() if row not in silent)
     if beside:
-        log.warning("%s: %d captions are empty or no text; their pictures have others", table.label, beside)
-    kept = [i for i, texts in enumerate(captions) if texts]
+        log.warning("%s: %d captions are empty or no text; their images have others", table.label, beside)
+    kept = [row for row in captions if row not in silent]
     if not kept:
-        error = NoCaptions if silent else ValueError
-        raise error(f"{table.label}: no row has both a picture and a caption ({', '.join(columns)})")
-    return np.array([rows[i] for i in kept]), [captions[i] for i in kept]
+        raise (NoCaptions if silent else ValueError)(
+            f"{table.label}: no row has both an image and a caption ({', '.join(columns)})"
+        )
+    return np.array(kept), [captions[row] for row in kept]
 
 
 def _report(part: Part, allowed: float, bad: dict[int, str], error: type[TooManyBad]) -> None:
     """Name the rows that are left out, and why. Raises error if they are more than allowed."""
-    table = part.table
-    count = BadCount(len(part.rows), allowed)
+    table, count = part.table, BadCount(len(part.rows), allowed)
     try:
         count.add(f"{table.where(row)}: {bad[row]}" for row in sorted(bad))
     except TooManyBad as found:
         raise error(f"{table.label}: {found}") from None
     if bad:
-        more = "; …" if len(bad) > 5 else ""
-        log.warning(
-            "%s: %d of %d rows are skipped: %s%s", table.label, len(bad), count.total, first_few(count.names), more
-        )
+        named = first_few(count.names) + ("; …" if len(bad) > 5 else "")
+        log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), count.total, named)

@@ -1,16 +1,17 @@
-"""Files and bytes to RGB pictures, safely: what comes from a data set is untrusted.
+"""Files and bytes to RGB images, safely: what comes from a data set is untrusted.
 
-Anything that cannot become a picture raises BadImage, whose message names the row or file and the reason.
+Anything that cannot become an image raises BadImage, whose message names the row or file and the reason.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # 64 Mpx are 192 MB as RGB: beyond any photograph worth shrinking, and below what fills a loader's memory.
 MAX_PIXELS = 64_000_000
@@ -22,40 +23,24 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".avif", ".jp2"),
 )
 
-# EXIF tag 0x0112 -> the operation that turns the stored pixels upright (EXIF 2.3, section 4.6.4).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 class BadImage(ValueError):
-    """A picture that cannot be used: missing, corrupt, cut short, too large, or outside its folder."""
+    """An image that cannot be used: missing, corrupt, cut short, too large, or outside its folder."""
 
 
 def decode_image(
-    value: bytes | str | Path | Image.Image, name: str, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    value: bytes | str | Path, name: str, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Encoded bytes, a path or a PIL picture -> RGB picture, upright, on white where it was transparent.
+    """Encoded bytes or a path -> RGB image, upright, on white where it was transparent.
 
     name: file or row, for messages. at_least: shorter side in pixels that is enough; a JPEG is then decoded at 1/2, 1/4
     or 1/8 of its size where that leaves as much. The first frame stands for an animation.
     Raises BadImage; max_pixels is compared with the header before any pixel is decoded.
     """
     try:
-        if isinstance(value, Image.Image):
-            return _to_rgb(value, name)
-        if isinstance(value, str | Path):
-            if not Path(value).is_file():  # a pipe or a device would block the loader
-                raise BadImage(f"{name}: no such file: {value}")
-            source: Path | io.BytesIO = Path(value)
-        else:
-            source = io.BytesIO(value)
+        if not isinstance(value, bytes) and not Path(value).is_file():  # a pipe or a device would block the loader
+            raise BadImage(f"{name}: no such file: {value}")
+        source = io.BytesIO(value) if isinstance(value, bytes) else Path(value)
         with Image.open(source, formats=_known_formats()) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -68,7 +53,7 @@ def decode_image(
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"{name}: not a picture in any of the formats {', '.join(FORMATS)}") from None
+        raise BadImage(f"{name}: not an image in any of the formats {', '.join(FORMATS)}") from None
     # Pillow's decoders fail on corrupt data with SyntaxError, struct.error, zlib.error, EOFError and more.
     except Exception as error:
         raise BadImage(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
@@ -81,7 +66,9 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    image = _upright(image)
+    # malformed metadata says nothing against the pixels
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise BadImage(f"{name}: 32-bit float pixels have no agreed range; save it with 8 or 16 bits a channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -97,14 +84,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        operation = _UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # malformed metadata says nothing against the pixels
-        return image
-    return image.transpose(operation) if operation is not None else image
-
-
 def path_inside(root: str, path: str, name: str) -> str:
     """Path of a file listed in a table, absolute; links are followed and must stay inside root (itself a real path).
 
@@ -115,7 +94,7 @@ def path_inside(root: str, path: str, name: str) -> str:
     except ValueError as error:  # a null byte
         raise BadImage(f"{name}: {path!r} is not a path ({error})") from None
     if not _is_below(full, root):
-        raise BadImage(f"{name}: {path!r} leads out of {root}; keep the pictures inside the folder of their table")
+        raise BadImage(f"{name}: {path!r} leads out of {root}; keep the images inside the folder of their table")
     return full
 
 

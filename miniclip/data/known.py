@@ -1,18 +1,19 @@
-"""The usual sets of labelled pictures: how the CLIP paper prompts for them, and what their classes are called.
+"""The usual sets of labelled images: how the CLIP paper prompts for them, and what their classes are called.
 
-Templates and names are those released with the paper (arXiv:2103.00020, data/prompts.md in openai/CLIP); ImageNet's
-come from open_clip. A set is here only for what its labels cannot say themselves.
+Templates and names, in known.json, are those released with the paper (arXiv:2103.00020, data/prompts.md in
+openai/CLIP); ImageNet's come from open_clip. A set is there only for what its labels cannot say themselves.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from miniclip.data.tables.patterns import SPLIT_NAMES
-from miniclip.data.tables.table import TABLE_EXTENSIONS
+from miniclip.data.tables.source import FILE_EXTENSIONS, SPLIT_NAMES
 
 _ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
 _WNID = re.compile(r"n\d{8}")
@@ -28,15 +29,15 @@ class KnownSet:
     """
 
     name: str
-    written: tuple[str, ...]
-    aliases: tuple[str, ...] = ()
-    order: tuple[str, ...] = ()
+    written: Sequence[str]
+    aliases: Sequence[str] = ()
+    order: Sequence[str] = ()
     said: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def templates(self) -> tuple[str, ...]:
         """Templates with {} for the name of the class."""
-        return self.written or _imagenet_templates()
+        return tuple(self.written) or _imagenet_templates()
 
     def fits(self, labels: Sequence[str]) -> bool:
         """Whether these can be labels of the set, some of them left out."""
@@ -59,17 +60,24 @@ class KnownSet:
         return [[self.said.get(_squeezed(label), label.replace("_", " ").strip())] for label in labels]
 
 
+@cache
+def known_sets() -> dict[str, KnownSet]:
+    """By name."""
+    sets = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
+    return {name: KnownSet(name, entry.pop("templates"), **entry) for name, entry in sets.items()}
+
+
 def find_known(source: str, labels: Sequence[str]) -> KnownSet | None:
-    """The usual set that a source of labelled pictures is, or None.
+    """The usual set that a source of labelled images is, or None.
 
     source: folder, file or Hub name, of which the last part counts that is not the name of a split. labels: folder
     names, or what stands in the label column; numbers as text. Labels that are all WordNet numbers (n01440764) make
     it ImageNet under any name.
     """
     if labels and all(_WNID.fullmatch(label) for label in labels):
-        return KNOWN["imagenet"]
+        return known_sets()["imagenet"]
     name = _last_part(source)
-    found = next((known for known in KNOWN.values() if name in (_squeezed(known.name), *known.aliases)), None)
+    found = next((known for known in known_sets().values() if name in (_squeezed(known.name), *known.aliases)), None)
     return found if found is not None and found.fits(labels) else None
 
 
@@ -81,7 +89,7 @@ def wordless(labels: Sequence[str]) -> bool:
 def _last_part(source: str) -> str:
     path = Path(source).expanduser()
     path = path.resolve() if path.exists() else path
-    if path.suffix.lower() in (*TABLE_EXTENSIONS, ".parquet", ".tar"):
+    if path.suffix.lower() in FILE_EXTENSIONS:
         path = path.with_suffix("")
     name = next((part for part in reversed(path.parts) if part.lower() not in _ASIDE and not set(part) & set("*{")), "")
     return re.sub(r"^(wds|vtab)+", "", _squeezed(name))  # as CLIP_benchmark's copies on the Hub begin
@@ -147,131 +155,3 @@ def _imagenet_names(labels: Sequence[str]) -> list[list[str]] | None:
         if same >= 900:  # another order leaves a handful, another spelling of some entries nearly all
             return [[name] for name in names]
     return None
-
-
-def _listed(names: str) -> tuple[str, ...]:
-    return tuple(re.split(r",\s+", names))
-
-
-def _articles(*phrases: str) -> tuple[str, ...]:
-    """Each phrase with "a" for @, then each with "the"."""
-    return tuple(phrase.replace("@", article) for article in ("a", "the") for phrase in phrases)
-
-
-_CIFAR = _articles(
-    *(f"a {kind}photo of @ {{}}." for kind in ("", "blurry ", "black and white ", "low contrast ", "high contrast ")),
-    *("a bad photo of @ {}.", "a good photo of @ {}.", "a photo of @ small {}.", "a photo of @ big {}."),
-)
-_CIFAR100 = """apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus,
-butterfly, camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach, couch, crab, crocodile,
-cup, dinosaur, dolphin, elephant, flatfish, forest, fox, girl, hamster, house, kangaroo, keyboard, lamp, lawn mower,
-leopard, lion, lizard, lobster, man, maple tree, motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, otter,
-palm tree, pear, pickup truck, pine tree, plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray, road, rocket,
-rose, sea, seal, shark, shrew, skunk, skyscraper, snail, snake, spider, squirrel, streetcar, sunflower, sweet pepper,
-table, tank, telephone, television, tiger, tractor, train, trout, tulip, turtle, wardrobe, whale, willow tree, wolf,
-woman, worm"""
-_EUROSAT = {
-    "annualcrop": "annual crop land",
-    "forest": "forest",
-    "herbaceousvegetation": "brushland or shrubland",
-    "highway": "highway or road",
-    "industrial": "industrial buildings or commercial buildings",
-    "pasture": "pasture land",
-    "permanentcrop": "permanent crop land",
-    "residential": "residential buildings or homes or apartments",
-    "river": "river",
-    "sealake": "lake or sea",
-}
-_CALTECH = {
-    "backgroundgoogle": "background",
-    "faces": "off-center face",
-    "faceseasy": "centered face",
-    "leopards": "leopard",
-    "motorbikes": "motorbike",
-    "airplanes": "airplane",
-    "carside": "side of a car",
-    "cougarbody": "body of a cougar cat",
-    "cougarface": "face of a cougar cat",
-    "crocodilehead": "head of a crocodile",
-    "flamingohead": "head of a flamingo",
-    "snoopy": "snoopy (cartoon beagle)",
-    "yinyang": "yin and yang symbol",
-}
-_SETS = (
-    KnownSet("imagenet", (), ("imagenet1k", "imagenet2012", "ilsvrc2012", "imagenetv2", "imagenetsketch")),
-    KnownSet("cifar10", _CIFAR, (), _listed("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck")),
-    KnownSet("cifar100", _CIFAR, (), _listed(_CIFAR100)),
-    KnownSet(
-        "stl10",
-        _articles("a photo of @ {}."),
-        (),
-        _listed("airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck"),
-    ),
-    KnownSet("mnist", ('a photo of the number: "{}".',), (), tuple("0123456789")),
-    KnownSet(
-        "flowers102",
-        ("a photo of a {}, a type of flower.",),
-        ("flowers", "oxfordflowers", "oxfordflowers102", "oxford102flowers", "oxford102flower", "102flowers"),
-        (),
-        {"globeflower": "globe flower", "pinkyellowdahlia": "pink and yellow dahlia", "ballmoss": "air plant"},
-    ),
-    KnownSet("pets", ("a photo of a {}, a type of pet.",), ("oxfordpets", "oxfordiiitpet", "oxfordiiitpets")),
-    KnownSet("food101", ("a photo of {}, a type of food.",), ("food",)),
-    KnownSet("birdsnap", ("a photo of a {}, a type of bird.",)),
-    KnownSet("fgvc_aircraft", _articles("a photo of @ {}, a type of aircraft."), ("aircraft",)),
-    KnownSet(
-        "stanford_cars",
-        (
-            *_articles("a photo of @ {}."),
-            *("a photo of my {}.", "i love my {}!", "a photo of my dirty {}.", "a photo of my clean {}."),
-            *("a photo of my new {}.", "a photo of my old {}."),
-        ),
-        ("cars196",),
-    ),
-    KnownSet("sun397", _articles("a photo of @ {}.")),
-    KnownSet(
-        "dtd",
-        _articles(*(f"a photo of @ {{}} {what}." for what in ("texture", "pattern", "thing", "object"))),
-        ("describabletextures", "describabletexturesdataset"),
-    ),
-    KnownSet(
-        "eurosat",
-        tuple(f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")),
-        ("eurosatrgb",),
-        (),
-        _EUROSAT,
-    ),
-    KnownSet(
-        "resisc45",
-        tuple(
-            f"{view} {kind} of {article}{{}}."
-            for article in ("", "a ", "the ")
-            for kind in ("imagery", "photo", "view")
-            for view in ("satellite", "aerial")
-        ),
-        ("nwpuresisc45",),
-    ),
-    KnownSet(
-        "gtsrb", tuple(f'a {kind} photo of a "{{}}" traffic sign.' for kind in ("zoomed in", "centered", "close up"))
-    ),
-    KnownSet(
-        "country211",
-        (
-            *("a photo i took in {}.", "a photo i took while visiting {}.", "a photo from my home country of {}."),
-            *("a photo from my visit to {}.", "a photo showing the country of {}."),
-        ),
-    ),
-    KnownSet(
-        "caltech101",
-        _articles(
-            *("a photo of @ {}.", "a painting of @ {}.", "@ plastic {}.", "a sculpture of @ {}.", "a sketch of @ {}."),
-            *("a tattoo of @ {}.", "@ toy {}.", "a rendition of @ {}.", "@ embroidered {}.", "@ cartoon {}."),
-            *("@ {} in a video game.", "@ plushie {}.", "@ origami {}.", "art of @ {}.", "graffiti of @ {}."),
-            *("a drawing of @ {}.", "a doodle of @ {}."),
-        ),
-        (),
-        (),
-        _CALTECH,
-    ),
-)
-KNOWN: dict[str, KnownSet] = {known.name: known for known in _SETS}

@@ -1,4 +1,4 @@
-"""Labelled pictures for zero-shot classification: folders named after classes, or a table with a label column."""
+"""Labelled images for zero-shot classification: folders named after classes, or a table with a label column."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import name_classes, sorted_keys
 from miniclip.data.images import EXTENSIONS
 from miniclip.data.known import find_known, wordless
-from miniclip.data.splits import Part, read_parts
-from miniclip.data.tables.arrow import ArrowTable
+from miniclip.data.splits import Part, choose_split, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
-from miniclip.data.tables.folders import table_files
-from miniclip.data.tables.image_column import check_some_exist, picture_column
-from miniclip.data.tables.texts import TextLists
-from miniclip.data.unlabelled import PictureFolder, PictureRows, choose_split, split_folders, sub_folders
+from miniclip.data.tables.image_column import ImageRows, check_some_exist, images_in, images_of
+from miniclip.data.tables.parquet import ArrowTable
+from miniclip.data.tables.source import split_folders, sub_folders, table_files
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +29,8 @@ DATA_EXTENSIONS = (".parquet", ".arrow", ".tar", ".zip", ".json", ".gz")
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The labels of a LabelledSource: of each picture a place in names.
+class LabelledImages(ImageRows):
+    """A LabelledSource over a table or a folder. labels: of each image a place in names.
 
     names: all names of each class, the first being the one in `classes`. templates: what the CLIP paper prompts this
     set with, None for a set that is not one of the usual ones.
@@ -48,16 +46,6 @@ class Labels:
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
-
-
-@dataclass(frozen=True)
-class LabelledRows(Labels, PictureRows):
-    """A LabelledSource over a table."""
-
-
-@dataclass(frozen=True)
-class LabelledFolder(Labels, PictureFolder):
-    """A LabelledSource over one folder a class."""
 
 
 def open_labelled(
@@ -94,14 +82,13 @@ def open_labelled(
     table, rows = chosen
     image = find_image_column(table, image_column, "image_column")
     column = find_label_column(table, label_column, image)
-    pictures = picture_column(table, image, at_least)
+    images = images_of(table, image, at_least)
     keys, labels = _read_labels(list(parts.values()), chosen, column)
-    written = all(isinstance(key, str) for key in keys)
     names, templates = _prompting(source, [str(key) for key in keys], classnames_file)
-    if names is None and not written:
+    if names is None and not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{table.label}: {column} holds numbers without names; give a class-names file")
-    check_some_exist(pictures, rows)
-    return LabelledRows(pictures, rows, labels, names or name_classes(keys, None), templates)
+    check_some_exist(images, rows)
+    return LabelledImages(images, rows, labels, names or name_classes(keys, None), templates)
 
 
 def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:
@@ -113,13 +100,11 @@ def labelled_splits(path_or_name: str | Path, name: str | None = None, revision:
 
 
 def _holds_folders(path: Path) -> bool:
-    """Whether it is a folder of pictures by class, rather than one with a table or other data."""
-    return path.is_dir() and not table_files(path) and not _holds_data(path)
-
-
-def _holds_data(folder: Path) -> bool:
-    inside = [folder, folder / "data"]
-    return any(p.suffix.lower() in DATA_EXTENSIONS for f in inside if f.is_dir() for p in f.iterdir() if p.is_file())
+    """Whether it is a folder of images by class, rather than one with a table or other data."""
+    if not path.is_dir() or table_files(path):
+        return False
+    inside = [file for folder in (path, path / "data") if folder.is_dir() for file in folder.iterdir()]
+    return not any(file.suffix.lower() in DATA_EXTENSIONS and file.is_file() for file in inside)
 
 
 def _prompting(
@@ -140,63 +125,59 @@ def _prompting(
     return names, None if known is None else known.templates
 
 
-def _open_folders(root: Path, split: str, classnames_file: str | Path | None, at_least: int | None) -> LabelledFolder:
+def _open_folders(root: Path, split: str, classnames_file: str | Path | None, at_least: int | None) -> LabelledImages:
     source, splits = str(root), split_folders(root)
     if splits:
         root = splits[choose_split(splits, split, source)]
     folders = {folder.name: folder for folder in sub_folders(root)}
     if len(folders) < 2:
-        raise ValueError(f"{root} has {len(folders)} sub-folders; expected one a class, with pictures in it")
+        raise ValueError(f"{root} has {len(folders)} sub-folders; expected one a class, with images in it")
     # Every split counts, so that a class which one of them lacks has the same number in all.
     keys = sorted_keys({f.name for other in splits.values() for f in sub_folders(other)} | set(folders))
     absent = [key for key in keys if key not in folders]
     if absent:
         log.warning("%s has no folder for %s, which another split has", root, first_few(absent))
-    paths: list[list[str]] = []
+    paths: list[str] = []
     labels: list[int] = []
     for label, key in enumerate(keys):
         if key not in folders:
             continue
-        before = len(paths)
         for where, below, files in os.walk(folders[key]):
             below.sort()
             names = sorted(f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith("."))
-            paths.extend([os.path.relpath(Path(where) / f, root)] for f in names)
-        if len(paths) == before:
-            raise ValueError(
-                f"class folder {folders[key]} holds no picture ({', '.join(EXTENSIONS)}); fill or remove it"
-            )
-        labels.extend([label] * (len(paths) - before))
+            paths += [os.path.relpath(Path(where) / f, root) for f in names]
+        if len(paths) == len(labels):
+            raise ValueError(f"class folder {folders[key]} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
+        labels += [label] * (len(paths) - len(labels))
     named, templates = _prompting(source, keys, classnames_file)
-    named = named or name_classes(keys, None)
-    return LabelledFolder(os.path.realpath(root), TextLists(paths), at_least, np.array(labels), named, templates)
+    images = images_in(root, paths, at_least)
+    return LabelledImages(images, np.arange(len(paths)), np.array(labels), named or name_classes(keys, None), templates)
 
 
 def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list[Any], np.ndarray]:
     """What the classes are called in the table, in order; and the place in it of each chosen row."""
     table, rows = chosen
     names = table.class_names(column) if isinstance(table, ArrowTable) else None
-    values = list(table.values(column))
-    for row in rows.tolist():
-        _check_label(values[row], None if names is None else len(names), f"{table.label}, {table.where(row)}", column)
+    values = _values(chosen, column)
+    for row, value in zip(rows.tolist(), values, strict=True):
+        good = isinstance(value, str | int) and value != "" and not isinstance(value, bool)
+        if not good or (names is not None and not 0 <= value < len(names)):
+            raise ValueError(
+                f"{table.label}, {table.where(row)}: {column} is {value!r}, not a class; remove the row, or choose a "
+                "labelled split"
+            )
     if names is not None:
-        return names, np.array([values[row] for row in rows.tolist()])
+        return names, np.array(values)
     # Every split counts, so that a class which one of them lacks has the same number in all.
-    found = {v for part in parts for v in _labels_of(part, column)}
+    found = {v for part in parts for v in _values(part, column) if isinstance(v, str | int)}
     texts, numbers = [v for v in found if isinstance(v, str)], [v for v in found if not isinstance(v, str)]
     keys = [*sorted(numbers), *sorted_keys(texts)]
     number = {key: i for i, key in enumerate(keys)}
-    return keys, np.array([number[values[row]] for row in rows.tolist()])
+    return keys, np.array([number[value] for value in values])
 
 
-def _labels_of(part: Part, column: str) -> set[Any]:
+def _values(part: Part, column: str) -> list[Any]:
     if column not in part.table.columns:
-        return set()
+        return []
     values = list(part.table.values(column))
-    return {v for row in part.rows.tolist() if isinstance(v := values[row], str | int)}
-
-
-def _check_label(value: Any, classes: int | None, where: str, column: str) -> None:
-    good = isinstance(value, str | int) and value != "" and not isinstance(value, bool)
-    if not good or (classes is not None and not 0 <= value < classes):
-        raise ValueError(f"{where}: {column} is {value!r}, not a class; remove the row, or choose a labelled split")
+    return [values[row] for row in part.rows.tolist()]

@@ -1,21 +1,23 @@
-"""Which pictures are for training, validation and test, when the source says so and when it does not."""
+"""Which images are for training, validation and test, when the source says so and when it does not."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from miniclip.config import DataConfig
 from miniclip.data.tables.columns import image_column
-from miniclip.data.tables.image_column import FilePictures, picture_column
-from miniclip.data.tables.patterns import near_name
-from miniclip.data.tables.reading import read_tables
+from miniclip.data.tables.image_column import FileImages, images_of
+from miniclip.data.tables.kinds import read_tables
+from miniclip.data.tables.source import near_name
 from miniclip.data.tables.table import Table
 
-ROLES = ("train", "validation", "test")
+log = logging.getLogger(__name__)
+
 ALIASES = {"train": ("training",), "validation": ("val", "valid", "dev"), "test": ("testing", "eval")}
 SHARE = 0.05
 LARGEST = 5000
@@ -37,7 +39,7 @@ def read_parts(
 ) -> dict[str, Part]:
     """Split name -> rows, by the source's own splits or, if it has one only, by a column called "split".
 
-    Raises what read_tables does, and ValueError if a row names no split, or a picture lies in two.
+    Raises what read_tables does, and ValueError if a row names no split, or an image lies in two.
     """
     tables = read_tables(source, name, revision)
     only = next(iter(tables.values()))
@@ -49,87 +51,87 @@ def read_parts(
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{only.label}, {only.where(row)}: column {column!r} is empty; name a split in every row")
         rows.setdefault(value.strip(), []).append(row)
-    pictures = picture_column(only, image_column(only, wanted_image, option))
-    if isinstance(pictures, FilePictures):
-        _check_apart(pictures, rows)
+    images = images_of(only, image_column(only, wanted_image, option))
+    seen: dict[str, str] = {}
+    for split, numbers in rows.items() if isinstance(images, FileImages) else ():
+        for row, key in zip(numbers, images.keys(numbers), strict=True):
+            if seen.setdefault(key, split) != split:
+                raise ValueError(
+                    f"{only.label}: {images.name(row)} is in split {split!r} and in {seen[key]!r}; "
+                    "keep all rows of an image in one split"
+                )
     return {split: Part(only, np.array(numbers)) for split, numbers in rows.items()}
 
 
-def _check_apart(pictures: FilePictures, rows: dict[str, list[int]]) -> None:
-    seen: dict[str, str] = {}
-    for split, numbers in rows.items():
-        for row, key in zip(numbers, pictures.keys(numbers), strict=True):
-            if seen.setdefault(key, split) != split:
-                raise ValueError(
-                    f"{pictures.table.label}: {pictures.name(row)} is in split {split!r} and in {seen[key]!r}; "
-                    "keep all rows of a picture in one split"
-                )
+def choose_split(splits: Collection[str], split: str, source: str) -> str:
+    """The source's own word for a split; the only one there is, with a logged note. Raises ValueError."""
+    found = next((name for name in (split, *ALIASES.get(split, ())) if name in splits), None)
+    if found is None and len(splits) == 1:
+        found = next(iter(splits))
+        log.warning("%s has the one split %r, which is used for %r", source, found, split)
+    if found is None:
+        raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)}")
+    return found
 
 
-def find_split(parts: dict[str, Part], role: str, name: str) -> str | None:
-    """Name under which the source has a split; its usual other names count while the option is at its default."""
-    names = (name, *ALIASES.get(role, ())) if name == role else (name,)
-    return next((n for n in names if n in parts), None)
-
-
-def resolve_splits(parts: dict[str, Part], config: DataConfig, role: str) -> tuple[str, list[str]]:
+def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tuple[str, list[str]]:
     """Split of the source that holds the role, and the roles that have to be carved off it (empty: none).
 
-    Raises ValueError that lists the splits there are.
+    Usual other names of a split count while its option is at its default. Raises ValueError that lists the splits.
     """
-    asked = {r: str(getattr(config, f"{r}_split")) for r in ROLES}
-    found = {r: find_split(parts, r, asked[r]) for r in ROLES}
+    asked = {r: str(getattr(config, f"{r}_split")) for r in ALIASES}
+    found = {
+        r: next((n for n in (name, *(ALIASES[r] if name == r else ())) if n in splits), None)
+        for r, name in asked.items()
+    }
     if role != "train" and found[role] is not None and found[role] != found["train"]:
         return str(found[role]), []
-    have = ", ".join(parts)
+    have = ", ".join(splits)
+
+    def lacks(r: str) -> str:
+        near = near_name(asked[r], splits)
+        return f"data.source={config.source} has no split {asked[r]!r}" + (f" (did you mean {near}?)" if near else "")
+
     pool = found["train"]
-    if pool is None and asked["train"] == "train" and len(parts) == 1 and not any(found.values()):
-        pool = next(iter(parts))  # one split under a name of its own, such as "all"
+    if pool is None and asked["train"] == "train" and len(splits) == 1 and not any(found.values()):
+        pool = next(iter(splits))  # one split under a name of its own, such as "all"
     if pool is None:
-        raise ValueError(
-            f"data.source={config.source} has no split {asked['train']!r}{_near(asked['train'], parts)}; "
-            f"it has {have}; set data.train_split to one of them"
-        )
+        raise ValueError(f"{lacks('train')}; it has {have}; set data.train_split to one of them")
     for other in ("validation", "test"):
         if found[other] == pool:
             if asked[other] != other:
                 raise ValueError(
-                    f"data.{other}_split and data.train_split both name {pool!r}: its figures would be of pictures "
-                    f"seen in training; the source has {have}; leave data.{other}_split out to set some pictures aside"
+                    f"data.{other}_split and data.train_split both name {pool!r}: its figures would be of images "
+                    f"seen in training; the source has {have}; leave data.{other}_split out to set some images aside"
                 )
             found[other] = None
         elif found[other] is None and asked[other] != other:
             raise ValueError(
-                f"data.source={config.source} has no split {asked[other]!r}{_near(asked[other], parts)}, but {have}; "
-                f"set data.{other}_split to one of them, or leave it out to set some pictures of {pool!r} aside"
+                f"{lacks(other)}, but {have}; set data.{other}_split to one of them, or leave it out to set some "
+                f"images of {pool!r} aside"
             )
     return pool, [r for r in ("validation", "test") if found[r] is None]
 
 
-class OnePicture(ValueError):
-    """All rows have the same picture."""
+class OneImage(ValueError):
+    """All rows have the same image."""
 
 
 def carve(keys: Sequence[str], missing: Sequence[str]) -> dict[str, np.ndarray]:
-    """Role -> positions, for the training split and those carved off it: 5% each, at least 1 and at most 5000 pictures.
+    """Role -> positions, for the training split and those carved off it: 5% each, at least 1 and at most 5000 images.
 
-    The order of the pictures' hashes decides, so neither the order of the rows nor the machine matters; equal keys go
-    together. Raises OnePicture if all are the same one, ValueError if there are too few.
+    The order of the images' hashes decides, so neither the order of the rows nor the machine matters; equal keys go
+    together. Raises OneImage if all are the same one, ValueError if there are too few.
     """
     where: dict[str, list[int]] = {}
     for position, key in enumerate(keys):
         where.setdefault(key, []).append(position)
     if len(where) == 1 < len(keys):
-        raise OnePicture(f"all {len(keys)} pictures are the same one; check data.image_column")
+        raise OneImage(f"all {len(keys)} images are the same one; check data.image_column")
     if len(where) <= len(missing):
-        raise ValueError(f"{len(where)} pictures are too few to set some aside for {' and '.join(missing)}; add more")
+        raise ValueError(f"{len(where)} images are too few to set some aside for {' and '.join(missing)}; add more")
     order = sorted(where, key=lambda key: hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
     count = min(max(round(SHARE * len(order)), 1), LARGEST)
     pieces = {role: order[i * count : (i + 1) * count] for i, role in enumerate(missing)}
     pieces["train"] = order[len(missing) * count :]
     return {role: np.array(sorted(p for key in piece for p in where[key])) for role, piece in pieces.items()}
-
-
-def _near(name: str, parts: dict[str, Part]) -> str:
-    near = near_name(name, parts)
-    return f" (did you mean {near}?)" if near is not None else ""

@@ -1,10 +1,10 @@
-"""Some rows of a source: the first few, or those whose pictures can be read."""
+"""Some rows of a source: the first few, or those whose images can be read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 
@@ -12,66 +12,55 @@ from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place
 from miniclip.data.bad_images import BadCount
+from miniclip.data.captioned import ImageSource
 from miniclip.data.images import BadImage
 
-
-class PictureSource(Protocol):
-    """Pictures, with captions, labels or nothing."""
-
-    def __len__(self) -> int: ...
-    def image(self, index: int) -> Image.Image:
-        """RGB picture. Raises BadImage if it cannot be read."""
-
-    def name(self, index: int) -> str:
-        """File or row, for messages."""
-
-
-Source = TypeVar("Source", bound=PictureSource)
+Source = TypeVar("Source", bound=ImageSource)
 
 
 class Subset:
-    """Row i is row rows[i] of source, a PairSource, a LabelledSource or any pictures; it is what the source is."""
+    """Row i is row rows[i] of source, a PairSource, a LabelledSource or any images; it is what the source is."""
 
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
         self.source, self.rows = source, rows
 
     @property
     def classes(self) -> list[str]:
-        return cast(list[str], self.source.classes)
+        return self.source.classes
 
     @property
     def names(self) -> list[list[str]]:
-        return cast(list[list[str]], self.source.names)
+        return self.source.names
 
     @property
     def templates(self) -> tuple[str, ...] | None:
-        return cast(tuple[str, ...] | None, self.source.templates)
+        return self.source.templates
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def image(self, index: int) -> Image.Image:
-        return cast(Image.Image, self.source.image(self.rows[index]))
+        return self.source.image(self.rows[index])
 
     def captions(self, index: int) -> list[str]:
-        return cast(list[str], self.source.captions(self.rows[index]))
+        return self.source.captions(self.rows[index])
 
     def label(self, index: int) -> int:
-        return cast(int, self.source.label(self.rows[index]))
+        return self.source.label(self.rows[index])
 
     def column(self, name: str) -> list[Any]:
         values = self.source.column(name)
         return [values[row] for row in self.rows]
 
     def name(self, index: int) -> str:
-        return cast(str, self.source.name(self.rows[index]))
+        return self.source.name(self.rows[index])
 
     def fingerprint(self) -> str:
         return digest(self.source.fingerprint(), *self.rows)
 
 
 def readable(source: Source, allowed: float) -> Source:
-    """Try every picture; returns the source if all can be read, else the rows that can.
+    """Try every image; returns the source if all can be read, else the rows that can.
 
     Those left out are counted and named; above the allowed share of all it raises TooManyBad. Every process of a group
     calls it, and tries its part.
@@ -94,5 +83,5 @@ def readable(source: Source, allowed: float) -> Source:
     bad = BadCount(len(source), allowed)
     bad.add(found.values())
     if rank == 0:
-        print(f"{len(bad)} evaluation pictures cannot be read and are left out: {first_few(bad.names)}")
+        print(f"{len(bad)} evaluation images cannot be read and are left out: {first_few(bad.names)}")
     return cast(Source, Subset(source, [row for row in range(len(source)) if row not in found]))

@@ -137,7 +137,7 @@ def examine(config: Config, seconds: float) -> list[Stage]:
 def _open(config: Config, split: str) -> PairSource | Verdict:
     """A split of the source, or what is wrong if there is nothing in it to learn from."""
     from miniclip.data.captioned import NoCaptions
-    from miniclip.data.splits import OnePicture
+    from miniclip.data.splits import OneImage
     from miniclip.data.stream.held_out import open_pairs
     from miniclip.doctor.data import constant_images, empty_captions
 
@@ -147,7 +147,7 @@ def _open(config: Config, split: str) -> PairSource | Verdict:
         return open_pairs(config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=size)
     except NoCaptions as error:
         return empty_captions([printable(str(error))])
-    except OnePicture as error:
+    except OneImage as error:
         return constant_images(1.0, [printable(str(error))])
 
 

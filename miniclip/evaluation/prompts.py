@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from miniclip.data.known import KNOWN
+from miniclip.data.known import known_sets
 
 if TYPE_CHECKING:
     from miniclip.data.captioned import LabelledSource
@@ -64,15 +64,15 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         return SIMPLE_TEMPLATES
     if templates in ("openai80", "simple7"):
         return _from_open_clip(templates)
-    if templates in KNOWN:
-        return KNOWN[templates].templates
+    if templates in known_sets():
+        return known_sets()[templates].templates
     if "{}" in templates:
         return (templates,)
     path = Path(templates).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"templates {templates!r}: no such file, and not a template, since it lacks {{}} for the class name; "
-            f"use simple, simple7, openai80, a usual set ({', '.join(KNOWN)}), a file, "
+            f"use simple, simple7, openai80, a usual set ({', '.join(known_sets())}), a file, "
             'or e.g. "a photo of a {}."'
         )
     try:

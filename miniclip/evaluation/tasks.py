@@ -164,7 +164,7 @@ class Zeroshot(_Labelled):
 
     def open(self, image_size: int, role: str = "test", max_bad_fraction: float = 0.0) -> list[Any]:
         from miniclip.data.scenes.source import SceneTask
-        from miniclip.data.unlabelled import open_pictures
+        from miniclip.data.unlabelled import open_images
         from miniclip.evaluation.prompts import check_classes
 
         _ = self._resolved  # a file of templates is read before the training, not after it
@@ -174,7 +174,7 @@ class Zeroshot(_Labelled):
         else:
             source = self._open(self.split, image_size)
         check_classes(self.label, source.classes)
-        return [source] if self.foreign is None else [source, open_pictures(self.foreign, image_size=image_size)]
+        return [source] if self.foreign is None else [source, open_images(self.foreign, image_size=image_size)]
 
     def counted(self, data: list[Any]) -> tuple[str, ...]:
         from miniclip.evaluation.prompts import brings_sentences

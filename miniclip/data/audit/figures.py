@@ -20,11 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from miniclip.data.captioned import Pairs, PairSource
-from miniclip.data.concat import Several
+from miniclip.data.captioned import Concat, Pairs, PairSource
 from miniclip.data.duplicates import bare, small_vector
 from miniclip.data.images import FORMATS, BadImage, path_inside
-from miniclip.data.tables.image_column import FilePictures, TarPictures
+from miniclip.data.tables.image_column import FileImages, TarImages
 from miniclip.models.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCAB_SIZE, Tokenizer
 
 NAMED = 1000  # entries of a list at most; the counts are of all
@@ -191,15 +190,15 @@ def _see(source: PairSource, index: int) -> Seen | BadImage:
 
 def _file(source: PairSource, index: int) -> bytes | Path | None:
     """The file of a picture that can be decoded; None where there is none, as of a built-in scene."""
-    if isinstance(source, Several):
+    if isinstance(source, Concat):
         part, inside = source.place(index)
         return _file(source.parts[part], inside)
     if not isinstance(source, Pairs):
         return None
-    pictures, row = source.pictures, int(source.rows[index])
-    if isinstance(pictures, FilePictures):
+    pictures, row = source.images, int(source.rows[index])
+    if isinstance(pictures, FileImages):
         return Path(path_inside(pictures.table.roots[0], pictures.paths[row][0], pictures.name(row)))
-    if isinstance(pictures, TarPictures):
+    if isinstance(pictures, TarImages):
         return pictures.table.read(pictures.field, row)
     cell = pictures.table.cell(pictures.column, row).as_py()
     if not isinstance(cell, dict):

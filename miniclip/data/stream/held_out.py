@@ -12,8 +12,9 @@ from miniclip.common.fingerprint import digest
 from miniclip.config import DataConfig
 from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.images import BadImage, decode_image
-from miniclip.data.stream.shards import Shard, split_shards
+from miniclip.data.stream.shards import split_shards
 from miniclip.data.stream.stream import image_id, usable_captions
+from miniclip.data.tables.table import Shard
 from miniclip.losses.matrix import shares
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from miniclip.data.sampler import mix
-from miniclip.data.stream.shards import Sample, Shard, reason
+from miniclip.data.tables.table import Sample, Shard, reason
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from miniclip.data.images import BadImage, decode_image
 from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals, token_rows
 from miniclip.data.sampler import apportion, mix, number_of
 from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
-from miniclip.data.stream.shards import Sample, Shard, training_shards
+from miniclip.data.stream.shards import training_shards
+from miniclip.data.tables.table import Sample, Shard
 from miniclip.models.tokenizer import Tokenizer
 
 HOPELESS = 1000  # bad samples in a row, after which no step would ever be full

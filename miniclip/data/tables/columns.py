@@ -1,11 +1,11 @@
-"""Which column of a table holds the pictures, and which hold the captions or the label."""
+"""Which column of a table holds the images, and which hold the captions or the label."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from miniclip.data.tables.patterns import did_you_mean
+from miniclip.data.tables.source import did_you_mean
 from miniclip.data.tables.table import Kind, Table
 
 IMAGE_NAMES = (
@@ -22,10 +22,9 @@ LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "fine_label
 
 
 def image_column(table: Table, wanted: str | None, option: str = "data.image_column") -> str:
-    """Column of the pictures: the one asked for, else the only one of picture type, else one with a usual name."""
+    """Column of the images: the one asked for, else the only one of image type, else one with a usual name."""
     if wanted is not None:
-        _check_present(table, [wanted], option)
-        _check_kind(table, wanted, ("image", "text"), "pictures or paths", option)
+        _check(table, [wanted], ("image", "text"), "images or paths", option)
         return wanted
     found = [c for c in table.columns if table.kind(c) == "image"]
     if len(found) > 1 and "image" in found:
@@ -34,7 +33,7 @@ def image_column(table: Table, wanted: str | None, option: str = "data.image_col
         found = [c for c in _named(table.columns, IMAGE_NAMES) if "." not in c and table.kind(c) == "text"]
         if len(found) > 1 and "file_name" in found:  # the imagefolder format's own name
             return "file_name"
-    return _the_one(table, found, "picture", option)
+    return _the_one(table, found, "image", option)
 
 
 def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str) -> list[str]:
@@ -44,20 +43,17 @@ def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str
         columns = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
         if not columns:
             raise ValueError(f"{option} is an empty list; name a column, or leave the option out")
-        _check_present(table, columns, option)
-        for column in columns:
-            _check_kind(table, column, ("text", "texts"), "text or lists of text", option)
+        _check(table, columns, ("text", "texts"), "text or lists of text", option)
         return columns
-    texts = [c for c in table.columns if c != image and table.kind(c) in ("text", "texts")]
-    nested = [c for c in texts if "." in c]
-    texts = [c for c in texts if c not in nested]
-    family = [c for c in texts if CAPTION_FAMILY.fullmatch(c)]
+    every = [c for c in table.columns if c != image and table.kind(c) in ("text", "texts")]
+    texts, nested = [c for c in every if "." not in c], [c for c in every if "." in c]
+    family = {c: match for c in texts if (match := CAPTION_FAMILY.fullmatch(c))}
     usual = _named(texts, CAPTION_NAMES[0])
-    if family and not usual and len({_stem(c) for c in family}) == 1:
-        return sorted(family, key=lambda c: int(c[len(_stem(c)) :].lstrip(" _-")))
+    if family and not usual and len({match[1] for match in family.values()}) == 1:
+        return sorted(family, key=lambda c: int(family[c][2]))
     # a field inside an object counts only if no column of its own does
     tiers = [(texts, names) for names in CAPTION_NAMES[1:]] + [(nested, names) for names in CAPTION_NAMES]
-    found = family + usual or next((f for where, names in tiers if (f := _named(where, names))), [])
+    found = [*family, *usual] or next((f for where, names in tiers if (f := _named(where, names))), [])
     return [_the_one(table, found, "caption", option)]
 
 
@@ -72,14 +68,8 @@ def label_column(table: Table, wanted: str | None, image: str) -> str:
 
 def value_column(table: Table, wanted: str, option: str) -> str:
     """Column of a number or a class for each row."""
-    _check_present(table, [wanted], option)
-    _check_kind(table, wanted, ("text", "other"), "numbers or classes", option)
+    _check(table, [wanted], ("text", "other"), "numbers or classes", option)
     return wanted
-
-
-def _stem(column: str) -> str:
-    match = CAPTION_FAMILY.fullmatch(column)
-    return match.group(1) if match else column
 
 
 def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -93,17 +83,12 @@ def _the_one(table: Table, found: list[str], what: str, option: str) -> str:
     raise ValueError(f"{table.label}: {problem}; set {option} to one of its columns: {', '.join(table.columns)}")
 
 
-def _check_present(table: Table, columns: Sequence[str], option: str) -> None:
+def _check(table: Table, columns: Sequence[str], kinds: Sequence[Kind], what: str, option: str) -> None:
+    have = ", ".join(table.columns)
     absent = [c for c in columns if c not in table.columns]
     if absent:
-        raise ValueError(
-            f"{table.label} has no column {', '.join(absent)} ({option}), but {', '.join(table.columns)}"
-            f"{did_you_mean(absent[0], table.columns)}"
-        )
-
-
-def _check_kind(table: Table, column: str, kinds: Sequence[Kind], what: str, option: str) -> None:
-    if table.kind(column) not in kinds:
-        raise ValueError(
-            f"{table.label}: {option}={column} does not hold {what}; the columns are {', '.join(table.columns)}"
-        )
+        near = did_you_mean(absent[0], table.columns)
+        raise ValueError(f"{table.label} has no column {', '.join(absent)} ({option}), but {have}{near}")
+    for column in columns:
+        if table.kind(column) not in kinds:
+            raise ValueError(f"{table.label}: {option}={column} does not hold {what}; the columns are {have}")

@@ -1,10 +1,10 @@
-"""The picture column of a table: its pictures by row, decoded one at a time."""
+"""The image column of a table: its images by row, decoded one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,21 @@ import numpy as np
 from PIL import Image
 
 from miniclip.common.fingerprint import digest, stamp
-from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
-from miniclip.data.tables.arrow import ArrowTable
-from miniclip.data.tables.patterns import near_file
-from miniclip.data.tables.table import Table
+from miniclip.data.images import EXTENSIONS, BadImage, decode_image, leaves_folder, path_inside
+from miniclip.data.tables.parquet import ArrowTable
+from miniclip.data.tables.source import near_file
+from miniclip.data.tables.table import RecordTable, Table
 from miniclip.data.tables.tars import TarTable
 from miniclip.data.tables.texts import TextLists
 
 
 @dataclass(frozen=True)
-class FilePictures:
-    """Pictures given as paths relative to the folder of their table. at_least: as in decode_image.
+class FileImages:
+    """Images given as paths relative to the folder of their table. at_least: as in decode_image.
 
-    missing: bool (rows of the table,), where there is no picture at all; nothing is decoded.
-    keys: what tells the pictures of some rows apart, stable over machines and the order of rows.
-    fingerprint: of the picture files of some rows; those inside a table are told by the table's own.
+    missing: bool (rows of the table,), where there is no image at all; nothing is decoded.
+    keys: what tells the images of some rows apart, stable over machines and the order of rows.
+    fingerprint: of the image files of some rows; those inside a table are told by the table's own.
     """
 
     table: Table
@@ -39,7 +39,8 @@ class FilePictures:
         return decode_image(path_inside(self.table.roots[0], self.paths[row][0], name), name, at_least=self.at_least)
 
     def name(self, row: int) -> str:
-        return f"{self.paths[row][0]} ({self.table.where(row)})"
+        where = self.table.where(row)
+        return f"{self.paths[row][0]} ({where})" if where else self.paths[row][0]
 
     def missing(self) -> np.ndarray:
         return np.array([not path for path in self.paths.firsts()], dtype=bool)
@@ -55,10 +56,10 @@ class FilePictures:
 
 
 @dataclass(frozen=True)
-class CellPictures:
-    """Pictures in an Arrow column: encoded bytes, or the path of the file that the `datasets` library extracted.
+class CellImages:
+    """Images in an Arrow column: encoded bytes, or the path of the file that the `datasets` library extracted.
 
-    The same methods as FilePictures.
+    The same methods as FileImages.
     """
 
     table: ArrowTable
@@ -69,11 +70,11 @@ class CellPictures:
         name = self.name(row)
         cell = self.table.cell(self.column, row).as_py()
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        if data is not None:
-            return decode_image(data, name, at_least=self.at_least)
-        if path is not None:
-            return decode_image(self._allowed(path, name), name, at_least=self.at_least)
-        raise BadImage(f"{name}: the row has no picture")
+        if data is None:
+            if path is None:
+                raise BadImage(f"{name}: the row has no image")
+            data = self._allowed(path, name)
+        return decode_image(data, name, at_least=self.at_least)
 
     def _allowed(self, path: str, name: str) -> str:
         for root in self.table.roots[1:]:
@@ -91,17 +92,13 @@ class CellPictures:
     def missing(self) -> np.ndarray:
         parts = [np.zeros(0, dtype=bool)]
         for chunk in self.table.chunks(self.column):
-            gone = np.ones(len(chunk), dtype=bool)
-            for name in ("bytes", "path"):
-                values = _field(chunk, name)
-                if values is not None:
-                    gone &= np.asarray(values.is_null())
-            parts.append(gone | np.asarray(chunk.is_null()))
+            fields = [_field(chunk, name) for name in ("bytes", "path")]
+            gone = [np.asarray(values.is_null()) for values in fields if values is not None]
+            parts.append(np.all(gone, axis=0) | np.asarray(chunk.is_null()))
         return np.concatenate(parts)
 
     def keys(self, rows: Iterable[int]) -> list[str]:
-        """Paths if they tell the pictures apart (some data sets call every picture image.jpg), else contents."""
-        rows = list(rows)
+        """Paths if they tell the images apart (some data sets call every image image.jpg), else contents."""
         cells = [self.table.cell(self.column, row) for row in rows]
         paths = [str(path.as_py() or "") if (path := _field(cell, "path")) is not None else "" for cell in cells]
         # The part of an absolute path that differs between machines is dropped.
@@ -114,17 +111,17 @@ class CellPictures:
         paths: list[str | None] = []
         for chunk in self.table.chunks(self.column):
             data, files = _field(chunk, "bytes"), _field(chunk, "path")
-            if files is None or (data is not None and data.null_count == 0):
+            inside = np.zeros(len(chunk), dtype=bool) if data is None else np.asarray(data.is_valid())
+            if files is None or inside.all():
                 paths += [None] * len(chunk)
             else:
-                inside = np.zeros(len(chunk), dtype=bool) if data is None else np.asarray(data.is_valid())
                 paths += [None if i else p for i, p in zip(inside, files.to_pylist(), strict=True)]
         return _stamps(self.table.roots[0], (path for row in rows if (path := paths[row]) is not None))
 
 
 @dataclass(frozen=True)
-class TarPictures:
-    """Pictures that are members of tars. The same methods as FilePictures."""
+class TarImages:
+    """Images that are members of tars. The same methods as FileImages."""
 
     table: TarTable
     field: str
@@ -137,7 +134,7 @@ class TarPictures:
         except OSError as error:
             raise BadImage(f"{name}: cannot be read ({error})") from error
         if data is None:
-            raise BadImage(f"{name}: the sample has no picture")
+            raise BadImage(f"{name}: the sample has no image")
         return decode_image(data, name, at_least=self.at_least)
 
     def name(self, row: int) -> str:
@@ -156,39 +153,64 @@ class TarPictures:
         return ""
 
 
-Pictures = FilePictures | CellPictures | TarPictures
+ImageColumn = FileImages | CellImages | TarImages
 
 
-def picture_column(table: Table, column: str, at_least: int | None = None) -> Pictures:
-    """The pictures of a column; where it holds no text, there is none. Raises ValueError if a path leads out of the
+@dataclass(frozen=True)
+class ImageRows:
+    """Images of a column: item i is row rows[i] of the table."""
+
+    images: ImageColumn
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> Image.Image:
+        return self.images.image(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.rows[index]))
+
+
+def images_of(table: Table, column: str, at_least: int | None = None) -> ImageColumn:
+    """The images of a column; where it holds no text, there is none. Raises ValueError if a path leads out of the
     table's folder."""
     if isinstance(table, TarTable):
-        return TarPictures(table, column, at_least)
+        return TarImages(table, column, at_least)
     if isinstance(table, ArrowTable) and table.kind(column) == "image":
-        return CellPictures(table, column, at_least)
+        return CellImages(table, column, at_least)
     paths: list[list[str]] = []
     for row, path in enumerate(table.values(column)):
         path = path.strip() if isinstance(path, str) else ""
         if path and leaves_folder(table.roots[0], path):
             raise ValueError(
                 f"{table.label}, {table.where(row)}: {path!r} leads out of {table.roots[0]}; "
-                "keep the pictures inside the folder of their table"
+                "keep the images inside the folder of their table"
             )
         paths.append([path])
-    return FilePictures(table, TextLists(paths), at_least)
+    return FileImages(table, TextLists(paths), at_least)
 
 
-def check_some_exist(pictures: Pictures, rows: np.ndarray) -> None:
+def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> FileImages:
+    """Files of a folder. Raises FileNotFoundError if there are none."""
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no image ({', '.join(EXTENSIONS)})")
+    table = RecordTable(str(folder), [], [], [""] * len(paths), (os.path.realpath(folder),))
+    return FileImages(table, TextLists([path] for path in paths), at_least)
+
+
+def check_some_exist(images: ImageColumn, rows: np.ndarray) -> None:
     """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
-    if not isinstance(pictures, FilePictures) or not len(rows):
+    if not isinstance(images, FileImages) or not len(rows):
         return
     sample = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
-    root = pictures.table.roots[0]
-    if not any((Path(root) / pictures.paths[row][0]).exists() for row in sample.tolist()):
+    root = images.table.roots[0]
+    if not any((Path(root) / images.paths[row][0]).exists() for row in sample.tolist()):
         raise FileNotFoundError(
-            f"{pictures.name(int(sample[0]))} was not found below {root}, nor were {len(sample) - 1} others; "
-            f"paths in {pictures.table.label} are taken from its own folder"
-            f"{near_file(Path(root) / pictures.paths[int(sample[0])][0])}"
+            f"{images.name(int(sample[0]))} was not found below {root}, nor were {len(sample) - 1} others; "
+            f"paths in {images.table.label} are taken from its own folder"
+            f"{near_file(Path(root) / images.paths[int(sample[0])][0])}"
         )
 
 
@@ -206,7 +228,7 @@ def _contents(data: Any, path: str) -> str:
     buffer = data.as_buffer() if data is not None and data.is_valid else None
     if buffer is None:
         return path
-    # Head and length: equal pictures always share a key; at worst two different ones share it too, and stay together.
+    # Head and length: equal images always share a key; at worst two different ones share it too, and stay together.
     return f"{len(buffer)}:{hashlib.blake2b(memoryview(buffer)[:65536], digest_size=16).hexdigest()}"
 
 

@@ -1,7 +1,7 @@
 """WebDataset tars: members with one name up to its first dot are the fields of a sample (00001.jpg, 00001.txt).
 
 Nothing is unpacked: the places of the members are listed once, and each is read where it lies, by any thread. So one
-caption that is missing or broken costs one sample, and no second copy of the pictures fills the disk.
+caption that is missing or broken costs one sample, and no second copy of the images fills the disk.
 """
 
 from __future__ import annotations
@@ -10,19 +10,30 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from miniclip.common.fingerprint import digest, stamp
 from miniclip.data.images import EXTENSIONS
-from miniclip.data.tables.patterns import is_url
-from miniclip.data.tables.table import Kind, kind_of, nested_columns
+from miniclip.data.tables.source import Source, is_url
+from miniclip.data.tables.table import (
+    Kind,
+    RecordTable,
+    Sample,
+    Shard,
+    Table,
+    base_of,
+    inside,
+    kind_of,
+    nested_columns,
+    reason,
+)
 from miniclip.data.tables.texts import TextLists
 
 log = logging.getLogger(__name__)
@@ -30,16 +41,90 @@ log = logging.getLogger(__name__)
 TEXT = ("txt", "text", "caption", "captions", "transcript")
 NUMBER = ("cls", "cls2", "index", "inx", "id")
 JSON = ("json", "jsn")
-LOOKED_AT = 1000  # samples that tell which fields the JSON objects have
+LOOKED_AT = 1000  # samples that tell which fields the JSON objects have; of a stream, a tenth of them
 LONGEST = 1 << 20  # bytes of a text or an object
-LARGEST = 1 << 28  # bytes of a picture; what is larger is passed over
+LARGEST = 1 << 28  # bytes of an image; what is larger is passed over
 
 
-class Shard(NamedTuple):
-    """Where the members of a tar lie. fields: name -> (samples, 2) int64, offset and size in bytes, -1 if absent."""
+def accepts(source: Source) -> bool:
+    return source.extension == ".tar" or bool(source.contents.tars)
 
-    keys: list[str]
-    fields: dict[str, np.ndarray]
+
+def open_tables(source: Source) -> Mapping[str, TarTable]:
+    """Tars behind a URL are fetched into the cache of the `datasets` library first.
+
+    Raises FileNotFoundError if one cannot be fetched, ValueError if one is no tar.
+    """
+    splits = source.by_split(source.contents.tars)
+    return {split: _join(names, _fetch(names), split, source.label) for split, names in splits.items()}
+
+
+def find_shards(source: Source) -> Mapping[str, list[Shard]]:
+    return stream_files(source.by_split(source.contents.tars))
+
+
+def stream_files(files: Mapping[str, Sequence[str]]) -> dict[str, list[Shard]]:
+    """Split -> shards of tars, paths or URLs."""
+    return {split: [TarShard(name) for name in names] for split, names in files.items()}
+
+
+# ---- what lies in a tar
+
+
+class _TarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged or missing header for the end of the archive, and the rest would be lost in silence."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}: {error}") from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Key of the sample, field and place of each plain file. Raises TarError where the tar is cut short or damaged."""
+    current, fields = "", set[str]()
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, field = base.partition(".")
+        if not (stem and dot and member.isreg() and member.size <= LARGEST) or member.issparse():
+            continue
+        key, field = f"{folder}{slash}{stem}", field.lower()
+        if key != current:
+            current, fields = key, set()
+        if field in fields:
+            raise ValueError(f"{member.name} is there twice; each sample has a name of its own")
+        fields.add(field)
+        yield key, field, member
+
+
+def decode_field(field: str, data: bytes | None) -> Any:
+    """What a member of text, a number or JSON says; None if it says nothing, or cannot be read."""
+    if data is None:
+        return None
+    extension = extension_of(field)
+    try:
+        if extension in JSON:
+            return json.loads(data)
+        text = data.decode("utf-8-sig")
+        return int(text) if extension in NUMBER else text
+    except (ValueError, RecursionError):
+        return None
+
+
+def extension_of(field: str) -> str:
+    return field.rsplit(".", 1)[-1]
+
+
+def is_image(field: str) -> bool:
+    return field == "image" or f".{extension_of(field)}" in EXTENSIONS
+
+
+# ---- as a table: the members are listed once, and read where they lie
 
 
 @dataclass(frozen=True)
@@ -79,19 +164,16 @@ class TarTable:
     def kind(self, column: str) -> Kind:
         if column not in self.fields:
             return kind_of(islice(self.values(column), LOOKED_AT))
-        extension = extension_of(column)
-        if column == "image" or f".{extension}" in EXTENSIONS:
+        if is_image(column):
             return "image"
-        return "text" if extension in TEXT else "other"
+        return "text" if extension_of(column) in TEXT else "other"
 
     def values(self, column: str) -> Iterator[Any]:
-        field, inside = column, None
+        field = column
         if column not in self.fields:
             field = next(f for f in self.fields if column.startswith(f"{f}.") and extension_of(f) in JSON)
-            inside = column[len(field) + 1 :]
         for data in self._read_all(field):
-            value = decode_field(field, data)
-            yield value if inside is None else value.get(inside) if isinstance(value, dict) else None
+            yield inside({field: decode_field(field, data)}, column)
 
     def _read_all(self, field: str) -> Iterator[bytes | None]:
         """Members of all samples; each tar is opened once. Those that are too long are left out."""
@@ -119,109 +201,61 @@ class TarTable:
         return digest(self.split, *(f"{os.path.realpath(file)} {stamp(file)}" for file in self.files))
 
 
-def read_tars(splits: dict[str, list[str]], source: str) -> dict[str, TarTable]:
-    """Split -> table of its tars; those behind a URL are fetched into the cache of the `datasets` library first.
-
-    Raises FileNotFoundError if one cannot be fetched, ValueError if one is no tar.
-    """
-    return {split: _join(names, _fetch(names), split, source) for split, names in splits.items()}
-
-
 def _join(names: Sequence[str], files: Sequence[str], split: str, source: str) -> TarTable:
-    shards = [_list(file, stamp(file), name) for name, file in zip(names, files, strict=True)]
-    if not any(shard.keys for shard in shards):
-        raise ValueError(f"{source}: no sample in {len(shards)} tars; expected members such as 00001.jpg and 00001.txt")
+    listed = [_list(file, stamp(file), name) for name, file in zip(names, files, strict=True)]
+    if not any(tar.keys for tar in listed):
+        raise ValueError(f"{source}: no sample in {len(listed)} tars; expected members such as 00001.jpg and 00001.txt")
     fields: dict[str, np.ndarray] = {}
-    for field in dict.fromkeys(f for shard in shards for f in shard.fields):
-        absent = [np.full((len(shard.keys), 2), -1) for shard in shards]
-        fields[field] = np.concatenate([s.fields.get(field, a) for s, a in zip(shards, absent, strict=True)])
-    _merge_pictures(fields)
-    rows = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards])
-    keys = TextLists([key] for shard in shards for key in shard.keys)
+    for field in dict.fromkeys(f for tar in listed for f in tar.fields):
+        places = [tar.fields.get(field, np.full((len(tar.keys), 2), -1)) for tar in listed]
+        fields[field] = np.concatenate(places)
+    # one column "image" of .jpg, .png, … if no sample has two of them
+    formats = [field for field in fields if f".{field}" in EXTENSIONS]
+    if len(formats) > 1 and (np.stack([fields[f][:, 1] >= 0 for f in formats]).sum(0) <= 1).all():
+        fields["image"] = np.maximum.reduce([fields.pop(f) for f in formats])  # where absent, all is -1
+    rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(tar.keys) for tar in listed])
+    keys = TextLists([key] for tar in listed for key in tar.keys)
     return TarTable(list(names), list(files), rows, keys, fields, split, source)
 
 
-def _merge_pictures(fields: dict[str, np.ndarray]) -> None:
-    """One column "image" of .jpg, .png, … if no sample has two of them."""
-    formats = [field for field in fields if f".{field}" in EXTENSIONS]
-    if len(formats) < 2 or (np.stack([fields[f][:, 1] >= 0 for f in formats]).sum(0) > 1).any():
-        return
-    fields["image"] = np.maximum.reduce([fields.pop(f) for f in formats])  # where absent, all is -1
+class _Listed(NamedTuple):
+    """Where the members of a tar lie. fields: name -> (samples, 2) int64, offset and size in bytes, -1 if absent."""
+
+    keys: list[str]
+    fields: dict[str, np.ndarray]
 
 
 @lru_cache(256)
-def _list(file: str, _: str, name: str) -> Shard:
+def _list(file: str, _: str, name: str) -> _Listed:
     """_: the file's stamp, so that one that has changed is listed anew."""
     keys: list[str] = []
     places: dict[str, list[tuple[int, int, int]]] = {}
     size, end = Path(file).stat().st_size, 0
     try:
-        with tarfile.open(file, "r:") as tar:
-            current, fields = "", set[str]()
-            while (member := _next(tar)) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                end = tar.offset
-                base = member.name.rsplit("/", 1)[-1]
-                stem, dot, field = base.partition(".")
-                if not is_field(member) or not stem or not dot or member.offset_data + member.size > size:
-                    continue
-                key, field = member.name[: len(member.name) - len(base)] + stem, field.lower()
-                if key != current or not keys:
-                    keys.append(key)
-                    current, fields = key, set()
-                if field in fields:
-                    raise ValueError(f"{name}: {member.name} is there twice; each sample has a name of its own")
-                fields.add(field)
-                places.setdefault(field, []).append((len(keys) - 1, member.offset_data, member.size))
-            cut = not _is_end(file, tar.offset)
+        with tarfile.open(file, "r:", tarinfo=_TarInfo) as tar:
+            try:
+                for key, field, member in _members(tar):
+                    if member.offset_data + member.size > size:
+                        continue
+                    end = tar.offset
+                    if not keys or key != keys[-1]:
+                        keys.append(key)
+                    places.setdefault(field, []).append((len(keys) - 1, member.offset_data, member.size))
+            except tarfile.TarError:
+                last = f"after sample {keys[-1]}" if keys else "at its start"
+                log.warning("%s is cut short or damaged %s (byte %d): what follows is lost", name, last, end)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     except (tarfile.TarError, OSError, EOFError) as error:
-        hint = "; unpack it, a compressed tar cannot be read here and there" if _is_compressed(file) else ""
+        with Path(file).open("rb") as stream:
+            compressed = stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+        hint = "; unpack it, a compressed tar cannot be read here and there" if compressed else ""
         raise ValueError(f"{name} is not a tar ({error}){hint}") from None
-    if cut:
-        last = f"after sample {keys[-1]}" if keys else "at its start"
-        log.warning("%s is cut short or damaged %s (byte %d): what follows is lost", name, last, end)
     listed = {field: np.full((len(keys), 2), -1) for field in places}
     for field, found in places.items():
         rows, offsets, sizes = np.array(found).T
         listed[field][rows, 0], listed[field][rows, 1] = offsets, sizes
-    return Shard(keys, listed)
-
-
-def is_field(member: tarfile.TarInfo) -> bool:
-    """Whether it is a plain file of a size that can be read."""
-    return member.isreg() and not member.issparse() and member.size <= LARGEST
-
-
-def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    try:
-        return tar.next()
-    except tarfile.ReadError:
-        return None  # the end is looked at afterwards
-
-
-def _is_end(file: str, offset: int) -> bool:
-    with Path(file).open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-
-
-def _is_compressed(file: str) -> bool:
-    with Path(file).open("rb") as stream:
-        return stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-
-
-def decode_field(field: str, data: bytes | None) -> Any:
-    """What a member of text, a number or JSON says; None if it says nothing, or cannot be read."""
-    if data is None:
-        return None
-    extension = extension_of(field)
-    try:
-        if extension in JSON:
-            return json.loads(data)
-        text = data.decode("utf-8-sig")
-        return int(text) if extension in NUMBER else text
-    except (ValueError, RecursionError):
-        return None
+    return _Listed(keys, listed)
 
 
 def _fetch(names: Sequence[str]) -> list[str]:
@@ -234,15 +268,82 @@ def _fetch(names: Sequence[str]) -> list[str]:
         fetched = dict(zip(remote, datasets.DownloadManager().download(remote), strict=True))
     except Exception as error:  # whatever the network and the library raise
         raise FileNotFoundError(
-            f"{remote[0]}{' and others' if remote[1:] else ''}: cannot be fetched ({' '.join(str(error).split())}); "
+            f"{remote[0]}{' and others' if remote[1:] else ''}: cannot be fetched ({reason(error)}); "
             "check the address and the connection"
         ) from error
     return [str(fetched.get(name, name)) for name in names]
 
 
-def extension_of(field: str) -> str:
-    return field.rsplit(".", 1)[-1]
+# ---- as a stream: read from the start to the end
 
 
-def base_of(name: str) -> str:
-    return name.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+@dataclass(frozen=True)
+class TarShard:
+    """A tar to be read in order, here or behind a URL."""
+
+    name: str
+    image: str = ""
+    captions: tuple[str, ...] = ()
+
+    def table(self, label: str) -> Table:
+        records: list[dict[str, Any]] = []
+        try:
+            for _, fields in islice(self._samples(), LOOKED_AT // 10):
+                records.append({f: _shown(f, data) for f, data in fields.items()})
+        except Exception:
+            if not records:
+                raise
+        formats = {f for record in records for f in record if f".{f}" in EXTENSIONS}
+        if len(formats) > 1 and all(len(formats & record.keys()) < 2 for record in records):
+            records = [{"image" if f in formats else f: v for f, v in record.items()} for record in records]
+        return RecordTable(label, records, nested_columns(records), [])
+
+    def with_columns(self, image: str, captions: Sequence[str]) -> TarShard:
+        return replace(self, image=image, captions=tuple(captions))
+
+    def read(self) -> Generator[Sample, None, None]:
+        for key, fields in self._samples():
+            image = fields.get(self.image)
+            if image is None and is_image(self.image):  # another format than that of the first samples
+                image = next((data for f, data in fields.items() if f".{f}" in EXTENSIONS), None)
+            texts = {f: decode_field(f, data) for f, data in fields.items() if _is_text(f)}
+            yield Sample(image, [inside(texts, c) for c in self.captions], f"{base_of(self.name)} sample {key}")
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        from datasets.utils.file_utils import xopen
+
+        current, fields = "", dict[str, bytes]()
+        options = {"block_size": 0} if is_url(self.name) else {}  # one request for the whole file
+        with (
+            xopen(self.name, "rb", **options) as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_TarInfo) as tar,
+        ):
+            members = _members(tar)
+            while True:
+                try:
+                    found = next(members, None)
+                except tarfile.TarError:
+                    if fields:
+                        yield current, fields
+                    raise
+                if found is None:
+                    break
+                key, field, member = found
+                if fields and key != current:
+                    whole, fields = fields, {}
+                    yield current, whole
+                current, file = key, tar.extractfile(member)
+                assert file is not None
+                read = is_image(field) or field == self.image or (_is_text(field) and member.size <= LONGEST)
+                fields[field] = file.read() if read else b""  # other fields are known by name alone
+        if fields:
+            yield current, fields
+
+
+def _is_text(field: str) -> bool:
+    return extension_of(field) in (*TEXT, *JSON)
+
+
+def _shown(field: str, data: bytes) -> Any:
+    """By which kind_of tells images and texts from others."""
+    return data if is_image(field) else decode_field(field, data) if _is_text(field) else 0

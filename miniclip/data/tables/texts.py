@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
-
-import numpy as np
+from typing import Any
 
 from miniclip.common.fingerprint import digest
 
 
 class TextLists:
-    """Many short lists of strings in two arrays and one blob: small, and shared by forked workers without copies."""
+    """An Arrow array of lists: small, and shared by forked workers without copies.
+
+    Of bytes, since Arrow's strings hold no lone surrogates, and names of files may.
+    """
 
     def __init__(self, lists: Iterable[Sequence[str]]) -> None:
-        encoded: list[bytes] = []
-        counts = [0]
-        for texts in lists:
-            encoded.extend(text.encode("utf-8", "surrogatepass") for text in texts)
-            counts.append(len(encoded))
-        self._first = np.array(counts, dtype=np.int64)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._blob = b"".join(encoded)
+        import pyarrow as pa
+
+        encoded = ([text.encode("utf-8", "surrogatepass") for text in texts] for texts in lists)
+        self._lists: Any = pa.array(encoded, pa.large_list(pa.large_binary()))
 
     def __len__(self) -> int:
-        return len(self._first) - 1
+        return len(self._lists)
 
     def __getitem__(self, index: int) -> list[str]:
-        first, last = self._first[index], self._first[index + 1]
-        ends = self._ends[first : last + 1].tolist()
-        return [self._blob[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+        return [text.decode("utf-8", "surrogatepass") for text in self._lists[index].as_py()]
 
     def firsts(self) -> list[str]:
         """The first text of each list, all at once; there has to be one in each."""
-        ends = self._ends.tolist()
-        return [self._blob[ends[i] : ends[i + 1]].decode("utf-8", "surrogatepass") for i in self._first[:-1].tolist()]
+        texts = self._lists.values.to_pylist()
+        return [texts[i].decode("utf-8", "surrogatepass") for i in self._lists.offsets.to_pylist()[:-1]]
 
     def fingerprint(self) -> str:
-        return digest(self._first.tobytes(), self._ends.tobytes(), self._blob)
+        _, ends, blob = self._lists.values.buffers()
+        parts = (self._lists.offsets.to_numpy(), ends, blob)
+        return digest(*(b"" if part is None else memoryview(part).tobytes() for part in parts))

@@ -1,18 +1,144 @@
-"""Names of files: patterns that stand for several, the split that a name tells, and the nearest name there is."""
+"""What data.source says: a file, a folder, a pattern, a URL or a name; the splits that names tell; near names."""
 
 from __future__ import annotations
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
+
+from miniclip.data.images import EXTENSIONS
 
 SPLIT_NAMES = ("train", "training", "validation", "val", "valid", "dev", "test", "testing", "eval")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
+FILE_EXTENSIONS = (*TABLE_EXTENSIONS, ".parquet", ".tar")  # what bears one of these is no name of the Hub
+STREAMED = "data.streaming reads tars (.tar) and Parquet files (.parquet); set it to false for other data"
 
 _MOST = 1_000_000
 _LISTED = 20_000  # entries of a folder among which a near name is sought
+
+
+class Contents(NamedTuple):
+    """Files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
+
+    images: list[str]
+    captions: list[str]  # text files that bear the name of an image beside them
+    tars: list[str]
+    parquet: list[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Looked at once, for all kinds to choose by. name, revision: configuration, and branch or commit, of a Hub set."""
+
+    text: str
+    name: str | None = None
+    revision: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.text).expanduser()
+
+    @cached_property
+    def is_folder(self) -> bool:
+        return not is_url(self.text) and self.path.is_dir()
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The file, or those of a pattern or a URL; none of a folder. Raises FileNotFoundError."""
+        if self.is_folder:
+            return []
+        if not is_url(self.text) and self.path.is_file():
+            return [str(self.path)]
+        return expand(self.text) if is_url(self.text) or is_pattern(self.text) else []
+
+    @cached_property
+    def extension(self) -> str:
+        """That of the files, in lower case; empty if there are none. Raises ValueError if they have several."""
+        kinds = sorted({Path(f.split("?")[0] if is_url(f) else f).suffix.lower() for f in self.files})
+        if len(kinds) > 1:
+            raise ValueError(f"{self.text} fits files of several kinds ({', '.join(kinds)}); narrow it down to one")
+        return kinds[0] if kinds else ""
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What is below the folder; nothing if it is none."""
+        return look_into(self.path) if self.is_folder else Contents([], [], [], [])
+
+    @cached_property
+    def tables(self) -> dict[str, Path]:
+        """Split -> table file of the folder, see `table_files`."""
+        return table_files(self.path) if self.is_folder else {}
+
+    @property
+    def label(self) -> str:
+        return str(self.path) if self.is_folder else self.text
+
+    def by_split(self, inside: Sequence[str]) -> dict[str, list[str]]:
+        """Split -> files: those that it names, or these inside the folder."""
+        if self.is_folder:
+            return by_split([str(self.path / file) for file in inside], f"{self.path}/*")
+        return by_split(self.files, self.text)
+
+
+def look_into(folder: Path) -> Contents:
+    """All that is below a folder; nothing is opened."""
+    found = Contents([], [], [], [])
+    for where, below, files in os.walk(folder):
+        below[:] = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
+        inside = Path(where).relative_to(folder)
+        stems = set()
+        texts = []
+        for name in sorted(f for f in files if not f.startswith(".")):
+            stem, dot, suffix = name.rpartition(".")
+            path = str(inside / name)
+            match (dot + suffix).lower():
+                case ".tar":
+                    found.tars.append(path)
+                case ".parquet":
+                    found.parquet.append(path)
+                case ".txt":
+                    texts.append((stem, path))
+                case kind if kind in EXTENSIONS:
+                    stems.add(stem)
+                    found.images.append(path)
+        found.captions.extend(path for stem, path in texts if stem in stems)
+    return found
+
+
+def table_files(folder: Path) -> dict[str, Path]:
+    """Split name -> CSV, TSV or JSONL file of a folder; empty if it has none. Raises ValueError where it is unclear."""
+    own = _only_table(folder)
+    if own:
+        return own
+    splits = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.lower() in SPLIT_NAMES)
+    return {split.name.lower(): next(iter(found.values())) for split in splits if (found := _only_table(split))}
+
+
+def _only_table(folder: Path) -> dict[str, Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLE_EXTENSIONS and p.suffix.lower() != ".txt")
+    named = [p for p in files if p.stem == "metadata"] or [p for p in files if p.stem == "labels"] or files
+    splits = {p.stem.lower() if len(named) > 1 else "train": p for p in named}
+    if set(splits) <= set(SPLIT_NAMES) and len(splits) == len(named):
+        return splits
+    raise ValueError(f"{folder} holds several tables: {', '.join(p.name for p in named)}; name one as the source")
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split, in lower case -> sub-folder, if all sub-folders bear names of splits; else empty."""
+    level = {folder.name.lower(): folder for folder in sub_folders(root)}
+    return level if set(level) <= set(SPLIT_NAMES) else {}
+
+
+def sub_folders(root: Path) -> list[Path]:
+    """Folders right below, hidden ones left out."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
 def is_url(source: str) -> bool:

@@ -1,0 +1,67 @@
+"""A folder of images with a text file beside each: 0001.jpg and 0001.txt, whose lines are its captions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from miniclip.data.tables.source import SPLIT_NAMES, Source
+from miniclip.data.tables.table import RecordTable
+
+LONGEST = 1 << 20  # bytes of a caption file
+
+
+def accepts(source: Source) -> bool:
+    return bool(source.contents.captions) or (bool(source.contents.images) and not source.contents.parquet)
+
+
+def open_tables(source: Source) -> Mapping[str, RecordTable]:
+    """Sub-folders named after splits are splits, if all are. Raises ValueError if images lie beside them, or no text
+    file beside an image."""
+    folder, contents = source.path, source.contents
+    if not contents.captions:
+        raise ValueError(
+            f"{folder}: {len(contents.images)} images, but nothing that says what is in them; looked for "
+            "metadata.jsonl (.csv, .tsv), for a text file beside each "
+            f"({Path(contents.images[0]).with_suffix('.txt')}), for tars and for Parquet files"
+        )
+    splits: dict[str, list[str]] = {}
+    for path in contents.images:
+        first, slash, _ = path.partition(os.sep)
+        splits.setdefault(first if slash and first.lower() in SPLIT_NAMES else "", []).append(path)
+    texts = set(contents.captions)
+    if splits.keys() == {""}:
+        return {"train": _read(folder, "", contents.images, texts)}
+    if "" in splits:
+        named = ", ".join(sorted(s for s in splits if s))
+        raise ValueError(
+            f"{folder}: images lie in folders of splits ({named}) and outside of them, e.g. {splits[''][0]}; "
+            "move those into a split, or name one folder as the source"
+        )
+    return {name.lower(): _read(folder, name + os.sep, paths, texts) for name, paths in splits.items()}
+
+
+def _read(folder: Path, split: str, images: list[str], texts: set[str]) -> RecordTable:
+    """split: the start of all these paths, which is left out of the names."""
+    root, records, places = os.path.realpath(folder / split), [], []
+    for path in images:
+        text = path.rpartition(".")[0] + ".txt"
+        places.append(text.removeprefix(split))
+        captions = _lines(root, places[-1]) if text in texts else None
+        records.append({"file_name": path.removeprefix(split), "captions": captions})
+    # the fingerprints of its images and captions tell the rest
+    return RecordTable(str(folder / split), records, ["file_name", "captions"], places, (root,), (root,))
+
+
+def _lines(root: str, name: str) -> list[str] | None:
+    """Lines of a caption file; None if it is not UTF-8, too long to be one, or a link that leads out of root."""
+    path = Path(root, name)
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would block
+            return None
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None

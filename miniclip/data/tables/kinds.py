@@ -1,0 +1,70 @@
+"""The kinds of source: of each, whether it has a source, how that is opened, and how it is streamed.
+
+A new kind is a file like those beside this one, and a line in KINDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from miniclip.data.tables import beside, csv_jsonl, hub, parquet, tars
+from miniclip.data.tables.source import STREAMED, Source, near_file
+from miniclip.data.tables.table import Shard, Table
+
+
+class Kind(NamedTuple):
+    """accepts: whether a source is of it; nothing is opened. open_tables: split -> table. find_shards: split -> shards
+    to be streamed, None if that cannot be."""
+
+    accepts: Callable[[Source], bool]
+    open_tables: Callable[[Source], Mapping[str, Table]]
+    find_shards: Callable[[Source], Mapping[str, list[Shard]]] | None = None
+
+
+# the first that accepts: a table before the tars beside it, these before text files and Parquet
+KINDS = (
+    Kind(csv_jsonl.accepts, csv_jsonl.open_tables),
+    Kind(tars.accepts, tars.open_tables, tars.find_shards),
+    Kind(beside.accepts, beside.open_tables),
+    Kind(parquet.accepts, parquet.open_tables, parquet.find_shards),
+    Kind(hub.accepts, hub.open_tables, hub.find_shards),
+)
+
+
+def read_tables(source: str, name: str | None = None, revision: str | None = None) -> Mapping[str, Table]:
+    """Split name -> table. A source that is not split has the one split "train", as in the `datasets` library.
+
+    source: a CSV, TSV or JSONL file; Parquet files or tars: one, a pattern (*, **, {000..031}) or a URL; a folder with
+    metadata.jsonl (or .csv, .tsv), itself or in a sub-folder a split, with tars, with a text file beside each image,
+    or with Parquet files; a Hub name. name, revision: configuration, and branch, tag or commit, of a Hub set.
+    Raises FileNotFoundError if there is no such source, ValueError if it cannot be read.
+    """
+    asked = Source(source, name, revision)
+    for kind in KINDS:
+        if kind.accepts(asked):
+            return kind.open_tables(asked)
+    raise _absent(asked)
+
+
+def find_shards(source: str, name: str | None = None, revision: str | None = None) -> Mapping[str, list[Shard]]:
+    """Split -> shards, from tars or Parquet files (one, a folder, a pattern or a URL) or a Hub name; nothing is read.
+
+    Raises FileNotFoundError, or ValueError for what cannot be streamed.
+    """
+    asked = Source(source, name, revision)
+    if asked.contents.tars and asked.contents.parquet:
+        raise ValueError(f"{source} holds tars and Parquet files; name one kind; {STREAMED}")
+    for kind in KINDS:
+        if kind.find_shards is not None and kind.accepts(asked):
+            return kind.find_shards(asked)
+    if asked.files:
+        raise ValueError(f"{source} names files of the kind {asked.extension or 'without a name'}; {STREAMED}")
+    raise _absent(asked)
+
+
+def _absent(source: Source) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{source.text}: no such file or folder (looked from {Path.cwd()}){near_file(source.path)}"
+    )

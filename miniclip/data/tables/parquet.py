@@ -1,0 +1,220 @@
+"""Parquet files, and the Arrow tables as which the `datasets` library gives them, whole or as a stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from miniclip.common.fingerprint import digest
+from miniclip.data.tables.source import Source, is_url, literal_folder
+from miniclip.data.tables.table import Kind, Sample, Shard, Table, base_of, inside, reason
+
+AT_ONCE = 16  # rows of a stream that are taken out of Arrow together, for speed
+
+
+def accepts(source: Source) -> bool:
+    return source.extension == ".parquet" or bool(source.contents.parquet)
+
+
+def open_tables(source: Source) -> Mapping[str, ArrowTable]:
+    """Image paths are relative to the folder. Raises ValueError if a file cannot be read."""
+    if source.is_folder:
+        roots: tuple[str, ...] = (os.path.realpath(source.path),)
+        # the library goes by the commonest kind of file: beside images it would miss the table that names them
+        if not source.contents.images:
+            return load_local(source.label, roots, source.label, source.name)
+    elif is_url(source.text):
+        roots = library_caches()
+    else:
+        roots = (os.path.realpath(Path(literal_folder(source.text)).expanduser()),)
+    return load_local(source.label, roots, "parquet", data_files=source.by_split(source.contents.parquet))
+
+
+def find_shards(source: Source) -> Mapping[str, list[Shard]]:
+    return stream_files(source.by_split(source.contents.parquet), source.text)
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """A split of a `datasets` data set: memory-mapped, and read cell by cell, so that no image is decoded."""
+
+    dataset: Any
+    split: str
+    source: str
+    roots: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.source} ({self.split})"
+
+    @property
+    def columns(self) -> list[str]:
+        import pyarrow.types as types
+
+        columns: list[str] = []
+        for name in self.dataset.column_names:
+            kind = self._type(name)
+            columns.append(name)
+            if types.is_struct(kind) and self.kind(name) == "other":
+                columns += [f"{name}.{kind.field(i).name}" for i in range(kind.num_fields)]
+        return columns
+
+    def _type(self, column: str) -> Any:
+        schema = self.dataset.data.schema
+        if column in schema.names:
+            return schema.field(column).type
+        parent, _, field = column.partition(".")
+        return schema.field(parent).type.field(field).type
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def kind(self, column: str) -> Kind:
+        import pyarrow.types as types
+
+        kind = self._type(column)
+        if types.is_struct(kind) and "bytes" in {kind.field(i).name for i in range(kind.num_fields)}:
+            return "image"  # the Image feature, and the same struct in a file without the library's metadata
+        if types.is_binary(kind) or types.is_large_binary(kind):
+            return "image"
+        if types.is_string(kind) or types.is_large_string(kind):
+            return "text"
+        if types.is_list(kind) or types.is_large_list(kind):
+            return "texts" if types.is_string(kind.value_type) or types.is_large_string(kind.value_type) else "other"
+        return "other"
+
+    def values(self, column: str) -> Iterator[Any]:
+        for chunk in self.chunks(column):
+            yield from chunk.to_pylist()
+
+    def chunks(self, column: str) -> list[Any]:
+        """Arrow arrays of the column, in order; nothing is read."""
+        if column in self.dataset.column_names:
+            return list(self.dataset.data.column(column).chunks)
+        import pyarrow.compute as compute
+
+        parent, _, field = column.partition(".")
+        # not chunk.field(field), which forgets the rows in which the struct itself is null
+        return [compute.struct_field(chunk, [field]) for chunk in self.dataset.data.column(parent).chunks]
+
+    def cell(self, column: str, row: int) -> Any:
+        return self.dataset.data.column(column)[row]
+
+    def where(self, row: int) -> str:
+        return f"{self.split} row {row}"
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Names of a ClassLabel column, in the order of its numbers."""
+        names = getattr(self.dataset.features.get(column), "names", None)
+        return None if names is None else list(names)
+
+    def fingerprint(self) -> str:
+        # that of the library: of the data files (size and time of change, or the commit on the Hub) and the split
+        return digest(self.dataset._fingerprint, self.split)
+
+
+def library_caches() -> tuple[str, ...]:
+    """Where the `datasets` library puts what it fetches."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return tuple(os.path.realpath(Path(p).expanduser()) for p in caches)
+
+
+def load_local(source: str, roots: tuple[str, ...], *what: Any, **options: Any) -> dict[str, ArrowTable]:
+    """`load` of what lies here, without a progress bar. Raises ValueError if nothing can be read."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return load(source, roots, *what, **options)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{source}: nothing the `datasets` library can read ({why})") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def load(source: str, roots: tuple[str, ...], *what: Any, **options: Any) -> dict[str, ArrowTable]:
+    """Split -> table of what the `datasets` library loads. Raises whatever it raises."""
+    import datasets
+
+    loaded = datasets.load_dataset(*what, **options)
+    return {split: ArrowTable(part, split, source, roots) for split, part in loaded.items()}
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """One of the `count` shards of a `datasets.IterableDataset`, such as a Parquet file."""
+
+    name: str
+    dataset: Any
+    index: int
+    count: int
+    image: str = ""
+    captions: tuple[str, ...] = ()
+
+    def table(self, label: str) -> Table:
+        import datasets
+
+        if self.dataset.features is None:
+            raise ValueError(f"{label}: the `datasets` library does not tell its columns; set data.streaming to false")
+        return ArrowTable(datasets.Dataset(self.dataset.features.arrow_schema.empty_table()), "stream", label, ())
+
+    def with_columns(self, image: str, captions: Sequence[str]) -> TableShard:
+        return replace(self, image=image, captions=tuple(captions))
+
+    def read(self) -> Generator[Sample, None, None]:
+        import datasets
+
+        names = self.dataset.column_names
+        wanted = {c if c in names else c.partition(".")[0] for c in (self.image, *self.captions)}
+        rows = self.dataset.select_columns(sorted(wanted))
+        if isinstance(rows.features[self.image], datasets.Image):
+            # else the library decodes, and stops at the first broken image
+            rows = rows.cast_column(self.image, datasets.Image(decode=False))
+        row = 0
+        # not iter(rows), which takes only some of the shards when it runs in a loader process
+        for cells in rows.shard(self.count, self.index).iter(batch_size=AT_ONCE):
+            for values in zip(*cells.values(), strict=True):
+                record = dict(zip(cells, values, strict=True))
+                image = inside(record, self.image)
+                if isinstance(image, dict):
+                    image = image.get("bytes")
+                data = image if isinstance(image, bytes) else None
+                yield Sample(data, [inside(record, c) for c in self.captions], f"{base_of(self.name)} row {row}")
+                row += 1
+
+
+def stream_files(files: Mapping[str, Sequence[str]], source: str) -> dict[str, list[Shard]]:
+    """Split -> shards of Parquet files, paths or URLs. Raises ValueError if their columns cannot be read."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset("parquet", data_files=dict(files), streaming=True, **in_small_bites())
+    except Exception as error:
+        raise ValueError(f"{source}: cannot be read ({reason(error)})") from error
+    return {split: shards_of(loaded[split], names, source) for split, names in files.items()}
+
+
+def in_small_bites() -> dict[str, Any]:
+    """Options for Parquet files: each lane has one open, and a group of rows is often all of its file."""
+    import pyarrow.dataset
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+    scan = pyarrow.dataset.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 22, pre_buffer=False)
+    known = hasattr(ParquetConfig, "fragment_scan_options")  # not in older versions of the library
+    return {"batch_size": AT_ONCE, **({"fragment_scan_options": scan} if known else {})}
+
+
+def shards_of(dataset: Any, files: Sequence[str], source: str) -> list[Shard]:
+    """files: that the shards are called after, if there are as many."""
+    count = dataset.num_shards
+    names = files if len(files) == count else [f"{source} shard {i:05d}" for i in range(count)]
+    return [TableShard(name, dataset, index, count) for index, name in enumerate(names)]
