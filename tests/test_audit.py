@@ -77,7 +77,7 @@ def test_pictures(result: report.Audit) -> None:
     train, validation, test = result.splits
     assert [s.split for s in result.splits] == ["train", "validation", "test"]
     assert (train.pictures, train.unreadable) == (10, 1)
-    assert train.unreadable_named[0].startswith(f"bad{ESCAPE}.jpg (metadata.csv line 11): not a picture")
+    assert train.unreadable_named[0].startswith(f"bad{ESCAPE}.jpg (metadata.csv line 11): not an image")
     assert (validation.pictures, validation.unreadable) == (3, 1)
     assert "gone.jpg" in validation.unreadable_named[0]
     assert train.sizes == {"96 x 64": 8, "48 x 32": 1}

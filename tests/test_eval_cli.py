@@ -439,7 +439,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("zeroshot --checkpoint {ok} --data {folders} --split nosuch", "nosuch"),
         ("zeroshot --checkpoint {ok} --data {folders} --foreign {none}", "none"),
         ("zeroshot --checkpoint {ok} --data {folders} --foreign {empty}", "empty: no "),
-        ("zeroshot --checkpoint {ok} --data {hollow}", "hollow/b holds no picture"),
+        ("zeroshot --checkpoint {ok} --data {hollow}", "hollow/b holds no image"),
         ("zeroshot --checkpoint {ok} --data {single}", "single has 1 sub-folders"),
         ("zeroshot --checkpoint {ok} --task relation --templates simple", "leave --templates and --foreign out"),
         ("zeroshot --checkpoint {ok} --task relation --foreign {folders}", "leave --templates and --foreign out"),

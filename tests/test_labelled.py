@@ -277,7 +277,7 @@ def test_sources_carry_all_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "n01\ta\n\nn02\tb\nn04\td\n", r"lacks n03 and names n04 \(line 4\) without pictures"),
+        ("a.txt", "n01\ta\n\nn02\tb\nn04\td\n", r"lacks n03 and names n04 \(line 4\) without images"),
         ("a.txt", "n01\ta\nn02\tb\n", "a.txt lacks n03;"),
         # a slip of the pen must not fall back to positions
         ("a.txt", "n01\nn02\nno3\n", r"lacks n03 and names no3 \(line 3\)"),

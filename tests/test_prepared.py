@@ -578,14 +578,14 @@ def test_bad_pictures_are_named_in_every_run(tmp_path: Path, folder: Path) -> No
         assert store.rows.tolist() == [row for row in range(30) if row not in source.broken]
         check(store, source)
     source.decoded()
-    with pytest.raises(TooManyBad, match=r"10 of 30 pictures cannot be used.*row 2: cut short; row 8"):
+    with pytest.raises(TooManyBad, match=r"10 of 30 images cannot be used.*row 2: cut short; row 8"):
         call(source, folder, allowed=0.3)
     assert not source.decoded()
 
 
 def test_too_many_bad_pictures_keep_what_is_done(tmp_path: Path, folder: Path) -> None:
     source = Fake(30, tmp_path / "diary", broken=(2, 20, 21))
-    with pytest.raises(TooManyBad, match=r"2 of 30 pictures cannot be used.*row 2: cut short; row 20"):
+    with pytest.raises(TooManyBad, match=r"2 of 30 images cannot be used.*row 2: cut short; row 20"):
         call(source, folder, allowed=0.05)
     source.decoded()
     with pytest.raises(TooManyBad, match="row 2: cut short; mend"):  # stricter: known from the first part

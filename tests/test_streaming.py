@@ -86,7 +86,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded, the identity of a sample is its number and its epoch; workers take turns in this process."""
 
     def example(self: TrainStream, pool: int, drawn: Drawn) -> Example:
-        if (data := drawn.sample.picture) is None:
+        if (data := drawn.sample.image) is None:
             raise BadImage(f"{drawn.sample.name}: holds no image")
         ids = np.array([1, int(data) % 60000, 2], dtype=np.uint16)
         return Example(np.zeros((1, 1, 3), np.uint8), [1.0], [ids], drawn.epoch * EPOCH + int(data))
@@ -395,7 +395,7 @@ def test_parquet_files(tmp_path: Path) -> None:
         assert [Path(shard.name).name for shard in training_shards(config)[0]] == ["part-0.parquet", "part-1.parquet"]
         seen = {i for batch in opened(config, steps=6) for i in batch.image_id.tolist()}
         assert seen == {image_id(png(n)) for n in range(100)}
-        held = [set(streamed_eval_pairs(config, role, 100, 4).pictures) for role in ("validation", "test")]
+        held = [set(streamed_eval_pairs(config, role, 100, 4).images) for role in ("validation", "test")]
         assert not held[0] & held[1] and held[0] | held[1] == {png(n) for n in range(100, 150)}
         assert 10 < len(held[0]) < 40
     with pytest.raises(ValueError, match=r"one shard and no split for validation or test.*data\.validation_split"):
@@ -436,7 +436,7 @@ def test_a_hub_set_is_streamed(tars: DataConfig, tmp_path: Path, monkeypatch: py
     shards = find_shards("some/pairs", "small", "main")["train"]
     assert asked == [("some/pairs", "small", "main")] * 2
     assert [Path(shard.name).name for shard in shards] == [f"train-{i:05d}-of-00002.parquet" for i in range(2)]
-    found = [s.picture for s in shards[1].with_columns("image", ["caption"]).read()]
+    found = [s.image for s in shards[1].with_columns("image", ["caption"]).read()]
     assert found == [png(n) for n in range(50, 100)]
     assert [len(shards) for shards in find_shards("some/tars").values()] == [3, 1, 1]
 
@@ -453,7 +453,7 @@ def test_images_of_several_formats_and_captions_in_json(tmp_path: Path) -> None:
     (shard,) = training_shards(both)[0]
     assert (shard.image, shard.captions) == ("image", ("json.caption",))  # type: ignore[attr-defined]
     assert [s.captions for s in shard.read()] == [[f"number {n}"] for n in range(40)]
-    assert [s.picture for s in shard.read()] == images
+    assert [s.image for s in shard.read()] == images
     with pytest.raises(
         ValueError, match=r"no column json\.captoin \(data\.caption_column\).*did you mean json\.caption"
     ):
@@ -482,7 +482,7 @@ def test_rows_with_one_image_are_one_held_out_image(tmp_path: Path, caplog: pyte
     assert pairs.captions(0) == [f"caption {n}" for n in range(2, 5)]
     assert pairs.captions(9) == [f"caption {n}" for n in range(45, 50)]
     assert "2 samples for validation cannot be used: validation-0.parquet row 0: no caption" in caplog.text
-    assert set(streamed_eval_pairs(config, "validation", 3, 4).pictures) == {png(0), png(1), png(2)}
+    assert set(streamed_eval_pairs(config, "validation", 3, 4).images) == {png(0), png(1), png(2)}
 
 
 def test_only_the_missing_split_is_held_out(tmp_path: Path) -> None:
@@ -490,8 +490,8 @@ def test_only_the_missing_split_is_held_out(tmp_path: Path) -> None:
         write_shard(tmp_path / f"train-{i}.parquet", 20 * i, 20 * i + 20)
     write_shard(tmp_path / "validation-0.parquet", 100, 110)
     config = config_of(tmp_path)
-    assert set(streamed_eval_pairs(config, "validation", 50, 4).pictures) == {png(n) for n in range(100, 110)}
-    assert set(streamed_eval_pairs(config, "test", 50, 4).pictures) == {png(n) for n in range(40, 60)}
+    assert set(streamed_eval_pairs(config, "validation", 50, 4).images) == {png(n) for n in range(100, 110)}
+    assert set(streamed_eval_pairs(config, "test", 50, 4).images) == {png(n) for n in range(40, 60)}
     kept = split_shards(config, str(tmp_path), "train")[0]
     assert [Path(s.name).name for s in kept] == ["train-0.parquet", "train-1.parquet"]
 

@@ -222,15 +222,15 @@ def test_refused_before_the_first_step(
         (task("zeroshot", tmp_path / "nowhere"), ["nowhere"]),
         (task("retrieval", tmp_path / "nowhere"), ["nowhere"]),
         (task("probe", tmp_path / "nowhere"), ["nowhere"]),
-        ([str(empty)], ["empty/yellow holds no picture"]),
-        (task("zeroshot", empty), ["empty/yellow holds no picture"]),
-        (task("probe", empty), ["empty/yellow holds no picture"]),
+        ([str(empty)], ["empty/yellow holds no image"]),
+        (task("zeroshot", empty), ["empty/yellow holds no image"]),
+        (task("probe", empty), ["empty/yellow holds no image"]),
         ([str(one)], ["one has 1 sub-folder", "one a class"]),
         (task("zeroshot", twice), ["dark red"]),
-        ([str(broken)], [".png", "1 of 9 pictures cannot be used", "data.max_bad_fraction"]),
-        (task("zeroshot", broken), ["1 of 9 pictures cannot be used"]),
-        (task("probe", broken), [".png", "pictures cannot be used"]),
-        (task("retrieval", captioned), [".png", "1 of 4 pictures cannot be used"]),
+        ([str(broken)], [".png", "1 of 9 images cannot be used", "data.max_bad_fraction"]),
+        (task("zeroshot", broken), ["1 of 9 images cannot be used"]),
+        (task("probe", broken), [".png", "images cannot be used"]),
+        (task("retrieval", captioned), [".png", "1 of 4 images cannot be used"]),
         (task("probe", write_classes(tmp_path / "few", each=2)), ["has 2 pictures, and 3 parts need one each"]),
         (task("zeroshot", data.classes, templates="a photo"), ["'a photo'", "lacks {} for the class name"]),
         (task("zeroshot", data.classes, templates=["a {}.", "a photo"]), ["'a photo' lacks {} for the class name"]),
@@ -261,7 +261,7 @@ def test_a_few_bad_pictures_are_left_out(tmp_path: Path, capsys: pytest.CaptureF
     tasks = [str(broken), *task("probe", broken, task="probed")]
     path = config_file(tmp_path, {"tasks": tasks, "every": 3})
     assert train_main(["--config", path, "--run.dir", str(tmp_path / "run"), "--data.max_bad_fraction", "0.4"]) == 0
-    assert f"1 evaluation pictures cannot be read and are left out: red/{first.name}" in capsys.readouterr().out
+    assert f"1 evaluation images cannot be read and are left out: red/{first.name}" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert result_of(results, str(broken))["figures"]["top1"]["n"] == 14
 
@@ -364,7 +364,7 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
     arguments = ["--config", path, "--run.dir"]
     ended = together(2, [*arguments, str(tmp_path / "run"), "--data.max_bad_fraction", "0.3"])
     assert [code for code, _, _ in ended] == [0, 0], ended
-    said = [output.count("evaluation pictures cannot be read and are left out") for _, output, _ in ended]
+    said = [output.count("evaluation images cannot be read and are left out") for _, output, _ in ended]
     assert said[0] >= 1 and said[1] == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     figures = result_of(results, "mine")["figures"]
@@ -381,7 +381,7 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
     ended = together(2, [*arguments, str(tmp_path / "stopped"), "--data.max_bad_fraction", "0.01"])
     for code, _, complaints in ended:
         assert code == 2, complaints
-        assert "pictures cannot be used" in complaints and bad.name in complaints
+        assert "images cannot be used" in complaints and bad.name in complaints
     assert not (tmp_path / "stopped").exists()
 
 

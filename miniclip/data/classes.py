@@ -43,7 +43,7 @@ def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]
     extra = [f"{entry.key} ({entry.where})" for entry in entries if entry.key not in keys]
     if missing or extra:
         problems = [f"lacks {_short(missing)}"] if missing else []
-        problems += [f"names {_short(extra)} without pictures"] if extra else []
+        problems += [f"names {_short(extra)} without images"] if extra else []
         raise ValueError(f"{path} {' and '.join(problems)}; it has to name the {len(keys)} classes, each once")
     return [names[key] for key in keys]
 

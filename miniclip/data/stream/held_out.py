@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeldPairs:
-    """A PairSource of encoded pictures. at_least: as in decode_image."""
+    """A PairSource of encoded images. at_least: as in decode_image."""
 
-    pictures: list[bytes]
+    images: list[bytes]
     texts: list[list[str]]
     names: list[str]
     at_least: int
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(self.pictures[index], self.names[index], at_least=self.at_least)
+        return decode_image(self.images[index], self.names[index], at_least=self.at_least)
 
     def captions(self, index: int) -> list[str]:
         return self.texts[index]
@@ -42,7 +42,7 @@ class HeldPairs:
         return self.names[index]
 
     def fingerprint(self) -> str:
-        return digest(*map(str, map(image_id, self.pictures)), repr(self.texts), str(self.at_least))
+        return digest(*map(str, map(image_id, self.images)), repr(self.texts), str(self.at_least))
 
     def column(self, name: str) -> list[Any]:
         raise ValueError(f"column {name!r} is not kept of a source that is streamed; set data.streaming to false")
@@ -56,11 +56,11 @@ def open_pairs(config: DataConfig, role: str, *, seed: int, image_size: int, eva
 
 
 def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: int) -> HeldPairs:
-    """At most `size` pictures for validation or test, in the order of the source, equal parts of several sources.
+    """At most `size` images for validation or test, in the order of the source, equal parts of several sources.
 
     They come from the split of that name, or from the last shard by name of the training split, which training then
-    leaves out: by the hash of a picture's bytes, half of it is for validation and half for test. Rows with the same
-    picture are one. Raises ValueError if there is neither, or no usable pair.
+    leaves out: by the hash of an image's bytes, half of it is for validation and half for test. Rows with the same
+    image are one. Raises ValueError if there is neither, or no usable pair.
     """
     pairs = HeldPairs([], [], [], 2 * image_size)
     for source, count in zip(config.sources, shares(size, len(config.sources)), strict=True):
@@ -80,16 +80,16 @@ def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: in
 
 
 def _collect(shards: list[Shard], pairs: HeldPairs, count: int, half: int | None) -> list[str]:
-    """Add count pictures; returns what is wrong with others. half: 0 or 1, which half of the hashes; None for all."""
+    """Add count images; returns what is wrong with others. half: 0 or 1, which half of the hashes; None for all."""
     skipped: list[str] = []
     where: dict[int, int] = {}
     for shard in shards:
         try:
             for sample in shard.read():
-                if sample.picture is None:
-                    skipped.append(f"{sample.name}: holds no picture")
+                if sample.image is None:
+                    skipped.append(f"{sample.name}: holds no image")
                     continue
-                key = image_id(sample.picture)
+                key = image_id(sample.image)
                 if half is not None and key % 2 != half:
                     continue
                 if key not in where and len(where) == count:
@@ -101,7 +101,7 @@ def _collect(shards: list[Shard], pairs: HeldPairs, count: int, half: int | None
                     continue
                 if key not in where:
                     where[key] = len(pairs)
-                    pairs.pictures.append(sample.picture)
+                    pairs.images.append(sample.image)
                     pairs.texts.append([])
                     pairs.names.append(sample.name)
                 pairs.texts[where[key]].extend(texts)

@@ -184,13 +184,13 @@ class TrainStream:
         """Raises BadImage if the sample cannot be used."""
         sample = drawn.sample
         texts = usable_captions(sample)
-        if sample.picture is None:
+        if sample.image is None:
             raise BadImage(f"{sample.name}: holds no image")
         # as open_source does: a JPEG may be decoded at twice the side, no more is used
-        image = decode_image(sample.picture, sample.name, at_least=2 * self.augment.image_size)
+        image = decode_image(sample.image, sample.name, at_least=2 * self.augment.image_size)
         stored, rows = np.asarray(self.augment.store(image)), token_rows(self.tokenizer, texts)
         seed = mix(self.seed, pool, drawn.epoch, drawn.shard, drawn.row)
-        return Example.draw(stored, rows, image_id(sample.picture), self.augment, self.captions, seed)
+        return Example.draw(stored, rows, image_id(sample.image), self.augment, self.captions, seed)
 
 
 @dataclass

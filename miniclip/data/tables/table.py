@@ -32,9 +32,9 @@ class Table(Protocol):
 
 
 class Sample(NamedTuple):
-    """picture: encoded, None if there is none. captions: the cells of the caption columns, whatever they hold."""
+    """image: encoded, None if there is none. captions: the cells of the caption columns, whatever they hold."""
 
-    picture: bytes | None
+    image: bytes | None
     captions: list[Any]
     name: str
 
