@@ -1,15 +1,13 @@
-"""Labelled pictures: folders, tables, Parquet, and the names of the classes."""
+"""Labelled images: folders, tables, Parquet, and the names of the classes."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from support.files import cells, number_of, write_classes, write_image, write_images, write_jsonl, write_parquet
 
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import name_classes
@@ -18,95 +16,63 @@ from miniclip.data.labelled import LabelledImages, open_labelled
 from miniclip.data.subset import Subset, readable
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def picture(file: Path, value: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (2, 2), (value, 0, 0)).save(file)
-
-
-def folders(root: Path, **classes: list[int]) -> Path:
-    for name, values in classes.items():
-        for value in values:
-            picture(root / name / f"{value}.png", value)
-    return root
-
-
 def contents(source: LabelledSource) -> dict[int, str]:
-    found = {source.image(i).getpixel((0, 0))[0]: source.classes[source.label(i)] for i in range(len(source))}
+    found = {number_of(source.image(i)): source.classes[source.label(i)] for i in range(len(source))}
     assert len(found) == len(source)
     return found
 
 
 def test_one_folder_a_class(tmp_path: Path) -> None:
-    folders(tmp_path, polar_bear=[1, 2], ant=[3])
-    picture(tmp_path / "ant" / "deeper" / "x.JPEG.PNG", 4)
+    write_classes(tmp_path, polar_bear=[1, 2], ant=[3])
+    write_image(tmp_path / "ant" / "deeper" / "x.JPEG.PNG", 4)
     (tmp_path / "ant" / "readme.txt").touch()
     (tmp_path / "ant" / ".hidden.png").touch()
     (tmp_path / ".git").mkdir()
     source = open_labelled(tmp_path)
     assert source.classes == ["ant", "polar bear"]
     assert contents(source) == {1: "polar bear", 2: "polar bear", 3: "ant", 4: "ant"}
-    assert [source.name(i) for i in range(4)] == [
-        "ant/3.png",
-        "ant/deeper/x.JPEG.PNG",
-        "polar_bear/1.png",
-        "polar_bear/2.png",
-    ]
+    names = ["ant/3.png", "ant/deeper/x.JPEG.PNG", "polar_bear/1.png", "polar_bear/2.png"]
+    assert [source.name(i) for i in range(4)] == names
 
 
 def test_folders_below_a_level_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folders(tmp_path / "train", a=[1], b=[2])
-    folders(tmp_path / "val", a=[3], b=[4])
-    assert contents(open_labelled(tmp_path, split="train")) == {1: "a", 2: "b"}
-    assert contents(open_labelled(tmp_path, split="validation")) == {3: "a", 4: "b"}
-    assert contents(open_labelled(tmp_path, split="val")) == {3: "a", 4: "b"}
+    write_classes(tmp_path / "train", a=[1], b=[2], c=[6])
+    write_classes(tmp_path / "val", a=[3], c=[4])
+    train, validation = open_labelled(tmp_path, split="train"), open_labelled(tmp_path, split="validation")
+    assert contents(train) == {1: "a", 2: "b", 6: "c"} and contents(validation) == {3: "a", 4: "c"}
+    assert train.classes == validation.classes == ["a", "b", "c"]  # a class has one number in all splits
+    assert "val has no folder for b, which another split has" in caplog.text
+    assert contents(open_labelled(tmp_path, split="val")) == {3: "a", 4: "c"}
     with pytest.raises(ValueError, match="no split 'test'; choose one of train, val"):
         open_labelled(tmp_path)
-    folders(tmp_path / "other" / "test", a=[5], b=[6])
+    write_classes(tmp_path / "other" / "test", a=[5], b=[6])
     with caplog.at_level(logging.WARNING):
         assert contents(open_labelled(tmp_path / "other", split="train")) == {5: "a", 6: "b"}
     assert "one split 'test'" in caplog.text
 
 
 def test_folders_that_cannot_be(tmp_path: Path) -> None:
-    folders(tmp_path, a=[1])
+    root = write_classes(tmp_path / "set", a=[1])
     with pytest.raises(ValueError, match="1 sub-folders; expected one a class"):
-        open_labelled(tmp_path)
-    (tmp_path / "empty").mkdir()
+        open_labelled(root)
+    (root / "empty").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*empty holds no image"):
-        open_labelled(tmp_path)
+        open_labelled(root)
     with pytest.raises(FileNotFoundError):
-        open_labelled(tmp_path / "absent")
-    folders(tmp_path, empty=[2])
-    picture(tmp_path.parent / "outside.png", 9)
-    (tmp_path / "a" / "link.png").symlink_to(tmp_path.parent / "outside.png")
-    (tmp_path / "a" / "z.png").write_text("no picture")
-    source = open_labelled(tmp_path)
+        open_labelled(root / "absent")
+    write_classes(root, empty=[2])
+    (root / "a" / "link.png").symlink_to(write_image(tmp_path / "outside.png", 9))
+    (root / "a" / "z.png").write_text("no image")
+    source = open_labelled(root)
     names = [source.name(i) for i in range(len(source))]
-    with pytest.raises(BadImage, match=r"a/link\.png: .* leads out of"):
-        source.image(names.index("a/link.png"))
-    with pytest.raises(BadImage, match=r"^a/z\.png: not an image"):
-        source.image(names.index("a/z.png"))
-
-
-def test_a_class_has_one_number_in_all_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folders(tmp_path / "train", a=[1], b=[2], c=[3])
-    folders(tmp_path / "test", a=[4], c=[5])
-    train, test = open_labelled(tmp_path, split="train"), open_labelled(tmp_path)
-    assert train.classes == test.classes == ["a", "b", "c"]
-    assert contents(test) == {4: "a", 5: "c"}
-    assert "test has no folder for b, which another split has" in caplog.text
+    for name, message in (("a/link.png", r"^a/link\.png: .* leads out of"), ("a/z.png", r"^a/z\.png: not an image")):
+        with pytest.raises(BadImage, match=message):
+            source.image(names.index(name))
 
 
 def test_numbers_go_by_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(11):
-        picture(tmp_path / "set" / str(number) / "x.png", number)
+        write_image(tmp_path / "set" / str(number) / "x.png", number)
     (tmp_path / "names.txt").write_text("".join(f"name {number}\n" for number in range(11)))
     source = open_labelled(tmp_path / "set", classnames_file=tmp_path / "names.txt")
     assert contents(source) == {number: f"name {number}" for number in range(11)}
@@ -118,35 +84,13 @@ def test_numbers_go_by_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert contents(open_labelled(table, classnames_file=tmp_path / "names.txt"))[10] == "name 10"
 
 
-def test_labels_of_a_folder_of_pictures(tmp_path: Path) -> None:
-    """A table above images/, with some rows a split, and with a split that is the only one."""
-    rows = [("a", "a dog", "train"), ("b", "a cat", "val"), ("c", "a dog", "val"), ("d", "a cow", "test")]
-    for value, (name, _, _) in enumerate(rows):
-        picture(tmp_path / "images" / f"{name}.jpg", 0)
-        Image.new("RGB", (2, 2), (40 * value, 0, 0)).save(tmp_path / "images" / f"{name}.jpg", quality=100)
-    lines = [json.dumps({"file_name": f"images/{n}.jpg", "label": label, "split": s}) for n, label, s in rows]
-    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
-    classes = ["a cat", "a cow", "a dog"]
-    for split, wanted in {"train": ["a dog"], "validation": ["a cat", "a dog"], "test": ["a cow"]}.items():
-        for path in (tmp_path, tmp_path / "labels.jsonl"):
-            source = open_labelled(path, split=split)
-            assert source.classes == classes
-            assert [classes[source.label(i)] for i in range(len(source))] == wanted
-            assert all(source.image(i).size == (2, 2) for i in range(len(source)))
-    (tmp_path / "labels.jsonl").write_text(lines[1] + "\n" + lines[2])
-    assert len(open_labelled(tmp_path)) == 2  # the one split there is, "val"
-
-
-def labels_file(tmp_path: Path) -> Path:
-    rows = []
-    for i, (label, split) in enumerate(
-        [("a_dog", "test"), ("cat", "validation"), ("a_dog", "validation"), ("cow", "test")]
-    ):
-        picture(tmp_path / f"{i}.png", i)
-        rows.append({"file_name": f"{i}.png", "label": label, "split": split})
-    file = tmp_path / "labels.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+def labels_file(folder: Path) -> Path:
+    labels = [("a_dog", "test"), ("cat", "validation"), ("a_dog", "validation"), ("cow", "test")]
+    rows = [
+        {"file_name": name, "label": label, "split": split}
+        for name, (label, split) in zip(write_images(folder, 4, "images/{}.png"), labels, strict=True)
+    ]
+    return Path(write_jsonl(folder / "labels.jsonl", rows))
 
 
 def test_a_file_of_labels_has_the_same_classes_in_every_split(tmp_path: Path) -> None:
@@ -158,26 +102,27 @@ def test_a_file_of_labels_has_the_same_classes_in_every_split(tmp_path: Path) ->
         assert contents(test) == {0: "a dog", 3: "cow"} and contents(validation) == {1: "cat", 2: "a dog"}
     with pytest.raises(ValueError, match="no split 'train'; choose one of test, validation"):
         open_labelled(file, split="train")
+    with pytest.raises(ValueError, match=r"no column kind \(label_column\), but file_name, label, split"):
+        open_labelled(file, label_column="kind")
+    with pytest.raises(ValueError, match=r"no column kind \(image_column\)"):
+        open_labelled(file, image_column="kind")
+    by_name = open_labelled(file, label_column="file_name").classes
+    assert by_name == [f"images/{i}.png" for i in range(4)]
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "validation" in line))
+    assert contents(open_labelled(tmp_path)) == {1: "cat", 2: "a dog"}  # the one split there is
 
 
 def parquet(folder: Path, labels: list[Any], names: list[str] | None = None) -> Path:
-    from datasets import ClassLabel, Dataset
-    from datasets import Image as Picture
+    from datasets import ClassLabel
 
-    for i in range(len(labels)):
-        picture(folder.parent / "cells" / f"{i}.png", i)
-    cells = [{"bytes": (folder.parent / "cells" / f"{i}.png").read_bytes(), "path": None} for i in range(len(labels))]
-    data = Dataset.from_dict({"img": cells, "label": labels}).cast_column("img", Picture())
-    if names:
-        data = data.cast_column("label", ClassLabel(names=names))
-    folder.mkdir()
-    data.to_parquet(str(folder / "test-00000-of-00001.parquet"))
+    features = {"label": ClassLabel(names=names)} if names else {}
+    write_parquet(folder / "test-00000-of-00001.parquet", {"img": cells(len(labels)), "label": labels}, **features)
     return folder
 
 
-def test_parquet_with_named_and_with_written_labels(tmp_path: Path) -> None:
+def test_parquet_with_named_written_and_numbered_labels(tmp_path: Path) -> None:
     source = open_labelled(parquet(tmp_path / "a", [1, 0, 1], ["zebra_fish", "ape", "cow"]))
-    assert source.classes == ["zebra fish", "ape", "cow"]  # the data set's order, with classes that have no picture
+    assert source.classes == ["zebra fish", "ape", "cow"]  # the data set's order, with classes that have no image
     assert contents(source) == {0: "ape", 1: "zebra fish", 2: "ape"}
     source = open_labelled(parquet(tmp_path / "b", ["y", "x", "y"]))
     assert source.classes == ["x", "y"] and contents(source) == {0: "y", 1: "x", 2: "y"}
@@ -185,87 +130,52 @@ def test_parquet_with_named_and_with_written_labels(tmp_path: Path) -> None:
         open_labelled(parquet(tmp_path / "c", [0, -1], ["a", "b"]))
     with pytest.raises(ValueError, match="test row 0: label is None"):
         open_labelled(parquet(tmp_path / "d", [None, "b"]))
-
-
-def test_numbers_need_a_file_of_names(tmp_path: Path) -> None:
-    folder = parquet(tmp_path / "a", [10, 9, 10])
+    numbers = parquet(tmp_path / "e", [10, 9, 10])
     with pytest.raises(ValueError, match="holds numbers without names; give a class-names file"):
-        open_labelled(folder)
+        open_labelled(numbers)
     (tmp_path / "names.txt").write_text("nine\nten\n")
-    assert contents(open_labelled(folder, classnames_file=tmp_path / "names.txt")) == {0: "ten", 1: "nine", 2: "ten"}
-
-
-def test_columns_are_named_in_errors(tmp_path: Path) -> None:
-    file = labels_file(tmp_path)
-    with pytest.raises(ValueError, match=r"no column kind \(label_column\), but file_name, label, split"):
-        open_labelled(file, label_column="kind")
-    with pytest.raises(ValueError, match=r"no column kind \(image_column\)"):
-        open_labelled(file, image_column="kind")
-    assert open_labelled(file, label_column="file_name").classes == ["0.png", "1.png", "2.png", "3.png"]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], Path]:
-    def write(name: str, text: str) -> Path:
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        return tmp_path / name
-
-    return write
+    assert contents(open_labelled(numbers, classnames_file=tmp_path / "names.txt")) == {0: "ten", 1: "nine", 2: "ten"}
 
 
 KEYS = ["n01", "n02", "n03"]
 
 
-def firsts(names: list[list[str]]) -> list[str]:
-    assert all(len(many) == 1 for many in names)
-    return [name for (name,) in names]
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
 
 
-def test_class_names(write: Callable[[str, str], Path]) -> None:
-    assert firsts(name_classes(["a_b", "c"], None)) == ["a b", "c"]
-    # by key, in any order
-    assert firsts(name_classes(KEYS, write("a.txt", "n03\tan ox\nn01\ta tench\n\nn02\ta shark\n"))) == [
-        "a tench",
-        "a shark",
-        "an ox",
+def test_class_names(tmp_path: Path) -> None:
+    ox, one = ["ox", "cattle"], [["tench"], ["shark"], ["ox"]]
+    several = [["crane bird", "crane"], ["ox"], ["tench", "a fish", "Tinca"]]
+    cases = [
+        # by key, in any order
+        (KEYS, "a.txt", "n03\tan ox\nn01\ta tench\n\nn02\ta shark\n", [["a tench"], ["a shark"], ["an ox"]]),
+        (KEYS, "a.json", '{"n02": "b", "n01": "a", "n03": "c"}', [["a"], ["b"], ["c"]]),
+        # by position, since no name is a key
+        (KEYS, "b.txt", "tench\nshark\nox\n", one),
+        (KEYS, "b.json", '["tench", "shark", "ox"]', one),
+        # names that are the keys go by name, though the file has another order
+        (["big_cat", "dog"], "c.txt", "dog\nbig cat\n", [["big cat"], ["dog"]]),
+        # several names a class
+        (KEYS, "d.txt", "n03\ttench | a fish|Tinca\nn01\tcrane bird | crane\nn02\tox\n", several),
+        (KEYS, "e.txt", "crane bird | crane\nox\ntench|a fish|Tinca\n", several),
+        (KEYS, "f.json", '[["crane bird", "crane"], "ox", ["tench", " a fish", "Tinca"]]', several),
+        (KEYS, "g.json", '{"n02": "ox", "n03": ["tench", "a fish", "Tinca"], "n01": ["crane bird", "crane"]}', several),
+        # any of the names may be the folder's; the first is the one to show
+        (["crane", "ox"], "h.txt", "ox | cattle\ncrane bird | crane\n", [["crane bird", "crane"], ox]),
     ]
-    assert firsts(name_classes(KEYS, write("a.json", '{"n02": "b", "n01": "a", "n03": "c"}'))) == ["a", "b", "c"]
-    # by position, since no name is a key
-    assert firsts(name_classes(KEYS, write("b.txt", "tench\nshark\nox\n"))) == ["tench", "shark", "ox"]
-    assert firsts(name_classes(KEYS, write("b.json", '["tench", "shark", "ox"]'))) == ["tench", "shark", "ox"]
-    # names that are the keys go by name, though the file has another order
-    assert firsts(name_classes(["big_cat", "dog"], write("c.txt", "dog\nbig cat\n"))) == ["big cat", "dog"]
-
-
-def test_several_names_a_class(write: Callable[[str, str], Path]) -> None:
-    wanted = [["crane bird", "crane"], ["ox"], ["tench", "a fish", "Tinca"]]
-    keyed = "n03\ttench | a fish|Tinca\nn01\tcrane bird | crane\nn02\tox\n"
-    assert name_classes(KEYS, write("a.txt", keyed)) == wanted
-    assert name_classes(KEYS, write("b.txt", "crane bird | crane\nox\ntench|a fish|Tinca\n")) == wanted
-    assert (
-        name_classes(KEYS, write("a.json", '[["crane bird", "crane"], "ox", ["tench", " a fish", "Tinca"]]')) == wanted
-    )
-    assert (
-        name_classes(
-            KEYS, write("b.json", '{"n02": "ox", "n03": ["tench", "a fish", "Tinca"], "n01": ["crane bird", "crane"]}')
-        )
-        == wanted
-    )
-    # any of the names may be the folder's; the first is the one to show
-    assert name_classes(["crane", "ox"], write("c.txt", "ox | cattle\ncrane bird | crane\n")) == [
-        ["crane bird", "crane"],
-        ["ox", "cattle"],
-    ]
+    assert name_classes(["a_b", "c"], None) == [["a b"], ["c"]]
+    for keys, file, text, expected in cases:
+        assert name_classes(keys, write(tmp_path, file, text)) == expected, file
 
 
 def test_sources_carry_all_names(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("kitty | cat\ncow\na dog | hound\n")
-    folders(tmp_path / "set", a_dog=[1], cat=[2, 3], cow=[4])
-    folder = open_labelled(tmp_path / "set", classnames_file=tmp_path / "names.txt")
-    (tmp_path / "table").mkdir()
-    table = open_labelled(labels_file(tmp_path / "table"), classnames_file=tmp_path / "names.txt")
-    assert isinstance(folder, LabelledImages) and isinstance(table, LabelledImages)
+    names = write(tmp_path, "names.txt", "kitty | cat\ncow\na dog | hound\n")
+    folder = open_labelled(write_classes(tmp_path / "set", a_dog=[1], cat=[2, 3], cow=[4]), classnames_file=names)
+    table = open_labelled(labels_file(tmp_path / "table"), classnames_file=names)
     for source in (folder, table):
+        assert isinstance(source, LabelledImages)
         assert source.names == [["a dog", "hound"], ["kitty", "cat"], ["cow"]]
         assert source.classes == ["a dog", "kitty", "cow"] and source.templates is None
         subset = Subset(source, [1, 0])
@@ -292,6 +202,7 @@ def test_sources_carry_all_names(tmp_path: Path) -> None:
         ("a.txt", "big_cat\nox\nbig cat\n", "line 3: the name 'big cat' stands in line 1"),
         ("a.txt", "a | b | A\nc\nd\n", "line 1: the name 'A' stands in line 1"),
         ("a.txt", "\n", "is empty"),
+        ("a.txt", "caf\udce9\n", "a.txt is not UTF-8 text"),
         ("a.json", "[1, 2, 3]", "entry 1: expected a list of names"),
         ("a.json", '["a", []]', "entry 2: expected a list of names.*this one is \\[\\]"),
         ("a.json", "[]", "expected a list of names"),
@@ -302,18 +213,10 @@ def test_sources_carry_all_names(tmp_path: Path) -> None:
         ("a.json", '["a", "b", ["c", "B"]]', "entry 3: the name 'B' stands in entry 2"),
     ],
 )
-def test_class_names_that_do_not_fit(write: Callable[[str, str], Path], name: str, text: str, message: str) -> None:
+def test_class_names_that_do_not_fit(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message) as caught:
-        name_classes(KEYS, write(name, text))
+        name_classes(KEYS, tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
-
-
-def test_class_names_that_are_not_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
-        name_classes(KEYS, tmp_path / "a.txt")
-
-
-def test_class_names_file_that_is_absent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.txt does not exist"):
         name_classes(KEYS, tmp_path / "none.txt")
