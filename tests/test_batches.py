@@ -1,0 +1,267 @@
+"""The batches of a run: every pair once an epoch, over processes, workers and resumes, mapped and streamed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from support.broken import bad_files, good_files
+from support.files import encoded, write_jsonl, write_tar
+from support.group import together
+from support.sources import FakePairs, noise
+from test_training import TINY, lines, losses, run
+
+from miniclip.cli.train import train_main
+from miniclip.config import Config, ConfigError, DataConfig, load_config
+from miniclip.data.augment import Augment
+from miniclip.data.loader import TrainingPairs, training_loader
+from miniclip.data.sampler import TrainSampler
+from miniclip.data.scenes.source import SceneSource
+from miniclip.data.stream.held_out import open_pairs
+from miniclip.models import resolve
+from miniclip.models.tokenizer import Tokenizer
+from miniclip.training.accelerator import build_accelerator
+from miniclip.training.batches import open_batches
+
+
+def test_every_id_once_an_epoch() -> None:
+    """Decoded, cropped and batched as in training; the ids are read back from the pixels, and from image_id."""
+    many, size, stop = 2000, 125, 5
+    pairs = TrainingPairs(FakePairs(many), Augment(2, "none"), Tokenizer(), seed=1)
+    whole = [[row for _, row in batch] for batch in TrainSampler(many, size, seed=1, steps=many // size)]
+    assert sorted(chain(*whole)) == list(range(many))
+    for world, workers in ((1, 2), (2, 1), (3, 0)):
+
+        def shown(rank: int, first: int, until: int, world: int = world, workers: int = workers) -> Iterator[list[int]]:
+            sampler = TrainSampler(many, size, seed=1, steps=until, first_step=first, rank=rank, world=world)
+            for batch in training_loader(pairs, sampler, DataConfig(workers=workers), pin=False):
+                colours = batch.image[:, :, 0, 0].long()
+                assert torch.equal(colours[:, 0] + 256 * colours[:, 1], batch.image_id)
+                yield batch.image_id.tolist()
+
+        parts = [[*shown(rank, 0, stop), *shown(rank, stop, len(whole))] for rank in range(world)]
+        assert [[len(step) for step in part] for part in parts] == [
+            [size // world + (rank < size % world)] * len(whole) for rank in range(world)
+        ]
+        assert [list(chain(*step)) for step in zip(*parts, strict=True)] == whole  # whoever makes them
+
+
+# ---- in the loop
+
+
+def tars_of_scenes(folder: Path, shards: int, each: int) -> str:
+    """The last one is for validation and test."""
+    scenes = SceneSource("train", shards * each, image_size=40)
+    for shard in range(shards):
+        rows = range(shard * each, (shard + 1) * each)
+        fields = [{"png": encoded(scenes.image(i)), "txt": scenes.captions(i)[0].encode()} for i in rows]
+        write_tar(folder / f"{shard:03}.tar", zip((f"{i:06}" for i in rows), fields, strict=True))
+    return str(folder / f"{{000..{shards - 1:03}}}.tar")
+
+
+def write_config(path: Path, **sections: Any) -> str:
+    path.write_text(yaml.safe_dump({**TINY, **sections}))
+    return str(path)
+
+
+@pytest.fixture
+def stream_file(tmp_path: Path) -> str:
+    data = {"source": tars_of_scenes(tmp_path / "tars", 5, 12), "batch_size": 8, "streaming": True}
+    return write_config(tmp_path / "stream.yaml", eval={"size": 6}, data={**data, "shuffle_buffer": 48})
+
+
+def test_a_stream_trains_and_resumes(stream_file: str, tmp_path: Path) -> None:
+    """Stopped in the second epoch and gone on: the same losses and weights to the bit; evaluation on the last shard."""
+    options = ["--optim.schedule", "constant", "--train.max_steps", "9", "--eval.every", "4", "--log.matrix_every", "5"]
+    options += ["--log.matrix_size", "4"]
+    results = run(stream_file, tmp_path / "whole", *options)
+    (found,) = (entry for entry in results["results"] if entry["task"] == "retrieval")
+    assert 2 <= found["details"]["n_images"] <= 6
+    # all of the last shard, which training leaves out; validation and test share it
+    config = load_config(["--config", stream_file]).data
+    held = [open_pairs(config, role, seed=0, image_size=32, eval_size=99) for role in ("validation", "test")]
+    names = sorted(pairs.name(i) for pairs in held for i in range(len(pairs)))
+    assert names == [f"004.tar sample {i:06}" for i in range(48, 60)]
+    assert any("eval/retrieval/image_to_text_r1" in line for line in lines(tmp_path / "whole"))
+    run(stream_file, tmp_path / "parts", *options, "--train.max_steps", "7")
+    run(stream_file, tmp_path / "parts", *options, "--run.resume", "true")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    epochs = [line["epoch"] for line in lines(tmp_path / "whole") if "epoch" in line]
+    assert epochs == sorted(epochs) and epochs[-1] >= 1  # 48 pairs and 72 drawn
+
+
+def test_what_a_stream_cannot_do(stream_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--train.max_steps", "null", "--train.epochs", "2"], "set train.max_steps"),
+        (["--train.small_vocabulary", "true"], "needs to know all captions beforehand"),
+        (["--data.workers", "30"], "data.workers=24"),
+        (["--data.caption_column", "text"], "has no column text"),
+    ):
+        assert train_main(["--config", stream_file, "--run.dir", str(tmp_path / "no"), *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
+
+def test_another_stream_is_not_resumed(stream_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", stream_file, "--run.dir", str(tmp_path / "run"), "--eval.tasks", "[]"]
+    assert train_main([*options, "--train.max_steps", "2"]) == 0
+    tars, resume = tmp_path / "tars", ["--run.resume", "true"]
+    (tars / "001.tar").rename(tars / "0010.tar")
+    assert train_main([*options, *resume, "--data.source", str(tars / "*.tar")]) == 2
+    # the configuration says the same, the shards do not
+    (tars / "0010.tar").rename(tars / "001.tar")
+    (tars / "004.tar").rename(tars / "005.tar")
+    capsys.readouterr()
+    assert train_main([*options, *resume]) == 2
+    assert "004.tar" in capsys.readouterr().err
+
+
+def resolved(*arguments: str) -> Config:
+    config = load_config([*arguments, "--run.dir", "unused"])
+    return replace(config, model=resolve(config.model))
+
+
+def share(config: Config, accelerator: Any, first: int, until: int, state: Any = None) -> tuple[list[list[int]], Any]:
+    """The ids of a process's pairs, step by step, and its state."""
+    batches = open_batches(replace(config, train=replace(config.train, max_steps=until)), accelerator)
+    found = []
+    for step, batch in zip(range(first, until), batches.start(first, state or {}), strict=True):
+        assert len(batch.image_id) == batches.shares(step)[accelerator.process_index]
+        found.append(batch.image_id.tolist())
+    return found, json.loads(json.dumps(batches.state()))
+
+
+def process_of_three(configs: list[Config], arguments: list[str]) -> Any:
+    accelerator, _ = build_accelerator(configs[0])
+    found = [share(replace(config, data=replace(config.data, workers=1)), accelerator, 0, 5) for config in configs]
+    return found, train_main(arguments)
+
+
+def test_processes_share_every_batch_and_others_go_on(stream_file: str, tmp_path: Path) -> None:
+    """Three real processes, then two that go on, then one: the batches of one process that never stopped.
+
+    And they train as one does: 25 lanes are 9, 8 and 8, so the shares of a step differ, and change from step to step.
+    """
+    cache = ["--data.cache_dir", str(tmp_path / "cache")]
+    configs = [resolved("--config", stream_file, "--data.streaming", s, *cache) for s in ("true", "false")]
+    options = ["--config", stream_file, "--optim.schedule", "constant", "--train.max_steps", "6", "--eval.tasks", "[]"]
+    options += ["--data.batch_size", "10", "--run.dir"]
+    three = together(3, process_of_three, configs, [*options, str(tmp_path / "three")])
+
+    def place(rank: int, world: int) -> Any:
+        return SimpleNamespace(
+            process_index=rank, num_processes=world, device=torch.device("cpu"), is_main_process=rank == 0
+        )
+
+    def merged(parts: Any) -> list[list[int]]:
+        return [sorted(chain(*step)) for step in zip(*(found for found, _ in parts), strict=True)]
+
+    for which, config in enumerate(configs):
+        whole = merged([share(config, place(0, 1), 0, 12)])
+        first = [outcome.value[0][which] for outcome in three]
+        second = [share(config, place(rank, 2), 5, 9, first[0][1]) for rank in range(2)]
+        state = dict(second[0][1])
+        if state:  # which processes of a group gather
+            state["cursors"] = {lane: at for _, part in second for lane, at in part["cursors"].items()}
+        third = [share(config, place(0, 1), 9, 12, state)]
+        assert merged(first) + merged(second) + merged(third) == whole
+        counts = Counter(chain(*whole))
+        # 12 steps of 8: mapped are 54 pairs, 6 steps an epoch; streamed are the 48 of four shards, twice
+        assert len(counts) >= 48 and max(counts.values()) <= (3 if config.data.streaming else 2)
+
+    assert [outcome.value[1] for outcome in three] == [0, 0, 0]
+    assert train_main([*options, str(tmp_path / "one")]) == 0
+    assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    figures = ("r1_image_to_text", "cosine_positive", "grad_norm")
+    for ours, theirs in zip(lines(tmp_path / "three"), lines(tmp_path / "one"), strict=True):
+        assert [ours[name] for name in figures] == pytest.approx([theirs[name] for name in figures], rel=1e-3)
+
+
+def test_more_processes_than_pairs(stream_file: str) -> None:
+    nine = SimpleNamespace(num_processes=9)
+    with pytest.raises(ConfigError, match=r"data\.batch_size=8 leaves some of 9 processes without a pair; raise it"):
+        open_batches(load_config(["--config", stream_file]), nine)  # type: ignore[arg-type]
+
+
+# ---- tables and tars of files
+
+
+def write_table(folder: Path, images: dict[str, bytes | None], held: int) -> str:
+    """A table beside images, of which the first `held` are for validation and test; None: there is no such file."""
+    folder.mkdir()
+    rows = []
+    for number, (name, content) in enumerate(images.items()):
+        if content is not None:
+            (folder / name).write_bytes(content)
+        elif name.startswith("folder"):
+            (folder / name).mkdir()
+        split = "train" if number >= held else ("validation", "test")[number % 2]
+        rows.append({"file_name": name, "caption": f"image {number}", "split": split})
+    write_jsonl(folder / "metadata.jsonl", rows)
+    return str(folder)
+
+
+def test_shares_of_two_sources(tmp_path: Path) -> None:
+    """A quarter of every batch from the small source."""
+    sources = [
+        write_table(tmp_path / name, {f"{i}.png": encoded(noise(i, (40, 40))) for i in range(count)}, held=4)
+        for name, count in (("few", 12), ("many", 60))
+    ]
+    data = {"source": sources, "mixing": [1, 3], "batch_size": 8}
+    file = write_config(tmp_path / "two.yaml", data=data)
+    assert run(file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "4")["training"]["steps"] == 4
+    config = resolved("--config", file)
+    for batch in open_batches(config, build_accelerator(config)[0]).start(0, {}):
+        assert int((batch.image_id < 8).sum()) == 2 and len(batch.image_id) == 8
+
+
+def test_weights_and_mixing_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"data\.weights_for=sampler draws by weight, data\.mixing by source"):
+        DataConfig(source=["a", "b"], mixing=[1, 1], weights="column", weight_column="w", weights_for="sampler")
+
+
+@pytest.mark.parametrize("how", ["prepared", "as they come up", "streamed"])
+def test_a_set_with_5_percent_of_broken_images_trains_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """13 kinds, each once among 260 files; as files beside a table, or inside of tars."""
+    bad = list(bad_files().items())
+    good = [content for content, _ in good_files().values()]
+    held, files = 4, dict[str, bytes | None]((f"held{i}.png", good[i]) for i in range(4))
+    files |= dict(bad[i // 20] if i % 20 == 7 else (f"{i}.png", good[i % len(good)]) for i in range(260))
+    options, expected = ["--eval.tasks", "[]"], [name for name, _ in bad]
+    if how == "streamed":
+        # what is missing in a tar has no name there
+        rows = {f"{i:04}": (name, content) for i, (name, content) in enumerate(files.items()) if content is not None}
+        expected = [key for key, (name, _) in rows.items() if name in expected]
+        there = [(key, {"png": content, "txt": b"an image"}) for key, (_, content) in rows.items()]
+        for name, part in (("test-0", there[:held]), ("train-0", there[held:120]), ("train-1", there[120:])):
+            write_tar(tmp_path / f"{name}.tar", part)  # type: ignore[arg-type]
+        source = str(tmp_path / "*.tar")
+        options += ["--data.streaming", "true", "--data.validation_split", "test"]
+    else:
+        source = write_table(tmp_path / "data", files, held)
+        options += ["--data.cache", str(how == "prepared").lower()]
+    data = {"source": source, "batch_size": 26, "max_bad_fraction": 0.06, "shuffle_buffer": 24}
+    file = write_config(tmp_path / "config.yaml", data=data, train={**TINY["train"], "max_steps": 14})
+    named = run(file, tmp_path / "run", *options)["training"]["bad"]
+    # a second of the epochs may have begun, in which a stream meets them again, by the same names
+    words = [name.split(":")[0].split(" ") for name in named]
+    assert sorted(word[2 if how == "streamed" else 0] for word in words) == sorted(expected)
+    assert lines(tmp_path / "run")[-1]["bad_pictures"] == len(expected)
+    if how != "streamed":
+        strict = ["--data.max_bad_fraction", "0.04", "--run.overwrite", "true", *options]
+        assert train_main(["--config", file, "--run.dir", str(tmp_path / "run"), *strict]) == 2
+        assert "more than data.max_bad_fraction=0.04 allows" in capsys.readouterr().err
