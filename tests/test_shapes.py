@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -24,48 +26,28 @@ from miniclip.data.scenes.captions import (
     relation,
 )
 from miniclip.data.scenes.drawing import RGB, TONE_RGB, render
-from miniclip.data.scenes.source import COLOURS, HELD_OUT, SEEN, SHAPES, TASKS, SceneSource, SceneTask
+from miniclip.data.scenes.source import COLOURS, HELD_OUT, SEEN, SHAPES, SPLITS, TASKS, SceneSource, SceneTask
+
+
+def words(**groups: str) -> dict[str, str]:
+    return {word: name for name, group in groups.items() for word in group.split()}
+
 
 # Written out again on purpose: a synonym in the wrong row of the grammar's own table must show.
-SHAPE_OF = {
-    **{shape: shape for shape in SHAPES},
-    "disc": "circle",
-    "box": "square",
-    "plus": "cross",
-    "hoop": "ring",
-    "moon": "crescent",
-}
-SIZE_OF = {
-    "small": "small",
-    "little": "small",
-    "tiny": "small",
-    "medium": "medium",
-    "large": "large",
-    "big": "large",
-    "huge": "large",
-}
-TEXTURE_OF = {
-    **{texture: texture for texture in TEXTURES},
-    "stripes": "striped",
-    "dots": "dotted",
-    "checks": "checked",
-}
-HALF_PLANES = {
+SHAPE_OF = dict(zip(SHAPES, SHAPES, strict=True))
+SHAPE_OF |= words(circle="disc", square="box", cross="plus", ring="hoop", crescent="moon")
+SIZE_OF = words(small="small little tiny", medium="medium", large="large big huge")
+TEXTURE_OF = words(plain="plain", striped="striped stripes", dotted="dotted dots", checked="checked checks")
+HALF_PLANES: dict[str, Callable[[SceneObject], bool]] = {
     "left": lambda o: o.x < -0.2,
     "right": lambda o: o.x > 0.2,
     "upper": lambda o: o.y < -0.2,
-    "top": lambda o: o.y < -0.2,
     "lower": lambda o: o.y > 0.2,
-    "bottom": lambda o: o.y > 0.2,
     "middle": lambda o: abs(o.x) < 0.2 and abs(o.y) < 0.2,
-    "centre": lambda o: abs(o.x) < 0.2 and abs(o.y) < 0.2,
 }
+HALF_PLANES |= {"top": HALF_PLANES["upper"], "bottom": HALF_PLANES["lower"], "centre": HALF_PLANES["middle"]}
 NUMBERS = {"one": 1, "two": 2, "three": 3}
-FILLERS = set(
-    re.findall(
-        r"\w+", "a an and at coloured drawing half image in is of on photo picture scene side that the there to with"
-    )
-)
+FILLERS = "a an and at coloured drawing half image in is of on photo picture scene side that the there to with"
 NOUN = "|".join([*SHAPE_OF, "object", "shape"])
 PHRASE = (
     rf"\b(?:an?|one)(?P<before>(?: (?:{'|'.join([*SIZE_OF, *TEXTURES, *COLOURS])}))*) (?P<noun>{NOUN})\b"
@@ -79,25 +61,22 @@ GROUND = rf"\bon a(?: (?P<kind>{'|'.join(BACKGROUNDS)}))?(?: (?P<tone>{'|'.join(
 
 def read_object(match: re.Match[str], scene: Scene) -> list[SceneObject]:
     """The objects of the scene of which everything that a noun phrase says is true."""
-    adjectives = match["before"].split()
-    found = [*scene.objects]
-    for word in adjectives:
-        if word in SIZE_OF:
-            found = [o for o in found if o.size == SIZE_OF[word]]
-        elif word in COLOURS:
-            found = [o for o in found if o.colour == word]
-        else:
-            found = [o for o in found if o.texture == word]
-    if match["noun"] in SHAPE_OF:
-        found = [o for o in found if o.shape == SHAPE_OF[match["noun"]]]
-    if match["colour"]:
-        found = [o for o in found if o.colour == match["colour"]]
-    if match["texture"]:
-        found = [o for o in found if o.texture == TEXTURE_OF[match["texture"]]]
-    for word in (match["place"] or "").split():
-        if word in HALF_PLANES:
-            found = [o for o in found if HALF_PLANES[word](o)]
-    return found
+    said = [*match["before"].split(), match["noun"], match["colour"], match["texture"]]
+
+    def true(thing: SceneObject) -> bool:
+        looks = {"shape": thing.shape, "colour": thing.colour, "size": thing.size, "texture": thing.texture}
+        meant = {
+            "shape": [SHAPE_OF[word] for word in said if word in SHAPE_OF],
+            "colour": [word for word in said if word in COLOURS],
+            "size": [SIZE_OF[word] for word in said if word in SIZE_OF],
+            "texture": [TEXTURE_OF[word] for word in said if word in TEXTURE_OF],
+        }
+        places = [HALF_PLANES[word] for word in (match["place"] or "").split() if word in HALF_PLANES]
+        return all(word == looks[kind] for kind, all_of in meant.items() for word in all_of) and all(
+            place(thing) for place in places
+        )
+
+    return [thing for thing in scene.objects if true(thing)]
 
 
 def check(caption: str, scene: Scene) -> Counter[str]:
@@ -138,15 +117,13 @@ def check(caption: str, scene: Scene) -> Counter[str]:
             assert margin >= 0.3 and margin > 1.4 * min(abs(dx), abs(dy)), (caption, scene)
             seen["relation"] += 1
         words = re.sub(pattern, "", words)
-    assert set(re.findall(r"\w+", words)) <= FILLERS, (caption, words)
+    assert set(re.findall(r"\w+", words)) <= set(FILLERS.split()), (caption, words)
     return seen
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_captions_are_true_and_nothing_is_held_out(split):
-    source = SceneSource(split, 1500, seed=3)
+def test_captions_are_true_and_nothing_is_held_out():
     spoken: Counter[str] = Counter()
-    for index in range(len(source)):
+    for source, index in product([SceneSource(split, 400, seed=3) for split in SPLITS], range(400)):
         scene, captions = source.scene(index), source.captions(index)
         assert not {(o.shape, o.colour) for o in scene.objects} & set(HELD_OUT)
         assert len(set(captions)) == 5
@@ -157,7 +134,7 @@ def test_captions_are_true_and_nothing_is_held_out(split):
                 nouns = [word for word, canonical in SHAPE_OF.items() if canonical == shape]
                 assert not re.search(rf"\b{colour} ({'|'.join(nouns)})\b", caption), caption
     # The grammar uses all that it has, and shape with colour nearly always.
-    assert min(spoken[key] for key in ("background", "count", "place", "relation")) > 400, spoken
+    assert min(spoken[key] for key in ("background", "count", "place", "relation")) > 320, spoken
     assert spoken["both"] > 0.9 * (spoken["both"] + spoken["one name"]), spoken
 
 
@@ -193,22 +170,22 @@ def test_held_out_is_balanced_and_disjoint():
 
 
 def test_training_covers_every_seen_combination():
-    source = SceneSource("train", 3000)
+    source = SceneSource("train", 1000)
     scenes = [source.scene(i) for i in range(len(source))]
     assert {(o.shape, o.colour) for scene in scenes for o in scene.objects} == set(SEEN)
     share = Counter(len(scene.objects) for scene in scenes)
-    assert 0.40 < share[1] / 3000 < 0.50 and share[3] > 0.15 * 3000
+    assert 0.40 < share[1] / 1000 < 0.50 and share[3] > 150
     for choices, picked in (
         (SIZES, Counter(scene.objects[0].size for scene in scenes)),
         (TEXTURES, Counter(scene.objects[0].texture for scene in scenes)),
         (BACKGROUNDS, Counter(scene.background.kind for scene in scenes)),
         (TONES, Counter(scene.background.tone for scene in scenes)),
     ):
-        assert set(picked) == set(choices) and min(picked.values()) > 300
+        assert set(picked) == set(choices) and min(picked.values()) > 100
 
 
 def test_objects_lie_inside_and_apart():
-    source = SceneSource("train", 2000, seed=1)
+    source = SceneSource("train", 600, seed=1)
     for index in range(len(source)):
         things = source.scene(index).objects
         for k, a in enumerate(things):
@@ -220,7 +197,7 @@ def test_objects_lie_inside_and_apart():
 
 def test_equal_captions_are_rare_in_a_batch():
     source, rng = SceneSource("train", 10**6), random.Random(0)
-    batches = [[rng.choice(source.captions(rng.randrange(len(source)))) for _ in range(256)] for _ in range(8)]
+    batches = [[rng.choice(source.captions(rng.randrange(len(source)))) for _ in range(256)] for _ in range(4)]
     assert np.mean([len(set(batch)) for batch in batches]) / 256 > 0.97
 
 
@@ -244,27 +221,20 @@ def test_same_bits_in_every_process_and_release():
 
 
 def test_seed_split_and_index_matter_and_length_does_not():
-    def picture(*args, index=0, **kwargs):
+    def image(*args, index=0, **kwargs):
         return hashlib.sha256(SceneSource(*args, **kwargs).image(index).tobytes()).hexdigest()
 
-    base = picture("train", 10)
-    assert picture("train", 99) == base
-    others = [
-        picture("train", 10, index=1),
-        picture("train", 10, seed=1),
-        picture("test", 10),
-        picture("validation", 10),
-    ]
+    base = image("train", 10)
+    assert image("train", 99) == base
+    others = [image("train", 10, index=1), image("train", 10, seed=1), image("test", 10), image("validation", 10)]
     assert len({base, *others}) == 5
     five, two = SceneSource("train", 10), SceneSource("train", 10, captions_per_image=2)
     assert five.captions(3)[:2] == two.captions(3)
 
 
-def test_no_picture_is_in_two_splits_or_tasks():
-    sources = [SceneSource(split, 100) for split in ("train", "validation", "test")]
-    tasks = [SceneTask(name, 100) for name in TASKS if name != "unseen_all"]
-    pictures = {data.image(i).tobytes() for data in (*sources, *tasks) for i in range(100)}
-    assert len(pictures) == 100 * (len(sources) + len(tasks))
+def test_no_image_is_in_two_splits_or_tasks():
+    data = [*(SceneSource(split, 50) for split in SPLITS), *(SceneTask(t, 50) for t in TASKS if t != "unseen_all")]
+    assert len({one.image(i).tobytes() for one in data for i in range(50)}) == 50 * len(data)
 
 
 def test_draws_are_uniform():
@@ -280,14 +250,8 @@ PROBES = {
     "circle": {(0, 0): True, (0, 0.8): True, (0.6, 0.6): True, (0.75, 0.75): False},
     "square": {(0, 0): True, (0.62, 0.62): True, (0, 0.85): False},
     "triangle": {(0, 0): True, (0, -0.75): True, (0.6, 0.4): True, (0.6, -0.4): False, (0, 0.65): False},
-    "star": {
-        (0, 0): True,
-        (0, -0.8): True,
-        (0.76, -0.25): True,
-        (0.47, 0.65): True,
-        (0, 0.7): False,
-        (0.5, -0.7): False,
-    },
+    "star": {(0, 0): True, (0, -0.8): True, (0.76, -0.25): True, (0.47, 0.65): True, (0, 0.7): False}
+    | {(0.5, -0.7): False},
     "heart": {(0, 0): True, (0, 0.6): True, (0.6, -0.4): True, (0, -0.75): False, (0.6, 0.6): False},
     "cross": {(0, 0): True, (0, 0.8): True, (-0.8, 0): True, (0.5, 0.5): False},
     "ring": {(0, 0): False, (0.7, 0): True, (0, -0.7): True, (0.7, 0.7): False},
@@ -295,21 +259,21 @@ PROBES = {
 }
 
 
-@pytest.mark.parametrize("image_size", [64, 160])
-@pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pixels_have_the_colour_of_what_lies_there(shape, colour, image_size):
-    thing = SceneObject(shape, colour, "large", "plain", 0.1, -0.2, 0.6, 0.0, RGB[colour])
-    pixels = render(Scene((thing,), Background("plain", "grey", TONE_RGB["grey"], 0.0)), image_size)
-    assert pixels.shape == (image_size, image_size, 3) and pixels.dtype == np.uint8
-    for (u, v), inside in PROBES[shape].items():
-        column, row = ((c + 0.6 * d + 1) / 2 * image_size for c, d in ((0.1, u), (-0.2, v)))
-        wanted = np.array(RGB[colour] if inside else TONE_RGB["grey"]) * 255
-        np.testing.assert_allclose(pixels[int(row), int(column)], wanted, atol=1.01, err_msg=f"{u} {v}")
-    assert np.abs(pixels[-1, -1] - np.array(TONE_RGB["grey"]) * 255).max() <= 1
+def test_pixels_have_the_colour_of_what_lies_there(shape):
+    ground = np.array(TONE_RGB["grey"]) * 255
+    for colour, image_size in product(COLOURS, (64, 160)):
+        thing = SceneObject(shape, colour, "large", "plain", 0.1, -0.2, 0.6, 0.0, RGB[colour])
+        pixels = render(Scene((thing,), Background("plain", "grey", TONE_RGB["grey"], 0.0)), image_size)
+        assert pixels.shape == (image_size, image_size, 3) and pixels.dtype == np.uint8
+        for (u, v), inside in PROBES[shape].items():
+            column, row = ((c + 0.6 * d + 1) / 2 * image_size for c, d in ((0.1, u), (-0.2, v)))
+            wanted = np.array(RGB[colour]) * 255 if inside else ground
+            np.testing.assert_allclose(pixels[int(row), int(column)], wanted, atol=1.01, err_msg=f"{u} {v} {colour}")
+        assert np.abs(pixels[-1, -1] - ground).max() <= 1
 
 
-def test_area_follows_the_size_of_the_picture_and_edges_are_smooth():
+def test_area_follows_the_size_of_the_image_and_edges_are_smooth():
     disc = SceneObject("circle", "white", "large", "plain", 0.0, 0.0, 0.6, 0.0, (1.0, 1.0, 1.0))
     for image_size in (48, 64, 224):
         pixels = render(Scene((disc,), Background("plain", "grey", (0.0, 0.0, 0.0), 0.0)), image_size)
@@ -318,14 +282,14 @@ def test_area_follows_the_size_of_the_picture_and_edges_are_smooth():
         assert ((pixels > 20) & (pixels < 235)).any()
 
 
-def test_textures_and_backgrounds_change_the_picture_but_not_the_colour():
-    def picture(texture, kind):
+def test_textures_and_backgrounds_change_the_image_but_not_the_colour():
+    def image(texture, kind):
         thing = SceneObject("square", "red", "large", texture, 0.0, 0.0, 0.6, 0.1, RGB["red"])
         return render(Scene((thing,), Background(kind, "teal", TONE_RGB["teal"], 0.3, tuple(np.linspace(-1, 1, 25)))))
 
-    pictures = {(texture, kind): picture(texture, kind) for texture in TEXTURES for kind in BACKGROUNDS}
-    assert len({p.tobytes() for p in pictures.values()}) == 16
-    for (_, kind), pixels in pictures.items():
+    images = {(texture, kind): image(texture, kind) for texture in TEXTURES for kind in BACKGROUNDS}
+    assert len({p.tobytes() for p in images.values()}) == 16
+    for (_, kind), pixels in images.items():
         red, green, blue = pixels[26:38, 26:38].reshape(-1, 3).mean(0)
         assert red > 4 * max(green, blue)
         assert np.abs(pixels[:6].reshape(-1, 3).mean(0) - np.array(TONE_RGB["teal"]) * 255).max() < 40, kind
@@ -355,10 +319,10 @@ def test_tasks_are_balanced_and_their_labels_true(name):
         assert (task.prompts(index) is None) == (name != "relation")
 
 
-def test_the_two_unseen_tasks_show_the_same_pictures():
+def test_the_two_unseen_tasks_show_the_same_images():
     few, many = SceneTask("unseen", 32), SceneTask("unseen_all", 32)
-    assert [few.scene(i) for i in range(32)] == [many.scene(i) for i in range(32)]
-    assert [few.classes[few.label(i)] for i in range(32)] == [many.classes[many.label(i)] for i in range(32)]
+    for i in range(32):
+        assert few.scene(i) == many.scene(i) and few.classes[few.label(i)] == many.classes[many.label(i)]
     assert len(many.classes) == len(set(many.classes)) == 64
 
 
@@ -400,14 +364,9 @@ def test_errors_say_what_to_do():
         SceneSource("dev", 10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unseen"):
         SceneTask("colors", 10)
-    for bad in (
-        {"size": -1},
-        {"size": 10, "seed": -1},
-        {"size": 10, "image_size": 8},
-        {"size": 1, "captions_per_image": 0},
-    ):
+    for bad in ({"size": -1}, {"seed": -1}, {"image_size": 8}, {"captions_per_image": 0}):
         with pytest.raises(ValueError, match=r"=-?\d"):
-            SceneSource("train", **bad)
+            SceneSource("train", **{"size": 10, **bad})
     source, task = SceneSource("train", 10), SceneTask("shape", 10)
     for index in (-1, 10):
         for call in (source.scene, source.image, source.captions, task.image, task.label, task.prompts):

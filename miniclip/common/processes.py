@@ -34,9 +34,8 @@ def total(part: Tensor, device: torch.device) -> Tensor:
 
 def gathered(values: list[Any]) -> list[Any]:
     """The lists of all processes, one after the other by rank; they travel pickled, among processes of one run."""
-    count = place()[1]
-    if count == 1:
+    if place()[1] == 1:
         return values
-    parts: list[Any] = [None] * count
+    parts: list[Any] = [None] * place()[1]
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]

@@ -42,11 +42,8 @@ class Augment:
     @property
     def stored_side(self) -> int:
         """Shorter side, in pixels, that loses nothing that the transform would have used."""
-        if self.kind == "crop":
-            return round(self.image_size * 9 / 8)
-        if self.kind == "resized_crop":
-            return round(self.image_size / self.crop_scale[0] ** 0.5)
-        return self.image_size
+        size = self.image_size
+        return round({"crop": size * 9 / 8, "resized_crop": size / self.crop_scale[0] ** 0.5}.get(self.kind, size))
 
     def store(self, image: Image.Image) -> Image.Image:
         """The image with its shorter side at `stored_side`, or squashed to that square: all that `square` needs.
@@ -54,18 +51,17 @@ class Augment:
         Idempotent. Never enlarges for resized_crop, which scales by itself. Cuts the ends off an image longer than
         LONGEST times its shorter side.
         """
-        side = self.stored_side
-        longest = LONGEST * min(image.size)
+        shorter, side = min(image.size), self.stored_side
+        longest = LONGEST * shorter
         if max(image.size) > longest and self.resize == "crop":
             # a line of pixels, enlarged to the side, would fill the memory
             left, top = (max(0, length - longest) // 2 for length in image.size)
             image = image.crop((left, top, image.width - left, image.height - top))
-        if self.kind == "resized_crop" and min(image.size) <= side:
-            side = min(image.size)
+        if self.kind == "resized_crop":
+            side = min(side, shorter)
         if self.resize == "squash" or self.kind == "none":
             return Preprocess(side, resize=self.resize).to_square(image) if image.size != (side, side) else image
-        scale = side / min(image.size)
-        width, height = (max(side, round(length * scale)) for length in image.size)
+        width, height = (max(side, round(length * (side / shorter))) for length in image.size)
         return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
 
     def square(self, stored: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -89,18 +85,15 @@ class Augment:
 
 
 def shrink(pixels: Tensor, side: int) -> Tensor:
-    """Squares to smaller ones, each pixel the mean of those that it covers.
-
-    pixels: (B, 3, S, S), 0 to 255. Returns float32 (B, 3, side, side), or the pixels themselves where side = S.
-    """
+    """(B, 3, S, S) -> float32 (B, 3, side, side), each pixel the mean of those that it covers; as it is if side = S."""
     return pixels if side == pixels.shape[-1] else F.interpolate(pixels.float(), (side, side), mode="area")
 
 
 def recolour(pixels: Tensor, looks: Tensor) -> Tensor:
     """Mirror squares and change their colours, as Pillow's ImageEnhance does, without its rounding to whole values.
 
-    pixels: uint8 (B, 3, S, S). looks: float32 (B, 1) or (B, 4), as `Augment.look` gives them. Returns values of 0 to
-    255: uint8 if they are only mirrored, else float32.
+    pixels: uint8 (B, 3, S, S). looks: float32 (B, 1 or 4), of `Augment.look`. Returns 0 to 255: uint8 if only mirrored,
+    else float32.
     """
     mirror, *factors = looks[:, :, None, None, None].unbind(1)
     pixels = torch.where(mirror < 0, pixels.flip(-1), pixels)

@@ -34,8 +34,7 @@ class Batch(NamedTuple):
     """image: uint8 (B, 3, S, S), in memory channels last. look: float32 (B, 1 or 4), as recolour takes it.
     text: int64 (B K, L), K captions for each image, no longer than the longest. image_id (B,), text_id (B, K): int64,
     equal for the same row of the source (in a stream: the same bytes), and for captions of equal tokens. weight:
-    float32 (B,), or None if all are the same. lengths: tokens of each caption. bad: images that could not be read and
-    were replaced, with the reason."""
+    float32 (B,), or None if all are the same. lengths: tokens of each caption. bad: why images were replaced."""
 
     image: Tensor
     look: Tensor
@@ -154,14 +153,8 @@ class TrainingPairs(Dataset[Batch]):
 
 def training_loader(pairs: TrainingPairs, sampler: TrainSampler, config: DataConfig, pin: bool) -> DataLoader[Batch]:
     """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
-    return DataLoader(
-        pairs,
-        batch_sampler=sampler,
-        collate_fn=as_it_is,
-        worker_init_fn=ignore_signals,
-        num_workers=config.workers,
-        pin_memory=pin,
-    )
+    options: dict[str, Any] = {"collate_fn": as_it_is, "worker_init_fn": ignore_signals, "num_workers": config.workers}
+    return DataLoader(pairs, batch_sampler=sampler, pin_memory=pin, **options)
 
 
 def as_it_is(batch: Any) -> Any:

@@ -1,7 +1,6 @@
 """Which images make up a step: permutations of an epoch, weighted draws, shares of several sources.
 
-Everything derives from (seed, epoch), never from a worker's state: a run that is killed and resumed, or repeated with
-another number of workers, sees the same batches.
+All derives from (seed, epoch): a run that is resumed, or repeated with other processes, sees the same batches.
 """
 
 from __future__ import annotations

@@ -207,10 +207,10 @@ class StreamBatches:
             own = range(self.accelerator.process_index, self.stream.lanes, processes)
             self._cursors = {lane: cursors[lane] for lane in own}
         steps = self.stream.batches(first_step, self.steps, cursors)
-        for batch, step in on_device(((step.batch, step) for step in steps), self.accelerator.device):
+        on_its_way = on_device(((step.batch, step) for step in steps), self.accelerator.device)
+        for count, (batch, step) in enumerate(on_its_way, 1):
             self._cursors, self._epoch = step.cursors, step.epoch
-            # since the start or the resume, as the bad ones
-            self.bad.total = max(SEEN, (step.seen - first_step * self.config.data.batch_size) // processes)
+            self.bad.total = max(SEEN, count * self.config.data.batch_size // processes)  # since the start or resume
             self.bad.add(batch.bad)
             yield batch
 

@@ -99,7 +99,8 @@ class _Build:
 
     def __post_init__(self) -> None:
         self.part = max(PART, math.ceil(len(self.source) / MOST_PARTS))
-        self.starts = range(0, len(self.source), self.part)
+        every = range(len(self.source))
+        self.parts = [every[start : start + self.part] for start in every[:: self.part]]
 
     def alone(self, progress: bool) -> Prepared:
         """Build while no other process does; if another has just done so, its store."""
@@ -123,7 +124,7 @@ class _Build:
                 try:
                     lock.acquire(timeout=0.5)
                 except Timeout:
-                    done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.starts)))
+                    done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.parts)))
                     bar.n = min(done * self.part, len(self.source))
                     bar.refresh()
 
@@ -133,23 +134,21 @@ class _Build:
         return tqdm(total=len(self.source), desc=title, unit="", leave=False, disable=not progress, **options)
 
     def _build(self, progress: bool) -> None:
-        total = len(self.source)
         parts = self._finished()
         if self.problem:
             log.warning("%s %s; preparing again", self.label, self.problem)
         done = sum(about["rows"] for about, _ in parts.values())
-        self.missing = total - done
+        self.missing = len(self.source) - done
         with self._bar("preparing images", progress, initial=done) as bar, ThreadPoolExecutor(_cores()) as pool:
-            for i, start in enumerate(self.starts):
+            for i, rows in enumerate(self.parts):
                 if i in parts:
                     self.bad.add(parts[i][0]["bad"])
                     continue
-                rows = range(start, min(start + self.part, total))
                 with self._new(part_name(i)) as temporary:
                     parts[i] = self._make(temporary, rows, pool, bar.update)
-        if not any(len(arrays.places) for _, arrays in parts.values()):
+        ordered = [parts[i] for i in range(len(self.parts))]
+        if not any(len(arrays.places) for _, arrays in ordered):
             raise BadImage(f"{self.label}: no image can be read; check data.source and data.image_column")
-        ordered = [parts[i] for i in range(len(self.starts))]
         about = {
             "stamp": self.stamp,
             "label": self.label,  # for people who look for what to delete
@@ -164,10 +163,9 @@ class _Build:
     def _finished(self) -> dict[int, tuple[dict[str, Any], Arrays]]:
         """The parts that can be used; everything else goes."""
         parts = {}
-        for i, start in enumerate(self.starts):
+        for i, rows in enumerate(self.parts):
             try:
-                rows = min(self.part, len(self.source) - start)
-                parts[i] = load_part(self.directory / part_name(i), self.stamp, rows)
+                parts[i] = load_part(self.directory / part_name(i), self.stamp, len(rows))
             except Unusable as error:
                 self.problem = self.problem or str(error)
         keep = {part_name(i) for i in parts}
@@ -181,9 +179,7 @@ class _Build:
     def _make(
         self, path: Path, rows: range, pool: ThreadPoolExecutor, update: Callable[[int], Any]
     ) -> tuple[dict[str, Any], Arrays]:
-        places: list[tuple[int, int, int, int]] = []
-        captions: list[list[str]] = []
-        bad: list[str] = []
+        places, captions, bad = list[tuple[int, ...]](), list[list[str]](), list[str]()
         at = 0
         with _writing(self.directory):
             # unbuffered: closing must write nothing, or a full disk would raise once more, without the advice

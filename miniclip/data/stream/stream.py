@@ -35,12 +35,10 @@ HOPELESS = 1000  # bad samples in a row, after which no step would ever be full
 
 
 class StreamBatch(NamedTuple):
-    """cursors: lane -> position after this batch, for the lanes of this process. seen: pairs of all processes since the
-    start of the run. epoch: the one that the slowest lane of this process is in."""
+    """cursors: lane -> position after this batch, for the lanes of this process. epoch: of its slowest lane."""
 
     batch: Batch
     cursors: dict[int, Cursor]
-    seen: int
     epoch: int
 
 
@@ -130,11 +128,10 @@ class TrainStream:
             reader, batch_size=None, collate_fn=as_it_is, worker_init_fn=ignore_signals, num_workers=self.workers
         )
         parts = iter(loader)
-        for step in range(first_step, steps):
+        for _ in range(first_step, steps):
             mine = [next(parts) for _ in range(max(1, self.workers))]
             after = {lane: cursor for part in mine for lane, cursor in part.cursors.items()}
-            epoch = min(part.epoch for part in mine)
-            yield StreamBatch(_merge(mine, self.pin), after, (step + 1) * self.batch_size, epoch)
+            yield StreamBatch(_merge(mine, self.pin), after, min(part.epoch for part in mine))
 
     def _positions(self, step: int) -> list[tuple[int, int]]:
         """Of each pool, its positions in a step."""
