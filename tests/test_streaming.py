@@ -38,7 +38,7 @@ from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, Example
 from miniclip.data.stream import stream as module
 from miniclip.data.stream.held_out import streamed_eval_pairs
-from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
+from miniclip.data.stream.lanes import Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.stream.shards import split_shards, training_shards
 from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream
 from miniclip.data.tables.kinds import find_shards
@@ -528,9 +528,7 @@ def test_too_many_readers_and_too_small_batches_are_refused() -> None:
     assert stream([fakes(*(5,) * 25)], 0, 3, batch_size=6).shares_at(4) == [3, 2, 1]
 
 
-def test_cursors_of_other_data_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"positions of 3 lanes, and the data have 24"):
-        next(stream([fakes(50)]).batches(1, 2, dict.fromkeys(range(3), START)))
+def test_the_layout_tells_other_data() -> None:
     one = stream([fakes(50, 60)])
     assert one.layout == stream([fakes(50, 60)], 1, 2, 2).layout
     others = [stream([fakes(50, 60)], seed=4), stream([fakes(50, 60)], buffer=900), stream([fakes(50, 60, 9)])]

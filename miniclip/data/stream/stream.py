@@ -2,9 +2,8 @@
 
 Position p of a pool of shards is the next sample of lane p modulo its lanes (lanes.py), and step s takes the positions
 from s B on, B the global batch. So a batch does not depend on the number of processes and loader workers, nor on where
-a run was stopped: the cursors of the lanes are all that there is to remember.
-
-With data.mixing each source is a pool of its own; without it the shards of all sources make up one.
+a run was stopped: the cursors of the lanes are all that there is to remember. With data.mixing each source is a pool of
+its own; without it the shards of all sources make up one.
 """
 
 from __future__ import annotations
@@ -96,12 +95,15 @@ class TrainStream:
         sizes = [(pool.lanes, pool.block, len(pool.shards)) for pool in self.pools]
         return f"{mix(self.seed, number_of(repr((names, sizes)).encode())):016x}"
 
+    def lanes_at(self, step: int) -> np.ndarray:
+        """The lane of each pair in a step's global batch."""
+        starts, stops = (apportion(s * self.batch_size, self.mixing) for s in (step, step + 1))
+        ranges = zip(self.pools, self.firsts, starts, stops, strict=True)
+        return np.concatenate([first + np.arange(start, stop) % pool.lanes for pool, first, start, stop in ranges])
+
     def shares_at(self, step: int) -> list[int]:
         """Pairs of each process in a step. Raises ValueError if one has none."""
-        counts = np.zeros(self.world, dtype=np.int64)
-        for pool, first, (start, stop) in zip(self.pools, self.firsts, self._positions(step), strict=True):
-            owners = (first + np.arange(start, stop) % pool.lanes) % self.world
-            counts += np.bincount(owners, minlength=self.world)
+        counts = np.bincount(self.lanes_at(step) % self.world, minlength=self.world)
         if counts.min() < 1:
             raise ValueError(
                 f"data.batch_size={self.batch_size} leaves process {int(counts.argmin())} of {self.world} without a "
@@ -114,15 +116,9 @@ class TrainStream:
     ) -> Iterator[StreamBatch]:
         """From first_step until steps. cursors: as of first_step, of the lanes of all processes; none at the start.
 
-        Raises ValueError if they are of other data, StreamLost if the network fails.
+        Raises StreamLost if the network fails.
         """
-        if cursors is None:
-            cursors = dict.fromkeys(range(self.lanes), START)
-        if cursors.keys() != set(range(self.lanes)):
-            raise ValueError(
-                f"the checkpoint knows the positions of {len(cursors)} lanes, and the data have {self.lanes}; go on "
-                "with the shards that the run began with, or start a new run"
-            )
+        cursors = dict.fromkeys(range(self.lanes), START) if cursors is None else cursors
         reader = _Reader(self, first_step, steps, cursors)
         loader: DataLoader[_Part] = DataLoader(
             reader, batch_size=None, collate_fn=as_it_is, worker_init_fn=ignore_signals, num_workers=self.workers
@@ -133,11 +129,6 @@ class TrainStream:
             after = {lane: cursor for part in mine for lane, cursor in part.cursors.items()}
             yield StreamBatch(_merge(mine, self.pin), after, min(part.epoch for part in mine))
 
-    def _positions(self, step: int) -> list[tuple[int, int]]:
-        """Of each pool, its positions in a step."""
-        start, stop = (apportion(s * self.batch_size, self.mixing) for s in (step, step + 1))
-        return list(zip(start, stop, strict=True))
-
     def own_lanes(self, worker: int, workers: int, cursors: Mapping[int, Cursor]) -> dict[int, Lane]:
         """Number -> lane, of those that a worker of this process reads."""
         lanes: dict[int, Lane] = {}
@@ -146,21 +137,16 @@ class TrainStream:
             which = bisect(self.firsts, number) - 1
             pool, local = self.pools[which], number - self.firsts[which]
             group = groups.setdefault((which, local % pool.groups), Group(pool, local % pool.groups))
-            turn, start, done = cursors[number]
-            lanes[number] = Lane(local, group, (turn, start, done))
+            lanes[number] = Lane(local, group, cursors[number])
         return lanes
 
     def part(self, lanes: Mapping[int, Lane], step: int) -> _Part:
         """What those lanes bring to a step."""
         examples, places, bad = list[Example](), list[int](), list[str]()
-        place = 0
-        for pool, first, (start, stop) in zip(self.pools, self.firsts, self._positions(step), strict=True):
-            for position in range(start, stop):
-                lane = lanes.get(first + position % pool.lanes)
-                if lane is not None:
-                    examples.append(self._next(lane, bad))
-                    places.append(place)
-                place += 1
+        for place, number in enumerate(self.lanes_at(step).tolist()):
+            if number in lanes:
+                examples.append(self._next(lanes[number], bad))
+                places.append(place)
         batch = collate(examples, None, []) if examples else None
         after = {number: lane.cursor for number, lane in lanes.items()}
         return _Part(batch, places, bad, after, min(lane.epoch for lane in lanes.values()))
