@@ -2,314 +2,285 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
-import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from support.files import encoded, write_csv, write_parquet, write_tar
 
 from miniclip.cli.eval import main as eval_main
-from miniclip.data.audit import command, figures, report
-from miniclip.data.audit.command import main
+from miniclip.data.audit import figures
+from miniclip.data.audit.command import audit, main
 
 ESCAPE = "\x1b[31m\x9b31m"  # also the one-character form
 LONG = "a very long caption with far more words than a context of eight tokens can hold"
+OPTIONS: dict[str, Any] = {"context_length": 8, "image_size": 60, "batch_size": 4}
 
 
-def picture(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
     field = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(field).resize(size, Image.Resampling.BICUBIC)
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train: 10 pictures, of which copy.jpg is the file t0.jpg, half.jpg is t1.jpg shrunk and saved again, and one is
-    broken. validation: v0, a copy of t2.jpg, and one that is missing. test: e0, and leak.png, which is t3.jpg as PNG at
-    double size."""
-    folder = tmp_path_factory.mktemp("planted")
-    rows: list[tuple[str, str, str]] = []
-
-    def add(name: str, caption: str, split: str) -> Path:
-        rows.append((name, caption, split))
-        return folder / name
-
-    for i in range(7):
-        picture(i).save(add(f"t{i}.jpg", f"picture number {i} of train", "train"))
-    shutil.copy(folder / "t0.jpg", add("copy.jpg", "Picture number 1, of TRAIN!", "train"))
-    Image.open(folder / "t1.jpg").resize((48, 32)).save(add("half.jpg", LONG, "train"), quality=75)
-    add(f"bad{ESCAPE}.jpg", "\x1b[31mred [bold]words", "train").write_bytes(b"no picture")
-    picture(100).save(add("v0.jpg", "validation", "validation"))
-    shutil.copy(folder / "t2.jpg", add("v1.jpg", "PICTURE number 2 of train", "validation"))
-    add("gone.jpg", "not there", "validation")
-    picture(200).save(add("e0.jpg", "first of test", "test"))
-    Image.open(folder / "t3.jpg").resize((192, 128)).save(add(f"leak{ESCAPE}.png", "second of test", "test"))
-    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("file_name", "caption", "split"), *rows])
+def write_table(folder: Path, *rows: tuple[str, ...]) -> Path:
+    """A table of file names, captions and splits, with an image for each name that has no file yet."""
+    folder.mkdir(exist_ok=True)
+    for seed, row in enumerate(rows):
+        if not (folder / row[0]).exists():
+            image(seed).save(folder / row[0])
+    write_csv(folder / "metadata.csv", [("file_name", "caption", "split")[: len(rows[0])], *rows])
     return folder
 
 
-def found(*options: str) -> report.Audit:
-    kept: list[report.Audit] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "print_audit", kept.append)
-        assert main(list(options)) == 0
-    return kept[0]
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train: 10 images, of which copy.jpg is the file t0.jpg, half.jpg is t1.jpg shrunk and saved again, and one is
+    broken. validation: v0, a copy of t2.jpg, and one that is missing. test: e0, and leak.png, which is t3.jpg as PNG at
+    double size."""
+    folder = tmp_path_factory.mktemp("planted")
+    for i in range(7):
+        image(i).save(folder / f"t{i}.jpg")
+    shutil.copy(folder / "t0.jpg", folder / "copy.jpg")
+    Image.open(folder / "t1.jpg").resize((48, 32)).save(folder / "half.jpg", quality=75)
+    (folder / f"bad{ESCAPE}.jpg").write_bytes(b"no picture")
+    image(100).save(folder / "v0.jpg")
+    shutil.copy(folder / "t2.jpg", folder / "v1.jpg")
+    image(200).save(folder / "e0.jpg")
+    Image.open(folder / "t3.jpg").resize((192, 128)).save(folder / f"leak{ESCAPE}.png")
+    write_table(
+        folder,
+        *((f"t{i}.jpg", f"picture number {i} of train", "train") for i in range(7)),
+        ("copy.jpg", "Picture number 1, of TRAIN!", "train"),
+        ("half.jpg", LONG, "train"),
+        (f"bad{ESCAPE}.jpg", "\x1b[31mred [bold]words", "train"),
+        ("v0.jpg", "validation", "validation"),
+        ("v1.jpg", "PICTURE number 2 of train", "validation"),
+        ("gone.jpg", "not there", "validation"),
+        ("e0.jpg", "first of test", "test"),
+        (f"leak{ESCAPE}.png", "second of test", "test"),
+    )
+    (folder / "gone.jpg").unlink()
+    return folder
+
+
+def found(*data: Path, **options: Any) -> dict[str, Any]:
+    """What the JSON holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        audit([str(one) for one in data], json=f"{folder}/found.json", **options)
+        values: dict[str, Any] = json.loads(Path(folder, "found.json").read_text())
+    return values
 
 
 @pytest.fixture(scope="module")
-def result(planted: Path) -> report.Audit:
-    return found("--data", str(planted), "--context_length", "8", "--image_size", "60", "--batch_size", "4")
+def result(planted: Path) -> dict[str, Any]:
+    return found(planted, **OPTIONS)
 
 
-def of(audit: report.Audit, first: str, second: str) -> Any:
-    return next(pair for pair in audit.shared if (pair.first, pair.second) == (first, second))
+def of(values: dict[str, Any], first: str, second: str) -> Any:
+    return next(pair for pair in values["shared"] if (pair["first"], pair["second"]) == (first, second))
 
 
-def test_pictures(result: report.Audit) -> None:
-    train, validation, test = result.splits
-    assert [s.split for s in result.splits] == ["train", "validation", "test"]
-    assert (train.pictures, train.unreadable) == (10, 1)
-    assert train.unreadable_named[0].startswith(f"bad{ESCAPE}.jpg (metadata.csv line 11): not an image")
-    assert (validation.pictures, validation.unreadable) == (3, 1)
-    assert "gone.jpg" in validation.unreadable_named[0]
-    assert train.sizes == {"96 x 64": 8, "48 x 32": 1}
-    assert train.smaller == 1
-    assert train.width is not None
-    assert (train.width.lowest, train.width.median, train.width.highest) == (48, 96, 96)
-    assert train.width.mean == pytest.approx((8 * 96 + 48) / 9)
-    assert train.aspect is not None
-    assert (train.aspect.lowest, train.aspect.highest) == (1.5, 1.5)
-    assert (train.formats, train.modes) == ({"JPEG": 9}, {"RGB": 9})
-    assert test.formats == {"JPEG": 1, "PNG": 1}
-    assert train.file_bytes is not None
-    assert train.file_bytes.highest > train.file_bytes.lowest > 100
+def told(values: dict[str, Any], *names: str) -> list[Any]:
+    return [values[name] for name in names]
 
 
-def test_captions(result: report.Audit) -> None:
-    train = result.splits[0]
-    assert train.captions == train.distinct_captions == 10
-    assert train.distinct_bare_captions == 9  # number 1 stands there twice
-    assert train.captions_a_picture is not None
-    assert train.captions_a_picture.highest == 1
+def counts(values: dict[str, Any], first: str, second: str) -> list[int]:
+    return told(of(values, first, second), "identical_pairs", "near_pairs", "second_pictures", "second_captions")
+
+
+def twins(values: dict[str, Any], first: str, second: str) -> list[list[Any]]:
+    return [told(twin, "row", "twin_row", "identical") for twin in of(values, first, second)["twins"]]
+
+
+def test_images(result: dict[str, Any]) -> None:
+    train, validation, test = result["splits"]
+    assert [s["split"] for s in result["splits"]] == ["train", "validation", "test"]
+    assert told(train, "pictures", "unreadable", "smaller") == [10, 1, 1]
+    assert train["unreadable_named"][0].startswith(f"bad{ESCAPE}.jpg (metadata.csv line 11): not an image")
+    assert told(validation, "pictures", "unreadable") == [3, 1] and "gone.jpg" in validation["unreadable_named"][0]
+    assert train["sizes"] == {"96 x 64": 8, "48 x 32": 1}
+    assert told(train["width"], "lowest", "median", "highest") == [48, 96, 96]
+    assert train["width"]["mean"] == pytest.approx((8 * 96 + 48) / 9)
+    assert told(train["aspect"], "lowest", "highest") == [1.5, 1.5]
+    assert told(train, "formats", "modes") == [{"JPEG": 9}, {"RGB": 9}]
+    assert test["formats"] == {"JPEG": 1, "PNG": 1}
+    assert train["file_bytes"]["highest"] > train["file_bytes"]["lowest"] > 100
+
+
+def test_captions(result: dict[str, Any]) -> None:
+    train = result["splits"][0]
+    # number 1 stands there twice but for case and marks
+    assert told(train, "captions", "distinct_captions", "distinct_bare_captions", "truncated") == [10, 10, 9, 2]
+    assert train["captions_a_picture"]["highest"] == 1
     # "picture number 0 of train" is five tokens and two specials; so is the escaped one once the tokenizer has taken
     # the escape sequence out; a comma and a mark make it nine
-    assert {length: n for length, n in train.lengths.items() if length < 10} == {7: 8, 9: 1}
-    assert sum(train.lengths.values()) == 10
-    assert train.tokens is not None
-    assert (train.tokens.lowest, train.tokens.median) == (7, 7)
-    assert train.truncated == 2
-    common = train.commonest
-    assert [(c.text, c.captions, c.pictures) for c in common] == [("picture number 1 of train", 2, 2)]
+    assert {length: n for length, n in train["lengths"].items() if int(length) < 10} == {"7": 8, "9": 1}
+    assert sum(train["lengths"].values()) == 10
+    assert told(train["tokens"], "lowest", "median") == [7, 7]
+    assert train["commonest"] == [{"text": "picture number 1 of train", "captions": 2, "pictures": 2}]
 
 
 def test_tokens_used(tmp_path: Path) -> None:
     """a, b, c in two captions; cut to two tokens: a, b; and start and end."""
-    for i in range(4):
-        picture(i).save(tmp_path / f"{i}.jpg")
-    lines = "0.jpg,a b c,train\n1.jpg,b a,train\n2.jpg,x,validation\n3.jpg,y,test\n"
-    (tmp_path / "m.csv").write_text("file_name,caption,split\n" + lines)
-    for length, used, cut in (("5", 5, 0), ("4", 4, 1)):
-        train = found("--data", str(tmp_path / "m.csv"), "--context_length", length).splits[0]
-        assert (train.tokens_used, train.truncated) == (used, cut)
+    rows = ("0.jpg", "a b c", "train"), ("1.jpg", "b a", "train"), ("2.jpg", "x", "validation"), ("3.jpg", "y", "test")
+    write_table(tmp_path, *rows)
+    for length, used, cut in ((5, 5, 0), (4, 4, 1)):
+        train = found(tmp_path, context_length=length)["splits"][0]
+        assert told(train, "tokens_used", "truncated", "vocabulary") == [used, cut, 49408]
 
 
-def test_twins_in_train(result: report.Audit) -> None:
-    train = of(result, "train", "train")
-    assert (train.identical_pairs, train.near_pairs, train.second_pictures) == (1, 1, 4)
-    identical, near = train.twins
-    assert (identical.name, identical.twin_name) == ("copy.jpg (metadata.csv line 9)", "t0.jpg (metadata.csv line 2)")
-    assert (identical.row, identical.twin_row, identical.rms, identical.identical) == (7, 0, 0, True)
-    assert (near.row, near.twin_row, near.identical) == (8, 1, False)
-    assert 0 < near.rms < 6
-    assert train.second_captions == 2
-    (echo,) = train.echoes
-    assert (echo.caption, echo.row, echo.twin_row) == ("Picture number 1, of TRAIN!", 7, 1)
+def test_twins_in_train(result: dict[str, Any]) -> None:
+    assert counts(result, "train", "train") == [1, 1, 4, 2]
+    identical, near = of(result, "train", "train")["twins"]
+    names = ["copy.jpg (metadata.csv line 9)", "t0.jpg (metadata.csv line 2)"]
+    assert told(identical, "name", "twin_name", "row", "twin_row", "rms", "identical") == [*names, 7, 0, 0, True]
+    assert told(near, "row", "twin_row", "identical") == [8, 1, False] and 0 < near["rms"] < 6
+    (echo,) = of(result, "train", "train")["echoes"]
+    assert told(echo, "caption", "row", "twin_row") == ["Picture number 1, of TRAIN!", 7, 1]
 
 
-def test_leaks(result: report.Audit) -> None:
-    validation, test = of(result, "train", "validation"), of(result, "train", "test")
-    assert (validation.identical_pairs, validation.near_pairs, validation.second_pictures) == (1, 0, 1)
-    (twin,) = validation.twins
-    assert (twin.name, twin.twin_name) == ("v1.jpg (metadata.csv line 13)", "t2.jpg (metadata.csv line 4)")
-    (echo,) = validation.echoes
-    assert (echo.row, echo.twin_row, validation.second_captions) == (1, 2, 1)
-    assert (test.identical_pairs, test.near_pairs, test.second_pictures) == (0, 1, 1)
-    (twin,) = test.twins
-    assert (twin.row, twin.twin_row, twin.identical) == (1, 3, False)
-    assert test.echoes == []
-    assert result.leaks == [validation, test]
-    clean = [of(result, *pair) for pair in (("validation", "validation"), ("validation", "test"), ("test", "test"))]
-    assert all(pair.second_pictures == pair.second_captions == 0 for pair in clean)
-    assert any("1 of 2 test pictures are in train" in sentence for sentence in report.advice(result))
+def test_leaks(result: dict[str, Any]) -> None:
+    assert counts(result, "train", "validation") == [1, 0, 1, 1]
+    (twin,), (echo,) = told(of(result, "train", "validation"), "twins", "echoes")
+    assert told(twin, "name", "twin_name") == ["v1.jpg (metadata.csv line 13)", "t2.jpg (metadata.csv line 4)"]
+    assert told(echo, "row", "twin_row") == [1, 2]
+    assert counts(result, "train", "test") == [0, 1, 1, 0] and of(result, "train", "test")["echoes"] == []
+    assert twins(result, "train", "test") == [[1, 3, False]]
+    for pair in (("validation", "validation"), ("validation", "test"), ("test", "test")):
+        assert counts(result, *pair) == [0, 0, 0, 0]
+    leaks = [sentence for sentence in result["advice"] if "are in" in sentence]
+    assert [leak[: leak.index(" too")] for leak in leaks] == [
+        "1 of 3 validation images are in train",
+        "1 of 2 test images are in train",
+    ]
 
 
 def test_many_copies_are_counted_by_pairs(tmp_path: Path) -> None:
-    """Three copies of one picture in train and two in test, and a near one in each; each is named with its nearest
-    twin, the identical first."""
-    near, nearer = (picture(0).point(lambda v, step=step: min(255, v + step)) for step in (4, 1))
+    """Three copies of one image in train and two in test, and a near one in each; each is named with its nearest twin,
+    the identical first."""
+    near, nearer = (image(0).point(lambda v, step=step: min(255, v + step)) for step in (4, 1))
     names = {"train": ["a", "b", "c", "near"], "validation": ["v"], "test": ["g", "d", "e", "f"]}
-    rows = [("file_name", "caption", "split")]
-    for split, files in names.items():
-        for name in files:
-            pixels = {"near": near, "f": near, "g": nearer, "v": picture(9)}.get(name, picture(0))
-            pixels.save(tmp_path / f"{name}.png")
-            rows.append((f"{name}.png", "one for all", split))
-    with (tmp_path / "metadata.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows(rows)
-    result = found("--data", str(tmp_path))
-    train, test, both = of(result, "train", "train"), of(result, "test", "test"), of(result, "train", "test")
-    assert (train.identical_pairs, train.near_pairs, train.second_pictures) == (3, 3, 4)
-    assert (test.identical_pairs, test.near_pairs, test.second_pictures) == (1, 5, 4)
-    assert (both.identical_pairs, both.near_pairs, both.second_pictures) == (3 * 2 + 1, 3 + 2 + 4, 4)
-    places = [(t.row, t.twin_row, t.identical) for t in both.twins]
-    assert places == [(1, 0, True), (2, 0, True), (3, 3, True), (0, 0, False)]
-    assert [(t.row, t.twin_row, t.identical) for t in train.twins] == [(1, 0, True), (2, 0, True), (3, 0, False)]
+    for name in "abcdefgv":
+        {"f": near, "g": nearer, "v": image(9)}.get(name, image(0)).save(tmp_path / f"{name}.png")
+    near.save(tmp_path / "near.png")
+    write_table(tmp_path, *((f"{name}.png", "one for all", split) for split, files in names.items() for name in files))
+    values = found(tmp_path)
+    assert counts(values, "train", "train") == [3, 3, 4, 4]
+    assert counts(values, "test", "test") == [1, 5, 4, 4]
+    assert counts(values, "train", "test") == [3 * 2 + 1, 3 + 2 + 4, 4, 4]
+    assert twins(values, "train", "test") == [[1, 0, True], [2, 0, True], [3, 3, True], [0, 0, False]]
+    assert twins(values, "train", "train") == [[1, 0, True], [2, 0, True], [3, 0, False]]
     # f is further from g than from d and e, but both stand before it
-    assert [(t.row, t.twin_row, t.identical) for t in test.twins] == [(2, 1, True), (1, 0, False), (3, 0, False)]
-    assert both.second_captions == 4
-    assert len(both.echoes) == 1
-    assert train.second_captions == 4
+    assert twins(values, "test", "test") == [[2, 1, True], [1, 0, False], [3, 0, False]]
+    assert len(of(values, "train", "test")["echoes"]) == 1
 
 
 def test_equal_bytes_of_another_shape_are_not_identical(tmp_path: Path) -> None:
-    sizes = {"0": (20, 10), "1": (10, 20), "2": (8, 8), "3": (9, 9)}
-    lines = ["file_name,caption,split"]
-    for name, size in sizes.items():
-        colour = "red" if name in "01" else "blue" if name == "2" else "lime"
-        Image.new("RGB", size, colour).save(tmp_path / f"{name}.png")
-        lines.append(f"{name}.png,c,{'train' if name in '01' else 'validation' if name == '2' else 'test'}")
-    (tmp_path / "m.csv").write_text("\n".join(lines))
-    train = of(found("--data", str(tmp_path / "m.csv")), "train", "train")
-    assert (train.identical_pairs, train.near_pairs, train.twins[0].rms) == (0, 1, 0.0)
+    rows = []
+    for split, size, colour in (
+        ("train", (20, 10), "red"),
+        ("train", (10, 20), "red"),
+        ("validation", (8, 8), "blue"),
+        ("test", (9, 9), "lime"),
+    ):
+        rows.append((f"{len(rows)}.png", "c", split))
+        Image.new("RGB", size, colour).save(tmp_path / rows[-1][0])
+    values = found(write_table(tmp_path, *rows))
+    assert counts(values, "train", "train")[:2] == [0, 1] and of(values, "train", "train")["twins"][0]["rms"] == 0
 
 
 def test_the_longest_shared_captions_come_first(tmp_path: Path) -> None:
-    lines = ["file_name,caption,split"]
-    for i, caption in enumerate(["dog", "a dog on a hill", "a dog", "DOG", "a DOG", "A dog, on a hill", "other"]):
-        picture(i).save(tmp_path / f"{i}.jpg")
-        lines.append(f'{i}.jpg,"{caption}",{"train" if i < 3 else "validation" if i == 6 else "test"}')
-    (tmp_path / "m.csv").write_text("\n".join(lines))
-    shared = of(found("--data", str(tmp_path / "m.csv")), "train", "test")
-    assert [echo.caption for echo in shared.echoes] == ["A dog, on a hill", "a DOG", "DOG"]
-    assert [(echo.row, echo.twin_row) for echo in shared.echoes] == [(2, 1), (1, 2), (0, 0)]
+    captions = ["dog", "a dog on a hill", "a dog", "DOG", "a DOG", "A dog, on a hill", "other"]
+    splits = ["train"] * 3 + ["test"] * 3 + ["validation"]
+    values = found(write_table(tmp_path, *((f"{i}.jpg", captions[i], splits[i]) for i in range(7))))
+    echoes = [told(echo, "caption", "row", "twin_row") for echo in of(values, "train", "test")["echoes"]]
+    assert echoes == [["A dog, on a hill", 2, 1], ["a DOG", 1, 2], ["DOG", 0, 0]]
 
 
-def test_a_batch(result: report.Audit) -> None:
-    """Nine readable pictures of train in batches of 4; two are one picture, in a batch together one time in six."""
-    collisions = result.collisions
-    assert collisions is not None
-    assert (collisions.batch_size, collisions.same_caption) == (4, 0)
-    assert collisions.same_picture == pytest.approx(4 * 3 / (9 * 8))
+def test_a_batch(result: dict[str, Any]) -> None:
+    """Nine readable images of train in batches of 4; two are one image, in a batch together one time in six."""
+    batch = result["collisions"]
+    assert told(batch, "batch_size", "same_caption") == [4, 0]
+    assert batch["same_picture"] == pytest.approx(4 * 3 / (9 * 8))
     # two of four rows then have a twin
-    assert abs(collisions.floor - np.log(2) / 2 / 6) < 4 * collisions.floor_error
+    assert abs(batch["floor"] - np.log(2) / 2 / 6) < 4 * batch["floor_error"]
 
 
 def test_cut_captions_collide(tmp_path: Path) -> None:
-    """Equal in the six tokens that are left, so equal to the text encoder; every pair of pictures shares them."""
-    for i in range(6):
-        picture(i).save(tmp_path / f"{i}.jpg")
-    lines = "".join(f"{i}.jpg,one two three four five six {i}\n" for i in range(6))
-    (tmp_path / "m.csv").write_text("file_name,caption\n" + lines)
-    for length, pairs in (("8", 3.0), ("9", 0.0)):
-        collisions = found(
-            "--data", str(tmp_path / "m.csv"), "--context_length", length, "--batch_size", "3"
-        ).collisions
-        assert collisions is not None
-        assert collisions.same_caption == pytest.approx(pairs)
-        assert collisions.floor == pytest.approx(np.log(3) if pairs else 0)
+    """Equal in the six tokens that are left, so equal to the text encoder; every pair of images shares them."""
+    write_table(tmp_path, *((f"{i}.jpg", f"one two three four five six {i}") for i in range(6)))
+    for length, pairs in ((8, 3.0), (9, 0.0)):
+        values = found(tmp_path, context_length=length, batch_size=3)
+        assert values["collisions"]["same_caption"] == pytest.approx(pairs)
+        assert values["collisions"]["floor"] == pytest.approx(np.log(3) if pairs else 0)
+        assert any("equal captions keep" in sentence for sentence in values["advice"]) == (pairs > 0)
 
 
-def encoded(image: Image.Image, orientation: int = 1) -> bytes:
-    file = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(file, "JPEG", exif=exif)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["files", "parquet", "tar", "several"])
+@pytest.mark.parametrize("kind", ["files", "parquet", "tar", "two sources"])
 def test_sizes_are_those_of_the_files(tmp_path: Path, kind: str) -> None:
     """A large JPEG is decoded smaller, and one from a camera on its side is turned; both are told as they lie there."""
-    images = [encoded(picture(i, (800, 600)), orientation) for i, orientation in enumerate((1, 6, 1, 1))]
-    data = [str(tmp_path / "data")]
+    images = []
+    for i, orientation in enumerate((1, 6, 1, 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        images.append(encoded(image(i, (800, 600)), "JPEG", exif=exif))
+    data, times = [tmp_path / "data"], 1
     if kind == "parquet":
         rows = {"image": [{"bytes": b, "path": None} for b in images], "caption": ["a", "b", "c", "d"]}
-        features = Features({"image": ImageFeature(), "caption": Value("string")})
-        (tmp_path / "data").mkdir()
-        Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data" / "train.parquet"))
+        write_parquet(data[0] / "train.parquet", rows, image=ImageFeature())
     elif kind == "tar":
-        data = [str(tmp_path / "shard-0.tar")]
-        with tarfile.open(data[0], "w") as tar:
-            for i, image in enumerate(images):
-                for name, content in ((f"{i}.jpg", image), (f"{i}.txt", b"words")):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        data = [tmp_path / "shard-0.tar"]
+        write_tar(data[0], [(str(i), {"jpg": jpeg, "txt": b"words"}) for i, jpeg in enumerate(images)])
     else:
-        for folder in ("data", "other"):
-            (tmp_path / folder).mkdir()
-            for i, image in enumerate(images):
-                (tmp_path / folder / f"{i}.jpg").write_bytes(image)
-            lines = "".join(f"{i}.jpg,words\n" for i in range(4))
-            (tmp_path / folder / "metadata.csv").write_text("file_name,caption\n" + lines)
-        data += [str(tmp_path / "other")] if kind == "several" else []
-    result = found("--data", *data, "--image_size", "32")
-    sizes: dict[str, int] = {}
-    for split in result.splits:
-        assert split.formats == {"JPEG": split.pictures}
-        for size, count in split.sizes.items():
-            sizes[size] = sizes.get(size, 0) + count
-    times = 2 if kind == "several" else 1
+        data += [tmp_path / "other"] if kind == "two sources" else []
+        times = len(data)
+        for folder in data:
+            folder.mkdir()
+            for i, jpeg in enumerate(images):
+                (folder / f"{i}.jpg").write_bytes(jpeg)
+            write_table(folder, *((f"{i}.jpg", "words") for i in range(4)))
+    values = found(*data, image_size=32)
+    sizes = dict.fromkeys(("800 x 600", "600 x 800"), 0)
+    for split in values["splits"]:
+        assert split["formats"] == {"JPEG": split["pictures"]}
+        for size, count in split["sizes"].items():
+            sizes[size] += count
     assert sizes == {"800 x 600": 3 * times, "600 x 800": times}
-    assert result.splits[0].file_bytes is not None
-    assert result.splits[0].file_bytes.lowest >= min(map(len, images))
-    if kind == "several":  # every picture of the second source is one of the first
-        assert sum(pair.identical_pairs for pair in result.shared) == 4
+    assert values["splits"][0]["file_bytes"]["lowest"] >= min(map(len, images))
+    # every image of the second source is one of the first
+    assert sum(pair["identical_pairs"] for pair in values["shared"]) == 4 * (times - 1)
 
 
 def test_what_the_readers_say_is_in_the_notes(tmp_path: Path) -> None:
     """Splits that are set aside, and a row without a caption, which stops nothing."""
-    for i in range(5):
-        picture(i).save(tmp_path / f"{i}.jpg")
-    (tmp_path / "m.csv").write_text("file_name,caption\n" + "".join(f"{i}.jpg,c\n" for i in range(4)) + "4.jpg,\n")
-    result = found("--data", str(tmp_path / "m.csv"))
-    assert [(s.split, s.pictures) for s in result.splits] == [("train", 2), ("validation", 1), ("test", 1)]
-    assert any("set aside" in note for note in result.notes)
-    assert any("1 of 5 rows are skipped: m.csv line 6" in note for note in result.notes)
-    assert len(set(result.notes)) == len(result.notes)
+    write_table(tmp_path, *((f"{i}.jpg", "c" if i < 4 else "") for i in range(5)))
+    values = found(tmp_path / "metadata.csv")
+    assert [(s["split"], s["pictures"]) for s in values["splits"]] == [("train", 2), ("validation", 1), ("test", 1)]
+    assert any("set aside" in note for note in values["notes"])
+    assert any("1 of 5 rows are skipped: metadata.csv line 6" in note for note in values["notes"])
+    assert len(set(values["notes"])) == len(values["notes"])
 
 
 def test_a_source_without_a_training_split(tmp_path: Path) -> None:
     for split in ("test", "validation"):
-        (tmp_path / split).mkdir()
-        for i in range(2):
-            picture(i).save(tmp_path / split / f"{i}.jpg")
-        (tmp_path / split / "metadata.csv").write_text("file_name,caption\n0.jpg,c\n1.jpg,d\n")
-    result = found("--data", str(tmp_path))
-    assert [s.split for s in result.splits] == ["validation", "test"]
-    assert result.collisions is None
-    assert of(result, "validation", "test").identical_pairs == 2
-    assert any(note.startswith("train: ") for note in result.notes)
+        write_table(tmp_path / split, ("0.jpg", "c"), ("1.jpg", "d"))
+    values = found(tmp_path)
+    assert [s["split"] for s in values["splits"]] == ["validation", "test"] and values["collisions"] is None
+    assert counts(values, "validation", "test")[0] == 2
+    assert any(note.startswith("train: ") for note in values["notes"])
 
 
-def test_limit(planted: Path) -> None:
-    result = found("--data", str(planted), "--limit", "2")
-    assert [s.pictures for s in result.splits] == [2, 2, 2]
-    assert result.limit == 2
-
-
-def test_blocks(planted: Path, result: report.Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_and_blocks(planted: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = found(planted, limit=2)
+    assert [told(s, "pictures", "captions") for s in values["splits"]] == [[2, 2]] * 3 and values["limit"] == 2
     monkeypatch.setattr(figures, "BLOCK", 3)
-    again = found("--data", str(planted), "--context_length", "8", "--image_size", "60", "--batch_size", "4")
-    assert again == result
+    assert found(planted, **OPTIONS) == result
 
 
 # ---- the command
@@ -321,93 +292,62 @@ def test_outputs(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*options, "--json", str(target), "--png", str(drawing)]) == 0
     shown = capsys.readouterr()
     assert not set("\x1b\x9b") & set(shown.out + shown.err)
-    assert "[bold]words" not in shown.err
-    for part in (
-        "leak [31m 31m.png",
-        "t3.jpg (metadata.csv line 5)",
-        "copy.jpg",
-        "identical",
-        "gone.jpg",
-        "bad [31m 31m.jpg",
-    ):
+    for part in ("leak [31m 31m.png", "t3.jpg (metadata.csv line 5)", "copy.jpg", "identical", "gone.jpg"):
         assert part in shown.out, part
+    assert "bad [31m 31m.jpg" in shown.out and "[bold]words" not in shown.err
     text = target.read_text()
-    assert text.isascii()
-    assert "\x1b" not in text
+    assert text.isascii() and "\x1b" not in text
     values = json.loads(text)
-    assert values["version"] == 1
-    assert values["data"] == [str(planted)]
-    train = values["splits"][0]
-    assert (train["split"], train["pictures"], train["unreadable"], train["vocabulary"]) == ("train", 10, 1, 49408)
-    assert train["lengths"]["7"] == 8
-    assert train["tokens"]["lowest"] == 7
-    leak = next(p for p in values["shared"] if (p["first"], p["second"]) == ("train", "test"))["twins"][0]
-    assert leak["name"] == f"leak{ESCAPE}.png (metadata.csv line 16)"
-    assert (leak["twin_name"], leak["row"], leak["twin_row"]) == ("t3.jpg (metadata.csv line 5)", 1, 3)
-    assert values["collisions"]["batch_size"] == 4
-    assert values["advice"]
-    with Image.open(drawing) as image:
-        assert image.format == "PNG"
-        assert min(image.size) > 600
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-    # the leaked picture is in it: so many colours are in no chart
+    assert told(values, "version", "data") == [1, [str(planted)]] and values["advice"]
+    (leak,) = of(values, "train", "test")["twins"]
+    names = [f"leak{ESCAPE}.png (metadata.csv line 16)", "t3.jpg (metadata.csv line 5)"]
+    assert told(leak, "name", "twin_name", "row", "twin_row") == [*names, 1, 3]
+    with Image.open(drawing) as png:
+        assert png.format == "PNG" and min(png.size) > 600
+        pixels = np.asarray(png.convert("RGB")).astype(int)
+    # the leaked image is in it: so many colours are in no chart
     assert len(np.unique(pixels.reshape(-1, 3) // 8, axis=0)) > 1000
+    assert eval_main(["audit", *options, "--json", str(target)]) == 0
+    assert capsys.readouterr().out == shown.out and target.read_text() == text
 
 
-def test_eval_takes_the_same_options(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--data", str(planted), "--batch_size", "4"]
-    assert main([*options, "--json", str(tmp_path / "a.json")]) == 0
-    own = capsys.readouterr().out
-    assert eval_main(["audit", *options, "--json", str(tmp_path / "b.json")]) == 0
-    assert capsys.readouterr().out == own
-    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
-    assert eval_main(["audit", "--data", str(tmp_path / "nowhere")]) == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
+def test_bad_usage(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(planted)]
+    for options, said in (
         ([], "--data"),
-        (["--data", "{planted}", "--limit", "0"], "at least 1"),
-        (["--data", "{planted}", "--context_length", "2"], "at least 3"),
-        (["--data", "{planted}", "--batch_size", "1"], "at least 2"),
-        (["--data", "{planted}", "--frobnicate"], "--frobnicate"),
-        (["--data", "{planted}/nowhere.csv"], "no such file"),
-        (["--data", "{planted}", "--test_split", "nowhere"], "no split 'nowhere'"),
-        (["--data", "{planted}", "--image_column", "nowhere"], "nowhere"),
-        (["--data", "{planted}", "--json", "{planted}"], "is a folder"),
-        (["--data", "{planted}", "--png", "{planted}/no/such.png"], "does not exist"),
+        ([*data, "--limit", "0"], "at least 1"),
+        ([*data, "--context_length", "2"], "at least 3"),
+        ([*data, "--batch_size", "1"], "at least 2"),
+        ([*data, "--frobnicate"], "--frobnicate"),
+        (["--data", f"{planted}/nowhere.csv"], "no such file"),
+        ([*data, "--test_split", "nowhere"], "no split 'nowhere'"),
+        ([*data, "--image_column", "nowhere"], "nowhere"),
+        ([*data, "--json", str(planted)], "is a folder"),
+        ([*data, "--png", f"{planted}/no/such.png"], "does not exist"),
         (["--data", f"nowhere{ESCAPE}/x.csv"], "nowhere [31m 31m/x.csv"),
-    ],
-)
-def test_bad_usage(planted: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = main([option.format(planted=planted) for option in options])
-    except SystemExit as stop:
-        code = stop.code  # type: ignore[assignment]
-    shown = capsys.readouterr()
-    assert code == 2
-    assert shown.out == ""
-    assert shown.err.startswith("audit: error: ")
-    assert shown.err.count("\n") == 1
-    assert said in shown.err
-    assert "\x1b" not in shown.err
+    ):
+        try:
+            code = main(options)
+        except SystemExit as stop:
+            code = stop.code  # type: ignore[assignment]
+        shown = capsys.readouterr()
+        assert (code, shown.out) == (2, "")
+        assert shown.err.startswith("audit: error: ") and shown.err.count("\n") == 1
+        assert said in shown.err and "\x1b" not in shown.err
 
 
 def test_nothing_readable_and_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All pictures broken is a finding, no failure; and the picture is drawn."""
+    """All images broken is a finding, no failure; and the figure is drawn."""
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
-    (tmp_path / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{i}.jpg,c{i}\n" for i in range(3)))
-    assert main(["--data", str(tmp_path), "--png", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json")]) == 0
-    assert "1 of 1 train pictures cannot be read" in capsys.readouterr().out
-    assert json.loads((tmp_path / "a.json").read_text())["collisions"] is None
-    assert (tmp_path / "a.png").stat().st_size > 1000
+    values = found(write_table(tmp_path, *((f"{i}.jpg", f"c{i}") for i in range(3))), png=str(tmp_path / "a.png"))
+    assert "1 of 1 train images cannot be read" in capsys.readouterr().out
+    assert values["collisions"] is None and (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_help_is_quick_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        command.main(["--help"])
+        main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in ("data", "revision", "caption_column", "validation_split", "limit"))

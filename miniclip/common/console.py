@@ -22,6 +22,7 @@ _WORDS = (
     "unit",
     "how to read it",
     "picture",
+    "image",
     "twin",
     "caption",
     "files",

@@ -1,73 +1,57 @@
-"""How often pairs of one batch share a caption or a picture, and the floor that this puts under the loss.
+"""How often pairs of one batch share a caption or an image, and the floor that this puts under the loss.
 
-Axes: P pictures, C captions, of which first[p] to first[p + 1] are those of picture p; N pairs a batch.
+Axes: P images, C captions, of which first[p] to first[p + 1] are those of image p; N pairs a batch.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 BATCHES = 200
 
 
-@dataclass(frozen=True)
-class Collisions:
-    """What to expect of a batch as training draws it: N different pictures, one caption of each.
-
-    batch_size: N, or P if there are fewer. same_caption, same_picture, either: expected number of the N(N-1)/2 pairs of
-    pairs that share it; exact. chance: ln N, in nats. floor: expected lowest softmax loss, in nats, if whatever is not
-    on the diagonal counts as a negative; mean over `batches` drawn ones, floor_error its standard error.
-    """
-
-    batch_size: int
-    same_caption: float
-    same_picture: float
-    either: float
-    chance: float
-    floor: float
-    floor_error: float
-    batches: int
-
-
 def expected_collisions(
-    texts: np.ndarray, first: np.ndarray, images: np.ndarray, batch_size: int, *, batches: int = BATCHES, seed: int = 0
-) -> Collisions:
-    """texts: (C,) int64, equal for captions of equal tokens. first: (P + 1,) int64. images: (P,) int64, equal for equal
-    pictures. Every picture has a caption. Raises ValueError for fewer than 2 pictures or a batch below 2."""
+    texts: np.ndarray, first: np.ndarray, images: np.ndarray, batch_size: int, batches: int = BATCHES
+) -> dict[str, Any]:
+    """What to expect of a batch as training draws it: N different images, one caption of each.
+
+    texts: (C,) int64, equal for captions of equal tokens. first: (P + 1,) int64. images: (P,) int64, equal for equal
+    images. Every image has a caption. Plain values, under the names of the audit's JSON. Raises ValueError for fewer
+    than 2 images or a batch below 2.
+    """
     count = len(images)
     if count < 2 or batch_size < 2:
-        raise ValueError(f"{count} pictures in batches of {batch_size}: a batch needs at least 2 pairs")
-    size = min(batch_size, count)
-    own = np.diff(first)
-    # (picture, text) -> share of the picture's captions that say it
+        raise ValueError(f"{count} images in batches of {batch_size}: a batch needs at least 2 pairs")
+    size, own = min(batch_size, count), np.diff(first)
+    # (image, text) -> share of the image's captions that say it
     width = int(texts.max()) + 1
     keys, inverse = np.unique(np.repeat(np.arange(count), own) * width + texts, return_inverse=True)
     shares = np.bincount(inverse, weights=np.repeat(1 / own, own))
     rows, text = keys // width, keys % width
-    drawn = size * (size - 1) / (count * (count - 1))  # that two given pictures come into one batch
+    drawn = size * (size - 1) / (count * (count - 1))  # that two given images come into one batch
     caption = drawn * _products(text, shares)
-    picture = drawn * _products(images, np.ones(count))
+    image = drawn * _products(images, np.ones(count))
     both = drawn * _products(images[rows] * width + text, shares)
-    rng = np.random.default_rng(seed)
-    floors = np.empty(batches)
+    rng, floors = np.random.default_rng(0), np.empty(batches)
     for k in range(batches):
         chosen = rng.choice(count, size, replace=False)
         said = texts[first[chosen] + rng.integers(own[chosen])]
         floors[k] = batch_floor(said, images[chosen])
-    error = float(floors.std(ddof=1)) / math.sqrt(batches) if batches > 1 else math.nan
-    return Collisions(
-        batch_size=size,
-        same_caption=caption,
-        same_picture=picture,
-        either=caption + picture - both,
-        chance=math.log(size),
-        floor=float(floors.mean()),
-        floor_error=error,
-        batches=batches,
-    )
+    return {
+        "batch_size": size,
+        # expected number of the N(N-1)/2 pairs of pairs that share it; exact
+        "same_caption": caption,
+        "same_picture": image,
+        "either": caption + image - both,
+        "chance": math.log(size),  # nats
+        # the lowest softmax loss, in nats, if whatever is not on the diagonal counts as a negative: mean of drawn ones
+        "floor": float(floors.mean()),
+        "floor_error": float(floors.std(ddof=1)) / math.sqrt(batches),
+        "batches": batches,
+    }
 
 
 def batch_floor(texts: np.ndarray, images: np.ndarray) -> float:
@@ -75,7 +59,7 @@ def batch_floor(texts: np.ndarray, images: np.ndarray) -> float:
 
     ln N - I(text; image), of the two as the batch pairs them: no softmax loss goes below the mutual information
     (arXiv:1807.03748, section 2.3), and logits ln p(text, image) / (p(text) p(image)) reach it in both directions. With
-    all pictures different it is the mean of ln m, m the number of times that a row's text stands in the batch.
+    all images different it is the mean of ln m, m the number of times that a row's text stands in the batch.
     """
     together = images * (int(texts.max()) + 1) + texts
     return max(0.0, _mean_log(texts) + _mean_log(images) - _mean_log(together))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniclip.common.arguments import add_options, check_output, check_range, data_words, exit_code, refused
 
 if TYPE_CHECKING:
     from miniclip.config import DataConfig
-    from miniclip.data.audit.report import Audit
     from miniclip.data.captioned import PairSource
 
 _PROGRAM = "python -m miniclip.data.audit"
+VERSION = 1  # of the JSON
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +82,14 @@ def audit(
 
     from miniclip.common.console import write_json
     from miniclip.config import DataConfig
-    from miniclip.data.audit.report import print_audit, to_json
+    from miniclip.data.audit.collisions import expected_collisions
+    from miniclip.data.audit.figures import figures, look
+    from miniclip.data.audit.report import advice, print_audit
+    from miniclip.data.audit.shared import compare, readable
+    from miniclip.data.subset import Subset
 
-    asked: dict[str, Any] = {"train_split": train_split, "validation_split": validation_split, "test_split": test_split}
+    splits = {"train_split": train_split, "validation_split": validation_split, "test_split": test_split}
+    asked: dict[str, Any] = {option: split for option, split in splits.items() if split is not None}
     config = DataConfig(
         source=data[0] if len(data) == 1 else data,
         name=name,
@@ -93,56 +98,41 @@ def audit(
         caption_column=caption_column[0] if caption_column and len(caption_column) == 1 else caption_column,
         batch_size=batch_size,
         max_bad_fraction=1.0,
-        **{option: split for option, split in asked.items() if split is not None},
+        **asked,
     )
-    found, sources = examine(config, image_size, context_length, limit, [s for s in asked if asked[s] is not None])
+    sources, notes = _open(config, image_size, asked)
+    if limit is not None:
+        sources = {split: Subset(source, range(min(limit, len(source)))) for split, source in sources.items()}
+    looks = [look(split, source, context_length, progress=sys.stderr.isatty()) for split, source in sources.items()]
+    shared, complete = compare(looks)
+    pairs = readable(looks[0]) if "train" in sources else None
+    found: dict[str, Any] = {
+        "version": VERSION,
+        "data": data,
+        "name": name,
+        "revision": revision,
+        "limit": limit,
+        "image_size": image_size,
+        "context_length": context_length,
+        "batch_size": batch_size,
+        # as far as the source has them (or training would set them aside)
+        "splits": [figures(one, image_size, context_length) for one in looks],
+        "shared": shared,  # every split with itself and with those after it
+        "all_near_pairs": complete,  # false: the search stopped early, and their numbers are the least there are
+        "collisions": expected_collisions(*pairs, batch_size) if pairs and len(pairs[2]) > 1 else None,
+        "notes": notes,  # what the readers said
+    }
+    found["advice"] = advice(found)
     if json:
-        write_json(json, to_json(found))
+        write_json(json, found)
     if png:
-        from miniclip.data.audit.picture import write_picture
+        from miniclip.data.audit.plot import write_png
 
-        write_picture(found, sources, png)
+        write_png(found, sources, png)
     print_audit(found)
 
 
-def examine(
-    config: DataConfig, image_size: int, context_length: int, limit: int | None, asked: Sequence[str]
-) -> tuple[Audit, dict[str, PairSource]]:
-    """What is in the data, and the splits that could be opened. Raises ValueError or OSError if none could.
-
-    asked: the options train_split and its kin that were given: such a split has to be there.
-    """
-    from miniclip.data.audit.collisions import expected_collisions
-    from miniclip.data.audit.figures import figures, look
-    from miniclip.data.audit.report import Audit
-    from miniclip.data.audit.shared import compare, readable_parts
-
-    sources, notes = _open(config, image_size, asked)
-    progress = sys.stderr.isatty()
-    splits = [look(split, source, context_length, limit, progress) for split, source in sources.items()]
-    shared, complete = compare(splits)
-    collisions = None
-    for looked in splits:
-        if looked.split == "train" and len(looked) - len(looked.bad) > 1:
-            collisions = expected_collisions(*readable_parts(looked), batch_size=config.batch_size)
-    audit = Audit(
-        data=config.sources,
-        name=config.name,
-        revision=config.revision,
-        limit=limit,
-        image_size=image_size,
-        context_length=context_length,
-        batch_size=config.batch_size,
-        splits=[figures(looked, image_size, context_length) for looked in splits],
-        shared=shared,
-        all_near_pairs=complete,
-        collisions=collisions,
-        notes=notes,
-    )
-    return audit, sources
-
-
-def _open(config: DataConfig, image_size: int, asked: Sequence[str]) -> tuple[dict[str, PairSource], list[str]]:
+def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[dict[str, PairSource], list[str]]:
     """The splits there are, and what was said while they were opened.
 
     Raises the error of a split that was asked for by name, or of the first one if none can be opened.

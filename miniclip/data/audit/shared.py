@@ -1,195 +1,117 @@
-"""What stands twice: pictures and captions of one split, or of two, where they are leaks."""
+"""What stands twice: images and captions of one split, or of two, where they are leaks.
+
+Axes: S splits, P images of one; K kinds of images, those equal in every pixel as decoded being one kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 
-from miniclip.data.audit.figures import NAMED, Looked
+from miniclip.data.audit.figures import NAMED, Look
 from miniclip.data.duplicates import near_pairs
 
 
-@dataclass(frozen=True)
-class Twin:
-    """A picture of the second split that stands in the first as well (in one split: before it): row, and file or row
-    as messages name it. rms: of the small pictures, 0 to 255 (see duplicates.small_vector); identical: as decoded."""
-
-    row: int
-    name: str
-    twin_row: int
-    twin_name: str
-    rms: float
-    identical: bool
-
-
-@dataclass(frozen=True)
-class Echo:
-    """A caption of the second split that stands in the first as well (in one split: with an earlier picture), but for
-    case and punctuation."""
-
-    caption: str
-    row: int
-    name: str
-    twin_row: int
-    twin_name: str
+def kinds_of(splits: Sequence[Look]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of each split (P,) int64, the kind of each image, -1 where it cannot be read; and (K, D) uint8, small vectors."""
+    numbers: dict[bytes, int] = {}
+    small: list[np.ndarray] = []
+    kinds = []
+    for split in splits:
+        kinds.append(np.full(len(split.seen), -1, dtype=np.int64))
+        for row, seen in enumerate(split.seen):
+            if seen is not None:
+                kinds[-1][row] = numbers.setdefault(seen.digest, len(numbers))
+                if len(small) < len(numbers):
+                    small.append(seen.small)
+    return kinds, np.stack(small) if small else np.zeros((0, 1), dtype=np.uint8)
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What two splits share; or, if they are the same one, what stands in it twice.
+def readable(split: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What expected_collisions takes, of the images that can be read."""
+    kinds = kinds_of([split])[0][0]
+    first = np.cumsum(np.append(0, np.diff(split.first)[kinds >= 0]))
+    return split.texts[(kinds >= 0)[split.owners()]], first, kinds[kinds >= 0]
 
-    identical_pairs: pairs of pictures equal in every pixel as decoded; near_pairs: others that differ in no more than
-    their encoding. second_pictures: pictures of the second split with such a twin in the first (in one split: with
-    any). twins: each of them with the nearest, worst first (in one split: one less for each group).
-    second_captions: captions of the second split that stand in the first (in one split: with another picture). echoes:
-    one for each of those texts, the longest first.
-    Lists end at NAMED.
+
+def compare(splits: Sequence[Look]) -> tuple[list[dict[str, Any]], bool]:
+    """Each split with itself and with those after it; false if there were more near pairs than are kept.
+
+    Plain values, under the names of the audit's JSON. The second split's images and captions are told against the
+    first's, or, in one split, against those before them. Lists end at NAMED.
     """
+    kinds, small = kinds_of(splits)
+    near, k = near_pairs(small), len(small)
+    # links between kinds: first of each to itself, at rms -1, then the near ones both ways round, nearest first
+    order = np.argsort(np.tile(near.rms, 2), kind="stable")
+    source = np.append(np.arange(k), np.append(near.first, near.second)[order])
+    target = np.append(np.arange(k), np.append(near.second, near.first)[order])
+    rms = np.append(np.full(k, -1.0), np.tile(near.rms, 2)[order])
+    count = [np.bincount(one[one >= 0], minlength=k) for one in kinds]
+    earliest = [_earliest(one, k) for one in kinds]
 
-    first: str
-    second: str
-    identical_pairs: int
-    near_pairs: int
-    second_pictures: int
-    twins: list[Twin]
-    second_captions: int
-    echoes: list[Echo]
-
-
-def compare(splits: Sequence[Looked]) -> tuple[list[Shared], bool]:
-    """Each split with itself and with those after it; false if there were more near pairs than are kept."""
-    pictures = _Pictures(splits)
-    captions = [_by_text(split) for split in splits]
     shared = []
     for s, t in combinations_with_replacement(range(len(splits)), 2):
-        first, second = splits[s], splits[t]
-        identical, near = pictures.pairs(s, t)
-        count, twins = pictures.twins(s, t)
-        said, echoes = _echoes(captions[s], captions[t], s == t)
-        shared.append(
-            Shared(
-                first=first.split,
-                second=second.split,
-                identical_pairs=identical,
-                near_pairs=near,
-                second_pictures=count,
-                twins=[
-                    Twin(row, second.source.name(row), other, first.source.name(other), max(0.0, rms), rms < 0)
-                    for row, other, rms in twins[:NAMED]
-                ],
-                second_captions=said,
-                echoes=[
-                    Echo(second.captions[k], row, second.source.name(row), other, first.source.name(other))
-                    for k, row, other in echoes[:NAMED]
-                ],
-            )
-        )
-    return shared, pictures.complete
-
-
-class _Pictures:
-    """The pictures of all splits, each kind (equal pixels) once. Axes: K kinds, S splits.
-
-    kinds[s]: (P) of split s, -1 where it cannot be read. count, earliest: (K, S), how often a kind is in a split, and
-    its first row there. pairs of kinds that are near: source, target, rms, both ways round, nearest first.
-    """
-
-    def __init__(self, splits: Sequence[Looked]) -> None:
-        numbers: dict[bytes, int] = {}
-        small: list[np.ndarray] = []
-        self.kinds = []
-        for split in splits:
-            kinds = np.full(len(split), -1, dtype=np.int64)
-            for row, seen in enumerate(split.seen):
-                if seen is not None:
-                    kinds[row] = numbers.setdefault(seen.digest, len(numbers))
-                    if kinds[row] == len(small):
-                        small.append(seen.small)
-            self.kinds.append(kinds)
-        self.count = np.zeros((len(small), len(splits)), dtype=np.int64)
-        self.earliest = np.full((len(small), len(splits)), -1, dtype=np.int64)
-        for s, kinds in enumerate(self.kinds):
-            rows = np.flatnonzero(kinds >= 0)
-            np.add.at(self.count[:, s], kinds[rows], 1)
-            self.earliest[kinds[rows[::-1]], s] = rows[::-1]  # of several, the last one written stays
-        found = near_pairs(np.stack(small) if small else np.zeros((0, 1), dtype=np.uint8))
-        self.complete = found.complete
-        order = np.argsort(np.concatenate([found.rms, found.rms]), kind="stable")
-        self.source = np.concatenate([found.first, found.second])[order]
-        self.target = np.concatenate([found.second, found.first])[order]
-        self.rms = np.concatenate([found.rms, found.rms])[order]
-
-    def pairs(self, s: int, t: int) -> tuple[int, int]:
-        """Number of identical pairs, and of near ones, one picture in s and the other in t."""
-        ours, theirs = self.count[:, s], self.count[:, t]
-        near = int((ours[self.source] * theirs[self.target]).sum())
-        if s == t:
-            return int((ours * (ours - 1)).sum()) // 2, near // 2
-        return int((ours * theirs).sum()), near
-
-    def twins(self, s: int, t: int) -> tuple[int, list[tuple[int, int, float]]]:
-        """How many pictures of t have a twin in s, and (row in t, row in s, rms), worst first; rms -1: identical."""
-        here = self.count[self.target, s] > 0
-        near = np.zeros(len(self.count), dtype=bool)
-        near[self.source[here]] = True
-        identical = self.count[:, s] > (1 if s == t else 0)
-        kinds = self.kinds[t]
-        has = np.append(near | identical, False)[kinds]  # kind -1 is the last entry
-        if s == t:
-            here &= self.earliest[self.target, s] < self.earliest[self.source, s]
-        nearest, distance = np.full(len(self.count), -1, dtype=np.int64), np.full(len(self.count), np.inf)
-        # of several, the last one written stays: the nearest
-        nearest[self.source[here][::-1]] = self.target[here][::-1]
-        distance[self.source[here][::-1]] = self.rms[here][::-1]
+        first, second, same = splits[s], splits[t], s == t
+        others = count[s][target] - (same & (source == target))  # images of the first split at the end of a link
+        pairs = count[t][source] * others
+        linked = np.zeros(k + 1, dtype=bool)  # the last one is kind -1
+        linked[source[others > 0]] = True
+        # in one split each image is named with one before it, so that one less is named for each group
+        named = (others > 0) & (rms >= 0) & (not same or earliest[s][target] < earliest[s][source])
+        backwards = np.flatnonzero(named)[::-1]
+        nearest = dict(zip(source[backwards].tolist(), backwards.tolist(), strict=True))  # the last one stays
         twins = []
-        for row in np.flatnonzero(has).tolist():
-            kind = kinds[row]
-            first = int(self.earliest[kind, s])
-            if first >= 0 and not (s == t and first == row):
-                twins.append((row, first, -1.0))
-            elif nearest[kind] >= 0:
-                twins.append((row, int(self.earliest[nearest[kind], s]), float(distance[kind])))
-        twins.sort(key=lambda twin: twin[2])
-        return int(has.sum()), twins
+        for row, kind in enumerate(kinds[t].tolist()):
+            identical = kind >= 0 and count[s][kind] and not (same and earliest[s][kind] == row)
+            link = kind if identical else nearest.get(kind, -1)
+            if link >= 0:
+                twins.append((link, row, int(earliest[s][target[link]])))
+        twins.sort(key=lambda twin: rms[twin[0]])
+        said, echoes = _echoes(first, second)
+        shared.append(
+            {
+                "first": first.split,
+                "second": second.split,
+                # pairs of images equal in every pixel as decoded, and others that differ in no more than their encoding
+                "identical_pairs": int(pairs[:k].sum()) // (1 + same),
+                "near_pairs": int(pairs[k:].sum()) // (1 + same),
+                "second_pictures": int(linked[kinds[t]].sum()),  # with a twin in the first (in one split: with any)
+                # each of them with the nearest, worst first; rms of the small images, 0 to 255
+                "twins": [
+                    {**_places(first, second, row, twin), "rms": max(0.0, float(rms[link])), "identical": link < k}
+                    for link, row, twin in twins[:NAMED]
+                ],
+                "second_captions": said,  # that stand in the first (in one split: with another image)
+                "echoes": [{"caption": caption, **_places(first, second, *rows)} for caption, *rows in echoes[:NAMED]],
+            }
+        )
+    return shared, near.complete
 
 
-def readable_parts(split: Looked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What collisions.expected_collisions takes, of the pictures that can be read."""
-    there = np.array([seen is not None for seen in split.seen], dtype=bool)
-    numbers: dict[bytes, int] = {}
-    kinds = [numbers.setdefault(seen.digest, len(numbers)) for seen in split.seen if seen is not None]
-    first = np.cumsum(np.append(0, np.diff(split.first)[there]))
-    return split.texts[there[split.owners()]], first, np.array(kinds, dtype=np.int64)
+def _earliest(kinds: np.ndarray, count: int) -> np.ndarray:
+    """(K,) int64: the first row of each kind, or P."""
+    rows = np.full(count, len(kinds))
+    np.minimum.at(rows, kinds[kinds >= 0], np.flatnonzero(kinds >= 0))
+    return rows
 
 
-Texts = dict[str, list[tuple[int, int]]]
+def _places(first: Look, second: Look, row: int, twin: int) -> dict[str, Any]:
+    names = {"name": second.source.name(row), "twin_row": twin, "twin_name": first.source.name(twin)}
+    return {"row": row, **names}
 
 
-def _by_text(split: Looked) -> Texts:
-    """What a caption is compared by -> (caption, picture) of each place it stands at."""
-    places: Texts = {}
-    for k, (text, owner) in enumerate(zip(split.bare, split.owners().tolist(), strict=True)):
-        places.setdefault(text, []).append((k, owner))
-    return places
-
-
-def _echoes(first: Texts, second: Texts, same: bool) -> tuple[int, list[tuple[int, int, int]]]:
-    """How many captions of second stand in first, and (caption, picture, picture of first) for each text."""
-    count, echoes = 0, []
-    for text in sorted(second, key=len, reverse=True):
-        places = second[text]
-        if same:
-            twin = places[0][1]
-            caption, owner = next(((k, p) for k, p in places if p != twin), (-1, -1))
-            if owner < 0:
-                continue
-        elif text in first:
-            twin, (caption, owner) = first[text][0][1], places[0]
-        else:
-            continue
-        count += len(places)
-        echoes.append((caption, owner, twin))
-    return count, echoes
+def _echoes(first: Look, second: Look) -> tuple[int, list[tuple[str, int, int]]]:
+    """How many captions of second stand in first, and of each such text (caption, image, image of first), the longest
+    first. Captions are equal but for case and punctuation."""
+    owners = second.owners().tolist()
+    known = dict(zip(reversed(first.bare), reversed(first.owners().tolist()), strict=True))  # where it first stands
+    found: dict[str, tuple[str, int, int]] = {}
+    for caption, text, owner in zip(second.captions, second.bare, owners, strict=True):
+        if text in known and not (first is second and known[text] == owner):
+            found.setdefault(text, (caption, owner, known[text]))
+    longest = sorted(found, key=len, reverse=True)
+    return sum(text in found for text in second.bare), [found[text] for text in longest]
