@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,17 @@ def plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(printable(text))
+
+
+def json_safe(value: Any) -> Any:
+    """Plain values that JSON takes; None where a number is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [json_safe(v) for v in value]
+    return value
 
 
 def write_json(path: str | Path, values: Any, indent: int | None = 2) -> None:

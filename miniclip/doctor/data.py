@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from miniclip.common.printing import printable
 from miniclip.config import Config
+from miniclip.data.audit.figures import figures, look
 from miniclip.data.captioned import Pairs, PairSource
-from miniclip.data.images import BadImage
+from miniclip.data.duplicates import SIDE
+from miniclip.data.subset import Subset
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.inspection.contents import Verdict
 from miniclip.models.tokenizer import Tokenizer
 
 DATA_TITLE = "the data is what the configuration thinks it is"
-LOOKED_AT = 512  # pictures that are decoded
+LOOKED_AT = 512  # images that are decoded
 MOST = 0.5
 EMPTY = 0.05
-THUMBNAIL, TOLERANCE = 16, 4  # side in pixels; levels of 255 in each of them by which equal pictures may differ
+TOLERANCE = 4  # levels of 255 in each pixel, at SIDE x SIDE, by which equal images may differ
 
 
 class Stage(NamedTuple):
@@ -40,126 +38,83 @@ class Stage(NamedTuple):
 
 
 def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage:
-    """Of the pictures and captions at rows of the training split, in random order."""
-    pictures = _decoded(source, rows[:LOOKED_AT])
-    readable = [picture for picture in pictures if isinstance(picture, Image.Image)]
-    bad = [picture for picture in pictures if isinstance(picture, BadImage)]
-    texts = [source.captions(row) for row in rows]
-    captions = list(itertools.chain.from_iterable(texts))
-    assert config.model.context_length is not None
-    tokenizer, room = Tokenizer(config.model.context_length), config.model.context_length - 2
-    ids = [tokenizer.encode(caption) for caption in captions]
-    lengths = [len(one) + 2 for one in ids]
-    seen = Counter(tuple(one[:room]) for one in ids)
-    blank = {one for one in seen if not any(letter.isalnum() for letter in tokenizer.decode(one))}
-    empty = sum(seen[one] for one in blank) / len(ids)
-    spoken = {one: count for one, count in seen.items() if one not in blank}
-    commonest = max(spoken.values(), default=0) / max(1, sum(spoken.values()))
-    same = _same_share(readable)
-    in_batch = Counter(tuple(tokenizer.encode(own[0])[:room]) for own in texts[:256])
-    shared = sum(count for count in in_batch.values() if count > 1) / max(1, sum(in_batch.values()))
-    sizes = Counter(picture.size for picture in readable).most_common()
-    figures: dict[str, Any] = {
+    """Of the images and captions at rows of the training split, in random order."""
+    context, side = config.model.context_length, config.model.image_size
+    assert context is not None and side is not None
+    looked = look("train", Subset(source, rows), context, images=LOOKED_AT)
+    found, tokenizer = figures(looked, side, context), Tokenizer(context)
+    images, captions, bad = found["pictures"], found["captions"], found["unreadable"]
+    texts = [tokenizer.decode(np.frombuffer(ids, dtype=np.uint16).tolist()) for ids in looked.ids]
+    blank = np.array([not any(letter.isalnum() for letter in text) for text in texts])
+    count = np.bincount(looked.texts)  # how often each text stands there
+    empty, spoken = int(count[blank].sum()), np.where(blank, 0, count)
+    commonest, same = spoken.max() / max(1, spoken.sum()), 0.0
+    if images > bad:
+        small = np.stack([seen.small for seen in looked.seen if seen is not None]).astype(np.float32)
+        same = float((np.abs(small - np.median(small, axis=0)).max(1) <= TOLERANCE).mean())
+    in_batch = np.unique(looked.texts[looked.first[:-1][:256]], return_counts=True)[1]
+    shared = in_batch[in_batch > 1].sum() / in_batch.sum()
+    sizes = [f"{size} ({number})" for size, number in found["sizes"].items()]
+    shown: dict[str, Any] = {
         "pictures": len(source),
-        "captions_a_picture": len(captions) / len(texts),
-        "captions_looked_at": len(captions),
-        "share_distinct_captions": len(seen) / len(ids),
-        "tokens_mean": sum(lengths) / len(lengths),
-        "tokens_longest": max(lengths),
-        "share_truncated": sum(length > room + 2 for length in lengths) / len(lengths),
-        "share_empty_captions": empty,
-        "share_commonest_caption": commonest,
-        "share_shared_captions_in_256": shared,
-        "pictures_looked_at": len(pictures),
-        "share_unreadable": len(bad) / len(pictures),
+        "captions_a_picture": captions / len(rows),
+        "captions_looked_at": captions,
+        "share_distinct_captions": len(texts) / captions,
+        "tokens_mean": found["tokens"]["mean"],
+        "tokens_longest": int(found["tokens"]["highest"]),
+        "share_truncated": found["truncated"] / captions,
+        "share_empty_captions": empty / captions,
+        "share_commonest_caption": float(commonest),
+        "share_shared_captions_in_256": float(shared),
+        "pictures_looked_at": images,
+        "share_unreadable": bad / images,
         "share_same_picture": same,
-        # a JPEG that is far larger is decoded smaller
-        "sizes": ", ".join(f"{w} x {h} ({count})" for (w, h), count in sizes[:3]) + (", …" if len(sizes) > 3 else ""),
+        "sizes": ", ".join(sizes[:3]) + (", …" if len(sizes) > 3 else ""),
         **_columns(config, source),
         "examples": [f"{source.name(row)}: {source.captions(row)[0]}" for row in rows[:3]],
     }
-    verdicts = []
-    if len(bad) > config.data.max_bad_fraction * len(pictures):
-        verdicts.append(
-            Verdict(
-                "unreadable",
-                "pictures cannot be read",
-                [f"{len(bad)} of {len(pictures)} pictures cannot be read, e.g. {printable(str(bad[0]))}"],
-                ["Mend or remove them, or raise data.max_bad_fraction; check data.image_column if it is most of them."],
-            )
-        )
-    elif len(readable) > 1 and same > MOST:
-        evidence = f"{same:.0%} of {len(readable)} decoded pictures look the same at {THUMBNAIL} x {THUMBNAIL} pixels"
-        verdicts.append(constant_images(same, [evidence]))
-    if empty > EMPTY:
-        verdicts.append(empty_captions([f"{empty:.0%} of {len(ids)} captions have no letter and no digit"]))
-    elif len(captions) > 1 and commonest > MOST:
-        (text, count), *_ = ((tokenizer.decode(one), n) for one, n in seen.most_common(1))
-        verdicts.append(
-            Verdict(
-                "constant_captions",
-                "one caption stands with most pictures",
-                [f'"{printable(text)[:80].strip()}" is {count} of {len(ids)} captions ({commonest:.0%})'],
-                ["Check data.caption_column: it may be the wrong one, or its text a placeholder."],
-            )
-        )
-    notes = []
-    if figures["share_truncated"] > MOST:
-        notes.append(f"{figures['share_truncated']:.0%} of the captions are cut at {room + 2} tokens.")
+    verdicts, notes = [], []
+    if bad > config.data.max_bad_fraction * images:
+        evidence = f"{bad} of {images} images cannot be read, e.g. {printable(found['unreadable_named'][0])}"
+        advice = "Mend or remove them, or raise data.max_bad_fraction; check data.image_column if it is most of them."
+        verdicts.append(Verdict("unreadable", "images cannot be read", [evidence], [advice]))
+    elif images - bad > 1 and same > MOST:
+        evidence = f"{same:.0%} of {images - bad} decoded images look the same at {SIDE} x {SIDE} pixels"
+        verdicts.append(constant_images(same, evidence))
+    if empty > EMPTY * captions:
+        verdicts.append(empty_captions(f"{empty / captions:.0%} of {captions} captions have no letter and no digit"))
+    elif captions > 1 and commonest > MOST:
+        text, number = printable(texts[spoken.argmax()])[:80].strip(), spoken.max()
+        evidence = f'"{text}" is {number} of {captions} captions ({commonest:.0%})'
+        advice = "Check data.caption_column: it may be the wrong one, or its text a placeholder."
+        verdicts.append(Verdict("constant_captions", "one caption stands with most images", [evidence], [advice]))
+    if shown["share_truncated"] > MOST:
+        notes.append(f"{shown['share_truncated']:.0%} of the captions are cut at {context} tokens.")
     if shared > 0.1:
-        role = "negatives of one another (loss.positives=diagonal)"
-        role = role if config.loss.positives == "diagonal" else "counted as positives of each other's pictures"
+        role = "counted as positives of each other's images"
+        if config.loss.positives == "diagonal":
+            role = "negatives of one another (loss.positives=diagonal)"
         notes.append(f"Of 256 captions, {shared:.0%} stand there more than once; in a batch they are {role}.")
     if bad and not verdicts:
-        notes.append(f"{len(bad)} of {len(pictures)} pictures cannot be read and are skipped.")
-    return Stage("data", DATA_TITLE, figures, verdicts, notes)
+        notes.append(f"{bad} of {images} images cannot be read and are skipped.")
+    return Stage("data", DATA_TITLE, shown, verdicts, notes)
 
 
-def constant_images(share: float, evidence: list[str]) -> Verdict:
-    """share: of the pictures that are one and the same."""
-    return Verdict(
-        "constant_images",
-        "the pictures are all the same" if share > 0.95 else "most pictures are the same",
-        evidence,
-        ["Check data.image_column and how the pictures were made: nothing can be learnt from one picture."],
-    )
+def constant_images(share: float, evidence: str) -> Verdict:
+    """share: of the images that are one and the same."""
+    title = "the images are all the same" if share > 0.95 else "most images are the same"
+    advice = "Check data.image_column and how the images were made: nothing can be learnt from one image."
+    return Verdict("constant_images", title, [evidence], [advice])
 
 
-def empty_captions(evidence: list[str]) -> Verdict:
-    return Verdict(
-        "empty_captions",
-        "captions say nothing",
-        evidence,
-        ["Check data.caption_column, and how the captions were written: the text encoder needs words."],
-    )
-
-
-def _decoded(source: PairSource, rows: Sequence[int]) -> list[Image.Image | BadImage]:
-    def read(row: int) -> Image.Image | BadImage:
-        try:
-            return source.image(row)
-        except BadImage as error:
-            return error
-
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(read, rows))
-
-
-def _same_share(pictures: Sequence[Image.Image]) -> float:
-    """Share of the pictures that look like the pixelwise median of all."""
-    if not pictures:
-        return 0.0
-    side = (THUMBNAIL, THUMBNAIL)
-    small = np.stack([np.asarray(p.resize(side, Image.Resampling.BOX), dtype=np.float32) for p in pictures])
-    furthest = np.abs(small - np.median(small, axis=0)).max(axis=(1, 2, 3))
-    return float((furthest <= TOLERANCE).mean())
+def empty_captions(evidence: str) -> Verdict:
+    advice = "Check data.caption_column, and how the captions were written: the text encoder needs words."
+    return Verdict("empty_captions", "captions say nothing", [evidence], [advice])
 
 
 def _columns(config: Config, source: PairSource) -> dict[str, Any]:
     if not isinstance(source, Pairs):
         return {}
     image = image_column(source.table, config.data.image_column)
-    return {
-        "image_column": image,
-        "caption_columns": ", ".join(caption_columns(source.table, config.data.caption_column, image)),
-    }
+    captions = caption_columns(source.table, config.data.caption_column, image)
+    return {"image_column": image, "caption_columns": ", ".join(captions)}

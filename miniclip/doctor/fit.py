@@ -48,9 +48,9 @@ def overfit(setting: Setting, batch: Batch, lr: float, steps: int | None = None)
     steps: as many at most, for a comparison with a training of that length.
     """
     trial, fit = Trial(setting, lr), Fit(lr)
-    # equal pictures are one picture here, wherever they lie
-    picture_id = torch.tensor([hash(picture.numpy().tobytes()) for picture in batch.image])
-    positives = Positives.of("identity", picture_id, batch.text_id).of_images(slice(None))
+    # equal images are one image here, wherever they lie
+    image_id = torch.tensor([hash(image.numpy().tobytes()) for image in batch.image])
+    positives = Positives.of("identity", image_id, batch.text_id).of_images(slice(None))
     chance, losses = trial.chance(len(positives)), list[float]()
     best, best_step = math.inf, 0
 
@@ -97,37 +97,31 @@ def _falling(losses: Sequence[float]) -> bool:
 def check_fit(setting: Setting, batch: Batch) -> Stage:
     """Whether the configuration learns the batch by heart; if not, whether it does at lower rates."""
     lr = setting.config.optim.lr
-    runs = [overfit(setting, batch, lr)]
-    verdict = _one_tower(runs[0])
-    if verdict is None and runs[0].outcome != "fits":
-        steps = None if runs[0].outcome == "not finite" else runs[0].steps
+    main = overfit(setting, batch, lr)
+    runs, verdict = [main], _one_tower(main)
+    if verdict is None and main.outcome != "fits":
+        steps = None if main.outcome == "not finite" else main.steps
         for share in (10, 100):
             runs.append(overfit(setting, batch, lr / share, steps))
             if runs[-1].outcome == "fits":
                 break
-        verdict = _no_fit(runs)
+        verdict = _no_fit(main, runs[1:])
     figures: dict[str, Any] = {"pairs": len(batch.image)}
-    for run in runs:
-        figures[f"at_rate_{run.lr:.2g}"] = _told(run)
-    main = runs[0]
+    figures |= {f"at_rate_{run.lr:.2g}": _told(run) for run in runs}
     figures |= {f"change_of_{tower}_tower": value for tower, value in main.change.items()}
     figures |= {f"gradient_of_{tower}_tower": value for tower, value in main.gradient.items()}
+    told = verdict is None or verdict.kind != "no_overfit" or main.steps >= FEWEST_STEPS
+    verdicts, notes = [verdict] if verdict and told else [], [] if told else [TOO_SLOW]
     title, found = f"learns {len(batch.image)} pairs by heart", [asdict(run) for run in runs]
-    if verdict and verdict.kind == "no_overfit" and main.steps < FEWEST_STEPS:
-        return Stage("overfit", title, figures, [], [TOO_SLOW], found, told=False)
-    return Stage("overfit", title, figures, [verdict] if verdict else [], [], found)
+    return Stage("overfit", title, figures, verdicts, notes, found, told)
 
 
 def _told(run: Fit) -> str:
-    end = {
-        "fits": "learnt by heart",
-        "time": "time is up" + (", still falling" if run.falling else ""),
-        "stalled": "no longer falling",
-        "not finite": "then no number",
-    }[run.outcome]
+    end = {"fits": "learnt by heart", "stalled": "no longer falling", "not finite": "then no number"}
+    still = "time is up, still falling" if run.falling else "time is up"
     return (
         f"loss {run.start:.2f} -> {run.end:.2f} of chance, R@1 {run.r1_image_to_text:.0%} and "
-        f"{run.r1_text_to_image:.0%} after {run.steps} steps in {run.seconds:.1f} s: {end}"
+        f"{run.r1_text_to_image:.0%} after {run.steps} steps in {run.seconds:.1f} s: {end.get(run.outcome, still)}"
     )
 
 
@@ -136,49 +130,31 @@ def _one_tower(run: Fit) -> Verdict | None:
     still = [tower for tower in run.change if run.change[tower] < STILL or run.gradient[tower] == 0]
     if len(still) != 1 or run.steps == 0:
         return None
-    change, gradient = run.change[still[0]], run.gradient[still[0]]
-    return Verdict(
-        "one_tower",
-        f"the {still[0]} encoder is not learning",
-        [
-            f"in {run.steps} steps the weights of the {still[0]} encoder changed by {change:.1e} of their length, "
-            "those of the other by " + ", ".join(f"{run.change[t]:.1e}" for t in run.change if t != still[0]),
-            f"its largest gradient norm was {gradient:.1e}",
-        ],
-        ["Look for requires_grad=False, a detach or no_grad before the loss, and at the optimiser's parameters."],
-    )
+    (tower,), (other,) = still, (tower for tower in run.change if tower not in still)
+    evidence = [
+        f"in {run.steps} steps the weights of the {tower} encoder changed by {run.change[tower]:.1e} of their length, "
+        f"those of the other by {run.change[other]:.1e}",
+        f"its largest gradient norm was {run.gradient[tower]:.1e}",
+    ]
+    advice = "Look for requires_grad=False, a detach or no_grad before the loss, and at the optimiser's parameters."
+    return Verdict("one_tower", f"the {tower} encoder is not learning", evidence, [advice])
 
 
-def _no_fit(runs: Sequence[Fit]) -> Verdict:
-    """Of trainings that did not fit at the configured rate, the first, whatever became of the others."""
-    main, controls = runs[0], runs[1:]
-    evidence = [f"at optim.lr={run.lr:.2g}: {_told(run)}" for run in runs]
-    better = [run for run in controls if run.outcome == "fits" or _far_below(run, main)]
+def _no_fit(main: Fit, controls: Sequence[Fit]) -> Verdict:
+    """main: at the configured rate, which did not fit; controls: at lower rates."""
+    evidence = [f"at optim.lr={run.lr:.2g}: {_told(run)}" for run in (main, *controls)]
+    far_below = (1 if main.outcome == "not finite" else main.end) - FAR
+    better = [run for run in controls if run.outcome != "not finite" and (run.outcome == "fits" or run.end < far_below)]
     if better:
         best = min(better, key=lambda run: (run.outcome != "fits", run.end))
-        return Verdict(
-            "rate_too_high",
-            "the learning rate is too high",
-            evidence,
-            [f"Set optim.lr to {best.lr:.2g} or lower; a few pairs bear a higher rate than a long run."],
-        )
+        advice = f"Set optim.lr to {best.lr:.2g} or lower; a few pairs bear a higher rate than a long run."
+        return Verdict("rate_too_high", "the learning rate is too high", evidence, [advice])
     if main.outcome == "not finite":
-        return Verdict(
-            "not_finite",
-            "the loss becomes infinite or no number, at lower rates, too",
-            evidence,
-            ["Try train.precision=fp32 and a far lower optim.lr; look for a division by what may be zero."],
-        )
-    advice = ["Try a larger model or a higher optim.lr; look at the pairs, and at whether the model was changed."]
+        advice = "Try train.precision=fp32 and a far lower optim.lr; look for a division by what may be zero."
+        return Verdict("not_finite", "the loss becomes infinite or no number, at lower rates, too", evidence, [advice])
+    advice = "Try a larger model or a higher optim.lr; look at the pairs, and at whether the model was changed."
     if main.falling:
-        advice = [
+        advice = (
             "The loss was still falling: give it more time (--seconds), or try a larger model or a higher optim.lr."
-        ]
-    return Verdict("no_overfit", "the model does not learn a few pairs by heart", evidence, advice)
-
-
-def _far_below(run: Fit, main: Fit) -> bool:
-    """Whether a control went where the configured rate did not."""
-    if run.outcome == "not finite":
-        return False
-    return run.end < (1 if main.outcome == "not finite" else main.end) - FAR
+        )
+    return Verdict("no_overfit", "the model does not learn a few pairs by heart", evidence, [advice])

@@ -1,7 +1,7 @@
 """The short form before a long run: python -m miniclip.doctor --config configs/shapes.yaml [--section.key VALUE ...]
 
 Three stages of about a minute: the data, learning a few pairs by heart, and captions against chance. The first that
-finds something ends it, for what comes after would only say so again. Nothing is written into run.dir.
+finds something ends it. Nothing is written into run.dir.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniclip.common.arguments import advised
+from miniclip.common.arguments import advised, check_output
 from miniclip.common.printing import printable
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
 if TYPE_CHECKING:
-    from miniclip.data.captioned import PairSource
     from miniclip.doctor.data import Stage
-    from miniclip.inspection.contents import Verdict
 
 PAIRS = 128  # learnt by heart
 HELD_OUT = 512
-TRAINED_ON = 4096  # pictures at least, where there are as many
+TRAINED_ON = 4096  # images at least, where there are as many
 
 
 def doctor_main(arguments: Sequence[str] | None = None) -> int:
@@ -44,47 +41,55 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="write all that was found")
     own, rest = parser.parse_known_args(arguments)
+    stages: list[Stage] = []
     try:
         if not 0 < own.seconds < math.inf:
             raise ConfigError(f"--seconds {own.seconds} must be above 0 and finite")
-        if own.json and not Path(own.json).absolute().parent.is_dir():
-            raise ConfigError(f"--json {own.json}: there is no such folder")
-        config = load_config(rest)
-        # torch takes seconds to import: --help and a wrong key do not wait for it
-        from miniclip.data.images import BadImage
-    except ConfigError as error:
-        return _fail(error)
-    try:
-        with advised(f"use {', '.join(smaller_training(config, 1))}"):
-            stages = examine(config, own.seconds)
         if own.json:
-            from miniclip.common.console import write_json
+            check_output("--json", own.json)
+        config = load_config(rest)
+        with advised(f"use {', '.join(smaller_training(config, 1))}"):
+            for stage in examine(config, own.seconds):
+                stages.append(stage)
+                _show(stage)
+                if stage.verdicts:
+                    break  # what comes after would only say so again
+            else:
+                told = all(stage.told for stage in stages)
+                nearly = "nothing found, but not all of it could be told; see above"
+                print("healthy: start the long run" if told else nearly)
+        if own.json:
+            from miniclip.common.console import json_safe, write_json
 
-            write_json(own.json, _values(config, stages))
-    except (ConfigError, BadImage, OSError, ValueError, MemoryError) as error:
+            write_json(own.json, json_safe(_values(config, stages)))
+    except (OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
-        return _fail(error)
+        print(f"doctor: error: {printable(str(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
-    return 1 if any(stage.verdicts for stage in stages) else 0
+    return int(bool(stages[-1].verdicts))
 
 
-def examine(config: Config, seconds: float) -> list[Stage]:
-    """The stages up to the first that finds something, each printed as it ends. seconds: of each training.
+def examine(config: Config, seconds: float) -> Iterator[Stage]:
+    """The stages one after the other; after one with a verdict the next need not be asked for.
 
-    Raises ConfigError, ValueError or FileNotFoundError for what training would refuse before its first step, other than
-    captions without content.
+    seconds: of each training. Raises ConfigError, ValueError or FileNotFoundError for what training would refuse before
+    its first step, other than captions without content.
     """
+    # torch takes seconds to import: --help and a wrong key do not wait for it
     import torch
 
+    from miniclip.data.captioned import NoCaptions, PairSource
+    from miniclip.data.splits import OnePicture
+    from miniclip.data.stream.held_out import open_pairs
     from miniclip.data.weights import image_weights
-    from miniclip.doctor.data import DATA_TITLE, Stage, check_data
+    from miniclip.doctor.data import DATA_TITLE, Stage, check_data, constant_images, empty_captions
     from miniclip.doctor.fit import check_fit
     from miniclip.doctor.pairs import check_pairs
     from miniclip.doctor.speed import check_speed
     from miniclip.doctor.trial import Setting, fixed_batch, trial_pairs
-    from miniclip.inspection.contents import Verdict
     from miniclip.models import resolve
     from miniclip.models.preprocess import Preprocess
     from miniclip.training.accelerator import build_accelerator, check_possible
@@ -95,60 +100,36 @@ def examine(config: Config, seconds: float) -> list[Stage]:
     check_possible(config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("the doctor takes one process; start it with python -m miniclip.doctor")
-    assert config.model.image_size is not None
-    assert config.model.context_length is not None
-    preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
+    size, most = config.model.image_size, max(TRAINED_ON, 4 * config.data.batch_size)
+    assert size is not None
+    preprocess = Preprocess(size, resize=config.data.resize)
     accelerator, precision = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
     config = config.with_precision(precision.name)
     setting = Setting(config, accelerator, preprocess, seconds)
-    stages: list[Stage] = []
 
-    def done(stage: Stage) -> bool:
-        """Whether this was the last one."""
-        stages.append(stage)
-        _show(stage)
-        return bool(stage.verdicts)
+    def opened(split: str, count: int) -> PairSource:
+        return open_pairs(config.data, split, seed=config.run.seed, image_size=size, eval_size=count)
 
-    opened = [_open(config, split) for split in ("train", "validation")]
-    for found in opened:
-        if isinstance(found, Verdict):
-            done(Stage("data", DATA_TITLE, {}, [found], []))
-            return stages
-    source, held_out = (found for found in opened if not isinstance(found, Verdict))
+    try:
+        source, held_out = opened("train", most), opened("validation", config.eval.size)
+    except NoCaptions as error:
+        yield Stage("data", DATA_TITLE, {}, [empty_captions(printable(str(error)))], [])
+        return
+    except OnePicture as error:
+        yield Stage("data", DATA_TITLE, {}, [constant_images(1.0, printable(str(error)))], [])
+        return
     check_enough(config, len(source))
     image_weights(source, config.data)
     generator = torch.Generator().manual_seed(config.run.seed)
-    rows = torch.randperm(len(source), generator=generator)[: max(TRAINED_ON, 4 * config.data.batch_size)].tolist()
-    if done(check_data(config, source, rows)):
-        return stages
-    if done(check_fit(setting, fixed_batch(setting, source, rows, PAIRS))):
-        return stages
-    fits = stages[-1].told
+    rows = torch.randperm(len(source), generator=generator)[:most].tolist()
+    yield check_data(config, source, rows)
+    fit = check_fit(setting, fixed_batch(setting, source, rows, PAIRS))
+    yield fit
     augment, captions = config.data.augment, config.data.captions_per_image
     pairs = trial_pairs(setting, source, rows, augment, captions, config.log.progress)
-    done(check_speed(setting, pairs, planned_steps(config, len(source)), precision))
+    yield check_speed(setting, pairs, planned_steps(config, len(source)), precision)
     order = torch.randperm(len(held_out), generator=generator).tolist()
-    if not done(check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fits)):
-        told = all(stage.told for stage in stages)
-        print("healthy: start the long run" if told else "nothing found, but not all of it could be told; see above")
-    return stages
-
-
-def _open(config: Config, split: str) -> PairSource | Verdict:
-    """A split of the source, or what is wrong if there is nothing in it to learn from."""
-    from miniclip.data.captioned import NoCaptions
-    from miniclip.data.splits import OneImage
-    from miniclip.data.stream.held_out import open_pairs
-    from miniclip.doctor.data import constant_images, empty_captions
-
-    assert config.model.image_size is not None
-    try:
-        size = max(TRAINED_ON, 4 * config.data.batch_size) if split == "train" else config.eval.size
-        return open_pairs(config.data, split, seed=config.run.seed, image_size=config.model.image_size, eval_size=size)
-    except NoCaptions as error:
-        return empty_captions([printable(str(error))])
-    except OneImage as error:
-        return constant_images(1.0, [printable(str(error))])
+    yield check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fit.told)
 
 
 def _values(config: Config, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -158,17 +139,7 @@ def _values(config: Config, stages: Sequence[Stage]) -> dict[str, Any]:
         for stage in stages
     }
     told = all(stage.told for stage in stages)
-    values = {"healthy": not found, "all_told": told, "verdicts": found, "stages": plain, "config": config.to_dict()}
-    return {key: _finite(value) for key, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
-    """What is not finite becomes null, which JSON can say."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {"healthy": not found, "all_told": told, "verdicts": found, "stages": plain, "config": config.to_dict()}
 
 
 def _show(stage: Stage) -> None:
@@ -182,26 +153,17 @@ def _show(stage: Stage) -> None:
     table = Table(title=plain(heading + stage.title), box=box.SIMPLE, show_header=False, pad_edge=False)
     table.title_justify, table.title_style = "left", "bold red" if stage.verdicts else "bold"
     for name, value in stage.figures.items():
+        label = name.removeprefix("share_").replace("_", " ").replace("picture", "image")
         for i, one in enumerate(value if isinstance(value, list) else [value]):
-            table.add_row("" if i else name.removeprefix("share_").replace("_", " "), plain(_told(name, one)))
+            if isinstance(one, float):
+                one = f"{one:.1%}" if name.startswith("share_") else f"{one:.3g}"
+            table.add_row("" if i else label, plain(str(one)))
     if stage.figures:
         console.print(table)
     for note in stage.notes:
         console.print(plain(note))
     for verdict in stage.verdicts:
         console.print(plain(f"{verdict.kind}: {verdict.title}"), style="bold red")
-        for sentence in verdict.evidence:
-            console.print(plain(f"  found: {sentence}"))
-        for sentence in verdict.advice:
-            console.print(plain(f"  try:   {sentence}"))
-
-
-def _told(name: str, value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1%}" if name.startswith("share_") else f"{value:.3g}"
-    return str(value)
-
-
-def _fail(error: Exception) -> int:
-    print(f"doctor: error: {printable(str(error))}", file=sys.stderr)
-    return 2
+        for word, sentences in (("found:", verdict.evidence), ("try:  ", verdict.advice)):
+            for sentence in sentences:
+                console.print(plain(f"  {word} {sentence}"))

@@ -1,4 +1,4 @@
-"""The doctor's third stage: do captions belong to their pictures, or are they shuffled.
+"""The doctor's third stage: do captions belong to their images, or are they shuffled.
 
 Axes: N held-out pairs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def permutation_z(similarity: Tensor) -> float:
     """How far the mean of the diagonal lies above that of a random assignment of texts to images, in deviations of it.
 
     similarity: (N, N). Exact mean and variance over all N! permutations (Hoeffding 1951), so that equal captions or
-    pictures need no care. 0 where all assignments are the same.
+    images need no care. 0 where all assignments are the same.
     """
     s = similarity.double()
     n = len(s)
@@ -113,23 +114,23 @@ def check_pairs(setting: Setting, pairs: TrainingPairs, held_out: Batch, fits: b
     fits: whether the configuration is known to learn at all; without that, nothing learnt says nothing.
     """
     n, lr = len(held_out.image), setting.config.optim.lr
-    title, figures = "captions belong to their pictures", {"held_out_pairs": n}
+    title = "captions belong to their images"
+    figures: dict[str, Any] = {"held_out_pairs": n}
     if n < FEWEST_PAIRS or len(held_out.text_id.unique()) < 2:
         note = f"{n} held-out pairs are too few, or too much the same, to tell whether captions are shuffled."
         return Stage("pairs", title, figures, [], [note], told=False)
-    runs = [watch(setting, pairs, held_out, lr)]
-    verdicts, notes = [], []
-    if not runs[0].finite or (fits and runs[0].z < CHANCE and runs[0].steps >= FEWEST_STEPS):
+    main = watch(setting, pairs, held_out, lr)
+    runs, verdicts, notes = [main], [], []
+    if not main.finite or (fits and main.z < CHANCE and main.steps >= FEWEST_STEPS):
         # a rate that only a few pairs put up with looks like shuffled pairs, too
-        runs.append(watch(setting, pairs, held_out, lr / 10, runs[0].steps if runs[0].finite else None))
-        verdicts.append(_no_pairs(runs[0], runs[1], n))
-    elif runs[0].z < CHANCE:
+        runs.append(watch(setting, pairs, held_out, lr / 10, main.steps if main.finite else None))
+        verdicts.append(_no_pairs(main, runs[1], n))
+    elif main.z < CHANCE:
         notes.append(TOO_SLOW)
-    elif runs[0].z < SURE:
-        notes.append("Captions fit their pictures better than by chance, but not by much; more --seconds says more.")
-    told = {f"at_rate_{run.lr:.2g}": _course(run) for run in runs}
-    undecided = TOO_SLOW in notes
-    return Stage("pairs", title, figures | told, verdicts, notes, [asdict(run) for run in runs], not undecided)
+    elif main.z < SURE:
+        notes.append("Captions fit their images better than by chance, but not by much; more --seconds says more.")
+    figures |= {f"at_rate_{run.lr:.2g}": _course(run) for run in runs}
+    return Stage("pairs", title, figures, verdicts, notes, [asdict(run) for run in runs], TOO_SLOW not in notes)
 
 
 def _course(run: Course) -> str:
@@ -145,12 +146,9 @@ def _no_pairs(main: Course, control: Course, n: int) -> Verdict:
     if control.sure or not main.finite:
         advice = [f"Set optim.lr to {control.lr:.2g}, or try values between that and {main.lr:.2g}."]
         return Verdict("rate_too_high", "the learning rate is too high", evidence, advice)
-    return Verdict(
-        "shuffled",
-        "the captions say nothing about their pictures beyond chance",
-        [*evidence, f"{SURE:.0f} deviations and more are expected"],
-        [
-            "Look at the example pairs: does row i of the captions belong to row i of the pictures (sorting, joins)?",
-            "If they do, the data is hard or small for this model: give it more time (--seconds).",
-        ],
-    )
+    evidence.append(f"{SURE:.0f} deviations and more are expected")
+    advice = [
+        "Look at the example pairs: does row i of the captions belong to row i of the images (sorting, joins)?",
+        "If they do, the data is hard or small for this model: give it more time (--seconds).",
+    ]
+    return Verdict("shuffled", "the captions say nothing about their images beyond chance", evidence, advice)

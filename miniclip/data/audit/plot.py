@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from miniclip.common.printing import one_line
-from miniclip.data.audit.report import amount
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 
@@ -31,8 +30,8 @@ def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: st
     """Draw it; sources: the splits, for the images."""
     from matplotlib.figure import Figure
 
-    lines, told = _lines(found), [one_line(line, 170) for line in found["advice"]]
-    between = 0.19 * (len(lines) + len(told)) + 0.2  # inches
+    told = "\n".join(one_line(line, 170) for line in found["advice"] or ["nothing stands out"])
+    between = 0.19 * told.count("\n") + 0.4  # inches
     figure = Figure(figsize=(13, 8.5 + between), dpi=100, layout="constrained")
     counts = ", ".join(f"{split['pictures']} {split['split']}" for split in found["splits"])
     title = f"{one_line(', '.join(found['data']), 90)}: {counts} images"
@@ -43,9 +42,7 @@ def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: st
     _sizes(figure.add_subplot(top[1]), found)
     words = figure.add_subplot(grid[1])
     words.axis("off")
-    style: dict[str, Any] = {"transform": words.transAxes, "parse_math": False}
-    words.text(0, 1, "\n".join(lines), va="top", color=_INK, **style)
-    words.text(0, 0, "\n".join(told), va="bottom", color=_ALARM, **style)
+    words.text(0, 0.5, told, va="center", color=_ALARM, transform=words.transAxes, parse_math=False)
     _worst(figure, grid[2], found, sources)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
@@ -97,22 +94,6 @@ def _sizes(axes: Axes, found: dict[str, Any]) -> None:
     smaller, count, bad = (sum(split[key] for split in splits) for key in ("smaller", "pictures", "unreadable"))
     share = 100 * smaller / max(1, count - bad)
     axes.set_title(f"image sizes; the encoder takes {side}: {share:.3g}% are smaller", fontsize=11)
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{' and '.join(dict.fromkeys((pair['first'], pair['second'])))}: {pair['identical_pairs']} identical and "
-        f"{pair['near_pairs']} near pairs of images"
-        for pair in found["shared"]
-        if pair["second_pictures"]
-    ]
-    if batch := found["collisions"]:
-        lines.append(
-            f"a batch of {batch['batch_size']}: {amount(batch['same_caption'])} pairs share a caption, "
-            f"{amount(batch['same_picture'])} an image; floor of the softmax loss {batch['floor']:.3g} nats, "
-            f"chance {batch['chance']:.3g}"
-        )
-    return lines
 
 
 def _worst(figure: Figure, place: SubplotSpec, found: dict[str, Any], sources: Mapping[str, PairSource]) -> None:

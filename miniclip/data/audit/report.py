@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniclip.common.console import new_table, open_console, plain
@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN = 10  # entries of a list on the terminal
+_ELSEWHERE = ("split", "unreadable_named", "lengths", "commonest")  # in tables of their own, or in the figure
+_LABELS = {
+    "captions_a_picture": "captions an image",
+    "distinct_bare_captions": "but for case and marks",
+    "same_caption": "share a caption (its tokens)",
+    "same_picture": "share an image",
+    "either": "share either",
+    "chance": "chance, nats",
+    "floor": "floor of the softmax loss, nats",
+    "floor_error": "its standard error",
+}
+_SPREAD = "what each split holds; of many numbers: lowest / median / 95% / highest"
 TOLERABLE = 0.05  # nats of floor, and share of truncated captions, that nobody needs to be told about
 
 
@@ -38,12 +50,12 @@ def advice(found: dict[str, Any]) -> list[str]:
             )
         if name == "train" and split["smaller"] > images / 2:
             told.append(
-                f"{_percent(split['smaller'], images - bad)}% of the {name} images are smaller than "
+                f"{_percent(split['smaller'], images - bad)} of the {name} images are smaller than "
                 f"{found['image_size']} pixels and would be enlarged; a smaller model.image_size costs less"
             )
         if split["truncated"] > TOLERABLE * split["captions"]:
             told.append(
-                f"{_percent(split['truncated'], split['captions'])}% of the {name} captions are cut at "
+                f"{_percent(split['truncated'], split['captions'])} of the {name} captions are cut at "
                 f"{found['context_length']} tokens; raise model.context_length, or shorten them"
             )
     if found["collisions"] and found["collisions"]["floor"] > TOLERABLE:
@@ -55,114 +67,85 @@ def advice(found: dict[str, Any]) -> list[str]:
 
 
 def print_audit(found: dict[str, Any]) -> None:
-    """Tables of what the JSON holds: images, captions, duplicates with their names, a batch; notes; advice."""
+    """Tables of what the JSON holds: each split, duplicates with their names, a batch; notes; advice."""
     console, splits, shared = open_console(), found["splits"], found["shared"]
-    across = [pair for pair in shared if pair["first"] != pair["second"]]
-    within = [pair for pair in shared if pair["first"] == pair["second"]]
-    below, cut = f"below {found['image_size']} px %", f"cut at {found['context_length']} %"
-    size = ("width", "height", "width / height", below, "kB (median)", "files")
-    _table(
-        console,
-        "images: lowest / median / highest",
-        ("split", "images", "unreadable", *size),
-        [
-            (
-                *(split[key] for key in ("split", "pictures", "unreadable")),
-                *(_spread(split["width"]), _spread(split["height"]), _spread(split["aspect"], 2)),
-                _percent(split["smaller"], split["pictures"] - split["unreadable"]),
-                f"{split['file_bytes']['median'] / 1000:.3g}" if split["file_bytes"] else "-",
-                "; ".join(_kinds(split[key]) for key in ("formats", "modes") if split[key]) or "-",
-            )
-            for split in splits
-        ],
-    )
-    counts = ("captions", "an image", "different", "but for case, marks")
-    _table(
-        console,
-        "captions: lowest / median / highest",
-        ("split", *counts, "tokens", "95% below", cut, "token ids used"),
-        [
-            (
-                *(split["split"], split["captions"], _spread(split["captions_a_picture"])),
-                *(split["distinct_captions"], split["distinct_bare_captions"], _spread(split["tokens"])),
-                f"{split['tokens']['high']:g}" if split["tokens"] else "-",
-                _percent(split["truncated"], split["captions"]),
-                f"{split['tokens_used']} of {split['vocabulary']}",
-            )
-            for split in splits
-        ],
-    )
-    rows = []
-    for pair in shared:
-        own, of = (pair["first"] == pair["second"]), f" of {pair['second']}"
-        twice = [f"{pair[key]}{'' if own else of}" for key in ("second_pictures", "second_captions")]
-        where = pair["first"] if own else f"{pair['first']} and {pair['second']}"
-        rows.append((where, pair["identical_pairs"], pair["near_pairs"], *twice))
+    told = [{key: _told(split, key) for key in split if key not in _ELSEWHERE} for split in splits]
+    label = {"smaller": f"below {found['image_size']} px", "truncated": f"cut at {found['context_length']} tokens"}
+    rows = [(label.get(key, _label(key)), *(split[key] for split in told)) for key in told[0]]
+    _table(console, _SPREAD, ["", *(split["split"] for split in splits)], rows)
+    figures = ("identical_pairs", "near_pairs", "second_pictures", "second_captions")
+    rows = [(_both(pair), *(pair[key] for key in figures)) for pair in shared]
     columns = ("identical pairs of images", "near pairs", "images with a twin", "captions that stand twice")
-    _table(console, "what stands twice", ("in", *columns), rows)
-    twins: list[Sequence[Any]] = []
-    for pair in across + within:
-        for twin in pair["twins"][:SHOWN]:
-            rms = "identical" if twin["identical"] else f"{twin['rms']:.1f}"
-            twins.append((pair["second"], twin["name"], pair["first"], twin["twin_name"], rms))
-        if len(pair["twins"]) > SHOWN:
-            more = f"... and {pair['second_pictures'] - SHOWN} more"
-            twins.append((pair["second"], more, pair["first"], "", ""))
-    title = "the same image (rms: 0 to 255, of 16 x 16 pixels)"
-    _table(console, title, ("", "image", "", "twin", "rms"), twins)
-    echoes = [
-        (pair["second"], echo["name"], pair["first"], echo["twin_name"], echo["caption"])
-        for pair in across
+    _table(console, "what stands twice; of two splits, in the second", ["in", *columns], rows)
+    shared = sorted(shared, key=lambda pair: pair["first"] == pair["second"])  # leaks first
+    rows = [
+        (_both(pair), twin["name"], twin["twin_name"], "identical" if twin["identical"] else f"{twin['rms']:.1f}")
+        for pair in shared
+        for twin in pair["twins"][:SHOWN]
+    ]
+    rows += [
+        (_both(pair), f"... and {pair['second_pictures'] - SHOWN} more", "", "")
+        for pair in shared
+        if len(pair["twins"]) > SHOWN
+    ]
+    _table(console, "the same image (rms: 0 to 255, of 16 x 16 pixels)", ["in", "image", "twin", "rms"], rows)
+    leaks = [pair for pair in shared if pair["first"] != pair["second"]]
+    rows = [
+        (_both(pair), *(echo[key] for key in ("name", "twin_name", "caption")))
+        for pair in leaks
         for echo in pair["echoes"][:3]
     ]
-    _table(console, "the same caption in two splits, the longest", ("", "image", "", "twin", "caption"), echoes)
-    common = [(splits[0]["split"], c["captions"], c["pictures"], c["text"]) for c in splits[0]["commonest"]]
-    _table(console, "commonest captions", ("split", "times", "images", "caption"), common)
+    _table(console, "the same caption in two splits, the longest", ["in", "image", "twin", "caption"], rows)
+    rows = [tuple(common.values()) for common in splits[0]["commonest"]]
+    _table(console, f"commonest captions of {splits[0]['split']}", ["caption", "times", "images"], rows)
     if batch := found["collisions"]:
-        pairs = f"{math.comb(batch['batch_size'], 2)} pairs of two"
-        _table(
-            console,
-            f"what to expect of a batch of {batch['batch_size']}",
-            ("", "value", "of"),
-            [
-                ("share a caption (its tokens)", amount(batch["same_caption"]), pairs),
-                ("share an image", amount(batch["same_picture"]), pairs),
-                ("share either", amount(batch["either"]), pairs),
-                (
-                    "floor of the softmax loss, nats",
-                    f"{batch['floor']:.4f} ± {batch['floor_error']:.4f}",
-                    f"chance: {batch['chance']:.3f}",
-                ),
-            ],
-        )
+        pairs = math.comb(batch["batch_size"], 2)
+        title = f"a batch of {batch['batch_size']}, of its {pairs} pairs of two"
+        rows = [(_label(key), amount(value)) for key, value in batch.items() if key not in ("batch_size", "batches")]
+        _table(console, title, ["", "value"], rows)
     for split in splits:
         _some(console, f"{split['split']}: cannot be read", split["unreadable_named"], split["unreadable"])
     _some(console, "notes", found["notes"], len(found["notes"]))
     _some(console, "to do", found["advice"] or ["nothing stands out"], max(1, len(found["advice"])))
 
 
-def _table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Nothing for no rows."""
+def _table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = new_table(title, columns[0], columns[1:])
     for row in rows:
         table.add_row(*(plain(one_line(str(value), 60)) for value in row))
-    if table.row_count:
+    if rows:
         console.print(table)
 
 
 def _some(console: Console, title: str, lines: Sequence[str], count: int) -> None:
-    if not lines:
-        return
-    console.print(plain(title), style="bold")
+    if lines:
+        console.print(plain(title), style="bold")
     for line in lines[:SHOWN]:
         console.print(plain(line))
     if count > SHOWN:
         console.print(f"... and {count - SHOWN} more; --json has them")
 
 
-def _kinds(counts: dict[str, int]) -> str:
-    """The words, with their numbers where there are several."""
-    return ", ".join(f"{n} {word}" if len(counts) > 1 else word for word, n in counts.items())
+def _both(pair: dict[str, Any]) -> str:
+    return " and ".join(dict.fromkeys((pair["first"], pair["second"])))
+
+
+def _label(key: str) -> str:
+    return _LABELS.get(key, key.replace("_", " ").replace("picture", "image"))
+
+
+def _told(split: dict[str, Any], key: str) -> str:
+    """A figure of a split in a few words."""
+    value = split[key]
+    if key in ("smaller", "truncated"):
+        whole = split["captions"] if key == "truncated" else split["pictures"] - split["unreadable"]
+        return f"{value} ({_percent(value, whole)})"
+    if isinstance(value, dict) and "median" in value:
+        return " / ".join(amount(value[name]) for name in ("lowest", "median", "high", "highest"))
+    if isinstance(value, dict):
+        most = [f"{word} ({count})" for word, count in value.items()]
+        return ", ".join(most[:3]) + (", …" if len(most) > 3 else "")
+    return "-" if value is None else str(value)
 
 
 def amount(value: float) -> str:
@@ -170,10 +153,5 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _spread(spread: dict[str, float] | None, digits: int = 0) -> str:
-    keys = ("lowest", "median", "highest")
-    return " / ".join(f"{spread[key]:.{digits}f}" for key in keys) if spread else "-"
-
-
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}" if whole else "-"
+    return f"{100 * part / max(1, whole):.1f}%"
