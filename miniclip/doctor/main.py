@@ -82,7 +82,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     import torch
 
     from miniclip.data.captioned import NoCaptions, PairSource
-    from miniclip.data.splits import OnePicture
+    from miniclip.data.splits import OneImage
     from miniclip.data.stream.held_out import open_pairs
     from miniclip.data.weights import image_weights
     from miniclip.doctor.data import DATA_TITLE, Stage, check_data, constant_images, empty_captions
@@ -115,7 +115,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     except NoCaptions as error:
         yield Stage("data", DATA_TITLE, {}, [empty_captions(printable(str(error)))], [])
         return
-    except OnePicture as error:
+    except OneImage as error:
         yield Stage("data", DATA_TITLE, {}, [constant_images(1.0, printable(str(error)))], [])
         return
     check_enough(config, len(source))
@@ -153,7 +153,9 @@ def _show(stage: Stage) -> None:
     table = Table(title=plain(heading + stage.title), box=box.SIMPLE, show_header=False, pad_edge=False)
     table.title_justify, table.title_style = "left", "bold red" if stage.verdicts else "bold"
     for name, value in stage.figures.items():
-        label = name.removeprefix("share_").replace("_", " ").replace("picture", "image")
+        label = (
+            name.removeprefix("share_").replace("_", " ").replace("a picture", "an image").replace("picture", "image")
+        )
         for i, one in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(one, float):
                 one = f"{one:.1%}" if name.startswith("share_") else f"{one:.3g}"
