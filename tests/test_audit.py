@@ -314,7 +314,7 @@ def test_outputs(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_bad_usage(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", str(planted)]
     for options, said in (
-        ([], "--data"),
+        ([], "required: data"),
         ([*data, "--limit", "0"], "at least 1"),
         ([*data, "--context_length", "2"], "at least 3"),
         ([*data, "--batch_size", "1"], "at least 2"),

@@ -35,6 +35,7 @@ def decode_image(
 
     name: file or row, for messages. at_least: shorter side in pixels that is enough; a JPEG is then decoded at 1/2, 1/4
     or 1/8 of its size where that leaves as much. The first frame stands for an animation.
+    info["file"] of the picture has the size in pixels, format, mode and bytes of what was decoded.
     Raises BadImage; max_pixels is compared with the header before any pixel is decoded.
     """
     try:
@@ -45,11 +46,15 @@ def decode_image(
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {max_pixels:,} pixels")
+            count = len(value) if isinstance(value, bytes) else Path(value).stat().st_size
+            file = {"size": image.size, "format": image.format, "mode": image.mode, "bytes": count}
             if at_least is not None and min(width, height) > at_least:
                 factor = at_least / min(width, height)
                 image.draft("RGB", (round(width * factor), round(height * factor)))
             image.load()
-            return _to_rgb(image, name)
+            rgb = _to_rgb(image, name)
+            rgb.info["file"] = file
+            return rgb
     except BadImage:
         raise
     except UnidentifiedImageError:

@@ -1,7 +1,7 @@
 """Before training, what is in this data? python -m miniclip.data.audit --data SOURCE
 
-One pass over the pictures and captions of every split: sizes, caption lengths, what stands there twice, leaks from the
-training split into the others, and what equal captions in one batch cost. Tables on the terminal, JSON and a picture.
+One pass over the images and captions of every split: sizes, caption lengths, what stands there twice, leaks from the
+training split into the others, and what equal captions in one batch cost. Tables on the terminal, JSON and a PNG.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Container, Sequence
+from logging.handlers import BufferingHandler
 from typing import TYPE_CHECKING, Any
 
 from miniclip.common.arguments import add_options, check_output, check_range, data_words, exit_code, refused
@@ -133,44 +134,28 @@ def audit(
 
 
 def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[dict[str, PairSource], list[str]]:
-    """The splits there are, and what was said while they were opened.
+    """The splits there are, and what the readers said, such as rows without a caption.
 
     Raises the error of a split that was asked for by name, or of the first one if none can be opened.
     """
     from miniclip.data.captioned import open_source
 
     sources: dict[str, PairSource] = {}
-    errors: list[Exception] = []
-    notes = _Notes()
-    logger = logging.getLogger("miniclip.data")
-    logger.addHandler(notes)
+    errors: dict[str, Exception] = {}
+    logger, heard = logging.getLogger("miniclip.data"), BufferingHandler(sys.maxsize)
+    logger.addHandler(heard)
     try:
         for split in ("train", "validation", "test"):
             try:
-                source = open_source(config, split, image_size=image_size)
+                sources[split] = open_source(config, split, image_size=image_size)
             except (ValueError, OSError) as error:
                 if f"{split}_split" in asked:
                     raise
-                errors.append(error)
-                notes.texts.append(f"{split}: {error}")
-                continue
-            if len(source):
-                sources[split] = source
+                errors[split] = error
     finally:
-        logger.removeHandler(notes)
-    if errors and not sources:
-        raise errors[0]
+        logger.removeHandler(heard)
     if not sources:
-        raise ValueError(f"{', '.join(config.sources)}: no split holds a picture")
-    return sources, list(dict.fromkeys(notes.texts))
-
-
-class _Notes(logging.Handler):
-    """Warnings of the readers, such as rows without a caption: part of the report instead of the terminal."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        raise errors["train"]
+    notes = [record.getMessage() for record in heard.buffer if record.levelno >= logging.WARNING]
+    notes += [f"{split}: {error}" for split, error in errors.items()]
+    return {split: source for split, source in sources.items() if len(source)}, list(dict.fromkeys(notes))

@@ -6,7 +6,6 @@ Nothing stops for an image that cannot be read: it is counted and named. Axes: P
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from array import array
 from collections import Counter
@@ -14,17 +13,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from miniclip.data.captioned import Concat, Pairs, PairSource
+from miniclip.data.captioned import PairSource
 from miniclip.data.duplicates import bare, small_vector
-from miniclip.data.images import FORMATS, BadImage, path_inside
-from miniclip.data.subset import Subset
-from miniclip.data.tables.image_column import FileImages, TarImages
+from miniclip.data.images import BadImage
 from miniclip.models.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCAB_SIZE, Tokenizer
 
 NAMED = 1000  # entries of a list at most; the counts are of all
@@ -32,14 +27,13 @@ BLOCK = 4096  # images that are in the hands of the threads at a time
 
 
 class Seen(NamedTuple):
-    """What is kept of an image. digest: of its pixels as decoded. size: width, height; the rest is of the file."""
+    """What is kept of an image. digest: of its pixels as decoded. size: width, height, of the file where there is one.
+    file: as in decode_image."""
 
     small: np.ndarray
     digest: bytes
     size: tuple[int, int]
-    format: str | None = None
-    mode: str | None = None
-    file_bytes: int | None = None
+    file: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -113,43 +107,17 @@ def _see(source: PairSource, index: int) -> Seen | BadImage:
     except BadImage as error:
         return error
     digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
-    seen = Seen(small_vector(image), digest, image.size)
-    file = _file(source, index)
-    if file is None:
-        return seen
-    try:
-        known = [name for name in FORMATS if name in Image.OPEN]
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=known) as head:
-            # what was decoded may be a smaller copy of a JPEG, and was turned if the camera lay on its side
-            upright = (head.width > head.height) == (image.width > image.height)
-            size = head.size if upright else (head.height, head.width)
-            count = len(file) if isinstance(file, bytes) else file.stat().st_size
-            return seen._replace(size=size, format=head.format, mode=head.mode, file_bytes=count)
-    except OSError:
-        return seen
-
-
-def _file(source: PairSource, index: int) -> bytes | Path | None:
-    """The file of an image that can be decoded; None where there is none, as of a built-in scene."""
-    if isinstance(source, Subset):
-        return _file(source.source, source.rows[index])
-    if isinstance(source, Concat):
-        part, inside = source.place(index)
-        return _file(source.parts[part], inside)
-    if not isinstance(source, Pairs):
-        return None
-    pictures, row = source.images, int(source.rows[index])
-    if isinstance(pictures, FileImages):
-        return Path(path_inside(pictures.table.roots[0], pictures.paths[row][0], pictures.name(row)))
-    if isinstance(pictures, TarImages):
-        return pictures.table.read(pictures.field, row)
-    cell = pictures.table.cell(pictures.column, row).as_py()
-    return cell.get("bytes") if isinstance(cell, dict) else cell
+    file = image.info.get("file")
+    width, height = file["size"] if file else image.size
+    if (width > height) != (image.width > image.height):  # it was turned: the camera lay on its side
+        width, height = height, width
+    return Seen(small_vector(image), digest, (width, height), file)
 
 
 def figures(look: Look, image_size: int, context_length: int) -> dict[str, Any]:
     """What one split holds: plain values, under the names of the audit's JSON."""
     seen = [one for one in look.seen if one is not None]
+    files = [one.file for one in seen if one.file]
     width, height = np.array([one.size for one in seen], dtype=np.float64).reshape(-1, 2).T
     lengths, counts = np.unique(look.lengths, return_counts=True)
     used = np.unique(np.frombuffer(b"".join(look.ids), dtype=np.uint16))
@@ -164,9 +132,9 @@ def figures(look: Look, image_size: int, context_length: int) -> dict[str, Any]:
         "aspect": _spread(width / height),
         "smaller": int((np.minimum(width, height) < image_size).sum()),  # the encoder would enlarge them
         "sizes": _counted(f"{w} x {h}" for w, h in (one.size for one in seen)),
-        "formats": _counted(one.format for one in seen),
-        "modes": _counted(one.mode for one in seen),
-        "file_bytes": _spread([one.file_bytes for one in seen if one.file_bytes is not None]),
+        "formats": _counted(file["format"] for file in files),
+        "modes": _counted(file["mode"] for file in files),
+        "file_bytes": _spread([file["bytes"] for file in files]),
         "captions": len(look.captions),
         "captions_a_picture": _spread(np.diff(look.first)),
         "distinct_captions": len(set(look.captions)),
@@ -201,6 +169,6 @@ def _spread(values: Any) -> dict[str, float] | None:
     return {"lowest": lowest, "low": low, "median": median, "high": high, "highest": highest, "mean": mean}
 
 
-def _counted(words: Iterable[str | None]) -> dict[str, int]:
+def _counted(words: Iterable[str]) -> dict[str, int]:
     """Each word with its number, the commonest first, NAMED of them at most."""
-    return dict(Counter(word for word in words if word).most_common(NAMED))
+    return dict(Counter(words).most_common(NAMED))
