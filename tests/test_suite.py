@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.launching import ROOT, torchrun
-from test_training import RESNET, TINY, environment, lines, result_of
+from support.group import together
+from test_training import RESNET, TINY, lines, result_of
 
 import miniclip
 from miniclip.cli.train import train_main
@@ -277,7 +272,6 @@ def one_process(directory: Path, kept: Path, role: str) -> tuple[dict[str, float
     return scalars(found), found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "processes"), [("vit", 2), ("resnet", 3)])
 def test_processes_share_the_evaluation(data: Data, tmp_path: Path, processes: int, encoder: str) -> None:
     """Every figure of the log and of results.json is that of one process with the model that was kept.
@@ -296,10 +290,10 @@ def test_processes_share_the_evaluation(data: Data, tmp_path: Path, processes: i
     options = ["--config", path, "--run.dir", str(directory), "--data.batch_size", "12", "--train.max_steps", "5"]
     if encoder == "resnet":
         options += RESNET[:-2]
-    result = torchrun(processes, ROOT / "train.py", options, environment(), timeout=420)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert f"{processes} x cpu" in result.stdout
-    assert result.stdout.count("model, results and pictures are in") == 1
+    done = together(processes, train_main, options)
+    assert [outcome.value for outcome in done] == [0] * processes, done
+    assert f"{processes} x cpu" in done[0].output
+    assert ["model, results and pictures are in" in outcome.output for outcome in done].count(True) == 1
 
     logged = {line.pop("step"): line for line in lines(directory) if "loss" not in line}
     assert list(logged) == [2, 4, 5]
@@ -321,34 +315,9 @@ def test_processes_share_the_evaluation(data: Data, tmp_path: Path, processes: i
         assert entry["data"]["fingerprint"] == found[entry["task"]].fingerprint
 
 
-def together(processes: int, arguments: list[str], timeout: float = 240) -> list[tuple[int, str, str]]:
-    """train.py in several processes with nobody above them who would end all when one ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    shared |= {"LOCAL_WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    deadline = time.monotonic() + timeout
-    try:
-        outputs = [process.communicate(timeout=deadline - time.monotonic()) for process in started]
-        return [(process.returncode, *output) for process, output in zip(started, outputs, strict=True)]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+STRICT = ["--data.max_bad_fraction", "0.01"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retrieval", "zeroshot", "probe"])
 def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> None:
     """Each tries a part of the pictures; one that a single process has met is left out by all, or ends all."""
@@ -362,7 +331,7 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
     evaluated = {"tasks": task(kind, folder, task="mine"), "every": 3}
     path = config_file(tmp_path, evaluated)
     arguments = ["--config", path, "--run.dir"]
-    ended = together(2, [*arguments, str(tmp_path / "run"), "--data.max_bad_fraction", "0.3"])
+    ended = together(2, train_main, [*arguments, str(tmp_path / "run"), "--data.max_bad_fraction", "0.3"])
     assert [code for code, _, _ in ended] == [0, 0], ended
     said = [output.count("evaluation images cannot be read and are left out") for _, output, _ in ended]
     assert said[0] >= 1 and said[1] == 0
@@ -378,8 +347,7 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
     elif kind == "zeroshot":
         assert figures["top1"]["n"] == 17
 
-    ended = together(2, [*arguments, str(tmp_path / "stopped"), "--data.max_bad_fraction", "0.01"])
-    for code, _, complaints in ended:
+    for code, _, complaints in together(2, train_main, [*arguments, str(tmp_path / "stopped"), *STRICT]):
         assert code == 2, complaints
         assert "images cannot be used" in complaints and bad.name in complaints
     assert not (tmp_path / "stopped").exists()
