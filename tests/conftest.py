@@ -14,9 +14,7 @@ from support.launching import PYTHONPATH
 _home = tempfile.mkdtemp(prefix="miniclip-tests-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ |= {"HF_HOME": _home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "Agg"}
-os.environ["MINICLIP_CACHE"] = f"{_home}/prepared"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["PYTHONPATH"] = PYTHONPATH
+os.environ |= {"MINICLIP_CACHE": f"{_home}/prepared", "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
 # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
-from pathlib import Path
+import resource
 
+import psutil
 import pytest
 import torch
+from support.group import together
 
 from miniclip import create_model
 from miniclip.training.accelerator import keep_freed_memory, share_cores, tune_for_device
 
-ROOT = Path(__file__).parents[1]
+
+def threads(asked: int | None, processes: int) -> int:
+    share_cores(asked, processes)
+    return torch.get_num_threads()
 
 
 def test_threads_do_not_follow_the_launcher() -> None:
-    """The launchers set OMP_NUM_THREADS=1 for their children; all cores are used nevertheless."""
-    code = (
-        "import torch; from miniclip.training.accelerator import share_cores; "
-        "share_cores({}, {}); print(torch.get_num_threads())"
-    )
-
-    def threads(asked: int | None, processes: int) -> int:
-        command = [sys.executable, "-c", code.format(asked, processes)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return int(
-            subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        )
-
-    import psutil
-
+    """The launchers set OMP_NUM_THREADS=1 for their children, as conftest.py does; all cores are used nevertheless."""
     cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False))
-    assert threads(None, 1) == cores
-    assert threads(None, 10_000) == 1
-    assert threads(3, 1) == 3
+    for asked, processes, expected in ((None, 1, cores), (None, 10_000, 1), (3, 1, 3)):
+        (outcome,) = together(1, threads, asked, processes)
+        assert outcome.value == expected
 
 
 @pytest.mark.parametrize("preset", ["tiny-resnet", "tiny-vit"])
@@ -53,23 +42,27 @@ def test_tuning_changes_no_result(preset: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
+def faults(rounds: int) -> float:
+    """Page faults of each round of taking 64 MiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(64 << 18)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / rounds
+
+
+def faults_before_and_after() -> tuple[bool, float, float]:
+    plain, kept = faults(10), keep_freed_memory()
+    faults(20)
+    return kept, plain, faults(10)
+
+
 def test_freed_memory_is_kept() -> None:
     """Where glibc is, blocks that were freed come back without page faults, once the heap has grown to its size."""
-    code = (
-        "import resource, torch\n"
-        "from miniclip.training.accelerator import keep_freed_memory\n"
-        "torch.set_num_threads(1)\n"
-        "def faults(rounds):\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    for _ in range(rounds): torch.ones(64 << 18)\n"
-        "    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / rounds\n"
-        "plain, kept = faults(10), keep_freed_memory(); faults(20); print(kept, plain, faults(10))"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    kept, plain, after = shown.split()
-    if kept == "False":
+    (outcome,) = together(1, faults_before_and_after)
+    kept, plain, after = outcome.value
+    if not kept:
         pytest.skip("another C library than glibc")
-    assert float(after) < float(plain) / 4, shown
+    assert after < plain / 4
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
