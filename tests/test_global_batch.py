@@ -14,7 +14,6 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 from support.group import together
-from support.launching import ROOT, torchrun
 from test_training import TINY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -307,33 +306,21 @@ def trained(folder: Path, processes: int, options: list[str]) -> tuple[dict[str,
     """Final weights and some figures of each step of a run of the command line."""
     for outcome in together(processes, train_main, ["--run.dir", str(folder), *options]):
         assert outcome.value == 0, outcome.complaints
-    return of_run(folder)
-
-
-def of_run(folder: Path) -> tuple[dict[str, Tensor], list[float]]:
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 6
     assert min(step["grad_norm"] for step in steps) > 2 * 0.1, "the gradient is not clipped"
     return load_file(folder / "model" / "model.safetensors"), [step[name] for step in steps for name in FIGURES]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "transport"])
 def test_command_line(loss: str, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(COMMAND_LINE))
     options = ["--config", str(config), "--loss.name", loss]
     expected, figures = trained(tmp_path / "plain", 1, options)
-    runs = {}
     for processes, micro in ((1, "16"), (2, "null"), (2, "8"), (3, "null")):
-        name = f"{processes}-{micro}"
-        runs[name] = trained(tmp_path / name, processes, [*options, "--train.micro_batch_size", micro])
-    if loss == "softmax":
-        result = torchrun(2, ROOT / "train.py", ["--run.dir", str(tmp_path / "torchrun"), *options])
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert "2 x cpu" in result.stdout
-        runs["torchrun"] = of_run(tmp_path / "torchrun")
-    for name, (found, logged) in runs.items():
+        name = f"{processes} processes, micro {micro}"
+        found, logged = trained(tmp_path / name, processes, [*options, "--train.micro_batch_size", micro])
         assert logged == pytest.approx(figures, rel=5e-6), name
         for part, off in by_part(found, expected).items():
             assert off <= 1e-6, f"{name}: {part} {off:.1e}"

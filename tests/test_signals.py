@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.group import together
 from support.launching import ROOT, launched
 from test_training import TINY, environment, lines, run
 
@@ -214,7 +215,7 @@ def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
         other.send_signal(signal.SIGUSR1)
         _, complaints = launcher.communicate(timeout=PATIENCE)
     assert complaints.count(": 143 (pid") == 2 and "exitcode  : -" not in complaints, complaints
-    command = told_command(complaints)
+    assert told_command(complaints) == [*launcher.args, "--run.resume", "true"]
 
     with launched(2, ROOT / "train.py", [*arguments, str(whole)]) as launcher:
         wait_for(len(lines(broken)) + 4, whole, launcher)
@@ -224,9 +225,9 @@ def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
     assert "forcefully" not in complaints and told_command(complaints)
 
     steps = str(len(lines(whole)))
-    command += ["--train.max_steps", steps]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0 and f"resuming {broken} at step" in done.stdout, done.stderr
+    resume = [*arguments, str(broken), "--run.resume", "true", "--train.max_steps", steps]
+    main, other = together(2, train_main, resume)
+    assert main.value == other.value == 0 and f"resuming {broken} at step" in main.output, main.complaints
     assert exact(broken) == exact(whole)
     assert_same_weights(
         broken / "checkpoints" / checkpoint.name / "model.safetensors", checkpoint / "model.safetensors"
