@@ -124,7 +124,7 @@ def both(processes: int, tmp_path: Path, arguments: list[str]) -> tuple[dict[str
         assert note.left == 0, "a thread of the processes' group outlives it"
         assert note.world in (0, processes) and (note.world or not note.pictures)
     # the main process alone speaks
-    assert ["results.json and pictures are in" in outcome.output for outcome in done] == [
+    assert ["results.json and images are in" in outcome.output for outcome in done] == [
         True,
         *[False] * len(done[1:]),
     ]
@@ -144,7 +144,7 @@ def test_two_processes_classify_as_one(place: Path, tmp_path: Path) -> None:
     assert [note.pictures for note in notes] == [6 * 4 - 1 + 4, 5 * 4 + 1]
     assert [note.texts for note in notes] == [8, 6]
     done = torchrun(2, ROOT / "eval.py", command(tmp_path, arguments, "torchrun"), timeout=240)
-    assert done.returncode == 0 and done.stdout.count("results.json and pictures are in") == 1, done.stderr
+    assert done.returncode == 0 and done.stdout.count("results.json and images are in") == 1, done.stderr
     assert_same_files(tmp_path, "torchrun")
 
 
@@ -209,7 +209,7 @@ def test_unreadable_pictures(kind: str, processes: int, place: Path, tmp_path: P
     assert next(iter(written["results"][0]["figures"].values()))["n"] == n
     named = " ".join(written["results"][0]["notes"])
     places = [named.index(name) for name in broken]
-    assert places == sorted(places) and f"{len(broken)} pictures cannot be read" in named
+    assert places == sorted(places) and f"{len(broken)} images cannot be read" in named
     assert all(note.pictures for note in notes)
 
     for outcome in together(processes, main, command(tmp_path, arguments, "none")):
