@@ -107,13 +107,14 @@ class EvalConfig:
 
 
 def _task(values: dict[str, Any]) -> EvalTask:
-    known = [f.name for f in fields(EvalTask)]
-    for key, value in values.items():
+    known, kinds = [f.name for f in fields(EvalTask)], list(OPTIONS)
+    for key in values:
         did = did_you_mean(str(key), known) or f"; use {', '.join(known)}"
         require(key in known, f"eval.tasks: unknown key {key} of a task{did}")
-        fits = value is None or isinstance(value, str) or (key in _LISTS and isinstance(value, list))
-        require(fits, f"eval.tasks: {key}={value!r} of a task must be text" + " or a list" * (key in _LISTS))
     lacking = [key for key in ("kind", "data") if not values.get(key)]
     require(not lacking, f"eval.tasks: {values} lacks {' and '.join(lacking)}")
-    require(values["kind"] in OPTIONS, f"eval.tasks: kind={values['kind']!r} must be one of {', '.join(OPTIONS)}")
+    require(values["kind"] in kinds, f"eval.tasks: kind={values['kind']!r} must be one of {', '.join(kinds)}")
+    for key, value in values.items():
+        fits = value is None or isinstance(value, str) or (key in _LISTS and isinstance(value, list))
+        require(fits, f"eval.tasks: {key}={value!r} of a task must be text" + " or a list" * (key in _LISTS))
     return EvalTask(**values)
