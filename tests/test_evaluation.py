@@ -375,7 +375,9 @@ def test_classifier_equals_open_clip(model: DualEncoder, tokenizer: Tokenizer) -
     expected = open_clip.build_zero_shot_classifier(
         model.eval(), tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES, num_classes_per_batch=3
     ).T
-    weights = classifier_of(embed_prompts(model, tokenizer, fill_templates(names, resolve_templates("openai80"))))
+    weights = classifier_of(
+        embed_prompts(model, tokenizer, fill_templates([[name] for name in names], resolve_templates("openai80")))
+    )
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,8 +68,8 @@ def test_prompts_in_order() -> None:
     assert [texts[t::3] for texts in prompts for t in range(3)] == [
         [template.replace("{}", name) for name in many] for many in names for template in templates
     ]
-    assert fill_templates(["a{0}", "b"], ["{} {x}"]) == [["a{0} {x}"], ["b {x}"]]  # braces of other kinds stay
-    assert fill_templates(["ox"], ["{} and {}"]) == [["ox and ox"]]
+    assert fill_templates([["a{0}"], ["b"]], ["{} {x}"]) == [["a{0} {x}"], ["b {x}"]]  # braces of other kinds stay
+    assert fill_templates([["ox"]], ["{} and {}"]) == [["ox and ox"]]
 
 
 def test_templates_by_name() -> None:
@@ -112,7 +111,7 @@ def test_files_of_templates_that_cannot_be(tmp_path: Path, text: str, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_templates_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.txt'.*no such file, and not a template.*cifar10"):
         resolve_templates(str(tmp_path / "none.txt"))
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -126,9 +125,6 @@ def test_templates_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 {}\n")
     with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8 text"):
         resolve_templates(str(tmp_path / "latin.txt"))
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ValueError, match="simple7 come from open_clip; pip install"):
-        resolve_templates("simple7")
 
 
 def test_classes_that_cannot_be_told_apart() -> None:

@@ -14,7 +14,6 @@ from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from miniclip.common.fingerprint import digest
@@ -45,7 +44,7 @@ _TOLERANCE = 1e-6
 
 
 class Labelled(NamedTuple):
-    """features: (N, E) float32, unit length. labels: (N,) integers, places in the list of classes."""
+    """features: (N, E) float32, unit length. labels: (N,) int64, places in the list of classes."""
 
     features: Tensor | np.ndarray
     labels: Tensor | np.ndarray
@@ -82,7 +81,7 @@ def open_parts(
 
 
 def _divided(source: LabelledSource, data: str, shares: Sequence[float], seed: int) -> list[LabelledSource]:
-    parts = divide(labels_of(source, data), shares, seed, classes=source.classes)
+    parts = divide(labels_of(source, data), shares, seed, source.classes)
     return [Subset(source, part.tolist()) for part in parts]
 
 
@@ -128,28 +127,20 @@ def probe_model(
     )
 
 
-def divide(
-    labels: Tensor | np.ndarray, shares: Sequence[float], seed: int, *, classes: Sequence[str] = ()
-) -> list[np.ndarray]:
+def divide(labels: Tensor, shares: Sequence[float], seed: int, classes: Sequence[str]) -> list[np.ndarray]:
     """Split images at random, each class in proportion: one sorted array of row numbers for each share.
 
-    labels: (N,) integers. shares: positive, sum to 1. classes: names for messages. Every part gets at least one image
-    of every class. Raises ValueError if a class has fewer images than there are parts, or for other shares.
+    labels: (N,) integers, places in classes. shares: positive, sum to 1. Every part gets at least one image of every
+    class. Raises ValueError if a class has fewer images than there are parts.
     """
-    if len(shares) == 0 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"shares {list(shares)} must be above 0 and sum to 1, e.g. 0.8 0.1 0.1")
-    found = _numpy(labels)
-    if len(found) == 0:
-        raise ValueError("there are no images to divide")
-    draws = np.random.default_rng(seed)
+    found, draws = labels.numpy(), np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in shares]
-    values, starts = np.unique(np.sort(found), return_index=True)
-    for label, rows in zip(values, np.split(np.argsort(found, kind="stable"), starts[1:]), strict=True):
+    for label in np.unique(found):
+        rows = np.flatnonzero(found == label)
         if len(rows) < len(shares):
-            name = repr(classes[label]) if label < len(classes) else str(label)
             raise ValueError(
-                f"class {name} has {len(rows)} images, and {len(shares)} parts need one each; add images, leave "
-                "the class out, or bring splits of your own"
+                f"class {classes[label]!r} has {len(rows)} images, and {len(shares)} parts need one each; add images, "
+                "leave the class out, or bring splits of your own"
             )
         ends = np.cumsum(_allot(len(rows), shares))[:-1]
         for part, chosen in zip(parts, np.split(draws.permutation(rows), ends), strict=True):
@@ -193,7 +184,7 @@ def probe(
 
     splits = {"training": train, "validation": validation, "test": test}
     x = {split: _unit(images.features, f"{task}, {split}") for split, images in splits.items()}
-    y = {split: _numpy(images.labels) for split, images in splits.items()}
+    y = {split: np.asarray(images.labels) for split, images in splits.items()}
     counts = {split: np.bincount(labels, minlength=len(classes)) for split, labels in y.items()}
     said = [*notes, *_class_notes(task, classes, counts), *_shot_notes(shots, counts["training"])]
     filled = [shot for shot in sorted(set(shots)) if shot <= counts["training"].max()]
@@ -287,15 +278,12 @@ def _choose(x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation
             model = copy(models[min(models, key=lambda other: abs(other - eighth))]).set_params(C=_strength(eighth))
         else:
             model = LogisticRegression(C=_strength(eighth), tol=_TOLERANCE, max_iter=_MAX_STEPS, warm_start=True)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a note says it
             warnings.filterwarnings("ignore", "The number of unique classes is greater")  # so it is with one shot
             model.fit(x, y)
-        for warning in caught:
-            if issubclass(warning.category, ConvergenceWarning):
-                stopped.append(_strength(eighth))
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if model.n_iter_.max() >= _MAX_STEPS:
+            stopped.append(_strength(eighth))
         models[eighth] = model
         accuracy[eighth] = float((model.predict(x_validation) == y_validation).mean())
 
@@ -353,13 +341,9 @@ def _allot(n: int, shares: Sequence[float]) -> np.ndarray:
     return counts.astype(np.int64)
 
 
-def _numpy(values: Tensor | np.ndarray) -> np.ndarray:
-    return torch.as_tensor(values).detach().cpu().numpy()
-
-
 def _unit(features: Tensor | np.ndarray, where: str) -> np.ndarray:
     """In float64, of length 1 beyond the rounding of float32."""
-    found = _numpy(torch.as_tensor(features).double())
+    found = np.asarray(features, np.float64)
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
     if len(bad):

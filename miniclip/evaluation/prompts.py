@@ -27,12 +27,12 @@ class PromptedSource(Protocol):
         ...
 
     def prompts(self, index: int, /) -> list[str] | None:
-        """The texts that picture `index` is to be told apart by, its label being a place in the list; or None."""
+        """The texts that image `index` is to be told apart by, its label being a place in the list; or None."""
         ...
 
 
 def brings_sentences(source: object) -> bool:
-    """Whether every picture of a source brings its own sentences to choose from, so that there are no classes."""
+    """Whether every image of a source brings its own sentences to choose from, so that there are no classes."""
     return isinstance(source, PromptedSource) and source.prompts(0) is not None
 
 
@@ -86,10 +86,8 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _from_open_clip(which: str) -> tuple[str, ...]:
-    try:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-    except ImportError as error:
-        raise ValueError(f"the templates {which} come from open_clip; pip install open_clip_torch") from error
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
     chosen = OPENAI_IMAGENET_TEMPLATES if which == "openai80" else SIMPLE_IMAGENET_TEMPLATES
     return tuple(template("{}") for template in chosen)
 
@@ -107,15 +105,14 @@ def _checked(file: str, templates: Iterable[tuple[str, str]]) -> tuple[str, ...]
     return tuple(template for template in seen)
 
 
-def fill_templates(names: Sequence[str] | Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
-    """Names of C classes (one, or a list of A) and T templates -> C lists of A * T prompts.
+def fill_templates(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
+    """Names of C classes, a list of A each, and T templates -> C lists of A * T prompts.
 
     All T templates of a class's first name come first, then those of the next name: prompts `[t::T]` of each class are
     those of template t, and so are the rows `[t::T]` of their embeddings.
     """
-    lists = [[name] if isinstance(name, str) else name for name in names]
     # Not str.format, which would stumble over other braces in either.
-    return [[template.replace("{}", name) for name in many for template in templates] for many in lists]
+    return [[template.replace("{}", name) for name in many for template in templates] for many in names]
 
 
 def check_classes(task: str, classes: Sequence[str]) -> None:

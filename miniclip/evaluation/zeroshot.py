@@ -122,12 +122,29 @@ def zero_shot(
     if len(dataset) == 0:
         raise ValueError(f"{task}: the data set holds no images")
     check_classes(task, dataset.classes)
-    labels = labels_of(dataset, task)
     own = dataset if isinstance(dataset, PromptedSource) else None
-    if own is not None and brings_sentences(own):
-        if templates is not None or foreign is not None:
-            raise ValueError(f"{task}: each image brings its own sentences; leave templates and foreign images out")
-        return _by_sentences(model, preprocess, tokenizer, dataset, own, labels, task, options, resamples)
+    sentences = own is not None and brings_sentences(own)
+    if sentences and (templates is not None or foreign is not None):
+        raise ValueError(f"{task}: each image brings its own sentences; leave templates and foreign images out")
+    labels = labels_of(dataset, task)
+    images = encode_readable(model, dataset, preprocess, options, task)
+    labels, notes, raw = labels[images.rows], images.notes, None
+    groups: tuple[int, ...] = (len(labels),)
+    seen = digest(images.fingerprint, labels.numpy().tobytes())
+    if sentences and own is not None:
+        texts = [text for index in range(len(dataset)) for text in own.prompts(index) or ()]
+        candidates = encode_texts(model, tokenizer, texts, options)
+        candidates = candidates.view(len(dataset), len(dataset.classes), -1)[images.rows]  # (n c) e -> n c e
+        cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
+        hit = (class_ranks(cosines, labels) == 1).double().numpy()
+
+        def top1(weights: np.ndarray) -> dict[str, float]:
+            return {"top1": mean(hit, weights)}
+
+        notes.insert(0, "no confusion matrix: the sentences change from image to image")
+        figures, chance = with_intervals(top1, groups, resamples=resamples), {"chance": 1 / len(dataset.classes)}
+        read = digest(images.fingerprint, labels.numpy().tobytes(), *texts)
+        return Evaluation("zeroshot", task, figures, chance, tuple(notes), read, top1, groups)
 
     chosen: tuple[str, ...] = ()
     if templates is None and own is not None:
@@ -137,12 +154,7 @@ def zero_shot(
         prompts = fill_templates(names_of(dataset), chosen)
     by_class = embed_prompts(model, tokenizer, prompts, options)
     classifier, scale = classifier_of(by_class), float(model.logit_scale.detach().exp())
-    images = encode_readable(model, dataset, preprocess, options, task)
-    labels = labels[images.rows]
-    found = predict(images.values, classifier, scale, labels)
-    groups: tuple[int, ...] = (len(labels),)
-    raw, ood = None, None
-    seen, notes = digest(images.fingerprint, labels.numpy().tobytes()), images.notes
+    found, ood = predict(images.values, classifier, scale, labels), None
     if foreign is not None:
         others = encode_readable(model, foreign, preprocess, options, f"{task}, foreign images")
         ood = predict(others.values, classifier, scale)
@@ -173,37 +185,6 @@ def labels_of(dataset: LabelledSource, task: str) -> Tensor:
         there_are = f"there are {len(dataset.classes)} classes"
         raise ValueError(f"{task}: {dataset.name(index)} has label {int(labels[index])}; {there_are}")
     return labels
-
-
-def _by_sentences(
-    model: TwoTowers,
-    preprocess: Preprocess,
-    tokenizer: TextTokenizer,
-    dataset: LabelledSource,
-    own: PromptedSource,
-    labels: Tensor,
-    task: str,
-    options: EncodeOptions,
-    resamples: int,
-) -> Evaluation:
-    """top1 among the sentences that each image brings."""
-    n, c = len(dataset), len(dataset.classes)
-    texts = [text for index in range(n) for text in own.prompts(index) or ()]
-    if len(texts) != n * c:
-        raise ValueError(f"{task}: every image must bring {c} sentences, one for each of {list(dataset.classes)}")
-    images = encode_readable(model, dataset, preprocess, options, task)
-    labels = labels[images.rows]
-    candidates = encode_texts(model, tokenizer, texts, options).view(n, c, -1)[images.rows]  # (n c) e -> n c e
-    cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
-    hit = (class_ranks(cosines, labels) == 1).double().numpy()
-
-    def recount(weights: np.ndarray) -> dict[str, float]:
-        return {"top1": mean(hit, weights)}
-
-    notes = ("no confusion matrix: the sentences change from image to image", *images.notes)
-    figures = with_intervals(recount, (len(hit),), resamples=resamples)
-    seen = digest(images.fingerprint, labels.numpy().tobytes(), *texts)
-    return Evaluation("zeroshot", task, figures, {"chance": 1 / c}, notes, seen, recount, (len(hit),))
 
 
 def _recount(found: Predictions, labels: np.ndarray, classes: int, ood: Predictions | None) -> Recount:
