@@ -14,6 +14,7 @@ import torch
 import yaml
 from test_training import TINY, lines
 
+import miniclip.cli.eval
 import miniclip.doctor.main
 from miniclip.cli.eval import main
 from miniclip.cli.train import train_main
@@ -92,15 +93,11 @@ def test_what_is_left_to_make_smaller(config_file: str) -> None:
 
 
 def test_eval_and_doctor(config_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-<<<<<<< HEAD
     @functools.wraps(miniclip.cli.eval.evaluate)  # whose options are the parameters
     def full(*_: Any, **__: Any) -> None:
         torch.empty(10**15)
 
     monkeypatch.setattr(miniclip.cli.eval, "evaluate", full)
-=======
-    monkeypatch.setattr("miniclip.cli.evaluate._folder", FULL[0])
->>>>>>> 2d36d3f (Tests of eval.py and of the configuration: tables of refusals in one loop, every law as before)
     assert main(["retrieval", "--checkpoint", "run", "--data", "shapes"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("eval.py: error: out of memory (") and "; use --batch_size 128, or" in told

@@ -222,19 +222,11 @@ def test_refused_before_the_first_step(
         (task("probe", empty), ["empty/yellow holds no image"]),
         ([str(one)], ["one has 1 sub-folder", "one a class"]),
         (task("zeroshot", twice), ["dark red"]),
-<<<<<<< HEAD
         ([str(broken)], [".png", "1 of 9 images cannot be used", "data.max_bad_fraction"]),
         (task("zeroshot", broken), ["1 of 9 images cannot be used"]),
         (task("probe", broken), [".png", "images cannot be used"]),
         (task("retrieval", captioned), [".png", "1 of 4 images cannot be used"]),
-        (task("probe", write_classes(tmp_path / "few", each=2)), ["has 2 pictures, and 3 parts need one each"]),
-=======
-        ([str(broken)], [".png", "1 of 9 pictures cannot be used", "data.max_bad_fraction"]),
-        (task("zeroshot", broken), ["1 of 9 pictures cannot be used"]),
-        (task("probe", broken), [".png", "pictures cannot be used"]),
-        (task("retrieval", captioned), [".png", "1 of 4 pictures cannot be used"]),
         (task("probe", write_classes(tmp_path / "few", each=2)), ["has 2 images, and 3 parts need one each"]),
->>>>>>> 2d36d3f (Tests of eval.py and of the configuration: tables of refusals in one loop, every law as before)
         (task("zeroshot", data.classes, templates="a photo"), ["'a photo'", "lacks {} for the class name"]),
         (task("zeroshot", data.classes, templates=["a {}.", "a photo"]), ["'a photo' lacks {} for the class name"]),
         (task("zeroshot", data.classes, templates=str(bad_lines)), ["templates.txt", "line 2", "lacks {}"]),
