@@ -155,7 +155,7 @@ def test_one_image_in_a_table_without_splits(doctor: Doctor, tmp_path: Path) -> 
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "train.parquet")
     found = doctor("--data.source", str(tmp_path / "data"))
-    assert kinds(found) == ["constant_images"] and "all 100 pictures" in found["verdicts"][0]["evidence"][0]
+    assert kinds(found) == ["constant_images"] and "all 100 images" in found["verdicts"][0]["evidence"][0]
 
 
 def test_files(doctor: Doctor, tmp_path: Path) -> None:
