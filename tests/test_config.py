@@ -132,6 +132,7 @@ def test_refused(good: str) -> None:
 LOSS_NAMES = get_args(get_type_hints(LossConfig)["name"])
 OTHER: dict[str, Any] = {  # a value besides the default for every option that belongs to one loss
     "smoothing": 0.1,
+    "image_to_text": 0.7,
     "focal_form": "sigmoid",
     "focal_gamma": 1.5,
     "focal_alpha": None,
@@ -177,6 +178,7 @@ def test_an_option_belongs_to_one_loss(option: str) -> None:
     ("name", "option", "allowed", "refused"),
     [
         ("softmax", "smoothing", [0.0, 0.999], [-0.1, 1.0, math.nan]),
+        ("softmax", "image_to_text", [0.0, 1.0], [-0.1, 1.1, math.nan]),
         ("focal", "focal_gamma", [0.0, 50.0], [-0.1, math.inf, math.nan]),
         ("focal", "focal_alpha", [None, 0.0, 1.0], [-0.1, 1.1, math.nan]),
         ("hinge", "margin", [0.001, 1.99], [0.0, -0.2, 2.0, math.nan]),

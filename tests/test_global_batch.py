@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 CASES: dict[str, Case] = {
     "softmax": Case(LossConfig()),
-    "smoothing": Case(LossConfig(smoothing=0.1, positives="diagonal"), weighted=True),
+    "smoothing": Case(LossConfig(smoothing=0.1, image_to_text=0.8, positives="diagonal"), weighted=True),
     "sigmoid": Case(LossConfig(name="sigmoid")),
     "sigmoid weighted": Case(LossConfig(name="sigmoid", positives="diagonal"), weighted=True),
     "focal": Case(LossConfig(name="focal", positives="text")),

@@ -23,7 +23,7 @@ from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, global_lo
 from miniclip.metrics.batch import FIGURES, batch_figures
 
 TRAINED = {
-    "softmax": LossConfig(smoothing=0.1),
+    "softmax": LossConfig(smoothing=0.1, image_to_text=0.7),
     "sigmoid": LossConfig(name="sigmoid"),
     "focal": LossConfig(name="focal", focal_form="sigmoid", focal_gamma=1.5),
     "hinge": LossConfig(name="hinge", hardest=0.5, hardest_warmup=100),

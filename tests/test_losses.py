@@ -26,6 +26,7 @@ Settings = dict[str, Any]
 # every loss as it comes, and each of its settings; targets stands for a matrix that `filled` draws
 VARIANTS: list[tuple[str, Settings]] = [(name, {}) for name in LOSSES] + [
     ("softmax", {"smoothing": 0.1}),
+    ("softmax", {"image_to_text": 0.7}),
     ("focal", {"gamma": 0.0}),
     ("focal", {"gamma": 0.5}),
     ("focal", {"form": "sigmoid"}),
@@ -69,6 +70,13 @@ def filled(name: str, settings: Settings, logits: Tensor) -> Settings:
     own = {option.keyword: option.default for option in OPTIONS.values() if option.loss == name and option.keyword}
     drawn = {"targets": draw(*logits.shape, seed=9).abs()} if settings.get("targets") else {}
     return own | settings | drawn
+
+
+def directions(settings: Settings) -> tuple[float, float, Settings]:
+    """Twice the weight of the rows and of the columns, and what both of them take."""
+    rest = {key: value for key, value in settings.items() if key != "image_to_text"}
+    share = settings.get("image_to_text", 0.5)
+    return 2 * share, 2 * (1 - share), rest
 
 
 def moved(settings: Settings, change: Callable[[Tensor], Tensor]) -> Settings:
@@ -177,7 +185,9 @@ def test_parts_rows_and_columns_equal_the_definition(name: str, settings: Settin
         logits = draw(*positives.shape, seed=1)
         full, given = filled(name, settings, logits), settings and filled(name, settings, logits)
         by_row, by_column = LOSSES[name].both_ways(logits, positives, parts=True, **full)
-        rows, columns = by_loop(name, logits, positives, full), by_loop(name, logits.T, positives.T, moved(full, _t))
+        to_text, to_image, rest = directions(full)
+        rows = to_text * by_loop(name, logits, positives, rest)
+        columns = to_image * by_loop(name, logits.T, positives.T, moved(rest, _t))
         close(by_row, rows)
         close(by_column, columns)
         expected = torch.cat([rows.sum(1), columns.sum(1)])
@@ -185,7 +195,7 @@ def test_parts_rows_and_columns_equal_the_definition(name: str, settings: Settin
         close(torch.cat(LOSSES[name].both_ways(logits, positives, **full)), expected)
     # a column for each row's only positive, instead of a mask
     logits, columns = draw(3, 5, seed=3), torch.tensor([4, 0, 2])
-    rows = partial(LOSSES[name].rows, logits, **filled(name, settings, logits))
+    rows = partial(LOSSES[name].rows, logits, **directions(filled(name, settings, logits))[2])
     torch.testing.assert_close(rows(columns), rows(F.one_hot(columns, 5).bool()), rtol=1e-12, atol=1e-14)
 
 
@@ -198,7 +208,7 @@ def test_parts_sum_to_the_rows_at_any_spread(name: str, settings: Settings) -> N
     for positives in POSITIVES:
         for spread in (0.0, 3.0, 50.0):
             logits = draw(*positives.shape, seed=2, spread=spread).clamp(-100, 100)
-            rows = partial(LOSSES[name].rows, logits, positives, **filled(name, settings, logits))
+            rows = partial(LOSSES[name].rows, logits, positives, **directions(filled(name, settings, logits))[2])
             assert rows(parts=True).isfinite().all()
             close(rows(parts=True).sum(1), rows(), rtol=1e-12)
 
@@ -207,7 +217,7 @@ def test_parts_sum_to_the_rows_at_any_spread(name: str, settings: Settings) -> N
 def test_any_rows_of_the_matrix(name: str, settings: Settings) -> None:
     """What tiles and processes rely on: no row knows of another, but in a loss of the whole matrix."""
     logits = draw(6, 6, seed=2)
-    full = filled(name, settings, logits)
+    full = directions(filled(name, settings, logits))[2]
     for parts in (False, True):
         whole = LOSSES[name].rows(logits, PAIRS, parts, **full)
         some = [
@@ -232,6 +242,9 @@ def test_by_hand() -> None:
     soft_columns = 0.8 * LN(2 / 3) + 0.2 * LN(1 / 3) + 0.3 * LN(1 / 4) + 0.7 * LN(3 / 4)
     for name, settings, expected in [
         ("softmax", {}, LN(25 / 6) / 4),
+        ("softmax", {"image_to_text": 1.0}, LN(25 / 12) / 2),
+        ("softmax", {"image_to_text": 0.0}, LN(2) / 2),
+        ("softmax", {"image_to_text": 0.75}, (3 * LN(25 / 12) + LN(2)) / 8),
         # a tenth spread over both: 0.95 and 0.05
         ("softmax", {"smoothing": 0.1}, -(0.95 * LN(6 / 25) + 0.05 * LN(1 / 5 * 2 / 5 * 1 / 3 * 1 / 4)) / 4),
         # yes with 4/5 and 3/4, no with 1/2 and 1/3
@@ -310,6 +323,14 @@ def test_softmax_and_sigmoid_equal_open_clip() -> None:
     scale, bias = torch.tensor([14.3, -7.5], dtype=torch.float64)
     close(LOSSES["softmax"](scale * image @ text.T), ClipLoss()(image, text, scale))
     close(LOSSES["sigmoid"](scale * image @ text.T + bias), SigLipLoss()(image, text, scale, bias))
+
+
+def test_one_direction_of_softmax_is_cross_entropy() -> None:
+    logits, weights = draw(7, 7), torch.arange(1.0, 8, dtype=torch.float64)
+    for share, matrix in ((1.0, logits), (0.0, logits.T)):
+        for given in (None, weights):
+            theirs = F.cross_entropy(matrix, torch.arange(7), weight=given)
+            close(LOSSES["softmax"](logits, weights=given, image_to_text=share), theirs)
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.7, None])
@@ -423,6 +444,8 @@ def test_order_and_direction_do_not_matter(name: str, settings: Settings) -> Non
     close(mixed(), loss(logits, CAPTIONS, **full))
     # images and texts may change places
     turned = partial(loss, logits.T, CAPTIONS.T, **moved(full, _t))
+    if "image_to_text" in full:
+        turned.keywords["image_to_text"] = 1 - full["image_to_text"]
     close(turned(), loss(logits, CAPTIONS, **full))
     close(turned(reduction="none"), values.roll(7))
 
@@ -519,8 +542,9 @@ def test_errors(name: str) -> None:
     fails(wanted, wide, yes, torch.ones(2))
     for weights in ([-1.0, 3], [0.0, 0], [1.0, 1, 0, 0], [math.nan, 1]):
         fails("weights must be 0 or more, and not all of them 0", zeros, weights=torch.tensor(weights))
-    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
-        LOSSES[name](zeros, other=1)
+    for other in ("other", "parts") if name == "softmax" else ("other", "parts", "image_to_text"):
+        with pytest.raises(TypeError, match=f"the {name} loss has no setting {other}; it has"):
+            LOSSES[name](zeros, **{other: 1})
     if name == "soft":
         fails("targets (3, 2) and logits (2, 3) must have one shape", wide, yes, targets=torch.ones(3, 2))
         for targets in ([[1.0, -1], [0, 1]], [[0.0, 0], [1, 1]], [[0.0, 1], [0, 1]]):

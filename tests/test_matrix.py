@@ -27,6 +27,7 @@ N, E = 13, 6
 VARIANTS: dict[str, dict[str, Any]] = {
     "softmax": {},
     "softmax-smoothing": {"smoothing": 0.2},
+    "softmax-directions": {"image_to_text": 0.8},
     "sigmoid": {},
     "focal": {"focal_gamma": 1.5},
     "focal-sigmoid": {"focal_form": "sigmoid"},
@@ -218,6 +219,14 @@ def test_is_the_loss_of_the_matrix(variant: str) -> None:
     assert found[0][4].norm() > 1e-6
 
 
+def test_one_direction_is_cross_entropy() -> None:
+    e = embeddings()
+    known = GlobalBatch(Positives.of("diagonal", torch.arange(N), torch.arange(N)[:, None]), torch.arange(1.0, N + 1))
+    for share, queries, keys in ((1.0, e.image, e.text), (0.0, e.text, e.image)):
+        theirs = F.cross_entropy(e.scale * queries @ keys.T + e.bias, torch.arange(N), known.weight.double())
+        assert_same(global_loss(e, known, LossConfig(image_to_text=share)), theirs, e)
+
+
 @pytest.mark.parametrize("kind", ["diagonal", "identity"])
 def test_unique_pairs_need_no_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without duplicates the short cut gives what the mask gives."""
@@ -327,6 +336,7 @@ def test_chance_by_hand() -> None:
         (LossConfig(smoothing=0.1), (256, 1), math.log(256)),
         (LossConfig(name="soft"), (256, 1), math.log(256)),
         (LossConfig(name="transport"), (256, 1), math.log(256)),
+        (LossConfig(image_to_text=0.8), (256, 3), 0.8 * math.log(768) + 0.2 * math.log(256)),
         (LossConfig(name="decoupled"), (256, 1), math.log(255)),
         (LossConfig(name="hinge"), (256, 1), 255 * 0.2),
         (warm, (256, 1), 255 * 0.2),

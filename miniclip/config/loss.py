@@ -60,6 +60,9 @@ class LossConfig:
     name: Literal["softmax", "sigmoid", "focal", "hinge", "decoupled", "soft", "transport"] = "softmax"
     positives: Literal["diagonal", "text", "identity"] = "identity"
     smoothing: float = of("softmax", "smoothing", 0.0, BELOW_1, "share of every target that all candidates get")
+    image_to_text: float = of(
+        "softmax", "image_to_text", 0.5, SHARE, "weight of the images' choice among texts; the rest, of the reverse"
+    )
     focal_form: Literal["softmax", "sigmoid"] = of("focal", "form", "softmax", FORM, "which loss is weighted")
     focal_gamma: float = of("focal", "gamma", 2.0, FROM_0, "power of the weight (1 - p)^gamma")
     focal_alpha: float | None = of(
@@ -95,6 +98,8 @@ class LossConfig:
     def settings(self, step: int = 0) -> dict[str, Any]:
         """Keywords of the loss in miniclip.losses.LOSSES, as of a step (0, 1, ...)."""
         own = {o.keyword: getattr(self, name) for name, o in OPTIONS.items() if o.loss == self.name and o.keyword}
+        if own.get("image_to_text") == 0.5:  # both directions alike, as in every other loss
+            del own["image_to_text"]
         if self.hardest_warmup:
             own["hardest"] *= min(1.0, step / self.hardest_warmup)
         return own

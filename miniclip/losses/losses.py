@@ -118,7 +118,7 @@ def transport(logits: Tensor, positives: Tensor, parts: bool = False, *, iterati
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of the whole matrix: the mean of its rows' and of its columns'.
+    """A loss of the whole matrix: the mean of its rows' and its columns', or weighted by image_to_text (softmax alone).
 
     on_cosines: its settings are in cosines, so training hands it the matrix with scale 1 and no bias. whole_matrix: it
     is not decided row by row, so each process needs the whole matrix.
@@ -144,9 +144,11 @@ class Loss:
         gives (N + M,), the rows' values and then the columns', each times its weight. settings: of the function in
         rows. Raises ValueError if shapes disagree, a setting is out of range, or a row or column has no positive.
         """
-        for option in OPTIONS.values():
-            if option.loss == self.rows.__name__ and option.keyword:
-                option.range.check(option.keyword, settings.setdefault(option.keyword, option.default))
+        own = {o.keyword: o for o in OPTIONS.values() if o.loss == self.rows.__name__ and o.keyword}
+        for keyword, option in own.items():
+            option.range.check(keyword, settings.setdefault(keyword, option.default))
+        if unknown := settings.keys() - own.keys() - {"targets"}:
+            raise TypeError(f"the {self.rows.__name__} loss has no setting {min(unknown)}; it has {', '.join(own)}")
         _require(reduction in ("mean", "none"), f"unknown reduction {reduction!r}; use mean or none")
         shape = tuple(logits.shape)
         _require(len(shape) == 2 and min(shape) > 0, f"logits must be a matrix with entries; their shape is {shape}")
@@ -168,10 +170,17 @@ class Loss:
             return values
         return (values[:n].sum() / weights[:n].sum() + values[n:].sum() / weights[n:].sum()) / 2
 
-    def both_ways(self, logits: Tensor, positives: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-        """Of the rows of a whole matrix, and of those of its transpose; with every setting, or parts; unchecked."""
+    def both_ways(
+        self, logits: Tensor, positives: Tensor, image_to_text: float = 0.5, **settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Of the rows of a whole matrix, and of those of its transpose, each times twice its direction's weight.
+
+        settings: every one of them, or parts as well; unchecked.
+        """
         turned = {name: x.T if isinstance(x, Tensor) else x for name, x in settings.items()}
-        return self.rows(logits, positives, **settings), self.rows(logits.T, positives.transpose(0, -1), **turned)
+        by_row = self.rows(logits, positives, **settings)
+        by_column = self.rows(logits.T, positives.transpose(0, -1), **turned)
+        return 2 * image_to_text * by_row, 2 * (1 - image_to_text) * by_column
 
 
 # by the names of the functions, in the order of the configuration

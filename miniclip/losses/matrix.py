@@ -166,6 +166,7 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
     the gathered embeddings.
     """
     loss, settings = LOSSES[config.name], config.settings(step)
+    share = settings.pop("image_to_text", 0.5)
     positives, captions, sizes = batch.positives, batch.positives.captions, batch.divided()
     text_sizes = [size * captions for size in sizes]
     rank = dist.get_rank() if len(sizes) > 1 else 0
@@ -185,7 +186,7 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
 
     if loss.whole_matrix:
         logits = similarity_logits(image, text, embeddings.scale, embeddings.bias)
-        by_row, by_column = loss.both_ways(logits, positives.of_images(slice(None)), **settings)
+        by_row, by_column = loss.both_ways(logits, positives.of_images(slice(None)), share, **settings)
         return ((weights * by_row).sum() + (text_weights * by_column).sum()) / 2
 
     diagonal = positives.only_diagonal()
@@ -209,7 +210,7 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
     if rows_suffice:
         return len(sizes) / 2 * (1 + 1 / captions) * by_images
     by_texts = own_rows(embeddings.text, image, text_sizes, text_weights, positives.of_texts)
-    return len(sizes) / 2 * (by_images + by_texts)
+    return len(sizes) * (share * by_images + (1 - share) * by_texts)
 
 
 def likeness(image: Tensor, text: Tensor, rows: slice, scale: float) -> Tensor:
@@ -229,6 +230,8 @@ def chance_loss(config: LossConfig, n: int, captions: int, step: int = 0) -> flo
     is for the sigmoid loss, which alone notices it.
     """
     rows, settings = LOSSES[config.name].rows, config.settings(step)
+    share = settings.pop("image_to_text", 0.5)
     logits = torch.full((1, n * captions), -math.log(max(1, n - 1)), dtype=torch.float64)
     texts, images = (torch.arange(k)[None] < own for k, own in ((n * captions, captions), (n, 1)))
-    return (float(rows(logits, texts, **settings)) + float(rows(logits[:, :n], images, **settings))) / 2
+    by_image, by_text = float(rows(logits, texts, **settings)), float(rows(logits[:, :n], images, **settings))
+    return share * by_image + (1 - share) * by_text
