@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from miniclip.models import PRESETS as PRESETS
     from miniclip.models import DualEncoder as DualEncoder
     from miniclip.models import create_model as create_model
-    from miniclip.models.saved import load as load
+    from miniclip.models.load import load as load
     from miniclip.models.saved import save_model as save_model
     from miniclip.models.tokenizer import tokenize as tokenize
 
@@ -28,7 +28,7 @@ _HOME = {
     "LOSSES": "miniclip.losses",
     "PRESETS": "miniclip.models",
     "create_model": "miniclip.models",
-    "load": "miniclip.models.saved",
+    "load": "miniclip.models.load",
     "save_model": "miniclip.models.saved",
     "tokenize": "miniclip.models.tokenizer",
 }

@@ -31,7 +31,8 @@ from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.tasks import TASKS
 from miniclip.evaluation.zeroshot import zero_shot
 from miniclip.metrics.retrieval import recall_at_k, retrieval_ranks_from_embeddings
-from miniclip.models.saved import load, save_model
+from miniclip.models.load import load
+from miniclip.models.saved import save_model
 
 CLASSES = ("red", "light_green", "blue")
 Shown = pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.history import read_history, training_log
 from miniclip.inspection.sample import draw
 from miniclip.metrics.batch import FIGURES
-from miniclip.models.saved import load
+from miniclip.models.load import load
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,8 @@ from miniclip.cli.train import run as train
 from miniclip.config import load_config
 from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.sample import draw
-from miniclip.models.load import load_model
+from miniclip.models.load import load, load_model, load_unfinished
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import load, load_unfinished
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,81 @@
-"""Any model by its name on a command line: a run, a model directory, `open_clip:` or `hf:`."""
+"""Models from disk or another library, by their name on a command line: a run, a folder, `open_clip:` or `hf:`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.config import load_config_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from miniclip.config import ModelConfig, load_config_file
+from miniclip.models import DualEncoder
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, with_scalars
+from miniclip.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import torch
-
-    from miniclip.models.preprocess import Preprocess
     from miniclip.models.protocols import TextTokenizer, TwoTowers
 
-
 OPEN_CLIP, TRANSFORMERS = "open_clip:", "hf:"
+Loaded = tuple[DualEncoder, Preprocess, Tokenizer]
+
+
+def load(directory: str | Path, device: str | torch.device = "cpu") -> Loaded:
+    """A run directory or its model directory -> the model in evaluation mode, its preprocessing and its tokenizer.
+
+    Raises FileNotFoundError if a file is missing and ValueError if one does not fit, both naming it.
+    """
+    directory = Path(directory)
+    if not (directory / WEIGHTS).exists() and (directory / "model").is_dir():
+        directory = directory / "model"
+    for name in (WEIGHTS, MODEL, PREPROCESS):
+        if not (directory / name).exists():
+            raise FileNotFoundError(
+                f"{directory / name} does not exist; name a run directory that has finished, or a directory "
+                f"with {WEIGHTS}, {MODEL} and {PREPROCESS}"
+            )
+    try:
+        values = read_json(directory / MODEL)
+        layers = values.get("image_layers")
+        config = ModelConfig(**{**values, "image_layers": tuple(layers) if isinstance(layers, list) else layers})
+        preprocess = Preprocess.from_dict(read_json(directory / PREPROCESS))
+    except TypeError as error:
+        raise ValueError(
+            f"{directory / MODEL} or {PREPROCESS} beside it has keys of another version: {error}"
+        ) from error
+    if preprocess.image_size != config.image_size:
+        raise ValueError(f"{directory}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
+    return _loaded(directory / WEIGHTS, f"{MODEL} beside it", config, preprocess, device)
+
+
+def load_unfinished(run_dir: str | Path, device: str | torch.device = "cpu") -> Loaded:
+    """What `load` gives, from the newest checkpoint of a run that is still training or was cut off.
+
+    Raises FileNotFoundError if there is none, and ValueError, naming the file, if it cannot be read.
+    """
+    run_dir = Path(run_dir)
+    found, file = _checkpoint_weights(run_dir), run_dir / "config.yaml"
+    if not found or not file.is_file():
+        raise FileNotFoundError(
+            f"{run_dir} holds neither a model nor a checkpoint with {WEIGHTS}; name the directory of a run, or one "
+            "that miniclip.save_model wrote"
+        )
+    config = load_config_file(file)
+    assert config.model.image_size is not None  # a run saves its config resolved
+    preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
+    return _loaded(found[-1], str(file), config.model, preprocess, device)
+
+
+def _loaded(
+    weights: Path, described: str, config: ModelConfig, preprocess: Preprocess, device: str | torch.device
+) -> Loaded:
+    try:
+        model = assemble(config, with_scalars(load_file(weights)), device)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{weights} does not hold the model of {described}: {error}") from error
+    return model, preprocess, Tokenizer(context_length=model.context_length)
 
 
 def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Preprocess, TextTokenizer]:
@@ -31,45 +91,44 @@ def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Prepro
         from miniclip.models.external.transformers_clip import load_transformers
 
         return load_transformers(checkpoint, device)
-    from miniclip.models.saved import WEIGHTS, checkpoint_weights, load, load_unfinished
-
     finished = _finished(checkpoint)
-    newest = max((path.stat().st_mtime for path in checkpoint_weights(Path(checkpoint))), default=0.0)
+    newest = max((path.stat().st_mtime for path in _checkpoint_weights(Path(checkpoint))), default=0.0)
     if finished is None or (finished / WEIGHTS).stat().st_mtime < newest:
         return load_unfinished(checkpoint, device)
     return load(checkpoint, device)
 
 
-def _finished(directory: str) -> Path | None:
-    """Folder of the finished model in a run or model directory."""
-    from miniclip.models.saved import WEIGHTS
-
-    return next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
-
-
-def image_size_of(directory: str) -> int:
-    """Side of the pictures that the model of a --checkpoint takes, in pixels; no weights are read."""
-    if directory.startswith(OPEN_CLIP):
+def image_size_of(checkpoint: str) -> int:
+    """Side of the images that the model of load_model takes, in pixels; no weights are read."""
+    if checkpoint.startswith(OPEN_CLIP):
         from miniclip.models.external.open_clip import open_clip_image_size
 
-        return open_clip_image_size(directory)
-    if directory.startswith(TRANSFORMERS):
+        return open_clip_image_size(checkpoint)
+    if checkpoint.startswith(TRANSFORMERS):
         from miniclip.models.external.transformers_clip import transformers_image_size
 
-        return transformers_image_size(directory)
-    from miniclip.models.saved import PREPROCESS, WEIGHTS, checkpoint_weights
-
-    folder = _finished(directory)
-    if folder is None and checkpoint_weights(Path(directory)) and (Path(directory) / "config.yaml").is_file():
-        size = load_config_file(Path(directory) / "config.yaml").model.image_size
+        return transformers_image_size(checkpoint)
+    folder, config = _finished(checkpoint), Path(checkpoint) / "config.yaml"
+    if folder is None and _checkpoint_weights(Path(checkpoint)) and config.is_file():
+        size = load_config_file(config).model.image_size
         assert size is not None  # a run saves its config resolved
         return size
     if folder is None:
         raise FileNotFoundError(
-            f"{directory}: no {WEIGHTS} there, nor in its model folder, nor a checkpoint; name the "
+            f"{checkpoint}: no {WEIGHTS} there, nor in its model folder, nor a checkpoint; name the "
             "directory of a run, or one that miniclip.save_model wrote"
         )
     try:
-        return int(json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["image_size"])
+        return int(read_json(folder / PREPROCESS)["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
+
+
+def _finished(directory: str) -> Path | None:
+    """Folder of the finished model in a run or model directory."""
+    return next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
+
+
+def _checkpoint_weights(run_dir: Path) -> list[Path]:
+    """Files of weights in a run's checkpoints, in the order of their steps; FSDP's hold theirs in another form."""
+    return [path / WEIGHTS for path in checkpoints(run_dir) if (path / WEIGHTS).is_file()]

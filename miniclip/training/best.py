@@ -12,8 +12,9 @@ import torch
 
 from miniclip.common.console import write_json
 from miniclip.models import DualEncoder
+from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import load, save_model
+from miniclip.models.saved import save_model
 from miniclip.training.run_dir import BEST
 
 _RECORD = "best.json"

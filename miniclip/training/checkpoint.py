@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from miniclip.common.arguments import out_of_memory
+from miniclip.common.console import write_json
 from miniclip.common.processes import place
 from miniclip.config import ModelConfig
 from miniclip.models import DualEncoder, create_model
-from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars, write_json
+from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:

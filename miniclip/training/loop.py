@@ -29,8 +29,9 @@ from miniclip.data.augment import shrink
 from miniclip.data.loader import Batch
 from miniclip.losses.matrix import chance_loss
 from miniclip.models import DualEncoder, resolve
+from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import load, save_model
+from miniclip.models.saved import save_model
 from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding
 from miniclip.training.batches import MapBatches, TrainBatches, image_side, open_batches, phases
 from miniclip.training.best import Best, Choice
