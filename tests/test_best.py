@@ -54,7 +54,11 @@ class Planned:
         self.figure, self.values = figure, iter(values)
         self.seen: list[dict[str, torch.Tensor]] = []
 
-    def __call__(self, config: Any, suite: Any, model: DualEncoder, preprocess: Any) -> dict[str, Evaluation]:
+    def __call__(
+        self, config: Any, suite: Any, model: DualEncoder, preprocess: Any, **final: Any
+    ) -> dict[str, Evaluation]:
+        if final:
+            return evaluate(config, suite, model, preprocess, **final)
         self.seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return results_with(self.figure, next(self.values))
 

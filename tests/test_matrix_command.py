@@ -76,7 +76,7 @@ def test_an_unfinished_run_is_read_from_its_newest_checkpoint(run_directory: Pat
     run = shutil.copytree(run_directory, tmp_path / "run")  # a run that went on after its end, and was cut off
     config = load_config(["--config", str(run / "config.yaml"), "--run.dir", str(run), "--run.resume", "true"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("miniclip.training.loop.save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("miniclip.training.run.save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(replace(config, train=replace(config.train, max_steps=8)))
     found = load_model(str(run), torch.device("cpu"))[0].logit_scale

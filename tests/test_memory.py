@@ -48,7 +48,7 @@ def test_train_says_what_takes_less(
     config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for full in FULL:
-        monkeypatch.setattr(loop._Loop, "_step", full)
+        monkeypatch.setattr(loop.Loop, "_step", full)
         options = ["--config", config_file, "--eval.tasks", "[]", "--run.overwrite", "true"]
         assert train_main([*options, "--run.dir", str(tmp_path / "run")]) == 2
         told = capsys.readouterr().err
@@ -60,14 +60,14 @@ def test_train_says_what_takes_less(
 def test_a_saved_run_goes_on_with_less(
     config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = loop._Loop._step
+    step = loop.Loop._step
 
     def full(self: Any, number: int, *rest: Any) -> Any:
         return torch.empty(10**15) if number == 4 else step(self, number, *rest)
 
     options = ["--config", config_file, "--eval.tasks", "[]", "--run.checkpoint_every", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "_step", full)
+        patch.setattr(loop.Loop, "_step", full)
         assert train_main([*options, "--run.dir", str(tmp_path / "my run")]) == 2
     command = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
     assert command[-2:] == ["--train.micro_batch_size", "4"]
@@ -76,7 +76,7 @@ def test_a_saved_run_goes_on_with_less(
 
 
 def test_other_errors_are_left_alone(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop._Loop, "_step", raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    monkeypatch.setattr(loop.Loop, "_step", raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")])
 

@@ -25,6 +25,7 @@ from miniclip.cli.train import train_main
 from miniclip.common.stopping import CODES, Stopped, Stopping, resume_command
 from miniclip.evaluation import suite
 from miniclip.training import loop
+from miniclip.training import run as run_module
 
 TIMED = {"samples_per_s", "data_wait", "tokens_per_s", "pixels_per_s", "mfu", "memory_peak_gb"}
 PATIENCE = 300  # seconds, for processes on a busy machine
@@ -50,7 +51,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 def before(monkeypatch: Any, name: str, call: int, *numbers: int) -> None:
     """Send this process signals just before the call-th time that a function of training.py is called."""
-    owner = next(owner for owner in (loop, suite, loop._Loop) if hasattr(owner, name))
+    owner = next(owner for owner in (loop, run_module, suite, loop.Loop) if hasattr(owner, name))
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 

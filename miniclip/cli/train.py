@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def run(config: Config) -> dict[str, Any]:
     """Train as configured; what results.json holds, or an empty dict on other than the main process.
 
-    Every process of an `accelerate launch` or `torchrun` calls it. Raises what `training.loop.train` does, and before
+    Every process of an `accelerate launch` or `torchrun` calls it. Raises what `training.run.train` does, and before
     the first step what `open_suite` and `open_matrix_log` do.
     """
-    from miniclip.training.loop import train
+    from miniclip.training.run import train
 
     return train(config, open_hooks)
 

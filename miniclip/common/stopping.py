@@ -17,12 +17,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 INTERRUPTED, TERMINATED = 130, 143  # what a shell says of a process that SIGINT or SIGTERM killed
-# not every platform has all of them
-CODES = {
-    getattr(signal, name): code
-    for name, code in (("SIGINT", INTERRUPTED), ("SIGTERM", TERMINATED), ("SIGUSR1", TERMINATED))
-    if hasattr(signal, name)
-}
+_NAMED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": TERMINATED}
+CODES = {getattr(signal, name): code for name, code in _NAMED.items() if hasattr(signal, name)}
 
 
 class Stopped(KeyboardInterrupt):

@@ -14,20 +14,12 @@ from torch import Tensor
 
 # Channel statistics of CLIP's own training set (OpenAI's release; also open_clip's OPENAI_DATASET_MEAN and _STD).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-
-
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture of H x W pixels -> uint8 (3, H, W)."""
+    """RGB image of H x W pixels -> uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # h w c -> c h w
-
-
-def _largest_square(width: int, height: int) -> tuple[float, float, float]:
-    """Centred square of an image: (left, top, side) in pixels."""
-    side = float(min(width, height))
-    return (width - side) / 2, (height - side) / 2, side
 
 
 @dataclass(frozen=True)
@@ -51,15 +43,16 @@ class Preprocess:
             raise ValueError(f"resize={self.resize!r} must be 'crop' or 'squash'")
 
     def to_square(self, image: Image.Image) -> Image.Image:
-        """RGB picture of any size -> RGB picture of S x S pixels (bicubic, antialiased)."""
+        """RGB image of any size -> RGB image of S x S pixels (bicubic, antialiased)."""
         size = (self.image_size, self.image_size)
         if self.resize == "squash":
             return image.resize(size, Image.Resampling.BICUBIC)
-        left, top, side = _largest_square(*image.size)
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
         return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
     def to_uint8(self, image: Image.Image) -> Tensor:
-        """Picture -> uint8 (3, S, S)."""
+        """Image -> uint8 (3, S, S)."""
         return image_to_tensor(self.to_square(image.convert("RGB")))
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -69,7 +62,7 @@ class Preprocess:
         return (pixels.float() - mean) / std
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Picture -> float32 (3, S, S), normalised: what `model.encode_image` takes, less the batch axis."""
+        """Image -> float32 (3, S, S), normalised: what `model.encode_image` takes, less the batch axis."""
         return self.normalize(self.to_uint8(image))
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from miniclip.config import ConfigError, ModelConfig
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.tower import ImageTower, check_divides, is_size
+from miniclip.models.transformer import ACTIVATIONS
 from miniclip.models.vit import VisionTransformer
 
 # model.image_encoder -> its class; another tower takes a line here, and its name among the config's choices
@@ -103,7 +104,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
         raise ConfigError(
             "model.logit_bias_init=balanced depends on the batch of a training run; write the number here"
         )
-    if filled["activation"] not in ("gelu", "quick_gelu"):
+    if filled["activation"] not in ACTIVATIONS:
         raise ConfigError(f"model.activation={filled['activation']!r} must be 'gelu' or 'quick_gelu'")
     if tower is None:
         known = " or ".join(repr(name) for name in reversed(TOWERS))

@@ -26,13 +26,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-def make_activation(name: str) -> nn.Module:
-    """'gelu' or 'quick_gelu' as a module. Raises ValueError for another name."""
-    if name == "gelu":
-        return nn.GELU()
-    if name == "quick_gelu":
-        return QuickGELU()
-    raise ValueError(f"activation {name!r} is unknown; use 'gelu' or 'quick_gelu'")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 def tokens_at(x: Tensor, at: Tensor, packed: Packed | None = None) -> Tensor:
@@ -180,7 +174,7 @@ class Mlp(nn.Module):
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
-        self.act = make_activation(activation)
+        self.act = ACTIVATIONS[activation]()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:

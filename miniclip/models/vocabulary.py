@@ -68,10 +68,10 @@ class SmallEmbedding(nn.Embedding):
 
     def _stranger(self, token: int) -> str:
         word = f" ({Tokenizer().decode([token]).strip()!r})" if len(self.row_of) == VOCAB_SIZE else ""
+        known = int((self.row_of >= 0).sum())
         return (
-            f"token {token}{word} is in a caption of this batch, but not among the {int((self.row_of >= 0).sum())} "
-            "tokens that the model was told to train; collect them from all captions, or set "
-            "train.small_vocabulary to false"
+            f"token {token}{word} is in a caption of this batch, but not among the {known} tokens that the model was "
+            "told to train; collect them from all captions, or set train.small_vocabulary to false"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -83,16 +83,8 @@ class SmallEmbedding(nn.Embedding):
         destination[prefix + "weight"] = self.whole_table()
 
     @torch.no_grad()
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        *_, missing_keys, _, error_msgs = rest
         name = prefix + "weight"
         if name not in state_dict:
             missing_keys.append(name)

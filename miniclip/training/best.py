@@ -61,8 +61,7 @@ class Best:
         # The record comes last, so a folder that has it is whole; and the former one goes only when this one is.
         shutil.rmtree(self._part, ignore_errors=True)
         save_model(self._part, model, preprocess)
-        record = {"figure": self.figure, "step": step, "value": value, "fingerprint": seen}
-        write_json(self._part / _RECORD, record)
+        write_json(self._part / _RECORD, {"figure": self.figure, "step": step, "value": value, "fingerprint": seen})
         old = self.folder.with_suffix(".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():

@@ -1,58 +1,28 @@
-"""The loop: configuration -> a run directory with metrics, checkpoints, the model and its results.
-
-config.yaml      the resolved configuration
-trace.json       what some steps spend their time on, with train.profile_steps; chrome://tracing or Perfetto show it
-metrics.jsonl    a line for each logged step
-checkpoints/     states to go on from
-matrix/          the matrix of one fixed batch along the training, with log.matrix_every
-best/            the model with the best validation figure so far, with eval.best
-model/           weights, model config, preprocessing: of the last step, or what best/ holds
-
-What a run does besides its steps (validation, the matrix, the final tables) comes as Hooks.
-"""
+"""The loop: all steps of a run, with what comes due between them."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from miniclip.common.stopping import Stopped, Stopping
-from miniclip.config import Config, ConfigError
 from miniclip.data.augment import shrink
 from miniclip.data.loader import Batch
 from miniclip.losses.matrix import chance_loss
-from miniclip.models import DualEncoder, resolve
-from miniclip.models.load import load
+from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import save_model
-from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding
-from miniclip.training.batches import MapBatches, TrainBatches, image_side, open_batches, phases
+from miniclip.training.batches import TrainBatches, image_side, phases
 from miniclip.training.best import Best, Choice
-from miniclip.training.checkpoint import (
-    Progress,
-    checkpoint_folder,
-    handed_out,
-    load_checkpoint,
-    save_checkpoint,
-    whole_model,
-)
+from miniclip.training.checkpoint import Progress, checkpoint_folder, handed_out, save_checkpoint, whole_model
 from miniclip.training.diagnostics import at_clamp, local, traced
-from miniclip.training.flops import Flops, forward_flops, matmul_peak
 from miniclip.training.optim import learning_rate
-from miniclip.training.precision import Precision
-from miniclip.training.run_dir import append_metrics, check_run_dir, flat, precision_before, prepare_run_dir
+from miniclip.training.run_dir import append_metrics
 from miniclip.training.step import Learner
-from miniclip.training.throughput import Bar, Throughput
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from miniclip.training.throughput import Bar, Throughput, measured_throughput
 
 
 class NonFiniteLoss(RuntimeError):
@@ -72,106 +42,7 @@ class Hooks(NamedTuple):
     finish: Callable[[DualEncoder, Preprocess, dict[str, Any]], dict[str, Any]]
 
 
-def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> dict[str, Any]:
-    """Run the whole of a configuration; returns what finish does.
-
-    Every process of an `accelerate launch` or `torchrun` calls it. open_hooks: called with the resolved configuration
-    before the first step, so that nothing can be missing after it. Raises ConfigError, ValueError or FileNotFoundError
-    before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks. Ctrl-C,
-    SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a KeyboardInterrupt.
-    """
-    config = config.with_start()
-    config = replace(config, model=resolve(config.model))
-    check_run_dir(config)
-    before = precision_before(config)
-    if before and config.train.precision == "auto":
-        config = config.with_precision(before)
-    check_possible(config)
-    with Stopping() as stopping:
-        accelerator, precision = build_accelerator(config)
-        if before:
-            kept = before == precision.name
-            precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
-        try:
-            return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
-        finally:
-            accelerator.end_training()
-
-
-def _train(
-    config: Config,
-    accelerator: Accelerator,
-    precision: Precision,
-    stopping: Stopping,
-    open_hooks: Callable[[Config, Preprocess], Hooks],
-) -> dict[str, Any]:
-    main, run_dir = accelerator.is_main_process, Path(config.run.dir)
-    if not main:
-        logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
-    check_sharding(config, accelerator)
-    feed = open_batches(config, accelerator)
-    check_sharding(config, accelerator, [feed.shares(step) for step in range(min(feed.steps, 100))])
-    assert config.model.image_size is not None
-    hooks = open_hooks(config, Preprocess(config.model.image_size, resize=config.data.resize))
-
-    vocabulary = None
-    if config.train.small_vocabulary:
-        assert isinstance(feed, MapBatches)  # a stream has refused
-        vocabulary = feed.vocabulary()
-    learner = Learner(config, accelerator, vocabulary)
-    progress = load_checkpoint(accelerator, run_dir) if config.run.resume else Progress()
-    for group, decay in zip(learner.optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
-        # the optimiser's options remain those of the config
-        group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
-    if progress.step > feed.steps:
-        raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
-    if main:
-        prepare_run_dir(config, progress.step)
-        _announce(learner, precision, feed, progress.step)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
-
-    loop = _Loop(learner, feed, hooks, stopping, progress)
-    loop.run()
-
-    state, preprocess = accelerator.get_state_dict(learner.prepared), learner.preprocess
-    finished = None
-    if main:
-        best = loop.best.load(accelerator.device)
-        saved = save_model(run_dir / "model", best or learner.model, preprocess, None if best else state)
-        # what is evaluated is what was saved
-        finished, preprocess, _ = load(saved, accelerator.device)
-    results = hooks.finish(handed_out(finished, config.model, accelerator.device), preprocess, loop.summary())
-    accelerator.wait_for_everyone()
-    return results
-
-
-def _announce(learner: Learner, precision: Precision, feed: TrainBatches, first_step: int) -> None:
-    config, accelerator = learner.config, learner.accelerator
-    parameters = sum(p.numel() for p in learner.model.parameters())
-    print(
-        f"{config.model.preset or config.model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
-        f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}\n"
-        f"{precision.name}: {precision.why}"
-    )
-    if config.run.resume:
-        known = f"resuming {config.run.dir} at step {first_step}"
-        print(known if first_step else f"{config.run.dir} has no checkpoint: step 0")
-    sys.stdout.flush()
-
-
-def _throughput(config: Config, accelerator: Accelerator) -> Throughput:
-    """Measures what the device can do."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
-
-    def flops(side: int) -> Flops:
-        return forward_flops(replace(config.model, image_size=side), config.train.patch_dropout)
-
-    return Throughput(accelerator, flops, matmul_peak(accelerator.device, dtype))
-
-
-class _Loop:
+class Loop:
     """One run's steps; the state that a step hands to the next."""
 
     def __init__(
@@ -189,7 +60,7 @@ class _Loop:
         """All steps that are left; evaluation and checkpoints in between, and a checkpoint at the end."""
         config, steps, first = self.config, self.feed.steps, self.progress.step
         profiled = config.train.profile_steps if self.main else 0
-        throughput = _throughput(config, self.accelerator)
+        throughput = measured_throughput(config, self.accelerator)
         batches = self.feed.start(first, self.progress.feed)
         with (
             Bar(first, steps, config.log.progress and self.main) as bar,

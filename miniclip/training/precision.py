@@ -41,13 +41,15 @@ def choose(wanted: Wanted, device: torch.device, encoder: ImageEncoderKind = "vi
     asked = wanted == "bf16"
     if device.type == "cpu":
         speed = speed_of_bf16(encoder)
-        if speed < 1:
-            why = f"bf16 takes {_number(1 / speed)} times as long on this processor"
-        else:
-            why = f"bf16 is {_number(speed)} times as fast on this processor"
+        ratio = max(speed, 1 / speed)
+        times = f"{ratio:.1f}" if ratio < 9.5 else f"{ratio:.0f}"
+        why = f"bf16 {f'takes {times} times as long' if speed < 1 else f'is {times} times as fast'} on this processor"
         return Precision("bf16", why, slow=speed < 1) if asked or speed >= WORTH else Precision("fp32", why)
-    kind, native = device.type.upper(), _is_native(device)
-    why = f"bf16 is {'native' if native else 'emulated'} on this {kind} device"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
+    why = f"bf16 is {'native' if native else 'emulated'} on this {device.type.upper()} device"
     if native or asked:
         return Precision("bf16", why, slow=not native)
     return Precision("fp16" if device.type == "cuda" else "fp32", why)
@@ -62,16 +64,6 @@ def agreed(wanted: Wanted, device: torch.device, encoder: ImageEncoderKind = "vi
 def for_encoding(name: Wanted) -> Literal["fp32", "bf16"]:
     """What evaluation computes in where training takes `name`: no loss is there to be scaled for fp16."""
     return "bf16" if name == "bf16" else "fp32"
-
-
-def _number(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio < 9.5 else f"{ratio:.0f}"
-
-
-def _is_native(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
 
 
 @cache

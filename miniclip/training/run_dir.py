@@ -17,6 +17,7 @@ _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir"
 
 MATRICES = "matrix"  # folder of the matrices of a fixed batch
 BEST = "best"  # folder of the model that eval.best chose
+_FOLDERS = ("checkpoints", "model", BEST, f"{BEST}.part", f"{BEST}.old", MATRICES, "inspection", "evaluation", "report")
 
 
 def kept_matrices(run_dir: Path) -> list[Path]:
@@ -30,16 +31,17 @@ def check_run_dir(config: Config) -> None:
     run_dir = Path(config.run.dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"run.dir={run_dir} is a file; name a directory")
-    if any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")):
-        if not (config.run.resume or config.run.overwrite):
-            raise ConfigError(
-                f"run.dir={run_dir} already holds a run; name another directory, go on with --run.resume true, "
-                "or delete it with --run.overwrite true"
-            )
-        if config.run.overwrite and not _is_run(run_dir):
-            raise ConfigError(f"run.dir={run_dir} holds other things than a run; run.overwrite deletes runs alone")
-        if config.run.resume and (run_dir / "config.yaml").exists():
-            _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
+    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")):
+        return
+    if not (config.run.resume or config.run.overwrite):
+        raise ConfigError(
+            f"run.dir={run_dir} already holds a run; name another directory, go on with --run.resume true, "
+            "or delete it with --run.overwrite true"
+        )
+    if config.run.overwrite and not _is_run(run_dir):
+        raise ConfigError(f"run.dir={run_dir} holds other things than a run; run.overwrite deletes runs alone")
+    if config.run.resume and (run_dir / "config.yaml").exists():
+        _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
 
 
 def precision_before(config: Config) -> Format | None:
@@ -64,11 +66,11 @@ def _check_unchanged(new: Config, old: Config) -> None:
     fixed = [key for key in now if key.startswith(("model.", "data.", "loss.")) or key == "run.seed"]
     changed = [key for key in fixed if key not in _FREE and now[key] != then[key]]
     if changed:
-        key = changed[0]
+        key, *others = changed
+        more = f" (and {len(others)} other keys differ)" if others else ""
         raise ConfigError(
-            f"the run in {new.run.dir} has {key}={then[key]}, not {now[key]}"
-            + (f" (and {len(changed) - 1} other keys differ)" if len(changed) > 1 else "")
-            + "; a resume needs the same model, data, loss and seed: change it back, or start another run"
+            f"the run in {new.run.dir} has {key}={then[key]}, not {now[key]}{more}; a resume needs the same model, "
+            "data, loss and seed: change it back, or start another run"
         )
 
 
@@ -76,17 +78,7 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
     """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
     run_dir = Path(config.run.dir)
     if config.run.overwrite:
-        for folder in (
-            "checkpoints",
-            "model",
-            BEST,
-            f"{BEST}.part",
-            f"{BEST}.old",
-            MATRICES,
-            "inspection",
-            "evaluation",
-            "report",
-        ):
+        for folder in _FOLDERS:
             shutil.rmtree(run_dir / folder, ignore_errors=True)
         events = f"{config.log.project}/**/events.out.tfevents.*"
         for pattern in ("metrics.jsonl", "results.json", "examples.*", "queries.png", "confusion_*.png", events):

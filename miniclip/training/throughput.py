@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from miniclip.config import Config
 from miniclip.data.loader import Batch
-from miniclip.training.flops import Flops
+from miniclip.training.flops import Flops, forward_flops, matmul_peak
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,6 +84,16 @@ class Throughput:
 
         scale = seconds / work(batch.image.shape[-1])
         return expected_time([(steps, work(side) * scale) for side, steps in phases])
+
+
+def measured_throughput(config: Config, accelerator: Accelerator) -> Throughput:
+    """Measures what the device can do."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
+
+    def flops(side: int) -> Flops:
+        return forward_flops(replace(config.model, image_size=side), config.train.patch_dropout)
+
+    return Throughput(accelerator, flops, matmul_peak(accelerator.device, dtype))
 
 
 class Bar:

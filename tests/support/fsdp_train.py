@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from miniclip.cli.train import train_main
 from miniclip.config import Config
 from miniclip.training import accelerator as machine
-from miniclip.training import loop
+from miniclip.training import run
 from miniclip.training.precision import Precision
 
 build_accelerator = machine.build_accelerator
@@ -26,7 +26,7 @@ def sharded(config: Config) -> tuple[Accelerator, Precision]:
 
 
 def sharded_train(arguments: list[str] | None = None) -> int:
-    loop.build_accelerator = sharded
+    run.build_accelerator = sharded
     return train_main(arguments)
 
 

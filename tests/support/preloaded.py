@@ -14,4 +14,4 @@ import miniclip.cli.evaluate
 import miniclip.cli.train
 import miniclip.evaluation.suite
 import miniclip.inspection.history
-import miniclip.training.loop
+import miniclip.training.run

@@ -1,0 +1,126 @@
+"""A whole run: configuration -> a run directory with metrics, checkpoints, the model and its results.
+
+config.yaml      the resolved configuration
+trace.json       what some steps spend their time on, with train.profile_steps; chrome://tracing or Perfetto show it
+metrics.jsonl    a line for each logged step
+checkpoints/     states to go on from
+matrix/          the matrix of one fixed batch along the training, with log.matrix_every
+best/            the model with the best validation figure so far, with eval.best
+model/           weights, model config, preprocessing: of the last step, or what best/ holds
+results.json     the final tables, and the files beside it: what Hooks.finish makes of the model
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miniclip.common.stopping import Stopping
+from miniclip.config import Config, ConfigError
+from miniclip.models import resolve
+from miniclip.models.load import load
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import save_model
+from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding
+from miniclip.training.batches import MapBatches, TrainBatches, open_batches
+from miniclip.training.checkpoint import Progress, handed_out, load_checkpoint
+from miniclip.training.loop import Hooks, Loop
+from miniclip.training.precision import Precision
+from miniclip.training.run_dir import check_run_dir, flat, precision_before, prepare_run_dir
+from miniclip.training.step import Learner
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> dict[str, Any]:
+    """Run the whole of a configuration; returns what finish does.
+
+    Every process of an `accelerate launch` or `torchrun` calls it. open_hooks: called with the resolved configuration
+    before the first step, so that nothing can be missing after it. Raises ConfigError, ValueError or FileNotFoundError
+    before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks. Ctrl-C,
+    SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a KeyboardInterrupt.
+    """
+    config = config.with_start()
+    config = replace(config, model=resolve(config.model))
+    check_run_dir(config)
+    before = precision_before(config)
+    if before and config.train.precision == "auto":
+        config = config.with_precision(before)
+    check_possible(config)
+    with Stopping() as stopping:
+        accelerator, precision = build_accelerator(config)
+        if before:
+            kept = before == precision.name
+            precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
+        try:
+            return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
+        finally:
+            accelerator.end_training()
+
+
+def _train(
+    config: Config,
+    accelerator: Accelerator,
+    precision: Precision,
+    stopping: Stopping,
+    open_hooks: Callable[[Config, Preprocess], Hooks],
+) -> dict[str, Any]:
+    main, run_dir = accelerator.is_main_process, Path(config.run.dir)
+    if not main:
+        logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
+    check_sharding(config, accelerator)
+    feed = open_batches(config, accelerator)
+    check_sharding(config, accelerator, [feed.shares(step) for step in range(min(feed.steps, 100))])
+    assert config.model.image_size is not None
+    hooks = open_hooks(config, Preprocess(config.model.image_size, resize=config.data.resize))
+
+    vocabulary = None
+    if config.train.small_vocabulary:
+        assert isinstance(feed, MapBatches)  # a stream has refused
+        vocabulary = feed.vocabulary()
+    learner = Learner(config, accelerator, vocabulary)
+    progress = load_checkpoint(accelerator, run_dir) if config.run.resume else Progress()
+    for group, decay in zip(learner.optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
+        # the optimiser's options remain those of the config
+        group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
+    if progress.step > feed.steps:
+        raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
+    if main:
+        prepare_run_dir(config, progress.step)
+        _announce(learner, precision, feed, progress.step)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
+
+    loop = Loop(learner, feed, hooks, stopping, progress)
+    loop.run()
+
+    state, preprocess = accelerator.get_state_dict(learner.prepared), learner.preprocess
+    finished = None
+    if main:
+        best = loop.best.load(accelerator.device)
+        saved = save_model(run_dir / "model", best or learner.model, preprocess, None if best else state)
+        # what is evaluated is what was saved
+        finished, preprocess, _ = load(saved, accelerator.device)
+    results = hooks.finish(handed_out(finished, config.model, accelerator.device), preprocess, loop.summary())
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _announce(learner: Learner, precision: Precision, feed: TrainBatches, first_step: int) -> None:
+    config, accelerator = learner.config, learner.accelerator
+    parameters = sum(p.numel() for p in learner.model.parameters())
+    print(
+        f"{config.model.preset or config.model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
+        f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, "
+        f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}\n"
+        f"{precision.name}: {precision.why}"
+    )
+    if config.run.resume:
+        known = f"resuming {config.run.dir} at step {first_step}"
+        print(known if first_step else f"{config.run.dir} has no checkpoint: step 0")
+    sys.stdout.flush()
