@@ -1,7 +1,8 @@
 """The usual sets of labelled images: how the CLIP paper prompts for them, and what their classes are called.
 
 Templates and names, in known.json, are those released with the paper (arXiv:2103.00020, data/prompts.md in
-openai/CLIP); ImageNet's come from open_clip. A set is there only for what its labels cannot say themselves.
+openai/CLIP); ImageNet's are open_clip's, but for two pairs of classes that share a name there and go by WordNet's first
+word here (744 and 836). A set is there only for what its labels cannot say themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from miniclip.data.classes import spoken
 from miniclip.data.tables.source import FILE_EXTENSIONS, SPLIT_NAMES
 
 _ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
@@ -21,23 +23,22 @@ _WNID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class KnownSet:
-    """What is known of one set.
+    """What is known of one set. templates: with {} for the name of the class.
 
-    written: its templates; empty for ImageNet, see `templates`. aliases: other names of it, letters and digits only.
-    order: its labels by number; labels that are neither these nor their numbers belong to another set.
-    said: label, letters and digits only -> what a prompt says instead.
+    aliases: other names of it, letters and digits only. order: its labels by number; labels that are neither these nor
+    their numbers belong to another set. said: label, letters and digits only -> what a prompt says instead.
+    numbers: what its numbers stand for, where labels in words may be any. wnids, entries: their WordNet numbers, and
+    first words there.
     """
 
     name: str
-    written: Sequence[str]
+    templates: tuple[str, ...]
     aliases: Sequence[str] = ()
     order: Sequence[str] = ()
     said: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """Templates with {} for the name of the class."""
-        return tuple(self.written) or _imagenet_templates()
+    numbers: Sequence[str] = ()
+    wnids: Sequence[str] = ()
+    entries: Sequence[str] = ()
 
     def fits(self, labels: Sequence[str]) -> bool:
         """Whether these can be labels of the set, some of them left out."""
@@ -46,25 +47,29 @@ class KnownSet:
         return {_squeezed(label) for label in labels} <= {_squeezed(label) for label in self.order}
 
     def names(self, labels: Sequence[str]) -> list[list[str]] | None:
-        """All names of each label, or None where the labels say it themselves. Raises ValueError if a package lacks."""
-        if self.name == "imagenet":
-            return _imagenet_names(labels)
-        start = 1 if "102" in labels else 0
-        if self.name == "flowers102" and _numbered(labels, 102, start):
-            order = _flowers()
-            labels = [order[int(label) - start] for label in labels]
-        elif self.order and _numbered(labels, len(self.order)):
-            labels = [self.order[int(label)] for label in labels]
-        elif not any(_squeezed(label) in self.said for label in labels):
-            return None
-        return [[self.said.get(_squeezed(label), label.replace("_", " ").strip())] for label in labels]
+        """All names of each label, or None where the labels say it themselves."""
+        names = self.order or self.numbers
+        by_wnid = dict(zip(self.wnids, names, strict=False))
+        first = 1 if self.name == "flowers102" and "102" in labels else 0
+        if all(label in by_wnid for label in labels):
+            return [[by_wnid[label]] for label in labels]
+        if names and _numbered(labels, len(names), first):
+            return [[names[int(label) - first]] for label in labels]
+        if self.entries and len(labels) == len(self.entries):
+            pairs = zip(labels, self.entries, strict=True)
+            same = sum(label.split(",")[0].lower() == entry.lower() for label, entry in pairs)
+            if same >= 900:  # another order leaves a handful, another spelling of some entries nearly all
+                return [[name] for name in names]
+        if any(_squeezed(label) in self.said for label in labels):
+            return [[self.said.get(_squeezed(label), spoken(label))] for label in labels]
+        return None
 
 
 @cache
 def known_sets() -> dict[str, KnownSet]:
     """By name."""
     sets = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
-    return {name: KnownSet(name, entry.pop("templates"), **entry) for name, entry in sets.items()}
+    return {name: KnownSet(name, tuple(entry.pop("templates")), **entry) for name, entry in sets.items()}
 
 
 def find_known(source: str, labels: Sequence[str]) -> KnownSet | None:
@@ -106,52 +111,3 @@ def _numbered(labels: Sequence[str], count: int, first: int = 0) -> bool:
         and all(label.isdecimal() for label in labels)
         and {int(label) for label in labels} == set(range(first, first + count))
     )
-
-
-def _flowers() -> list[str]:
-    try:
-        from torchvision.datasets import Flowers102  # type: ignore[import-untyped, unused-ignore]
-
-        return list(Flowers102.classes)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            "the names of Flowers102's numbers come from torchvision, and this one does not have them; "
-            "update it, or give a class-names file"
-        ) from error
-
-
-def _imagenet_templates() -> tuple[str, ...]:
-    try:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-    except ImportError as error:
-        raise ValueError("ImageNet's templates come from open_clip; pip install open_clip_torch") from error
-    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-
-
-# Two pairs of ImageNet's classes share a name in open_clip's list; WordNet's first word tells them apart.
-_APART = {744: "projectile", 836: "sunglass"}
-
-
-def _imagenet_names(labels: Sequence[str]) -> list[list[str]] | None:
-    """Of WordNet numbers, of 0 to 999, or of the 1,000 WordNet entries ("tench, Tinca tinca") in their usual order."""
-    try:
-        from open_clip import IMAGENET_CLASSNAMES
-        from timm.data.imagenet_info import ImageNetInfo
-    except ImportError as error:
-        raise ValueError(
-            "ImageNet's class names come from open_clip and timm; pip install open_clip_torch, "
-            "or give a class-names file"
-        ) from error
-    names = [_APART.get(number, name) for number, name in enumerate(IMAGENET_CLASSNAMES)]
-    info = ImageNetInfo()
-    number = {wnid: i for i, wnid in enumerate(info.label_names())}
-    if all(label in number for label in labels):
-        return [[names[number[label]]] for label in labels]
-    if _numbered(labels, 1000):
-        return [[names[int(label)]] for label in labels]
-    if len(labels) == 1000:
-        entries = [info.index_to_description(i).split(",")[0] for i in range(1000)]
-        same = sum(label.split(",")[0].lower() == entry.lower() for label, entry in zip(labels, entries, strict=True))
-        if same >= 900:  # another order leaves a handful, another spelling of some entries nearly all
-            return [[name] for name in names]
-    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
 from miniclip.data.tables.image_column import ImageRows, check_some_exist, images_in, images_of
 from miniclip.data.tables.parquet import ArrowTable
-from miniclip.data.tables.source import split_folders, sub_folders, table_files
+from miniclip.data.tables.source import images_below, split_folders, sub_folders, table_files
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +141,7 @@ def _open_folders(root: Path, split: str, classnames_file: str | Path | None, at
     for label, key in enumerate(keys):
         if key not in folders:
             continue
-        for where, below, files in os.walk(folders[key]):
-            below.sort()
-            names = sorted(f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith("."))
-            paths += [os.path.relpath(Path(where) / f, root) for f in names]
+        paths += [f"{key}/{name}" for name in images_below(folders[key])]
         if len(paths) == len(labels):
             raise ValueError(f"class folder {folders[key]} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
         labels += [label] * (len(paths) - len(labels))

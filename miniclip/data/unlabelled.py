@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from miniclip.data.captioned import ImageSource
+from miniclip.data.images import EXTENSIONS
 from miniclip.data.splits import choose_split, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.image_column import FileImages, ImageRows, check_some_exist, images_in, images_of
-from miniclip.data.tables.source import Source, look_into, split_folders
+from miniclip.data.tables.source import Source, images_below, split_folders
 
 
 def open_images(
@@ -31,13 +32,13 @@ def open_images(
     source = Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
     if source.is_folder and not source.tables:
-        found, root = source.contents, source.path
-        if found.images and not found.tars and not found.parquet:
+        root, found = source.path, source.below(*EXTENSIONS)
+        if found and not source.has(".tar") and not source.has(".parquet"):
             splits = split_folders(root)
             if splits:
                 root = splits[choose_split(splits, split, source.label)]
-                found = look_into(root)
-            return ImageRows(images_in(root, found.images, at_least), np.arange(len(found.images)))
+                found = images_below(root)
+            return ImageRows(images_in(root, found, at_least), np.arange(len(found)))
     parts = read_parts(source.text, name, image_column, "image_column", revision)
     table, rows = parts[choose_split(parts, split, source.text)]
     images = images_of(table, find_image_column(table, image_column, "image_column"), at_least)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from miniclip.data.images import EXTENSIONS
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
 
@@ -13,26 +14,31 @@ LONGEST = 1 << 20  # bytes of a caption file
 
 
 def accepts(source: Source) -> bool:
-    return bool(source.contents.captions) or (bool(source.contents.images) and not source.contents.parquet)
+    return bool(_captions(source)) or (bool(source.below(*EXTENSIONS)) and not source.has(".parquet"))
+
+
+def _captions(source: Source) -> set[str]:
+    """Text files that bear the name of an image beside them."""
+    stems = {image.rpartition(".")[0] for image in source.below(*EXTENSIONS)}
+    return {text for text in source.below(".txt") if text.rpartition(".")[0] in stems}
 
 
 def open_tables(source: Source) -> Mapping[str, RecordTable]:
     """Sub-folders named after splits are splits, if all are. Raises ValueError if images lie beside them, or no text
     file beside an image."""
-    folder, contents = source.path, source.contents
-    if not contents.captions:
+    folder, images, texts = source.path, source.below(*EXTENSIONS), _captions(source)
+    if not texts:
         raise ValueError(
-            f"{folder}: {len(contents.images)} images, but nothing that says what is in them; looked for "
+            f"{folder}: {len(images)} images, but nothing that says what is in them; looked for "
             "metadata.jsonl (.csv, .tsv), for a text file beside each "
-            f"({Path(contents.images[0]).with_suffix('.txt')}), for tars and for Parquet files"
+            f"({Path(images[0]).with_suffix('.txt')}), for tars and for Parquet files"
         )
     splits: dict[str, list[str]] = {}
-    for path in contents.images:
+    for path in images:
         first, slash, _ = path.partition(os.sep)
         splits.setdefault(first if slash and first.lower() in SPLIT_NAMES else "", []).append(path)
-    texts = set(contents.captions)
     if splits.keys() == {""}:
-        return {"train": _read(folder, "", contents.images, texts)}
+        return {"train": _read(folder, "", images, texts)}
     if "" in splits:
         named = ", ".join(sorted(s for s in splits if s))
         raise ValueError(

@@ -54,7 +54,7 @@ def find_shards(source: str, name: str | None = None, revision: str | None = Non
     Raises FileNotFoundError, or ValueError for what cannot be streamed.
     """
     asked = Source(source, name, revision)
-    if asked.contents.tars and asked.contents.parquet:
+    if asked.below(".tar") and asked.below(".parquet"):
         raise ValueError(f"{source} holds tars and Parquet files; name one kind; {STREAMED}")
     for kind in KINDS:
         if kind.find_shards is not None and kind.accepts(asked):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from miniclip.common.fingerprint import digest
+from miniclip.data.images import EXTENSIONS
 from miniclip.data.tables.source import Source, is_url, literal_folder
 from miniclip.data.tables.table import Kind, Sample, Shard, Table, base_of, inside, reason
 
@@ -16,7 +17,7 @@ AT_ONCE = 16  # rows of a stream that are taken out of Arrow together, for speed
 
 
 def accepts(source: Source) -> bool:
-    return source.extension == ".parquet" or bool(source.contents.parquet)
+    return source.has(".parquet")
 
 
 def open_tables(source: Source) -> Mapping[str, ArrowTable]:
@@ -24,17 +25,17 @@ def open_tables(source: Source) -> Mapping[str, ArrowTable]:
     if source.is_folder:
         roots: tuple[str, ...] = (os.path.realpath(source.path),)
         # the library goes by the commonest kind of file: beside images it would miss the table that names them
-        if not source.contents.images:
+        if not source.below(*EXTENSIONS):
             return load_local(source.label, roots, source.label, source.name)
     elif is_url(source.text):
         roots = library_caches()
     else:
         roots = (os.path.realpath(Path(literal_folder(source.text)).expanduser()),)
-    return load_local(source.label, roots, "parquet", data_files=source.by_split(source.contents.parquet))
+    return load_local(source.label, roots, "parquet", data_files=source.by_split(".parquet"))
 
 
 def find_shards(source: Source) -> Mapping[str, list[Shard]]:
-    return stream_files(source.by_split(source.contents.parquet), source.text)
+    return stream_files(source.by_split(".parquet"), source.text)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 from miniclip.data.images import EXTENSIONS
 
@@ -22,15 +21,6 @@ STREAMED = "data.streaming reads tars (.tar) and Parquet files (.parquet); set i
 
 _MOST = 1_000_000
 _LISTED = 20_000  # entries of a folder among which a near name is sought
-
-
-class Contents(NamedTuple):
-    """Files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
-
-    images: list[str]
-    captions: list[str]  # text files that bear the name of an image beside them
-    tars: list[str]
-    parquet: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,9 +57,12 @@ class Source:
         return kinds[0] if kinds else ""
 
     @cached_property
-    def contents(self) -> Contents:
-        """What is below the folder; nothing if it is none."""
-        return look_into(self.path) if self.is_folder else Contents([], [], [], [])
+    def _below(self) -> list[str]:
+        return files_below(self.path) if self.is_folder else []
+
+    def below(self, *extensions: str) -> list[str]:
+        """Files of the folder, see `files_below`; none if it is no folder."""
+        return [file for file in self._below if file.lower().endswith(extensions)]
 
     @cached_property
     def tables(self) -> dict[str, Path]:
@@ -80,36 +73,29 @@ class Source:
     def label(self) -> str:
         return str(self.path) if self.is_folder else self.text
 
-    def by_split(self, inside: Sequence[str]) -> dict[str, list[str]]:
-        """Split -> files: those that it names, or these inside the folder."""
+    def has(self, extension: str) -> bool:
+        """Whether its files, or some below the folder, are of a kind."""
+        return bool(self.below(extension)) if self.is_folder else self.extension == extension
+
+    def by_split(self, extension: str) -> dict[str, list[str]]:
+        """Split -> those files."""
         if self.is_folder:
-            return by_split([str(self.path / file) for file in inside], f"{self.path}/*")
+            return by_split([str(self.path / file) for file in self.below(extension)], f"{self.path}/*")
         return by_split(self.files, self.text)
 
 
-def look_into(folder: Path) -> Contents:
-    """All that is below a folder; nothing is opened."""
-    found = Contents([], [], [], [])
+def files_below(folder: Path) -> list[str]:
+    """All files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
+    found: list[str] = []
     for where, below, files in os.walk(folder):
         below[:] = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
         inside = Path(where).relative_to(folder)
-        stems = set()
-        texts = []
-        for name in sorted(f for f in files if not f.startswith(".")):
-            stem, dot, suffix = name.rpartition(".")
-            path = str(inside / name)
-            match (dot + suffix).lower():
-                case ".tar":
-                    found.tars.append(path)
-                case ".parquet":
-                    found.parquet.append(path)
-                case ".txt":
-                    texts.append((stem, path))
-                case kind if kind in EXTENSIONS:
-                    stems.add(stem)
-                    found.images.append(path)
-        found.captions.extend(path for stem, path in texts if stem in stems)
+        found += [str(inside / name) for name in sorted(files) if not name.startswith(".")]
     return found
+
+
+def images_below(folder: Path) -> list[str]:
+    return [file for file in files_below(folder) if file.lower().endswith(EXTENSIONS)]
 
 
 def table_files(folder: Path) -> dict[str, Path]:

@@ -47,7 +47,7 @@ LARGEST = 1 << 28  # bytes of an image; what is larger is passed over
 
 
 def accepts(source: Source) -> bool:
-    return source.extension == ".tar" or bool(source.contents.tars)
+    return source.has(".tar")
 
 
 def open_tables(source: Source) -> Mapping[str, TarTable]:
@@ -55,12 +55,12 @@ def open_tables(source: Source) -> Mapping[str, TarTable]:
 
     Raises FileNotFoundError if one cannot be fetched, ValueError if one is no tar.
     """
-    splits = source.by_split(source.contents.tars)
+    splits = source.by_split(".tar")
     return {split: _join(names, _fetch(names), split, source.label) for split, names in splits.items()}
 
 
 def find_shards(source: Source) -> Mapping[str, list[Shard]]:
-    return stream_files(source.by_split(source.contents.tars))
+    return stream_files(source.by_split(".tar"))
 
 
 def stream_files(files: Mapping[str, Sequence[str]]) -> dict[str, list[Shard]]:
