@@ -28,7 +28,11 @@ def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"class-names file {path} does not exist")
-    entries = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    entries = (_read_json if path.suffix.lower() == ".json" else _read_lines)(path, text)
     _check_apart(path, entries)
     if entries[0].key is None:
         by_name = {spoken(key): key for key in keys}
@@ -58,11 +62,7 @@ def sorted_keys(keys: Collection[str]) -> list[str]:
     return sorted(keys, key=lambda k: (int(k), k)) if all(map(str.isdecimal, keys)) else sorted(keys)
 
 
-def _read_lines(path: Path) -> list[_Entry]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+def _read_lines(path: Path, text: str) -> list[_Entry]:
     lines = [(f"line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty; write one class a line")
@@ -78,22 +78,21 @@ def _read_lines(path: Path) -> list[_Entry]:
     return entries
 
 
-def _read_json(path: Path) -> list[_Entry]:
+def _read_json(path: Path, text: str) -> list[_Entry]:
+    wanted = "expected a list of names, or an object of folder: name"
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(text, object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{path}: expected a list of names, or an object of folder: name")
+        raise ValueError(f"{path}: {wanted}")
     entries = []
     for number, item in enumerate(value, 1):
         key, names = item if isinstance(value, _Pairs) else (None, item)
         names = [names] if isinstance(names, str) else names
-        good = isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names)
-        if not good:
+        if not (isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names)):
             raise ValueError(
-                f"{path}, entry {number}: expected a list of names, or an object of folder: name; a name is a text or "
-                f"a list of texts, and this one is {names!r}"
+                f"{path}, entry {number}: {wanted}; a name is a text or a list of texts, and this one is {names!r}"
             )
         entries.append(_Entry(f"entry {number}", key, [name.strip() for name in names]))
     return entries

@@ -13,9 +13,10 @@ import tarfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def is_image(field: str) -> bool:
 class TarTable:
     """Samples of some tars. names: the tars as given; files: where they lie here, the same unless that is a URL.
 
-    shard: (rows,) int32, tar of each sample. fields: as in Shard, over all of them.
+    shard: (rows,) int32, tar of each sample. fields: see `_list`, over all of them.
     """
 
     names: list[str]
@@ -203,31 +204,27 @@ class TarTable:
 
 def _join(names: Sequence[str], files: Sequence[str], split: str, source: str) -> TarTable:
     listed = [_list(file, stamp(file), name) for name, file in zip(names, files, strict=True)]
-    if not any(tar.keys for tar in listed):
+    if not any(keys for keys, _ in listed):
         raise ValueError(f"{source}: no sample in {len(listed)} tars; expected members such as 00001.jpg and 00001.txt")
-    fields: dict[str, np.ndarray] = {}
-    for field in dict.fromkeys(f for tar in listed for f in tar.fields):
-        places = [tar.fields.get(field, np.full((len(tar.keys), 2), -1)) for tar in listed]
-        fields[field] = np.concatenate(places)
+    fields = {
+        field: np.concatenate([own.get(field, np.full((len(keys), 2), -1)) for keys, own in listed])
+        for field in dict.fromkeys(field for _, own in listed for field in own)
+    }
     # one column "image" of .jpg, .png, … if no sample has two of them
     formats = [field for field in fields if f".{field}" in EXTENSIONS]
     if len(formats) > 1 and (np.stack([fields[f][:, 1] >= 0 for f in formats]).sum(0) <= 1).all():
         fields["image"] = np.maximum.reduce([fields.pop(f) for f in formats])  # where absent, all is -1
-    rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(tar.keys) for tar in listed])
-    keys = TextLists([key] for tar in listed for key in tar.keys)
-    return TarTable(list(names), list(files), rows, keys, fields, split, source)
-
-
-class _Listed(NamedTuple):
-    """Where the members of a tar lie. fields: name -> (samples, 2) int64, offset and size in bytes, -1 if absent."""
-
-    keys: list[str]
-    fields: dict[str, np.ndarray]
+    rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(keys) for keys, _ in listed])
+    every = TextLists([key] for keys, _ in listed for key in keys)
+    return TarTable(list(names), list(files), rows, every, fields, split, source)
 
 
 @lru_cache(256)
-def _list(file: str, _: str, name: str) -> _Listed:
-    """_: the file's stamp, so that one that has changed is listed anew."""
+def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Keys of the samples; and field -> (samples, 2) int64, offset and size in bytes, -1 if absent.
+
+    _: the file's stamp, so that one that has changed is listed anew.
+    """
     keys: list[str] = []
     places: dict[str, list[tuple[int, int, int]]] = {}
     size, end = Path(file).stat().st_size, 0
@@ -255,7 +252,7 @@ def _list(file: str, _: str, name: str) -> _Listed:
     for field, found in places.items():
         rows, offsets, sizes = np.array(found).T
         listed[field][rows, 0], listed[field][rows, 1] = offsets, sizes
-    return _Listed(keys, listed)
+    return keys, listed
 
 
 def _fetch(names: Sequence[str]) -> list[str]:
@@ -312,32 +309,23 @@ class TarShard:
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
         from datasets.utils.file_utils import xopen
 
-        current, fields = "", dict[str, bytes]()
         options = {"block_size": 0} if is_url(self.name) else {}  # one request for the whole file
         with (
             xopen(self.name, "rb", **options) as stream,
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=_TarInfo) as tar,
         ):
-            members = _members(tar)
-            while True:
+            for key, group in groupby(_members(tar), itemgetter(0)):
+                fields: dict[str, bytes] = {}
                 try:
-                    found = next(members, None)
+                    for _, field, member in group:
+                        known = is_image(field) or field == self.image or (_is_text(field) and member.size <= LONGEST)
+                        file = tar.extractfile(member) if known else None  # others are known by name alone
+                        fields[field] = b"" if file is None else file.read()
                 except tarfile.TarError:
                     if fields:
-                        yield current, fields
+                        yield key, fields
                     raise
-                if found is None:
-                    break
-                key, field, member = found
-                if fields and key != current:
-                    whole, fields = fields, {}
-                    yield current, whole
-                current, file = key, tar.extractfile(member)
-                assert file is not None
-                read = is_image(field) or field == self.image or (_is_text(field) and member.size <= LONGEST)
-                fields[field] = file.read() if read else b""  # other fields are known by name alone
-        if fields:
-            yield current, fields
+                yield key, fields
 
 
 def _is_text(field: str) -> bool:
