@@ -216,10 +216,9 @@ def check_some_exist(images: ImageColumn, rows: np.ndarray) -> None:
 
 def _field(value: Any, name: str) -> Any:
     """Field of a {bytes, path} struct, as an array or a scalar; a plain binary column is all bytes. None if absent."""
-    fields = {value.type.field(i).name for i in range(value.type.num_fields)}
-    if not fields:
+    if not hasattr(value.type, "get_field_index"):
         return value if name == "bytes" else None
-    if name not in fields:
+    if value.type.get_field_index(name) < 0:
         return None
     return value.field(name) if hasattr(value, "field") else value[name]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,41 +52,25 @@ class ArrowTable:
     def label(self) -> str:
         return f"{self.source} ({self.split})"
 
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Of the columns, and of the fields of their objects, as `column.field`."""
+        found: dict[str, Kind] = {}
+        for field in self.dataset.data.schema:
+            found[field.name] = _kind(field.type)
+            if found[field.name] == "other" and hasattr(field.type, "get_field_index"):
+                found |= {f"{field.name}.{inner.name}": _kind(inner.type) for inner in field.type}
+        return found
+
     @property
     def columns(self) -> list[str]:
-        import pyarrow.types as types
-
-        columns: list[str] = []
-        for name in self.dataset.column_names:
-            kind = self._type(name)
-            columns.append(name)
-            if types.is_struct(kind) and self.kind(name) == "other":
-                columns += [f"{name}.{kind.field(i).name}" for i in range(kind.num_fields)]
-        return columns
-
-    def _type(self, column: str) -> Any:
-        schema = self.dataset.data.schema
-        if column in schema.names:
-            return schema.field(column).type
-        parent, _, field = column.partition(".")
-        return schema.field(parent).type.field(field).type
+        return list(self.kinds)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def kind(self, column: str) -> Kind:
-        import pyarrow.types as types
-
-        kind = self._type(column)
-        if types.is_struct(kind) and "bytes" in {kind.field(i).name for i in range(kind.num_fields)}:
-            return "image"  # the Image feature, and the same struct in a file without the library's metadata
-        if types.is_binary(kind) or types.is_large_binary(kind):
-            return "image"
-        if types.is_string(kind) or types.is_large_string(kind):
-            return "text"
-        if types.is_list(kind) or types.is_large_list(kind):
-            return "texts" if types.is_string(kind.value_type) or types.is_large_string(kind.value_type) else "other"
-        return "other"
+        return self.kinds[column]
 
     def values(self, column: str) -> Iterator[Any]:
         for chunk in self.chunks(column):
@@ -115,6 +100,23 @@ class ArrowTable:
     def fingerprint(self) -> str:
         # that of the library: of the data files (size and time of change, or the commit on the Hub) and the split
         return digest(self.dataset._fingerprint, self.split)
+
+
+def _kind(kind: Any) -> Kind:
+    """kind: an Arrow type."""
+    import pyarrow.types as types
+
+    def has_text(kind: Any) -> bool:
+        return types.is_string(kind) or types.is_large_string(kind)
+
+    # the Image feature, and the same struct in a file without the library's metadata
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return "image"
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "image"
+    if (types.is_list(kind) or types.is_large_list(kind)) and has_text(kind.value_type):
+        return "texts"
+    return "text" if has_text(kind) else "other"
 
 
 def library_caches() -> tuple[str, ...]:
