@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,43 +17,16 @@ from safetensors.torch import load_file
 from support.broken import bad_files, good_files
 from support.files import encoded, write_jsonl, write_tar
 from support.group import together
-from support.sources import FakePairs, noise
+from support.sources import noise
 from test_training import TINY, lines, losses, run
 
 from miniclip.cli.train import train_main
 from miniclip.config import Config, ConfigError, DataConfig, load_config
-from miniclip.data.augment import Augment
-from miniclip.data.loader import TrainingPairs, training_loader
-from miniclip.data.sampler import TrainSampler
 from miniclip.data.scenes.source import SceneSource
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.models import resolve
-from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.accelerator import build_accelerator
 from miniclip.training.batches import open_batches
-
-
-def test_every_id_once_an_epoch() -> None:
-    """Decoded, cropped and batched as in training; the ids are read back from the pixels, and from image_id."""
-    many, size, stop = 2000, 125, 5
-    pairs = TrainingPairs(FakePairs(many), Augment(2, "none"), Tokenizer(), seed=1)
-    whole = [[row for _, row in batch] for batch in TrainSampler(many, size, seed=1, steps=many // size)]
-    assert sorted(chain(*whole)) == list(range(many))
-    for world, workers in ((1, 2), (2, 1), (3, 0)):
-
-        def shown(rank: int, first: int, until: int, world: int = world, workers: int = workers) -> Iterator[list[int]]:
-            sampler = TrainSampler(many, size, seed=1, steps=until, first_step=first, rank=rank, world=world)
-            for batch in training_loader(pairs, sampler, DataConfig(workers=workers), pin=False):
-                colours = batch.image[:, :, 0, 0].long()
-                assert torch.equal(colours[:, 0] + 256 * colours[:, 1], batch.image_id)
-                yield batch.image_id.tolist()
-
-        parts = [[*shown(rank, 0, stop), *shown(rank, stop, len(whole))] for rank in range(world)]
-        assert [[len(step) for step in part] for part in parts] == [
-            [size // world + (rank < size % world)] * len(whole) for rank in range(world)
-        ]
-        assert [list(chain(*step)) for step in zip(*parts, strict=True)] == whole  # whoever makes them
-
 
 # ---- in the loop
 
@@ -178,8 +150,10 @@ def test_processes_share_every_batch_and_others_go_on(stream_file: str, tmp_path
         third = [share(config, place(0, 1), 9, 12, state)]
         assert merged(first) + merged(second) + merged(third) == whole
         counts = Counter(chain(*whole))
-        # 12 steps of 8: mapped are 54 pairs, 6 steps an epoch; streamed are the 48 of four shards, twice
-        assert len(counts) >= 48 and max(counts.values()) <= (3 if config.data.streaming else 2)
+        if config.data.streaming:  # the 48 of four shards, twice; the end of an epoch is blurred
+            assert len(counts) == 48 and max(counts.values()) <= 3
+        else:  # 54 pairs, 6 steps of 8 an epoch
+            assert {count for half in (whole[:6], whole[6:]) for count in Counter(chain(*half)).values()} == {1}
 
     assert [outcome.value[1] for outcome in three] == [0, 0, 0]
     assert train_main([*options, str(tmp_path / "one")]) == 0

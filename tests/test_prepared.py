@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.broken import bad_files, good_files
 from support.sources import FakePairs, noise
 from torch.utils.data import DataLoader
 
@@ -29,7 +27,7 @@ from miniclip.data.bad_images import TooManyBad
 from miniclip.data.cache import prepared as module
 from miniclip.data.cache.prepared import cache_folder, prepare
 from miniclip.data.cache.store import Prepared, Unusable
-from miniclip.data.images import BadImage, decode_image
+from miniclip.data.images import BadImage
 from miniclip.models.tokenizer import Tokenizer
 
 AUGMENT = Augment(16)
@@ -313,20 +311,18 @@ def test_a_changed_source_is_prepared_again(
     assert sorted(path.name for path in store.directory.iterdir()) == ["000", "001", "all"]
 
 
-def test_parts_of_another_size_are_not_used(source: Diary, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_have_the_size_that_a_process_may_map(
+    source: Diary, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(call(source, folder).directory / "all")
-    monkeypatch.setattr(module, "PART", 7)
-    store = call(source, folder)
-    assert len(store) == 30
-    check(store, source)
-
-
-def test_no_more_parts_than_a_process_may_map(source: Diary, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART", 2)
-    monkeypatch.setattr(module, "MOST_PARTS", 4)
-    store = call(source, folder)  # ceil(30 / 4) = 8 in a part
-    assert sorted(path.name for path in store.directory.iterdir()) == ["000", "001", "002", "003", "all"]
-    check(store, source)
+    # parts of another size are not used; ceil(30 / 4) = 8 in a part
+    for part, names in ((7, ["000", "001", "002", "003", "004", "all"]), (2, ["000", "001", "002", "003", "all"])):
+        monkeypatch.setattr(module, "PART", part)
+        store = call(source, folder)
+        assert sorted(path.name for path in store.directory.iterdir()) == names
+        check(store, source)
+        shutil.rmtree(store.directory / "all")
+        monkeypatch.setattr(module, "MOST_PARTS", 4)
 
 
 def all_tokens(store: Prepared) -> list[np.ndarray]:
@@ -534,51 +530,8 @@ def test_nothing_that_can_be_read(tmp_path: Path, folder: Path) -> None:
             call(Diary(rows, tmp_path / "diary", broken=range(rows)), folder, allowed=1)
 
 
-class Files(FakePairs):
-    """Images in files."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        super().__init__(len(paths))
-        self.paths = paths
-
-    def image(self, index: int) -> Image.Image:
-        return decode_image(self.paths[index], self.paths[index].name)
-
-    def fingerprint(self) -> str:
-        found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths if path.exists()]
-        return json.dumps(found)
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_broken_files_of_many_kinds_are_counted_and_named(tmp_path: Path, folder: Path) -> None:
-    bad, good = bad_files(), good_files()
-    kinds, odd = list(bad), list(good)
-    names = [kinds[i // 20] if i % 20 == 7 else f"{i}-{odd[i % len(odd)]}" for i in range(260)]  # 5%, each kind once
-    for name in names:
-        content = bad[name] if name in bad else good[name.split("-")[1]][0]
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-    (tmp_path / "folder.jpg").mkdir()
-    source = Files([tmp_path / name for name in names])
-    for _ in range(2):
-        store = call(source, folder, allowed=0.05)
-        assert len(store) == 247 and len(store.bad) == 13 == 0.05 * 260
-        assert [message.split(":")[0] for message in store.bad] == kinds
-        assert [names[row] for row in store.rows.tolist()] == [name for name in names if name not in bad]
-    with pytest.raises(TooManyBad, match=r"13 of 260 .*cut\.jpg: .*; empty\.jpg: .*; missing\.jpg: "):
-        call(source, folder, allowed=0.0499)
-    for index, row in enumerate(store.rows.tolist()):
-        colour = good[names[row].split("-")[1]][1]
-        assert np.abs(store.image(index)[0, 0].astype(int) - colour).max() <= (5 if "cmyk" in names[row] else 0)
-
-
-def test_a_mended_file_is_read_again(tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    paths = [tmp_path / f"{row}.png" for row in range(9)]
-    for path in paths:
-        noise(0).save(path)
-    paths[4].write_bytes(paths[4].read_bytes()[:200])
-    assert call(Files(paths), folder, allowed=0.5).rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
-    noise(0).save(paths[4])
-    store = call(Files(paths), folder, allowed=0)
+def test_a_mended_image_is_read_again(tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert call(Diary(9, tmp_path / "diary", broken=[4]), folder, allowed=0.5).rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    store = call(Diary(9, tmp_path / "diary", version="mended"), folder, allowed=0)
     assert len(store) == 9 and store.bad == []
     assert caplog.messages == ["fake train has changed since it was prepared; preparing again"]

@@ -1,4 +1,4 @@
-"""The fixed and the random transform, against open_clip's and pictures whose pixels say where they come from."""
+"""The fixed and the random transform, against open_clip's and images whose pixels say where they come from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_equals_open_clip_on_square_pictures() -> None:
+def test_equals_open_clip_on_square_images() -> None:
     from open_clip.transform import image_transform
 
     theirs = image_transform(48, is_train=False, mean=CLIP_MEAN, std=CLIP_STD)(noise(120, 120))
@@ -45,9 +45,9 @@ def test_equals_open_clip_inside_others(size: tuple[int, int]) -> None:
 
 
 def test_squash_keeps_the_edges_and_crop_the_middle() -> None:
-    picture = coordinates(200, 50)
-    squashed = Preprocess(50, resize="squash").to_uint8(picture)
-    cropped = Preprocess(50, resize="crop").to_uint8(picture)
+    image = coordinates(200, 50)
+    squashed = Preprocess(50, resize="squash").to_uint8(image)
+    cropped = Preprocess(50, resize="crop").to_uint8(image)
     assert squashed[0, 25].min() < 5
     assert squashed[0, 25].max() > 195
     assert cropped[0, 25].tolist() == list(range(75, 125))
@@ -60,31 +60,25 @@ def test_normalize_by_hand() -> None:
     assert Preprocess(1).normalize(pixels).flatten().tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_round_trip_through_json() -> None:
+def test_preprocess_is_kept_as_json_and_takes_any_mode_but_no_nonsense() -> None:
     one = Preprocess(96, mean=(0.1, 0.2, 0.3), resize="squash")
     assert Preprocess.from_dict(json.loads(json.dumps(one.to_dict()))) == one
-
-
-def test_grey_and_transparent_pictures() -> None:
     assert Preprocess(8)(Image.new("L", (9, 9), 100)).shape == (3, 8, 8)
     assert Preprocess(8)(Image.new("RGBA", (9, 9))).shape == (3, 8, 8)
-
-
-def test_errors() -> None:
     with pytest.raises(ValueError, match="image_size=0"):
         Preprocess(0)
     with pytest.raises(ValueError, match="resize='stretch'"):
         Preprocess(8, resize="stretch")  # type: ignore[arg-type]
 
 
-def squared(augment: Augment, picture: Image.Image, seed: int) -> torch.Tensor:
+def squared(augment: Augment, image: Image.Image, seed: int) -> torch.Tensor:
     """(3, S, S) uint8."""
-    square = augment.square(np.asarray(augment.store(picture)), random.Random(seed))
+    square = augment.square(np.asarray(augment.store(image)), random.Random(seed))
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def test_crop_is_a_window_of_the_stored_picture() -> None:
-    """CLIP's augmentation: the stored picture's shorter side is 9/8 of the side, and every window of it occurs."""
+def test_crop_is_a_window_of_the_stored_image() -> None:
+    """CLIP's augmentation: the stored image's shorter side is 9/8 of the side, and every window of it occurs."""
     augment = Augment(64)
     stored = coordinates(72, 72)
     assert augment.store(stored) is stored
@@ -144,7 +138,7 @@ def test_looks() -> None:
     assert np.abs(np.corrcoef(factors[:, 1:].T) - np.eye(3)).max() < 0.2  # each on its own
 
 
-def test_mirrored_pictures() -> None:
+def test_mirrored_images() -> None:
     pixels = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
     looked = recolour(pixels, torch.tensor([[1.0], [-1.0], [1.0]]))
     assert torch.equal(looked, torch.stack([pixels[0], pixels[1].flip(2), pixels[2]]))
@@ -152,29 +146,22 @@ def test_mirrored_pictures() -> None:
 
 def test_colours_change_as_pillow_changes_them() -> None:
     """Pillow rounds to whole values after each of three steps, and the mean grey, too."""
-    picture = noise(24, 24)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    looks = [
-        [1.0, 1.0, 1.0, 1.0],
-        [1.0, 1.3, 1.0, 1.0],
-        [1.0, 1.0, 0.6, 1.0],
-        [1.0, 1.0, 1.0, 1.4],
-        [-1.0, 0.7, 1.3, 0.5],
-    ]
+    image = noise(24, 24)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    looks = [[1.0, 1, 1, 1], [1.0, 1.3, 1, 1], [1.0, 1, 0.6, 1], [1.0, 1, 1, 1.4], [-1.0, 0.7, 1.3, 0.5]]
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     found = recolour(torch.stack([pixels] * len(looks)), torch.tensor(looks))
     assert found.dtype == torch.float32 and found.min() >= 0 and found.max() <= 255
     for ours, (mirror, *factors) in zip(found, looks, strict=True):
-        expected = ImageOps.mirror(picture) if mirror < 0 else picture
-        for enhance, factor in zip(
-            (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
-        ):
+        expected = ImageOps.mirror(image) if mirror < 0 else image
+        for enhance, factor in zip(enhancers, factors, strict=True):
             expected = enhance(expected).enhance(factor)
         difference = (ours - torch.from_numpy(np.array(expected)).permute(2, 0, 1).float()).abs()
         assert difference.max() < 2.5 and difference.mean() < 1
     assert torch.equal(found[0], pixels.float())
 
 
-def test_colours_of_one_picture_do_not_depend_on_the_others() -> None:
+def test_colours_of_one_image_do_not_depend_on_the_others() -> None:
     pixels = torch.randint(256, (4, 3, 6, 6), dtype=torch.uint8)
     looks = torch.rand(4, 4) + 0.5
     whole = recolour(pixels, looks)
