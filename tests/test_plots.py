@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from miniclip.evaluation import plots
-from miniclip.evaluation.plots import calibration_png, compare_png, curves_png, foreign_png, shots_png, templates_png
+from miniclip.evaluation.plots import (
+    calibration_png,
+    compare_png,
+    confusion_png,
+    curves_png,
+    foreign_png,
+    shots_png,
+    templates_png,
+)
 from miniclip.metrics.bootstrap import Figure
 
 NAMES = [
@@ -40,11 +48,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     figures: list[Any] = []
     save = plots._save
 
-    def keep(figure: Any, path: str | Path, title: str) -> None:
+    def keep(figure: Any, path: str | Path) -> None:
         figures.append(figure)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            save(figure, path, title)
+            save(figure, path)
         with Image.open(path) as image:
             assert image.format == "PNG" and max(image.size) < 4000
         check_whole(figure)
@@ -74,7 +82,7 @@ def test_templates(drawn: list[Any], tmp_path: Path) -> None:
     templates_png(given, 0.8, tmp_path / "x.png", "t")
     axes = drawn[0].axes[0]
     dots = next(line for line in axes.lines if line.get_marker() == "o")
-    assert dots.get_xdata().tolist() == [25, 50, 75] and dots.get_ydata().tolist() == [1, 2, 3]
+    assert dots.get_xdata().tolist() == [25, 50, 75] and dots.get_ydata().tolist() == [0, 1, 2]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c {}", "a {}", "b {}"]  # from below
     assert "from 25.0 to 75.0, standard deviation 25.0" in axes.get_xlabel()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean 50.0 %", "all together 80.0 %"]
@@ -87,11 +95,12 @@ def test_templates(drawn: list[Any], tmp_path: Path) -> None:
 def test_templates_of_any_number(n: int, drawn: list[Any], tmp_path: Path) -> None:
     given = [{"template": f"{NAMES[k % len(NAMES)]} {k} {{}}", "top1": 0.5 + 0.001 * k} for k in range(n)]
     templates_png(given, 0.3, tmp_path / "x.png", NAMES[5])
-    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
-    assert len(labels) == (n if n <= 40 else 13)
-    assert n <= 40 or labels[-1] == f"… {n - 12} more …"
-    rows = np.sort(drawn[0].axes[0].get_yticks())
-    assert np.diff(rows).min() >= 1  # a label does not stand on another
+    axes = drawn[0].axes[0]
+    assert len(axes.get_yticklabels()) == min(n, 40)
+    dots = next(line for line in axes.lines if line.get_marker() == "o").get_xdata()
+    shown = [50 + 0.1 * k for k in range(n) if k < 20 or k >= n - 20]
+    assert dots.tolist() == pytest.approx(shown)
+    assert axes.get_xlabel().endswith(f"\n{n - 40} more between") == (n > 40)
     templates_png([given[0]] * 2, 0.5, tmp_path / "x.png", "equal")
 
 
@@ -115,61 +124,44 @@ def test_calibration(drawn: list[Any], tmp_path: Path) -> None:
 
 
 def test_shots(drawn: list[Any], tmp_path: Path) -> None:
-    curve = [{"shots": k, "mean": 0.5 + k / 100, "std": 0.02} for k in (4, 1, 16)]
     full = {"shots": "full", "mean": 0.9, "std": None}
-    shots_png({NAMES[0]: [*curve, full], NAMES[1]: curve[:2], "none": []}, tmp_path / "x.png", "t")
+    curve = [full, *({"shots": k, "mean": 0.5 + k / 100, "std": 0.02} for k in (4, 1, 16))]
+    shots_png(curve, tmp_path / "x.png", NAMES[1])
     axes = drawn[0].axes[0]
-    marked = [line for line in axes.lines if line.get_marker() in "os" and line.get_linestyle() == "-"]
-    assert list(marked[0].get_xdata())[:3] == [0, 2, 4] and marked[0].get_xdata()[3] > 5
-    assert marked[0].get_ydata().tolist() == pytest.approx([51, 54, 66, 90])
-    assert list(marked[1].get_xdata()) == [0, 2]
+    line = next(line for line in axes.lines if line.get_linestyle() == "-")
+    assert list(line.get_xdata())[:3] == [0, 2, 4] and line.get_xdata()[3] > 5
+    assert line.get_ydata().tolist() == pytest.approx([51, 54, 66, 90])
     band = axes.collections[0].get_paths()[0].vertices
     assert sorted(set(band[:, 1].round(6))) == [49, 52, 53, 56, 64, 68]  # the mean and 2 either way
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["runs/a", NAMES[1]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "16", "full"]
-    shots_png(dict.fromkeys(NAMES, curve[:1]), tmp_path / "x.png", "t")
-    shots_png({"a": [full]}, tmp_path / "x.png", "t")
+    shots_png([full], tmp_path / "x.png", "t")
     with pytest.raises(ValueError, match="no shots"):
-        shots_png({"a": []}, tmp_path / "x.png", "t")
+        shots_png([], tmp_path / "x.png", "t")
 
 
 def test_compare(drawn: list[Any], tmp_path: Path) -> None:
-    a = {"top1": Figure(0.5, 0.4, 0.625, 9), "image_to_text_median_rank": Figure(7.5, 6, 9, 9)}
+    a = {"top1": Figure(0.5, 0.4, 0.625, 9)}
     b = {"top1": Figure(0.75, NAN, NAN, 9), "ece": Figure(NAN, NAN, NAN, 0)}
     compare_png({"_a": a, "$b": b}, tmp_path / "x.png", "t")
-    shares, ranks = drawn[0].axes
-    assert [label.get_text() for label in shares.get_yticklabels()] == ["top-1", "ECE\N{NO-BREAK SPACE}↓"]
-    found = [line for line in lines_of(shares) if len(line[0])]
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["top-1", "ECE\N{NO-BREAK SPACE}↓"]
+    found = [line for line in lines_of(axes) if not math.isnan(line[0][0])]
     assert found == [([40, 62.5], [-0.2, -0.2]), ([50], [-0.2]), ([75], [0.2])]
-    assert lines_of(ranks) == [([6, 9], [-0.2, -0.2]), ([7.5], [-0.2])]
-    assert [text.get_text() for text in shares.texts] == ["50.0", "75.0"]
-    assert [text.get_text() for text in ranks.texts] == ["7.5"]
+    assert [text.get_text() for text in axes.texts] == ["50.0", "75.0"]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["_a", "$b"]
-    assert shares.get_xlabel()[0] == "%" and ranks.get_xlabel()[:4] == "rank"
-    with pytest.raises(ValueError, match="no figures"):
-        compare_png({"a": {}}, tmp_path / "x.png", "t")
-
-
-@pytest.mark.parametrize("models", [1, 2, 8])
-@pytest.mark.parametrize("figures", [["top1"], ["image_to_text_mean_rank"], RETRIEVAL])
-def test_compare_any_number(models: int, figures: list[str], drawn: list[Any], tmp_path: Path) -> None:
-    results = {
-        name: {
-            key: Figure(2**k, 2**k / 2, 2**k * 2, 9) if "rank" in key else Figure(0.5, 0.4, 0.6, 9) for key in figures
-        }
-        for k, name in enumerate(NAMES[:models])
-    }
-    compare_png(results, tmp_path / "x.png", "t")
-    looks = {(handle.get_color(), handle.get_marker()) for handle in drawn[0].legends[0].legend_handles}
-    assert len(looks) == models
-    for axes in drawn[0].axes:
+    for models, names in ((1, ["top1"]), (8, ["top1", "ece"]), (2, list("abcdefghijkl"))):
+        results = {name: {key: Figure(0.5, 0.4, 0.6, 9) for key in names} for name in NAMES[:models]}
+        compare_png(results, tmp_path / "x.png", "t")
+        handles = drawn[-1].legends[0].legend_handles
+        assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == models
+        (axes,) = drawn[-1].axes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             boxes = [text.get_window_extent() for text in axes.texts]
         tops = sorted((box.y0, box.y1) for box in boxes)
         assert all(lower[1] <= upper[0] + 1 for lower, upper in pairwise(tops))  # values apart
-    if len(figures) > 1:
-        assert len(drawn[0].axes) == 2 and sum(len(axes.get_yticks()) for axes in drawn[0].axes) == 12
+    with pytest.raises(ValueError, match="no figures"):
+        compare_png({"a": {}}, tmp_path / "x.png", "t")
 
 
 def test_curves(drawn: list[Any], tmp_path: Path) -> None:
@@ -199,12 +191,12 @@ def test_curves(drawn: list[Any], tmp_path: Path) -> None:
     loss = panels["loss, nats"].lines[0]
     assert loss.get_xdata().tolist() == list(range(1, 101))
     assert [k for k, y in enumerate(loss.get_ydata()) if math.isnan(y)] == [2] and loss.get_ydata()[9] == 0.1
-    assert loss.get_markevery() == []
+    assert loss.get_marker() == "." and panels["un/seen, %"].lines[0].get_marker() == "o"  # of many points, and of few
     assert lines_of(panels["un/seen, %"]) == [([50, 100], [50, 75])]
     assert lines_of(panels["un/seen, % (lower is better)"]) == [([50], [12.5])]
     assert lines_of(panels["retrieval, image to text, rank (lower is better)"]) == [([50], [3.5])] * 2
     first = panels["retrieval, text to image, %"].lines[0]
-    assert first.get_ydata()[0] == 25 and math.isnan(first.get_ydata()[1]) and first.get_markevery() == [0]
+    assert first.get_ydata()[0] == 25 and math.isnan(first.get_ydata()[1])
     legend = panels["retrieval, text to image, %"].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["R@1", "R@5", "R@10", "mAP"]
     assert len({axes.get_xlim() for axes in drawn[0].axes}) == 1
@@ -213,10 +205,7 @@ def test_curves(drawn: list[Any], tmp_path: Path) -> None:
 def test_curves_of_short_runs(drawn: list[Any], tmp_path: Path) -> None:
     curves_png([{"step": 1, "loss": 2.0}], tmp_path / "x.png", "one line")
     (line,) = drawn[0].axes[0].lines
-    assert line.get_markevery() == [0] and line.get_marker() == "o"  # a line of one point would not be seen
-    alone = [{"step": k, "loss": 1.0 if k in (0, 1, 50) else None} for k in range(100)]
-    curves_png(alone, tmp_path / "x.png", "a point between gaps")
-    assert drawn[1].axes[0].lines[0].get_markevery() == [50]
+    assert line.get_marker() == "o"  # a line of one point would not be seen
     for nothing in ([], [{"step": 1}], [{"step": 1, "loss": None, "eval/a/top1": None}], [{"loss": 1.0}]):
         with pytest.raises(ValueError, match=r"metrics\.jsonl holds no figure"):
             curves_png(nothing, tmp_path / "x.png", "none")
@@ -237,9 +226,16 @@ def test_foreign(drawn: list[Any], tmp_path: Path) -> None:
         foreign_png(inside, [NAN], tmp_path / "x.png", "t")
 
 
-def test_names_of_figures() -> None:
-    assert plots._readable("image_to_text_r10") == "image to text R@10"
-    assert plots._readable("text_to_image_map") == "text to image mAP"
-    assert plots._readable("linear_16_shot") == "linear 16 shot"
-    assert plots._readable("fpr95_free_energy") == "FPR@95 free energy\N{NO-BREAK SPACE}↓"
-    assert plots._readable("macro_f1") == "macro F1" and plots._readable("balanced_accuracy") == "balanced accuracy"
+@pytest.mark.parametrize("n", [2, 9, 36, 144])
+def test_confusion(n: int, drawn: list[Any], tmp_path: Path) -> None:
+    """Colours are shares of the row, also of a class without images; names are as they are, or none."""
+    classes = (NAMES * 18)[:n]
+    counts = [[int(i == j) * 9 + int(j == 0) for j in range(n)] for i in range(n)]
+    counts[1] = [0] * n
+    confusion_png(counts, classes, tmp_path / "x.png", "$a^b$ [x")
+    axes = drawn[0].axes[0]
+    shares = np.asarray(counts) / np.maximum(np.sum(counts, axis=1, keepdims=True), 1)
+    assert np.allclose(axes.images[0].get_array(), shares)
+    assert [text.get_text() for text in axes.texts] == [str(c) for row in counts for c in row if c and n <= 20]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == [plots.one_line(name, 24) for name in classes if n <= 100]

@@ -1,40 +1,31 @@
-"""Results as tables, JSON and pictures: what stands in them, and that text from data stays text."""
+"""Results as tables and JSON: what stands in them, and that names from data may not steer a terminal."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from miniclip.common.console import write_json
-from miniclip.evaluation import pictures
-from miniclip.evaluation.pictures import confusion_png, example_sheet
-from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json
-from miniclip.evaluation.retrieval import RankedCaption
-from miniclip.evaluation.tables import print_differences, print_evaluations, show
+from miniclip.common.printing import printable
+from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json, words_of
+from miniclip.evaluation.tables import class_tables, evaluation_tables, print_differences, print_evaluations, show
 from miniclip.metrics.bootstrap import Figure
 
 NAN = math.nan
 
 
-def nothing(_: np.ndarray) -> Mapping[str, float]:
-    return {}
-
-
 def evaluation(kind: Any, figures: dict[str, Figure], details: dict[str, Any], *notes: str) -> Evaluation:
-    return Evaluation(kind, "colours", figures, details, notes, "f00d", nothing)
+    return Evaluation(kind, "colours", figures, details, notes, "f00d", lambda weights: {})
 
 
 def swapped_colours(**more: Any) -> Evaluation:
-    """Eleven pictures of three colours of which red and green change places."""
+    """Eleven images of three colours of which red and green change places."""
     figures = {
         "top1": Figure(3 / 11, 0.0, 0.545, 11),
         "balanced_accuracy": Figure(1 / 3, 0.3, 0.4, 11),
@@ -78,7 +69,7 @@ def test_zero_shot_table() -> None:
     lines = printed(print_evaluations, {"runs/[red]x": swapped_colours()})
     assert ["runs/[red]x", "11", "4", "27.3", "[0.0,", "54.5]", "-", "33.3", "12.3", "4.6", "25.0"] in lines
     assert ["no", "top-5:", "it", "needs", "six"] in lines
-    # what red is taken for, where everything is right, and a class without pictures
+    # what red is taken for, where everything is right, and a class without images
     assert ["red", "4", "0.0", "0.0", "0.0", "[green]", "(4)"] in lines
     assert ["blue", "3", "100.0", "100.0", "100.0"] in lines and ["no", "0", "-", "-", "0.0"] in lines
 
@@ -109,7 +100,7 @@ def test_probe_table_has_a_column_for_whatever_one_of_them_has() -> None:
     first = evaluation("probe", {"linear": Figure(0.5, 0.4, 0.6, 20), "knn": Figure(0.25, 0.2, 0.3, 20)}, {})
     second = evaluation("probe", {"linear": Figure(1, 1, 1, 20), "linear_2_shot": Figure(0.75, 0.7, 0.8, 20)}, {})
     lines = printed(print_evaluations, {"a": first, "b": second})
-    assert ["pictures", "linear", "%", "knn", "%", "linear", "2", "shot", "%"] in lines
+    assert ["images", "linear", "%", "knn", "%", "linear", "2", "shot", "%"] in lines
     assert ["a", "20", "50.0", "[40.0,", "60.0]", "25.0", "[20.0,", "30.0]", "-"] in lines
     assert ["b", "20", "100.0", "[100.0,", "100.0]", "-", "75.0", "[70.0,", "80.0]"] in lines
 
@@ -141,20 +132,40 @@ def test_differences_are_starred_where_their_interval_leaves_out_0() -> None:
 
 
 def test_figures_as_people_read_them() -> None:
-    assert show("top1", Figure(0.1234, 0.1, 0.2, 9)) == "12.3 [10.0, 20.0]"
-    assert show("top1", Figure(0.1234, NAN, NAN, 9)) == show("top1", Figure(0.1234, 0.1, 0.2, 9), False) == "12.3"
-    assert show("image_to_text_median_rank", Figure(7.5, 3, 10, 9)) == "7.5 [3, 10]"
+    figure = Figure(0.1234, 0.1, 0.2, 9)
+    assert show("top1", figure) == "12.3 [10.0, 20.0]" and show("top1", figure, False) == "12.3"
+    assert show("top1", Figure(0.1234, NAN, NAN, 9)) == "12.3" and show("top1", None) == "-"
+    assert show("image_to_text_median_rank", Figure(7.5, 3, 10.0625, 9)) == "7.5 [3, 10.1]"
     assert show("text_to_image_mean_rank", Figure(1234.56, 1, 2, 9), False) == "1234.6"
-    assert (
-        show("auroc_entropy", Figure(0.98765, NAN, NAN, 9)) == "0.988"
-        and show("ece", Figure(NAN, 0, 1, 9), False) == "-"
-    )
-
-
-def test_what_is_better_lower() -> None:
+    assert show("auroc_entropy", Figure(0.98765, NAN, NAN, 9)) == "0.988"
+    assert show("ece", Figure(NAN, 0, 1, 9), False) == "-"
     lower = ["image_to_text_median_rank", "text_to_image_mean_rank", "ece", "fpr95_entropy"]
     higher = ["top1", "image_to_text_r10", "auroc_entropy", "text_to_image_map", "linear", "macro_f1"]
     assert all(map(lower_is_better, lower)) and not any(map(lower_is_better, higher))
+    names = ["image_to_text_r10", "text_to_image_map", "linear_16_shot", "fpr95_free_energy", "macro_f1"]
+    words = ["image to text R@10", "text to image mAP", "linear 16 shot", "FPR@95 free energy", "macro F1"]
+    assert list(map(words_of, names)) == words
+
+
+def test_of_many_classes_the_ends_are_shown() -> None:
+    for count, shown in (
+        (20, list(range(20))),
+        (21, [*range(20, 10, -1), *range(9, -1, -1)]),
+        (40, [*range(39, 29, -1), *range(9, -1, -1)]),
+    ):
+        rows = [{"class": f"{k}", "n": 10, "precision": 0.5, "recall": 0.4, "f1": k / 50} for k in range(count)]
+        confusion = [[5 if i == j else 2 if j == (i + 1) % count else 0 for j in range(count)] for i in range(count)]
+        result = evaluation("zeroshot", {}, {"per_class": rows, "confusion": confusion})
+        (table,) = class_tables(result)
+        assert [int(row[0]) for row in table.rows] == shown
+        assert table.rows[shown.index(8)] == ("8", "10", "40.0", "50.0", "16.0", "9 (2)")
+
+
+def test_all_intervals_are_shown_where_there_is_room() -> None:
+    (table,) = evaluation_tables([("a", swapped_colours())], intervals=True)
+    assert table.rows == [
+        ("a", "11", "4", "27.3 [0.0, 54.5]", "-", "33.3 [30.0, 40.0]", "12.3 [10.0, 20.0]", "4.6 [1.0, 10.0]", "25.0")
+    ]
 
 
 # JSON
@@ -182,68 +193,23 @@ def test_json_is_plain_and_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_only_what_saw_the_same_pictures_is_compared() -> None:
+def test_only_what_saw_the_same_images_is_compared() -> None:
     first, second = (
         Evaluation("zeroshot", "t", {}, {}, (), "", lambda w: {"top1": float(w[0])}, groups) for groups in ((3,), (2,))
     )
-    with pytest.raises(ValueError, match=r"t: counted on \(3,\) and on \(2,\) pictures"):
+    with pytest.raises(ValueError, match=r"t: counted on \(3,\) and on \(2,\) images"):
         difference(first, second)
     assert difference(first, first)["top1"][:3] == (0, 0, 0)
 
 
-# Pictures
-
-AWKWARD = [
-    "$x^2$ costs $5",
-    "$\\frac$",
-    "two\nlines\tand \x00 more",
-    "🦊 fox 日本",
-    "x" * 500,
-    "",
-    "[b]_{\\frac",
-    "<i>&amp;",
-    "ok",
-]
-
-
-@pytest.mark.parametrize("classes", [AWKWARD, AWKWARD * 4, AWKWARD * 16])
-def test_confusion_picture_takes_any_name(classes: list[str], tmp_path: Path) -> None:
-    rows = [[int(i == j) * 9 + int(j == 0) for j in range(len(classes))] for i in range(len(classes))]
-    rows[1] = [0] * len(classes)  # a class without pictures
-    confusion_png(rows, classes, tmp_path / "confusion", title="$a^b$ [x")
-    with Image.open(tmp_path / "confusion") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert image.format == "PNG" and min(image.size) > 400 and max(image.size) < 4000
-    assert (pixels == (8, 48, 107)).all(2).any()  # the darkest blue: a class that is always right
-
-
-def test_confusion_colours_are_shares_of_the_row(tmp_path: Path) -> None:
-    confusion_png([[10, 0], [10, 10]], ["first", "second"], tmp_path / "confusion.png")
-    with Image.open(tmp_path / "confusion.png") as image:
-        dark = (np.asarray(image.convert("RGB")) == (8, 48, 107)).all(2)
-    dark[:, int(0.8 * image.width) :] = False  # the colour bar
-    rows = dark.nonzero()[0]
-    assert len(rows) and rows.max() < image.height / 2  # the first class alone is always right
-
-
-def test_own_captions_carry_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks: list[int] = []
-    monkeypatch.setattr(pictures, "_draw_tick", lambda draw, x, y: ticks.append(y))
-    ranked = [RankedCaption("a", 0.5, True), RankedCaption("b", 0.4, False), RankedCaption("c", 0.3, True)]
-    example_sheet([Image.new("RGB", (9, 9))], [ranked], tmp_path / "sheet.png")
-    assert len(ticks) == 3  # two of them, and the legend
-
-
-def test_example_sheet_takes_any_caption(tmp_path: Path) -> None:
-    ranked = [[RankedCaption(text, 0.5, False) for text in AWKWARD[k : k + 3]] for k in range(3)]
-    images = [Image.new("RGB", size, "red") for size in ((300, 10), (3, 400), (64, 64))]
-    example_sheet(images, ranked, tmp_path / "plain.png", title="$t$")
-    own = [[caption._replace(own=True) for caption in row] for row in ranked]
-    example_sheet(images, own, tmp_path / "own.png", title="$t$")
-    green = []
-    for name in ("plain.png", "own.png"):
-        with Image.open(tmp_path / name) as image:
-            green.append(int((np.asarray(image.convert("RGB")) == (17, 122, 67)).all(2).sum()))
-    assert 0 < green[0] < 0.1 * green[1]  # only the legend's tick, against own captions
-    with pytest.raises(ValueError, match="at least one"):
-        example_sheet([], [], tmp_path / "none.png")
+def test_names_may_not_steer_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert printable("a\x1b[2J\x9b31mb\nc\td\u202e\udcff é 猫") == "a [2J 31mb c d é 猫"
+    names = ("\x1b]0;title\x07[red]", "dark\udcff")
+    rows = [{"class": name, "n": 1, "precision": 0.5, "recall": 1.0, "f1": 0.7} for name in names]
+    details = {"chance": 0.5, "classes": list(names), "per_class": rows, "confusion": [[1, 0], [1, 0]]}
+    result = evaluation("zeroshot", {"top1": Figure(0.5, 0.0, 1.0, 2)}, details, "\x1b[2J note")
+    print_evaluations({"\x1b[2J run": result})
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\x07" not in shown and "[red]" in shown
+    write_json(tmp_path / "r.json", {"names": names})
+    assert "\\udcff" in (tmp_path / "r.json").read_text()

@@ -16,19 +16,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_WORDS = (
-    "",
-    "direction",
-    "most often taken for",
-    "unit",
-    "how to read it",
-    "picture",
-    "image",
-    "twin",
-    "caption",
-    "files",
-    "of",
-)
+# headings of columns of words, which stand left; figures stand right
+_WORDS = {
+    *("", "direction", "most often taken for", "unit", "how to read it", "image", "twin", "caption", "files", "of"),
+    *("from", "when", "command", "versions", "model", "task", "data", "split", "fingerprint", "figure", "what it is"),
+}
 
 
 def open_console() -> Console:
@@ -48,10 +40,14 @@ def new_table(title: str, first: str, columns: Sequence[str]) -> Table:
     table = Table(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column(first, overflow="fold")
     for name in columns:
-        table.add_column(
-            name, justify="left" if name in _WORDS else "right", overflow="fold" if name in _WORDS else "ellipsis"
-        )
+        words = is_words(name)
+        table.add_column(name, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     return table
+
+
+def is_words(column: str) -> bool:
+    """Whether a column with that heading holds words rather than figures."""
+    return column in _WORDS
 
 
 def plain(text: str) -> Any:

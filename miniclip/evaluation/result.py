@@ -15,18 +15,19 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from miniclip.common.console import json_safe
 from miniclip.metrics.bootstrap import Figure, Recount, differences
 
 # What is better when it is lower; everything else is better when it is higher.
-LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
-WORDS = {"map": "mAP", "ece": "ECE", "auroc": "AUROC", "fpr95": "FPR@95", "f1": "F1", "top1": "top-1", "top5": "top-5"}
+_LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
+_WORDS = {"map": "mAP", "ece": "ECE", "auroc": "AUROC", "fpr95": "FPR@95", "f1": "F1", "top1": "top-1", "top5": "top-5"}
 _VERSIONS = ("torch", "transformers", "open_clip_torch", "datasets", "accelerate", "scikit-learn", "pillow")
 
 
@@ -36,8 +37,8 @@ class Evaluation:
 
     kind: what was done. task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1.
     details: more of it, in plain values that JSON takes. notes: what is missing or surprising, in sentences.
-    fingerprint: of the pictures, labels and texts that were read, see `encode`. recount, groups: the figures under
-    other weights of the pictures (see intervals). raw: what is drawn besides: with foreign pictures, the highest
+    fingerprint: of the images, labels and texts that were read, see `encode`. recount, groups: the figures under
+    other weights of the images (see intervals). raw: what is drawn besides: with foreign images, the highest
     probability of each own and of each foreign one; of retrieval, its PairEmbeddings. None is written down.
     """
 
@@ -56,9 +57,14 @@ class Evaluation:
         return self.figures[name].value
 
 
-def words_of(figure: str, words: Mapping[str, str] = WORDS) -> str:
+def words_of(figure: str) -> str:
     """A figure's name as people write it: "image_to_text_r10" -> "image to text R@10"."""
-    return " ".join(words.get(word, re.sub(r"^r(\d+)$", r"R@\1", word)) for word in figure.split("_"))
+    return " ".join(_WORDS.get(word, re.sub(r"^r(\d+)$", r"R@\1", word)) for word in figure.split("_"))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_rank(figure: str) -> bool:
@@ -68,15 +74,13 @@ def is_rank(figure: str) -> bool:
 
 def lower_is_better(figure: str) -> bool:
     """Whether a lower value of that figure, e.g. "image_to_text_median_rank", is a better one."""
-    return any(word in figure for word in LOWER_IS_BETTER)
+    return any(word in figure for word in _LOWER_IS_BETTER)
 
 
 def difference(first: Evaluation, second: Evaluation) -> dict[str, Figure]:
-    """second - first, paired over the pictures. Raises ValueError unless both saw the same pictures."""
+    """second - first, paired over the images. Raises ValueError unless both saw the same ones."""
     if first.groups != second.groups:
-        raise ValueError(
-            f"{first.task}: counted on {first.groups} and on {second.groups} pictures; compare on the same"
-        )
+        raise ValueError(f"{first.task}: counted on {first.groups} and on {second.groups} images; compare on the same")
     counts = {name: figure.n for name, figure in first.figures.items()}
     return differences(first.recount, second.recount, first.groups, counts)
 
@@ -87,7 +91,7 @@ def to_json(result: Evaluation) -> dict[str, Any]:
         "kind": result.kind,
         "task": result.task,
         "figures": figures_json(result.figures),
-        "details": _plain(result.details),
+        "details": json_safe(result.details),
         "notes": list(result.notes),
     }
 
@@ -99,30 +103,17 @@ def entry(result: Evaluation, model: Mapping[str, str], data: Mapping[str, str])
 
 def figures_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | int | None]]:
     """Figures by name as plain values."""
-    return {name: {k: _plain(v) for k, v in figure._asdict().items()} for name, figure in figures.items()}
+    return {name: {k: json_safe(v) for k, v in figure._asdict().items()} for name, figure in figures.items()}
 
 
 def header(command: str | None = None) -> dict[str, Any]:
     """What a results file begins with. command: None takes the process's own."""
     if command is None:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    found = {name: _version(name) for name in _VERSIONS}
-    versions = {"miniclip": sys.modules["miniclip"].__version__, "python": platform.python_version(), **found}
+    versions = {"miniclip": sys.modules["miniclip"].__version__, "python": platform.python_version()}
+    for package in _VERSIONS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
     return {"command": command, "time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return value

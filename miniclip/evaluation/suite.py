@@ -17,7 +17,7 @@ from miniclip.data.scenes.source import TASKS as SCENES
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.data.subset import readable
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
-from miniclip.evaluation.pictures import confusion_png
+from miniclip.evaluation.plots import confusion_png
 from miniclip.evaluation.result import Evaluation, entry, header
 from miniclip.evaluation.tables import print_evaluations
 from miniclip.evaluation.tasks import TASKS, Retrieval, Task, Zeroshot

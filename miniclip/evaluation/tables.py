@@ -1,21 +1,50 @@
-"""Results -> tables for people. The pictures are in `pictures`, `sheet` and `plots`, the JSON in `result`."""
+"""Results -> tables for people, on the terminal and in the report. Images are drawn in `plots` and `galleries`."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from miniclip.common.console import new_table, open_console, plain
-from miniclip.evaluation.result import Evaluation
+from miniclip.evaluation.result import Evaluation, is_number, lower_is_better
 from miniclip.metrics.bootstrap import Figure
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 _SHOWN_CLASSES = 20
 _TITLES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "probe": "probe"}
+# name of a figure -> heading of its column
+_ZERO_SHOT = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "balanced_accuracy": "balanced %",
+    "macro_f1": "macro F1 %",
+    "ece": "ECE %",
+}
+_RETRIEVAL = {
+    **{f"r{k}": f"R@{k} %" for k in (1, 5, 10)},
+    "median_rank": "median rank",
+    "mean_rank": "mean rank",
+    "map": "mAP %",
+}
+_FOREIGN = {
+    f"{figure}_{score.replace(' ', '_')}": f"{word}, {score}"
+    for score in ("free energy", "max probability", "entropy")
+    for figure, word in (("auroc", "AUROC"), ("fpr95", "FPR@95 %"))
+}
+
+# What a row is called, and what stands in it.
+Rows = Sequence[tuple[str, Evaluation]]
+
+
+class Table(NamedTuple):
+    """Words and figures as they are shown. columns: headings, the first one of what the rows are called."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def print_evaluations(results: Mapping[str, Evaluation], title: str = "", console: Console | None = None) -> None:
@@ -24,133 +53,148 @@ def print_evaluations(results: Mapping[str, Evaluation], title: str = "", consol
     A single zero-shot result also gets its classes and its templates.
     """
     console = console or open_console()
-    rows = {"zeroshot": _zero_shot_rows, "retrieval": _retrieval_rows, "probe": _probe_rows}
-    for kind, fill in rows.items():
-        found = {name: result for name, result in results.items() if result.kind == kind}
-        if found:
-            console.print(fill(found, title or _TITLES[kind]))
-    foreign = {name: result for name, result in results.items() if "auroc_entropy" in result.figures}
-    if foreign:
-        console.print(_foreign_rows(foreign))
+    for table in evaluation_tables(list(results.items()), title):
+        _print(console, table)
     for note in dict.fromkeys(note for result in results.values() for note in result.notes):
         console.print(plain(note))
     if len(results) == 1:
         (result,) = results.values()
-        for table in _more(result):
-            console.print(table)
+        few = len(result.details.get("per_class", ())) <= _SHOWN_CLASSES
+        for table in [*(class_tables(result) if few else ()), *template_tables(result)]:
+            _print(console, table)
 
 
 def print_differences(
     differences: Mapping[str, Mapping[str, Figure]], than: str, console: Console | None = None
 ) -> None:
     """One row for each model: its figures less those of the model called than, with the interval of the difference."""
-    console = console or open_console()
-    names = list(next(iter(differences.values())))
-    table = new_table(f"difference from {than}, with 95 % interval; * leaves out 0", "", names)
-    for name, figures in differences.items():
-        table.add_row(plain(name), *(_difference(figure, figures[figure]) for figure in names))
-    console.print(table)
+    _print(console or open_console(), difference_table(list(differences.items()), than))
 
 
-def show(name: str, figure: Figure, interval: bool = True) -> str:
-    """A figure as people read it: shares in per cent, ranks as they are, the interval behind it."""
-    values = [_number(name, value) for value in (figure.value, figure.low, figure.high)]
-    return values[0] + (f" [{values[1]}, {values[2]}]" if interval and figure.low == figure.low else "")
+def _print(console: Console, table: Table) -> None:
+    drawn = new_table(table.title, table.columns[0], table.columns[1:])
+    for row in table.rows:
+        drawn.add_row(*map(plain, row))
+    console.print(drawn)
 
 
-def _number(name: str, value: float) -> str:
-    if value != value:
-        return "-"
-    if "rank" in name:
-        return f"{value:g}" if "median" in name else f"{value:.1f}"
-    return f"{value:.3f}" if "auroc" in name else f"{100 * value:.1f}"
-
-
-def _difference(name: str, figure: Figure) -> str:
-    values = [("+" if value > 0 else "") + _number(name, value) for value in (figure.value, figure.low, figure.high)]
-    return f"{values[0]} [{values[1]}, {values[2]}]" + ("" if figure.low <= 0 <= figure.high else " *")
-
-
-def _zero_shot_rows(results: Mapping[str, Evaluation], title: str) -> Table:
-    columns = ("pictures", "classes", "top-1 %", "top-5 %", "balanced %", "macro F1 %", "ECE %", "chance %")
-    table = new_table(title, "", columns)
-    for name, result in results.items():
-        found, details = result.figures, result.details
-        shown = [show(key, found[key]) if key in found else "-" for key in ("top1",)]
-        rest = ("top5", "balanced_accuracy", "macro_f1", "ece")
-        shown += [show(key, found[key], interval=False) if key in found else "-" for key in rest]
-        classes = str(len(details["classes"])) if "classes" in details else "-"
-        chance = _percent(details["chance"])
-        table.add_row(plain(name), str(found["top1"].n), classes, *shown, chance)
-    return table
-
-
-def _retrieval_rows(results: Mapping[str, Evaluation], title: str) -> Table:
-    """Two rows for each result, one a direction."""
-    columns = ("direction", "queries", "R@1 %", "R@5 %", "R@10 %", "median rank", "mean rank", "mAP %", "chance R@10 %")
-    table = new_table(title, "", columns)
-    for name, result in results.items():
-        for way in ("image_to_text", "text_to_image"):
-            found = {key.removeprefix(way + "_"): figure for key, figure in result.figures.items()}
-            shown = [show(key, found[key], interval=key == "r10") for key in ("r1", "r5", "r10")]
-            shown += [show(key, found[key], interval=False) for key in ("median_rank", "mean_rank", "map")]
-            first = plain(name) if way == "image_to_text" else ""
-            chance = _percent(result.details[f"chance_{way}_r10"])
-            table.add_row(first, way.replace("_to_", " -> "), str(found["r1"].n), *shown, chance)
-    return table
-
-
-def _probe_rows(results: Mapping[str, Evaluation], title: str) -> Table:
-    names = list(dict.fromkeys(name for result in results.values() for name in result.figures))
-    table = new_table(title, "", ("pictures", *(f"{name.replace('_', ' ')} %" for name in names)))
-    for name, result in results.items():
-        shown = [show(key, result.figures[key]) if key in result.figures else "-" for key in names]
-        table.add_row(plain(name), str(next(iter(result.figures.values())).n), *shown)
-    return table
-
-
-def _more(result: Evaluation) -> list[Table]:
-    details, tables = result.details, []
-    if 0 < len(details.get("per_class", ())) <= _SHOWN_CLASSES and "confusion" in details:
-        tables.append(_class_table(details["per_class"], details["confusion"]))
-    if details.get("templates"):
-        tables.append(_template_table(details["templates"], result["top1"]))
+def evaluation_tables(rows: Rows, title: str = "", intervals: bool = False) -> list[Table]:
+    """One a kind, and one of the scores of foreign images. intervals: of every figure, not only of the main ones."""
+    tables = []
+    for kind, fill in {"zeroshot": _zero_shot, "retrieval": _retrieval, "probe": _probe}.items():
+        if own := [(name, result) for name, result in rows if result.kind == kind]:
+            tables.append(fill(own, title or _TITLES[kind], intervals))
+    foreign = [(name, result.figures) for name, result in rows if "auroc_entropy" in result.figures]
+    if foreign:
+        lines = [(name, *(show(key, figures.get(key)) for key in _FOREIGN)) for name, figures in foreign]
+        tables.append(Table("none of these classes?", ("", *_FOREIGN.values()), lines))
     return tables
 
 
-def _foreign_rows(results: Mapping[str, Evaluation]) -> Table:
-    scores = ("free_energy", "max_probability", "entropy")
-    names = [f"{figure}_{score}" for score in scores for figure in ("auroc", "fpr95")]
-    columns = [f"{word}, {score.replace('_', ' ')}" for score in scores for word in ("AUROC", "FPR@95 %")]
-    table = new_table("none of these classes?", "", columns)
-    for name, result in results.items():
-        table.add_row(plain(name), *(show(figure, result.figures[figure]) for figure in names))
-    return table
+def _zero_shot(rows: Rows, title: str, intervals: bool) -> Table:
+    lines = []
+    for name, result in rows:
+        shown = [show(key, result.figures.get(key), intervals or key == "top1") for key in _ZERO_SHOT]
+        classes = str(len(result.details["classes"])) if "classes" in result.details else "-"
+        lines.append((name, _count(result), classes, *shown, percent(result.details.get("chance"))))
+    return Table(title, ("", "images", "classes", *_ZERO_SHOT.values(), "chance %"), lines)
 
 
-def _class_table(per_class: Sequence[Mapping[str, Any]], confusion: Sequence[Sequence[int]]) -> Table:
-    columns = ("pictures", "recall %", "precision %", "F1 %", "most often taken for")
-    table = new_table("by class", "class", columns)
-    for k, (row, counts) in enumerate(zip(per_class, confusion, strict=True)):
-        wrong = [count if j != k else 0 for j, count in enumerate(counts)]
+def _retrieval(rows: Rows, title: str, intervals: bool) -> Table:
+    """Two rows for each result, one a direction."""
+    lines = []
+    for name, result in rows:
+        for way in ("image_to_text", "text_to_image"):
+            found = {key: result.figures.get(f"{way}_{key}") for key in _RETRIEVAL}
+            shown = [show(key, figure, intervals or key == "r10") for key, figure in found.items()]
+            first = name if way == "image_to_text" else ""
+            queries = next((str(figure.n) for figure in found.values() if figure), "-")
+            chance = percent(result.details.get(f"chance_{way}_r10"))
+            lines.append((first, way.replace("_to_", " -> "), queries, *shown, chance))
+    return Table(title, ("", "direction", "queries", *_RETRIEVAL.values(), "chance R@10 %"), lines)
+
+
+def _probe(rows: Rows, title: str, intervals: bool) -> Table:
+    names = list(dict.fromkeys(name for _, result in rows for name in result.figures))
+    chance = ("chance %",) if intervals else ()
+    lines = [
+        (name, _count(result), *(show(key, result.figures.get(key)) for key in names),
+         *(percent(result.details.get("chance")) for _ in chance))
+        for name, result in rows
+    ]  # fmt: skip
+    return Table(title, ("", "images", *(f"{name.replace('_', ' ')} %" for name in names), *chance), lines)
+
+
+def class_tables(result: Evaluation) -> list[Table]:
+    """The classes of a zero-shot result, if it has any; of more than 20 the ten best and the ten worst by F1."""
+    per_class, confusion = result.details.get("per_class"), result.details.get("confusion")
+    if not per_class or not confusion:
+        return []
+    shown, title = list(range(len(per_class))), "by class"
+    if len(per_class) > _SHOWN_CLASSES:
+        scored = [k for k in shown if is_number(per_class[k]["f1"])]
+        order = sorted(scored, key=lambda k: -per_class[k]["f1"])
+        shown, title = order[:10] + order[10:][-10:], f"by class: the ten best and the ten worst of {len(shown)}, by F1"
+    lines = []
+    for k in shown:
+        row, wrong = per_class[k], [count if j != k else 0 for j, count in enumerate(confusion[k])]
         rival = f"{per_class[wrong.index(max(wrong))]['class']} ({max(wrong)})" if max(wrong) else ""
-        scores = (_percent(row[name]) for name in ("recall", "precision", "f1"))
-        table.add_row(plain(row["class"]), str(row["n"]), *scores, plain(rival))
-    return table
+        scores = (percent(row[name]) for name in ("recall", "precision", "f1"))
+        lines.append((row["class"], str(row["n"]), *scores, rival))
+    return [Table(title, ("class", "images", "recall %", "precision %", "F1 %", "most often taken for"), lines)]
 
 
-def _template_table(templates: Sequence[Mapping[str, Any]], together: float) -> Table:
-    """The best and the worst three, and how far they lie apart."""
-    ordered = sorted(templates, key=lambda row: -row["top1"])
+def template_tables(result: Evaluation) -> list[Table]:
+    """The best and the worst three templates, and how far they lie apart, if there are several."""
+    ordered = sorted(result.details.get("templates") or (), key=lambda row: -row["top1"])
+    if len(ordered) < 2:
+        return []
     values = [row["top1"] for row in ordered]
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    table = new_table(f"by template, {len(ordered)}", "template", ("top-1 %",))
-    for row in ordered if len(ordered) <= 6 else [*ordered[:3], *ordered[-3:]]:
-        table.add_row(plain(row["template"]), _percent(row["top1"]))
-    table.add_row("mean ± deviation", f"{_percent(mean)} ± {_percent(deviation)}")
-    table.add_row("all together", _percent(together))
-    return table
+    ends = ordered if len(ordered) <= 6 else [*ordered[:3], *ordered[-3:]]
+    lines = [(row["template"], percent(row["top1"])) for row in ends]
+    spread = f"{percent(statistics.mean(values))} ± {percent(statistics.stdev(values))}"
+    lines += [("mean ± deviation", spread), ("all together", show("top1", result.figures.get("top1"), False))]
+    return [Table(f"by template, {len(ordered)}", ("template", "top-1 %"), lines)]
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None or share != share else f"{100 * share:.1f}"
+def difference_table(rows: Sequence[tuple[str, Mapping[str, Figure]]], than: str, verdict: bool = False) -> Table:
+    """verdict: better or worse in words, rather than a star, where the interval leaves out 0."""
+    names = list(dict.fromkeys(name for _, figures in rows for name in figures))
+    lines = [(row, *(_difference(name, figures.get(name), verdict) for name in names)) for row, figures in rows]
+    mark = "" if verdict else "; * leaves out 0"
+    return Table(f"difference from {than}, with 95 % interval{mark}", ("", *names), lines)
+
+
+def _difference(name: str, figure: Figure | None, verdict: bool) -> str:
+    if figure is None:
+        return "-"
+    value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
+    better = (figure.value < 0) == lower_is_better(name)
+    mark = ("better" if better else "worse") if verdict else "*"
+    return f"{value} [{low}, {high}]" + (f" {mark}" if figure.low > 0 or figure.high < 0 else "")
+
+
+def show(name: str, figure: Figure | None, interval: bool = True) -> str:
+    """A figure as people read it: shares in per cent, ranks as they are, the interval behind it."""
+    if figure is None:
+        return "-"
+    value, low, high = (value_text(name, x) for x in figure[:3])
+    return value + (f" [{low}, {high}]" if interval and figure.low == figure.low else "")
+
+
+def value_text(name: str, value: Any) -> str:
+    """A value of that figure; "-" for what is no number."""
+    if not is_number(value):
+        return "-"
+    if "rank" in name:
+        return f"{value:.1f}".removesuffix(".0" if "median" in name else "")
+    return f"{value:.3f}" if "auroc" in name else f"{100 * value:.1f}"
+
+
+def percent(share: Any) -> str:
+    """A share in per cent, without the sign."""
+    return value_text("", share)
+
+
+def _count(result: Evaluation) -> str:
+    return str(next(iter(result.figures.values())).n)

@@ -192,8 +192,7 @@ class Zeroshot(_Labelled):
     def draw(self, result: Evaluation, data: list[Any], folder: Path, model: str) -> None:
         import numpy as np
 
-        from miniclip.evaluation.pictures import confusion_png
-        from miniclip.evaluation.plots import calibration_png, foreign_png, templates_png
+        from miniclip.evaluation.plots import calibration_png, confusion_png, foreign_png, templates_png
 
         title, details = f"{self.label}, top-1 {100 * result['top1']:.1f} %", result.details
         if "confusion" in details:
@@ -247,7 +246,7 @@ class Retrieval(Task):
 
     def draw(self, result: Evaluation, data: list[Any], folder: Path, model: str) -> None:
         from miniclip.data.subset import Subset
-        from miniclip.evaluation.sheet import write_sheets
+        from miniclip.evaluation.galleries import write_sheets
 
         pairs = result.raw
         title = f"{self.label}: the best of {len(pairs.texts)} captions and of {len(pairs.image)} images"
@@ -298,8 +297,8 @@ class Probe(_Labelled):
 
         if result.details["shots"]:
             full = {"shots": "full", "mean": result["linear"], "std": 0.0}
-            curves = {Path(model).name or model: [*result.details["shots"], full]}
-            shots_png(curves, folder / "shots.png", f"{self.label}, linear probe")
+            title = f"{self.label}, linear probe of {Path(model).name or model}"
+            shots_png([*result.details["shots"], full], folder / "shots.png", title)
 
 
 TASKS: dict[str, type[Task]] = {task.kind: task for task in (Zeroshot, Retrieval, Probe)}

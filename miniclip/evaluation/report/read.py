@@ -1,285 +1,217 @@
-"""What a run directory holds, for its report: read as it is found, with a word on everything that cannot be used.
-
-Nothing is read that lies outside the directory, be it by a link.
-"""
+"""What a run directory holds, for its report: nothing outside of it is read, and what cannot be used is named."""
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import os
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from miniclip.common.printing import printable
-from miniclip.evaluation.report.files import PNG, Files, mapping, number, parsed, text
+from PIL import Image
+
+from miniclip.common.printing import first_few, printable
+from miniclip.data.images import MAX_PIXELS
+from miniclip.evaluation.result import Evaluation, is_number
+from miniclip.evaluation.tables import Table, class_tables, difference_table, evaluation_tables, template_tables
 from miniclip.metrics.bootstrap import Figure
 
 if TYPE_CHECKING:
     from miniclip.config import Config
 
-TRAINING = "training"  # where the results of train.py come from
-KINDS = ("zeroshot", "retrieval", "probe")
-# what the pictures beside the results show; {} is what stands in the place of the *
-PICTURES = {
-    "confusion.png": "confusion: rows are the true classes",
-    "confusion_*.png": "confusion, {}: rows are the true classes",
-    "calibration.png": "how sure the model is, against how often it is right",
-    "templates.png": "top-1 accuracy of each template",
-    "foreign.png": "known against foreign pictures",
-    "shots.png": "accuracy of a linear probe by the number of training pictures a class",
-    "examples.png": "pictures with their best captions",
-    "queries.png": "queries with their best pictures",
-    "compare.png": "the models side by side",
-}
-_TABLES = {
-    "per_class": ("class", "n", "precision", "recall", "f1"),
-    "calibration": ("low", "high", "n", "confidence", "accuracy"),
-    "templates": ("template", "top1"),
-    "shots": ("shots", "mean", "std", "draws"),
-}
+_KINDS = ("zeroshot", "retrieval", "probe")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One of a file's "results". details: its tables have all the keys that `result` promises, or are left out."""
-
-    kind: str
-    task: str
-    model: str
-    model_fingerprint: str
-    data: str
-    split: str
-    fingerprint: str
-    figures: dict[str, Figure]
-    details: dict[str, Any]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of one model, less another's."""
-
-    of: str
-    than: str
-    task: str
-    figures: dict[str, Figure]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder with results: the run itself, or one below evaluation/. pages: HTML files, by their paths."""
+class PNG(NamedTuple):
+    """An image that really is one. name: path below the run, with slashes."""
 
     name: str
-    command: str = ""
-    time: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    results: list[Result] = field(default_factory=list)
-    differences: list[Difference] = field(default_factory=list)
-    pictures: list[PNG] = field(default_factory=list)
-    pages: list[str] = field(default_factory=list)
+    content: bytes
+    size: tuple[int, int]
 
 
-@dataclass(frozen=True)
+class Result(NamedTuple):
+    """details: tables of its classes and templates. model: name, fingerprint. data: source, split, fingerprint."""
+
+    folder: str
+    evaluation: Evaluation
+    details: list[Table]
+    model: tuple[str, ...]
+    data: tuple[str, ...]
+
+
 class Run:
-    """config: None if it cannot be read. written: of the last line of metrics. left_out: file and why, in a line."""
+    """A run as it is found. sources: what each results.json holds, by its folder, "training" for the run's own.
 
-    directory: Path
-    config: Config | None
-    lines: list[dict[str, float]]
-    written: datetime | None
-    sources: list[Source]
-    matrix: PNG | None
-    matrix_page: str | None
-    has_model: bool
-    left_out: list[str]
+    written: when the last line of metrics was. left_out: file and why, a line each. Raises ValueError if it is no run.
+    """
 
+    def __init__(self, run_dir: Path) -> None:
+        from miniclip.config import load_config_file
 
-def read_run(run_dir: Path) -> Run:
-    """Raises ValueError if it is no run."""
-    directory = Path(os.path.realpath(run_dir))
-    if not (directory / "config.yaml").is_file():
-        raise ValueError(f"{run_dir} is no run: it holds no config.yaml; {_instead(directory)}")
-    files = Files(directory)
-    config, lines = _config(files), _metrics(files)
-    sources = [_source(files, "")]
-    sources += [_source(files, f"evaluation/{name}/") for name in files.folders("evaluation")]
-    pages = files.pages("inspection/", "report.html")
-    return Run(
-        directory,
-        config,
-        lines,
-        datetime.fromtimestamp((directory / "metrics.jsonl").stat().st_mtime, UTC) if lines else None,
-        sources,
-        files.picture("inspection/matrix.png", "the matrix of a batch"),
-        pages[0] if pages else None,
-        (directory / "model" / "model.safetensors").is_file(),
-        files.left_out,
-    )
+        self.directory = Path(os.path.realpath(run_dir))
+        if not (self.directory / "config.yaml").is_file():
+            raise ValueError(f"{run_dir} is no run: it holds no config.yaml; {_instead(self.directory)}")
+        self.left_out: list[str] = []
+        self.has_model = (self.directory / "model" / "model.safetensors").is_file()
+        self.config: Config | None = None
+        if self.attempt("config.yaml", self._content, "config.yaml") is not None:
+            self.config = self.attempt("config.yaml", load_config_file, self.directory / "config.yaml")
+        self.written = ""
+        self.lines = self._metrics()
+        self.sources: dict[str, dict[str, Any]] = {}
+        self.results: list[Result] = []
+        self.differences: list[Table] = []
+        folders = ["", *(self.attempt("evaluation", self._folders) or [])]
+        for folder in folders:
+            self._read_results(folder)
+        folders.append("inspection/")
+        found = [self.attempt(name, self.png, name) for folder in folders for name in self._find(folder, "*.png")]
+        self.images = [image for image in found if image]
+        self.pages = [name for folder in folders for name in self._find(folder, "*.html") if self._is_inside(name)]
+
+    def attempt(self, place: str, read: Callable[..., T], *arguments: Any) -> T | None:
+        """What read returns; None, and a line in left_out, where it fails."""
+        try:
+            return read(*arguments)
+        except Exception as error:  # what is damaged fails in many ways
+            said = (str(error).strip().splitlines() or [""])[0]
+            own = type(error) is ValueError
+            self.left_out.append(printable(f"{place}: {said if own else f'damaged ({type(error).__name__}: {said})'}"))
+        return None
+
+    def png(self, name: str) -> PNG:
+        """Raises ValueError, or what Pillow raises, unless it is a PNG of a sane size inside the run."""
+        content = self._content(name, limit=8)  # it goes into the page as it is
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=("PNG",))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        image.load()
+        return PNG(name, content, image.size)
+
+    def _is_inside(self, name: str) -> bool:
+        return Path(os.path.realpath(self.directory / name)).is_relative_to(self.directory)
+
+    def _find(self, folder: str, pattern: str) -> list[str]:
+        found = (self.directory / folder).glob(pattern) if self._is_inside(folder) else ()
+        return sorted(folder + path.name for path in found)
+
+    def _folders(self) -> list[str]:
+        if not self._is_inside("evaluation"):
+            raise ValueError("a link leads out of the run")
+        return [f"{name}/" for name in self._find("evaluation/", "[!.]*") if (self.directory / name).is_dir()]
+
+    def _content(self, name: str, limit: int = 256) -> bytes:
+        """limit: in MiB."""
+        path = self.directory / name
+        if not self._is_inside(name):
+            raise ValueError("a link leads out of the run")
+        if not path.is_file():
+            raise ValueError("no file")
+        if path.stat().st_size > limit << 20:
+            raise ValueError(f"larger than {limit} MiB")
+        return path.read_bytes()
+
+    def _metrics(self) -> list[dict[str, float]]:
+        """The lines with a step; what is not a finite number is dropped from them."""
+        file = self.directory / "metrics.jsonl"
+        if not os.path.lexists(file) or (content := self.attempt(file.name, self._content, file.name)) is None:
+            return []
+        self.written = f"{datetime.fromtimestamp(file.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+        found, bad = [], []
+        for k, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
+            try:
+                if line.strip():
+                    values = {name: value for name, value in _parsed(line).items() if is_number(value)}
+                    found.append({"step": values["step"], **values})
+            except (ValueError, AttributeError, KeyError, RecursionError):
+                bad.append(k)
+        if bad:
+            more = f", ... ({len(bad)} lines)" if len(bad) > 5 else ""
+            shown = first_few(bad).replace(";", ",") + more
+            self.left_out.append(f"metrics.jsonl, line {shown}: not JSON with a step, or still being written")
+        return found
+
+    def _read_results(self, folder: str) -> None:
+        """folder: "" or "evaluation/NAME/"."""
+        name, file = folder.removesuffix("/") or "training", f"{folder}results.json"
+        self.sources[name] = {}
+        if not folder and not os.path.lexists(self.directory / file):
+            return  # a run that is at work
+        values = self.attempt(file, lambda: dict(_parsed(self._content(file))))
+        if values is None:
+            return
+        self.sources[name] = values
+        for k, entry in enumerate(self.attempt(file, _entries, values, "results") or ()):
+            if result := self.attempt(f"{file}, results[{k}]", _result, name, entry):
+                self.results.append(result)
+        for k, entry in enumerate(self.attempt(file, _entries, {"differences": [], **values}, "differences") or ()):
+            if table := self.attempt(f"{file}, differences[{k}]", _difference, entry):
+                self.differences.append(table)
 
 
 def _instead(directory: Path) -> str:
-    if not directory.is_dir():
-        return "name the directory that train.py wrote (run.dir)"
-    for parent in directory.parents:
-        if (parent / "config.yaml").is_file():
-            return f"did you mean {parent}?"
-    runs = sorted(path.parent.name for path in directory.glob("*/config.yaml"))
-    if runs:
-        return f"name one of the runs in it, e.g. {directory / runs[0]}"
+    if directory.is_dir():
+        for parent in directory.parents:
+            if (parent / "config.yaml").is_file():
+                return f"did you mean {parent}?"
+        if runs := sorted(path.parent.name for path in directory.glob("*/config.yaml")):
+            return f"name one of the runs in it, e.g. {directory / runs[0]}"
     return "name the directory that train.py wrote (run.dir)"
 
 
-def _config(files: Files) -> Config | None:
-    from miniclip.config import ConfigError, load_config_file
-
-    if files.content("config.yaml") is None:
-        return None
-    try:
-        return load_config_file(files.directory / "config.yaml")
-    except ConfigError as error:
-        files.refuse("config.yaml", str(error).strip().splitlines()[0])
-    except Exception as error:  # the parsers of YAML and of its values fail in many ways
-        files.refuse("config.yaml", f"cannot be read ({type(error).__name__})")
-    return None
+def _parsed(content: str | bytes) -> Any:
+    return _clean(json.loads(content))
 
 
-def _metrics(files: Files) -> list[dict[str, float]]:
-    """The lines with a step; what is not a finite number is dropped from them."""
-    found: list[dict[str, float]] = []
-    bad: dict[str, list[int]] = {}
-    lines = (files.content("metrics.jsonl") or b"").decode("utf-8", "replace").split("\n")
-    for k, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        values = parsed(line)
-        if values is None:
-            why = "not JSON" + (", or still being written" if k == len(lines) else "")
-            bad.setdefault(why, []).append(k)
-        elif not isinstance(values, dict) or number(values.get("step")) is None:
-            bad.setdefault("no step", []).append(k)
-        else:
-            kept = {name: number(value) for name, value in values.items()}
-            found.append({printable(name): value for name, value in kept.items() if value is not None})
-    for why, places in bad.items():
-        shown = ", ".join(map(str, places[:5])) + (f", ... ({len(places)} lines)" if len(places) > 5 else "")
-        files.refuse(f"metrics.jsonl, line {shown}", why)
-    return found
+def _clean(value: Any) -> Any:
+    """Printable texts, and None for numbers that are none."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _clean(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_clean(entry) for entry in value]
+    # beyond 1e100 it would overflow what is counted from it; NaN compares as false
+    return None if isinstance(value, int | float) and not abs(value) < 1e100 else value
 
 
-def _source(files: Files, folder: str) -> Source:
-    """folder: "" or "evaluation/NAME/"."""
-    pictures = []
-    for pattern, caption in PICTURES.items():
-        before, _, after = pattern.partition("*")
-        for path in sorted((files.directory / folder).glob(pattern)):
-            what = path.name.removeprefix(before).removesuffix(after)
-            if found := files.picture(folder + path.name, caption.format(printable(what))):
-                pictures.append(found)
-    name = folder.removesuffix("/") or TRAINING
-    rest: dict[str, Any] = {"pictures": pictures, "pages": files.pages(folder)}
-    file = folder + "results.json"
-    content = files.content(file)
-    if content is None:
-        if folder and not os.path.lexists(files.directory / file):
-            files.refuse(file, "does not exist")
-        return Source(name, **rest)
-    values = parsed(content)
-    if not isinstance(values, dict):
-        files.refuse(file, "not JSON" if values is None else "not an object with results")
-        return Source(name, **rest)
-    results = _several(files, file, values, "results", required=True)
-    differences = _several(files, file, values, "differences", required=False)
-    versions = {text(k): text(v) for k, v in mapping(values.get("versions")).items() if text(v)}
-    return Source(
-        name,
-        text(values.get("command")),
-        text(values.get("time")),
-        versions,
-        mapping(values.get("training")),
-        [r for place, value in results if (r := _result(files, place, value))],
-        [d for place, value in differences if (d := _difference(files, place, value))],
-        **rest,
-    )
+def _entries(values: dict[str, Any], key: str) -> list[Any]:
+    if not isinstance(values.get(key), list):
+        raise ValueError(f'no list of "{key}"')
+    return values[key]
 
 
-def _several(files: Files, file: str, values: dict[str, Any], key: str, required: bool) -> list[tuple[str, Any]]:
-    entries = values.get(key, None if required else [])
-    if not isinstance(entries, list):
-        files.refuse(file, f'no list of "{key}"')
-        return []
-    return [(f"{file}, {key}[{k}]", entry) for k, entry in enumerate(entries)]
+def _result(folder: str, entry: dict[str, Any]) -> Result:
+    """Raises whatever it may for an entry that is damaged, of which no table can be made."""
+    if entry["kind"] not in _KINDS:
+        raise ValueError(f"kind is none of {', '.join(_KINDS)}")
+    details = {name: value for name, value in entry["details"].items() if value is not None}
+    notes, task = tuple(map(str, entry["notes"])), str(entry["task"] or "(no name)")
+    result = Evaluation(entry["kind"], task, _figures(entry), details, notes, "", recount=lambda weights: {})
+    evaluation_tables([(task, result)], intervals=True)
+    model = (str(entry["model"].get(key) or "-") for key in ("name", "fingerprint"))
+    data = (str(entry["data"].get(key) or "-") for key in ("source", "split", "fingerprint"))
+    return Result(folder, result, [*class_tables(result), *template_tables(result)], tuple(model), tuple(data))
 
 
-def _result(files: Files, place: str, value: Any) -> Result | None:
-    values = mapping(value)
-    kind = values.get("kind")
-    if kind not in KINDS:
-        files.refuse(place, f"kind is none of {', '.join(KINDS)}")
-        return None
-    figures = _figures(files, place, values.get("figures"))
-    if not figures:
-        files.refuse(place, "no figures")
-        return None
-    model, data = mapping(values.get("model")), mapping(values.get("data"))
-    notes = values.get("notes")
-    return Result(
-        kind,
-        text(values.get("task")) or "(no name)",
-        text(model.get("name")),
-        text(model.get("fingerprint")),
-        text(data.get("source")),
-        text(data.get("split")),
-        text(data.get("fingerprint")),
-        figures,
-        _details(files, place, mapping(values.get("details"))),
-        [text(note) for note in notes] if isinstance(notes, list) else [],
-    )
+def _difference(entry: dict[str, Any]) -> Table:
+    return difference_table([(str(entry["of"]), _figures(entry))], f"{entry['than']}, {entry['task']}", verdict=True)
 
 
-def _difference(files: Files, place: str, value: Any) -> Difference | None:
-    values = mapping(value)
-    figures = _figures(files, place, values.get("figures"))
-    if not figures:
-        files.refuse(place, "no figures")
-        return None
-    return Difference(text(values.get("of")), text(values.get("than")), text(values.get("task")), figures)
-
-
-def _figures(files: Files, place: str, value: Any) -> dict[str, Figure]:
-    """None becomes NaN, and n 0 where it is not known."""
+def _figures(entry: dict[str, Any]) -> dict[str, Figure]:
+    """None becomes NaN."""
+    if not entry["figures"]:
+        raise ValueError("no figures")
     found = {}
-    for name, entry in mapping(value).items():
-        if not isinstance(entry, dict) or "value" not in entry:
-            files.refuse(f"{place}, {name}", "no value")
-            continue
-        value, low, high = (math.nan if (x := number(entry.get(k))) is None else x for k in ("value", "low", "high"))
-        found[printable(name)] = Figure(value, low, high, int(number(entry.get("n")) or 0))
+    for name, values in entry["figures"].items():
+        value, low, high = (math.nan if values[key] is None else values[key] for key in ("value", "low", "high"))
+        found[name] = Figure(value, low, high, values["n"])
     return found
-
-
-def _details(files: Files, place: str, values: dict[str, Any]) -> dict[str, Any]:
-    kept = dict(values)
-    for name, keys in _TABLES.items():
-        rows = values.get(name)
-        if rows is None:
-            kept.pop(name, None)
-        elif not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(keys) for row in rows):
-            files.refuse(f"{place}, details.{name}", f"not a list of {{{', '.join(keys)}}}")
-            del kept[name]
-    confusion, per_class = values.get("confusion"), kept.get("per_class")
-    if not _is_square(confusion, len(per_class or ())):
-        kept.pop("confusion", None)
-        if confusion is not None and per_class is not None:
-            files.refuse(f"{place}, details.confusion", f"not {len(per_class)} x {len(per_class)} whole numbers")
-    return kept
-
-
-def _is_square(counts: Any, side: int) -> bool:
-    return (
-        isinstance(counts, list)
-        and len(counts) == side
-        and all(isinstance(row, list) and len(row) == side and all(isinstance(n, int) for n in row) for row in counts)
-    )

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from miniclip.evaluation.report.content import content
-from miniclip.evaluation.report.files import PNG, Files
-from miniclip.evaluation.report.read import Run, read_run
-from miniclip.evaluation.report.render import FOLDER, to_html, to_markdown
+from markupsafe import Markup
 
-MARKDOWN, PAGE, CURVES = "report.md", "report.html", "curves.png"
+from miniclip.common.console import is_words
+from miniclip.common.page import data_uri, render, render_page
+from miniclip.common.printing import printable
+from miniclip.evaluation.report.read import PNG, Run
+from miniclip.evaluation.result import is_number, words_of
+from miniclip.evaluation.tables import Table, evaluation_tables, value_text
+
+_FOLDER, _CURVES = "report", "report/curves.png"  # in the run
+# options that are told even where they are the defaults
+_TOLD = ("preset", "source", "batch_size", "name", "positives", "lr", "schedule", "weight_decay", "precision")
+_WORDS = {"train_seconds": "seconds", "samples_per_s": "pairs a second"}
+_LAST = {
+    "loss": "loss {:.4g} nats",
+    "loss_over_chance": "{:.4g} of chance",
+    "logit_scale": "logit scale {:.4g}",
+    "grad_norm": "norm of the gradient {:.4g}",
+}
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it: a remark, tables, sentences, images, and HTML files to look through."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    items: Sequence[str] = ()
+    images: Sequence[PNG] = ()
+    pages: Sequence[str] = ()
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
@@ -19,24 +48,185 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     What is damaged, missing or outside the run is left out, and the report says so. Raises ValueError if run_dir is no
     run, or if its folder for the report leads out of it.
     """
-    run = read_run(Path(run_dir))
-    folder = Path(run_dir) / FOLDER
+    from miniclip.evaluation.plots import curves_png
+
+    run = Run(Path(run_dir))
+    folder = Path(run_dir) / _FOLDER
     folder.mkdir(exist_ok=True)
     if not Path(os.path.realpath(folder)).is_relative_to(run.directory):
         raise ValueError(f"{folder} is a link that leads out of the run; remove it")
-    for name in (MARKDOWN, PAGE, CURVES):
-        (folder / name).unlink(missing_ok=True)  # a link would be followed
-    blocks = content(run, _curves(run, folder))
-    (folder / MARKDOWN).write_text(to_markdown(blocks), encoding="utf-8")
-    (folder / PAGE).write_text(to_html(blocks), encoding="utf-8")
-    return folder / MARKDOWN, folder / PAGE
-
-
-def _curves(run: Run, folder: Path) -> PNG | None:
-    from miniclip.evaluation.plots import curves_png
-
+    markdown, page, curves = (folder / name for name in ("report.md", "report.html", "curves.png"))
+    for path in (markdown, page, curves):
+        path.unlink(missing_ok=True)  # a link would be followed
+    drawn = None
     try:
-        curves_png(run.lines, folder / CURVES, run.directory.name)
+        curves_png(run.lines, curves, run.directory.name)
+        drawn = run.png(_CURVES)
     except ValueError:  # no line holds a figure
-        return None
-    return Files(run.directory).picture(f"{FOLDER}/{CURVES}", "the training, step by step")
+        pass
+    values: dict[str, Any] = {
+        "title": run.directory.name or "run",
+        "status": _status(run),
+        "sections": _sections(run, drawn),
+    }
+    values |= {"is_words": is_words, "address": _address, "embedded": _embedded, "label": _label, "line": _line}
+    here = Path(__file__)
+    markdown.write_text(render(here.with_name("report.md"), _inline, **values), encoding="utf-8")
+    page.write_text(render_page(here.with_name("report.html"), **values), encoding="utf-8")
+    return markdown, page
+
+
+def _sections(run: Run, curves: PNG | None) -> list[Section]:
+    """In the order in which a reader asks: how good, how trained, what is confused, where it comes from."""
+    models, folders = ({one.model for one in run.results}, {one.folder for one in run.results})
+    rows, details = [], []
+    for result in run.results:
+        name = result.evaluation.task
+        name += f", {result.model[0]}" if len(models) > 1 else ""
+        name += f", {result.folder}" if len(folders) > 1 else ""
+        rows.append((name, result.evaluation))
+        details += [table._replace(title=f"{name}, {table.title}") for table in result.details]
+    notes = dict.fromkeys(f"{name}: {note}" for name, result in rows for note in result.notes)
+    read = "In square brackets: 95 % interval, as other images of the same kind would give."
+    read = read if rows else "There are no results yet."
+    tables, during = evaluation_tables(rows, intervals=True), _validation(run)
+    lacking = "" if curves else "There are no curves: metrics.jsonl holds no step."
+    sections = [
+        Section("Results", read, tables or during, list(notes)),
+        Section("Differences between models", tables=run.differences),
+        Section("Training", lacking, [*_facts(run), *(during if tables else [])], images=[curves] if curves else []),
+        Section("Classes and templates", tables=details),
+        Section("Images", images=run.images, pages=run.pages),
+        Section("Where it comes from", tables=_origins(run)),
+        Section("Left out", "What could not be used, and why:" if run.left_out else "", items=run.left_out),
+    ]
+    return [section for section in sections if any(section[1:])]
+
+
+def _validation(run: Run) -> list[Table]:
+    """The last figures of each task on the validation images."""
+    latest: dict[str, tuple[float, float]] = {}
+    for line in run.lines:
+        latest |= {key: (line["step"], value) for key, value in line.items() if key.startswith("eval/")}
+    rows = []
+    for key, (step, value) in latest.items():
+        task, _, figure = key.removeprefix("eval/").rpartition("/")
+        unit = "" if "rank" in figure or "auroc" in figure else " %"
+        rows.append((task or "-", words_of(figure) + unit, value_text(figure, value), f"{step:,.0f}"))
+    title = "on the validation images, during the training"
+    return [Table(title, ("task", "figure", "value", "step"), rows)] if rows else []
+
+
+def _training(run: Run) -> dict[str, Any]:
+    found = run.sources["training"].get("training")
+    return found if isinstance(found, dict) else {}
+
+
+def _status(run: Run) -> str:
+    """How far it came, in a sentence or two."""
+    ended: Any = _training(run).get("steps")
+    train = run.config.train if run.config else None
+    last = run.lines[-1] if run.lines else {"step": 0}
+    total = train.max_steps or 0 if train else 0
+    before = ""
+    if is_number(ended):
+        # a resume may set out for more steps than the results beside it know of
+        if last["step"] <= ended >= total:
+            return f"Finished: {ended:,.0f} steps."
+        before = f" It had finished {ended:,.0f} steps before, which its own results tell of."
+    elif run.has_model:
+        return "Finished: there is a model; how it was trained cannot be read."
+    if not run.lines:
+        return f"Not finished: no step has been logged yet.{before}"
+    length = f" of {total:,}" if total else ""
+    if not total and train and train.epochs and "epoch" in last:
+        length = f", epoch {last['epoch']:.4g} of {train.epochs:.4g}"
+    until = f"step {last['step']:,.0f}{length}, logged {run.written}"
+    return f"Not finished: {until}. It is still training, or was cut off.{before}"
+
+
+def _facts(run: Run) -> list[Table]:
+    """How it was trained."""
+    training, config, rows = dict(_training(run)), run.config, []
+    if config:
+        rows += [("parameters", _parameters(run)), ("model", _options(config.model)), ("data", _options(config.data))]
+        rows += [("loss", _options(config.loss)), ("optimiser", f"AdamW, {_options(config.optim)}")]
+        rows += [("training", f"{_options(config.train)}, seed {config.run.seed}")]
+    if isinstance(best := training.pop("best", None), dict):
+        figure = str(best.get("figure"))
+        value = value_text(figure, best.get("value"))
+        rows.append(("weights", f"of step {best.get('step')}, the best {words_of(figure)} on validation: {value}"))
+    if isinstance(bad := training.pop("bad", None), list) and bad:
+        rows.append(("unreadable images", f"{len(bad):,}"))
+    rows += [(_WORDS.get(key, key), f"{value:,.6g}") for key, value in training.items() if is_number(value)]
+    if last := next((line for line in reversed(run.lines) if "loss" in line), None):
+        shown = [words.format(last[key]) for key, words in _LAST.items() if key in last]
+        rows.append((f"at step {last['step']:,.0f}", ", ".join(shown)))
+    return [Table("", ("", "what it is"), rows)] if rows else []
+
+
+def _options(section: Any) -> str:
+    """The options that are not what they are by default, and those that a reader looks for anyway."""
+    told = []
+    for option in fields(section):
+        value = getattr(section, option.name)
+        if value is not None and (value != option.default or option.name in _TOLD):
+            words = f"{value:.6g}" if isinstance(value, float) else str(value)
+            told.append(f"{option.name.replace('_', ' ')} {words}")
+    return ", ".join(told)
+
+
+def _parameters(run: Run) -> str:
+    """Counted on a model without memory."""
+    import torch
+
+    from miniclip.models import create_model
+
+    with torch.device("meta"):
+        model = run.attempt("config.yaml, model", create_model, run.config.model) if run.config else None
+    return f"{sum(p.numel() for p in model.parameters()):,}" if model else "-"
+
+
+def _origins(run: Run) -> list[Table]:
+    commands = []
+    for folder, values in run.sources.items():
+        versions = values["versions"].items() if isinstance(values.get("versions"), dict) else ()
+        told = ", ".join(f"{name} {version}" for name, version in versions if version)
+        if values:
+            commands.append((folder, str(values.get("time")), str(values.get("command")), told))
+    models = dict.fromkeys(result.model for result in run.results)
+    data = dict.fromkeys((result.folder, result.evaluation.task, *result.data) for result in run.results)
+    tables = [
+        Table("", ("from", "when", "command", "versions"), commands),
+        Table("fingerprints of the weights", ("model", "fingerprint"), list(models)),
+        Table("fingerprints of what was read", ("from", "task", "data", "split", "fingerprint"), list(data)),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _address(name: str) -> Markup:
+    """Of a file of the run, from the report; no character is left that Markdown or HTML would take for its own."""
+    below = name.removeprefix(f"{_FOLDER}/")
+    return Markup(("../" if below == name else "") + quote(os.fsencode(below)))
+
+
+def _embedded(image: PNG) -> Markup:
+    return data_uri(image.content, "png")
+
+
+def _inline(text: str, brackets: bool = False) -> str:
+    """Text that Markdown takes for nothing but text, in a cell or a heading. brackets: in those of a link."""
+    text = re.sub(r"([\\`*<>|~&$#])", r"\\\1", text)
+    # brackets mean nothing by themselves; nor does an underscore inside a word
+    text = re.sub(r"([\[\]])" if brackets else r"(\])(?=[(\[:])", r"\\\1", text)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+
+
+def _label(text: str) -> Markup:
+    return Markup(_inline(printable(text), brackets=True))
+
+
+def _line(text: str) -> Markup:
+    """The same where a line begins, and a list, a rule or a definition might."""
+    text = re.sub(r"^([+=\[-])", r"\\\1", _inline(printable(text)))
+    return Markup(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text))
