@@ -253,21 +253,6 @@ def test_hinge_is_on_cosines_and_warms_up() -> None:
     assert at[0] > at[5] > at[10]
 
 
-def test_soft_targets_have_no_gradient() -> None:
-    """The gradient with the targets held still (test_is_the_loss_of_the_matrix) is not that with them moving."""
-    e, known, loss = embeddings(), batch("identity"), config("soft")
-    ours = gradients(global_loss(e, known, loss), e)[0]
-
-    def value(image: Tensor) -> float:
-        with torch.no_grad():
-            return float(global_loss(e._replace(image=image), known, loss))
-
-    step = torch.zeros_like(e.image)
-    step[0, 0] = 1e-6
-    moving = (value(e.image + step) - value(e.image - step)) / 2e-6
-    assert abs(moving - float(ours[0, 0])) > 1e-4
-
-
 @every
 def test_a_batch_that_weighs_nothing_teaches_nothing(variant: str) -> None:
     for captions in (1, 3):
