@@ -6,10 +6,6 @@ import contextlib
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from test_training import ROOT, TINY, environment, lines, result_of, run
+from test_training import TINY, lines, result_of, run
 
 import miniclip
 from miniclip.cli.train import train_main
@@ -328,37 +324,3 @@ def test_overwriting_deletes_what_was_kept(config_file: str, tmp_path: Path, pla
         assert not (tmp_path / "run" / name).exists(), name
     results = run(config_file, tmp_path / "run", "--run.overwrite", "true", "--eval.every", "0", "--eval.best", "null")
     assert not (tmp_path / "run" / "best").exists()
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
-    """kill -9 in the real script, after a checkpoint: the finished model is the best of all the evaluations."""
-    directory = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
-    command += ["--run.checkpoint_every", "5", "--eval.every", "3", "--eval.best", "shape/ece"]
-    command += ["--eval.tasks", "[shape]", "--train.max_steps", "2000"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not (list(directory.glob("checkpoints/step_*[0-9]")) and (directory / "best" / "best.json").exists()):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (directory / "model").exists()
-    last = max(int(p.name.removeprefix("step_")) for p in directory.glob("checkpoints/step_*[0-9]"))
-    command[-1] = str(last + 8)
-    result = subprocess.run(
-        [*command, "--run.resume", "true"], env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    steps = {line["step"]: line["eval/shape/ece"] for line in lines(directory) if "eval/shape/ece" in line}
-    assert max(steps) == last + 8
-    best = json.loads((directory / "results.json").read_text())["training"]["best"]
-    step = min(steps, key=lambda step: (steps[step], step))
-    assert (best["figure"], best["step"], best["value"]) == ("shape/ece", step, steps[step])
-    model, preprocess, _ = miniclip.load(directory)
-    config = load_config_file(directory / "config.yaml")
-    found = evaluate(config, open_suite(config, "validation"), model, preprocess)["shape"]["ece"]
-    # another process may multiply in another order
-    assert found == pytest.approx(best["value"], abs=1e-6)

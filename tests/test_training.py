@@ -116,7 +116,7 @@ def test_run_directory(config_file: str, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_same_seed_same_run_other_seed_other_run(config_file: str, tmp_path: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        run(config_file, tmp_path / name, "--run.seed", seed, "--eval.tasks", "[]")
+        run(config_file, tmp_path / name, "--run.seed", seed, "--eval.tasks", "[]", "--train.max_steps", "2")
     a, b, c = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "abc")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["visual.proj"], c["visual.proj"])
@@ -151,14 +151,15 @@ def test_resume_equals_an_unbroken_run(config_file: str, tmp_path: Path, options
 
 @pytest.mark.slow
 def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
-    """kill -9 between two checkpoints, in the real script: it goes on from the last one as if nothing had been."""
+    """kill -9 between two checkpoints, in the real script: it goes on from the last one as if nothing had been, and
+    the finished model is the best of all the evaluations."""
     directory = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
-    command += ["--run.checkpoint_every", "5", "--eval.tasks", "[]", "--optim.schedule", "constant"]
-    command += ["--train.max_steps", "2000"]
+    command += ["--run.checkpoint_every", "5", "--eval.every", "3", "--eval.best", "shape/ece"]
+    command += ["--eval.tasks", "[shape]", "--optim.schedule", "constant", "--train.max_steps", "2000"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(directory.glob("checkpoints/step_*[0-9]")):
+    deadline = time.monotonic() + 240
+    while not (list(directory.glob("checkpoints/step_*[0-9]")) and (directory / "best" / "best.json").exists()):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -175,13 +176,21 @@ def test_killed_and_resumed(config_file: str, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert f"resuming {directory} at step {steps - 7}" in result.stdout
-    assert [line["step"] for line in lines(directory)] == list(range(1, steps + 1))
+    assert [line["step"] for line in lines(directory) if "loss" in line] == list(range(1, steps + 1))
     assert not list(directory.glob("checkpoints/*.part"))
     whole = ["--optim.schedule", "constant", "--train.max_steps", str(steps), "--eval.tasks", "[]"]
     run(config_file, tmp_path / "whole", *whole)
-    ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (directory, tmp_path / "whole"))
+    weights = f"checkpoints/step_{steps:08d}/model.safetensors"
+    ours, theirs = (load_file(d / weights) for d in (directory, tmp_path / "whole"))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+    figures = {line["step"]: line["eval/shape/ece"] for line in lines(directory) if "eval/shape/ece" in line}
+    best = json.loads((directory / "results.json").read_text())["training"]["best"]
+    step = min(figures, key=lambda step: (figures[step], step))
+    assert max(figures) == steps and (best["step"], best["value"]) == (step, figures[step])
+    kept, finished = (load_file(directory / name / "model.safetensors") for name in ("best", "model"))
+    assert all(torch.equal(kept[name], finished[name]) for name in kept)
 
 
 def test_a_loss_that_is_not_finite_stops_at_that_step(config_file: str, tmp_path: Path) -> None:
@@ -204,36 +213,33 @@ def test_a_gradient_that_is_not_finite_stops_too(config_file: str, tmp_path: Pat
 
 
 def test_weights_that_are_not_finite_are_not_saved(config_file: str, tmp_path: Path) -> None:
+    options = ["--train.max_steps", "1", "--optim.lr", "1e38", "--optim.weight_decay", "1e4"]
     with pytest.raises(NonFiniteLoss, match="the weights are not finite after step 1"):
-        run(
-            config_file, tmp_path / "run", "--train.max_steps", "1", "--optim.lr", "1e38", "--optim.weight_decay", "1e4"
-        )
+        run(config_file, tmp_path / "run", *options)
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--data.batch_size", "4"], "has data.batch_size=8, not 4"),
-        (["--run.seed", "1"], "has run.seed=0, not 1"),
-        (["--model.text_layers", "2"], "has model.text_layers=1, not 2"),
-        (["--train.max_steps", "1"], "stands at step 2"),
-    ],
-)
-def test_resume_refuses_another_run(
-    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
-) -> None:
+def test_what_stands_in_the_directory(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another run, a resume of another model, data, loss or seed, and a damaged checkpoint are refused untouched."""
+    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run"), "--eval.tasks", "[]"]
     run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
-    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run"), "--run.resume", "true", *options]
-    assert train_main(arguments) == 2
-    assert words in capsys.readouterr().err
-    assert len(lines(tmp_path / "run")) == 2
-
-
-def test_resume_keeps_the_loss(config_file: str, tmp_path: Path) -> None:
-    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
-    with pytest.raises(ConfigError, match=r"loss\.name=softmax, not hinge.*same model, data, loss and seed"):
-        run(config_file, tmp_path / "run", "--run.resume", "true", "--loss.name", "hinge")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    resume = ["--run.resume", "true"]
+    for options, words in (
+        ([], "already holds a run"),
+        ([*resume, "--data.batch_size", "4"], "has data.batch_size=8, not 4"),
+        ([*resume, "--run.seed", "1"], "has run.seed=0, not 1"),
+        ([*resume, "--model.text_layers", "2"], "has model.text_layers=1, not 2"),
+        ([*resume, "--loss.name", "hinge"], "has loss.name=softmax, not hinge"),
+        ([*resume, "--train.max_steps", "1"], "stands at step 2"),
+    ):
+        assert train_main([*arguments, *options]) == 2
+        assert words in capsys.readouterr().err
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    broken = tmp_path / "run" / "checkpoints" / "step_00000002" / "optimizer.bin"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    assert train_main([*arguments, *resume]) == 2
+    assert "step_00000002 cannot be loaded" in capsys.readouterr().err
 
 
 def test_resume_takes_the_new_optimiser_options(config_file: str, tmp_path: Path) -> None:
@@ -245,14 +251,6 @@ def test_resume_takes_the_new_optimiser_options(config_file: str, tmp_path: Path
     assert {tuple(group["betas"]) for group in state["param_groups"]} == {(0.5, 0.6)}
 
 
-def test_damaged_checkpoint_is_named(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
-    broken = tmp_path / "run" / "checkpoints" / "step_00000002" / "optimizer.bin"
-    broken.write_bytes(broken.read_bytes()[:1000])
-    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run"), "--run.resume", "true"]) == 2
-    assert "step_00000002 cannot be loaded" in capsys.readouterr().err
-
-
 def test_epochs(config_file: str, tmp_path: Path) -> None:
     options = ["--train.max_steps", "null", "--train.epochs", "1.2", "--eval.tasks", "[]", "--data.size", "40"]
     run(config_file, tmp_path / "run", *options)
@@ -260,36 +258,23 @@ def test_epochs(config_file: str, tmp_path: Path) -> None:
     assert lines(tmp_path / "run")[-1]["epoch"] == pytest.approx(1.2)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--data.size", "5"], "has 5 images in split 'train', fewer than data.batch_size=8"),
-        (["--data.batch_size", "1"], "data.batch_size=1"),
-        (["--train.precision", "fp16"], "train.precision=fp16 needs a GPU"),
-        (["--model.preset", "ViT-B-23"], "ViT-B-32"),
-        (["--model.text_heads", "3"], "text_heads"),
-        (["--data.source", "/no/such/folder"], "/no/such/folder"),
-        (["--eval.tasks", "[shapes]"], "eval.tasks: 'shapes'"),
-        (["--log.trackers", "[tensorbord]"], "tensorbord"),
-    ],
-)
-def test_refused_before_training(
-    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
-) -> None:
-    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run"), *options]
-    assert train_main(arguments) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+REFUSED = [
+    ("--data.size 5", "has 5 images in split 'train', fewer than data.batch_size=8"),
+    ("--data.batch_size 1", "data.batch_size=1"),
+    ("--train.precision fp16", "train.precision=fp16 needs a GPU"),
+    ("--model.preset ViT-B-23", "ViT-B-32"),
+    ("--model.text_heads 3", "text_heads"),
+    ("--data.source /no/such/folder", "/no/such/folder"),
+    ("--eval.tasks [shapes]", "eval.tasks: 'shapes'"),
+    ("--log.trackers [tensorbord]", "tensorbord"),
+]
 
 
-def test_a_run_is_not_overwritten_unasked(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "2")
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run")]) == 2
-    assert "already holds a run" in capsys.readouterr().err
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "3", "--run.overwrite", "true")
-    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+def test_refused_before_training(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, words in REFUSED:
+        assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "run"), *options.split()]) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_overwrite_deletes_runs_alone(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +294,7 @@ def test_overwrite_deletes_runs_alone(config_file: str, tmp_path: Path, capsys: 
     assert (tmp_path / "run" / "notes.txt").exists()
     assert (tmp_path / "run" / "miniclip" / "mine.txt").exists()
     assert not first & set((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
 
 
 def test_evaluation_folders_are_read_before_training(
