@@ -32,5 +32,5 @@ def check_speed(setting: Setting, pairs: TrainingPairs, steps: int, precision: P
             times.append(time.perf_counter() - start)
         found.append((count, median(times[1:]) * config.data.batch_size / size))
     figures = {"training": expected_time(found), "precision": f"{precision.name}: {precision.why}"}
-    note = "Preparing the pictures and evaluating come on top."
+    note = "Preparing the images and evaluating come on top."
     return Stage("speed", "how long the training will take here", figures, [], [note])

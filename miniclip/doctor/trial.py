@@ -54,7 +54,7 @@ def fixed_batch(setting: Setting, source: PairSource, rows: Sequence[int], count
     """The first readable pairs of rows, as evaluation sees them, a caption each. Raises BadImage if there are none."""
     pairs = trial_pairs(setting, source, rows[: 2 * count], "none")
     if not len(pairs):
-        raise BadImage(f"none of {len(rows)} pictures can be read; check data.source and data.image_column")
+        raise BadImage(f"none of {len(rows)} images can be read; check data.source and data.image_column")
     return pairs.__getitems__([(0, row) for row in range(min(count, len(pairs)))])
 
 
@@ -72,7 +72,7 @@ def trial_pairs(
     augment, tokenizer = setting.augment(kind), Tokenizer(length)
     with tempfile.TemporaryDirectory() as folder:  # what is mapped stays until it is let go
         store = prepare(
-            chosen, augment, tokenizer, folder=folder, label="the doctor's pictures", allowed=1.0, progress=progress
+            chosen, augment, tokenizer, folder=folder, label="the doctor's images", allowed=1.0, progress=progress
         )
     seed = setting.config.run.seed
     return TrainingPairs(chosen, augment, tokenizer, seed=seed, prepared=store, captions=captions)

@@ -3,15 +3,12 @@
 The ids are those of open_clip's `SimpleTokenizer` for every string. The merge table in `bpe_merges.txt.gz` is OpenAI
 CLIP's (https://github.com/openai/CLIP, MIT licence, Copyright (c) 2021 OpenAI), cut to the 48,894 merges in use.
 
-A text is repaired (`ftfy`), unescaped (HTML), lower-cased and split at white space. No token crosses white space, so
-the ids of a chunk between two spaces depend on that chunk alone, and a bounded cache of chunks does most of the work.
+A text is repaired (`ftfy`), unescaped (HTML), lower-cased and split at white space, which no token crosses: the ids of
+a chunk between two spaces depend on that chunk alone, and a bounded cache of chunks does most of the work.
 
 The merge table has two properties, which the tests check for every token. The letters of a token merge to that token
-alone. The two neighbours that spell a token are then always the two of its merge, the last state on that way: one dict
-from spelling to id holds all merges, and a piece that spells a token is that token. And no token that ends a piece
-would be cut in two: a chunk that spells one is one piece.
-
-Axes: B texts, L tokens.
+alone: one dict from spelling to id holds all merges, and a piece that spells a token is that token. And no token that
+ends a piece would be cut in two: a chunk that spells one is one piece. Axes: B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -58,12 +55,11 @@ class Tokenizer:
     context_length: int = 77
 
     def __post_init__(self) -> None:
-        if not isinstance(self.context_length, int) or isinstance(self.context_length, bool):
-            raise TypeError(f"context_length must be an int, got {self.context_length!r}")
-        if self.context_length < 2:
-            raise ValueError(
-                f"context_length={self.context_length} cannot hold the start and end token; use 2 or more (CLIP: 77)"
-            )
+        length = self.context_length
+        if not isinstance(length, int) or isinstance(length, bool):
+            raise TypeError(f"context_length must be an int, got {length!r}")
+        if length < 2:
+            raise ValueError(f"context_length={length} cannot hold the start and end token; use 2 or more (CLIP: 77)")
 
     def __call__(self, texts: str | Iterable[str]) -> Tensor:
         """A string or B strings -> (B, L) int64: start token, ids, end token, then zeros.
@@ -138,14 +134,10 @@ def trim_padding(tokens: Tensor) -> Tensor:
 def _clean(text: str) -> str:
     # ftfy and html.unescape leave printable ASCII without "&" as it is; everything else takes the slow road
     if not (text.isascii() and text.isprintable()) or "&" in text:
-        text = _repair(text)
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text.lower()
-
-
-def _repair(text: str) -> str:
-    import ftfy
-
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 class _Chunks(dict[str, bytes]):

@@ -75,6 +75,6 @@ class VisionTransformer(ImageTower):
 
 
 def kept_patches(patches: int, dropout: float) -> int:
-    """How many of a picture's patches are left, rounded up; at least 1."""
+    """How many of an image's patches are left, rounded up; at least 1."""
     # rounded first: 0.7 of 10 leave 3, not the 4 of 3.0000000000000004
     return max(1, math.ceil(round((1 - dropout) * patches, 6)))

@@ -29,7 +29,7 @@ class Choice(NamedTuple):
 
 
 class Best:
-    """Keeps one model in the run directory's best/, with best.json: figure, step, value, fingerprint of the pictures.
+    """Keeps one model in the run directory's best/, with best.json: figure, step, value, fingerprint of the images.
 
     figure: eval.best, or None. A run that was cut off and goes on finds there what it kept, unless that was chosen by
     another figure.

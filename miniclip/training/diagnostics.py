@@ -24,7 +24,7 @@ BEFORE_TRACE = 3  # steps
 
 @torch.no_grad()
 def step_figures(embeddings: Embeddings, batch: GlobalBatch) -> dict[str, float]:
-    """batch_figures of the first PAIRS pairs of the global batch, each picture with its first caption.
+    """batch_figures of the first PAIRS pairs of the global batch, each image with its first caption.
 
     embeddings: of this process; every process calls it.
     """
