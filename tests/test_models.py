@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
-from miniclip.models import PRESETS, DualEncoder, create_model, resolve
+from miniclip.config.sections import ImageEncoderKind
+from miniclip.models import PRESETS, TOWERS, DualEncoder, create_model, resolve
 
 # Counted by hand for tiny-vit (see test_parameter_count_by_hand); CLIP's own presets agree with the published counts.
 PARAMETERS = {
@@ -47,7 +48,7 @@ def captions(ends: list[int], length: int = 77, vocab: int = 100) -> Tensor:
     return text
 
 
-def pictures(count: int, size: int = 64) -> Tensor:
+def images(count: int, size: int = 64) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(6))
 
 
@@ -78,17 +79,27 @@ def test_parameter_count_by_hand() -> None:
     assert PARAMETERS["tiny-vit"] == image + text + 1
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
-def test_presets_resolve_to_themselves(name: str) -> None:
-    config = resolve(ModelConfig(preset=name))
-    assert resolve(config) == config
-    assert (config.context_length, config.vocab_size, config.activation) == (77, 49408, "gelu")
-    assert config.logit_scale_init == pytest.approx(2.6592600369)  # ln(1 / 0.07)
-    assert (config.patch_size is None) == (config.image_encoder == "resnet")
-    # CLIP's heads are 64 wide; a ResNet's attention pooling works on 32 times the stem's width.
-    assert config.image_width and config.image_heads and config.text_width and config.text_heads
-    channels = config.image_width * (32 if config.image_encoder == "resnet" else 1)
-    assert channels == 64 * config.image_heads and config.text_width == 64 * config.text_heads
+def test_presets_resolve_to_themselves() -> None:
+    for name in PRESETS:
+        config = resolve(ModelConfig(preset=name))
+        assert resolve(config) == config
+        assert (config.context_length, config.vocab_size, config.activation) == (77, 49408, "gelu")
+        assert config.logit_scale_init == pytest.approx(2.6592600369)  # ln(1 / 0.07)
+        assert (config.patch_size is None) == (config.image_encoder == "resnet")
+        # CLIP's heads are 64 wide; a ResNet's attention pooling works on 32 times the stem's width.
+        assert config.image_width and config.image_heads and config.text_width and config.text_heads
+        channels = config.image_width * (32 if config.image_encoder == "resnet" else 1)
+        assert channels == 64 * config.image_heads and config.text_width == 64 * config.text_heads
+
+
+def test_towers_are_those_of_the_configuration() -> None:
+    assert set(TOWERS) == set(get_args(ImageEncoderKind))
+    for config in (RESNET, VIT):
+        tower = TOWERS[resolve(config).image_encoder or ""]
+        visual = build(config).visual
+        assert type(visual) is tower and visual.memory_format is tower.memory_format
+        side = 3 * tower.stride(resolve(config))
+        assert visual(images(2, side)).shape == (2, 256)
 
 
 def test_given_fields_win_over_the_preset() -> None:
@@ -108,36 +119,36 @@ def test_spelt_out_without_a_preset() -> None:
         resolve(replace(spelt, patch_size=None))
 
 
-@pytest.mark.parametrize(
-    ("preset", "change", "message"),
-    [
-        ("ViT-B32", {}, "did you mean 'ViT-B-32'"),
-        ("RN50", {"image_size": 225}, "image_size=225 is not divisible by the resnet's stride=32; .*: 224"),
-        ("RN50", {"image_heads": 30}, r"image_width \* 32=2048 is not divisible by image_heads=30"),
-        ("RN50", {"image_layers": 12}, "must be four whole numbers"),
-        ("RN50", {"image_layers": (3, 4, 6)}, "must be four whole numbers"),
-        ("RN50", {"image_layers": (3, 4, 0, 3)}, "must be four whole numbers"),
-        ("RN50", {"patch_size": 16}, "has no meaning for a resnet"),
-        ("RN50", {"image_width": 65}, "must be even"),
-        ("ViT-B-32", {"image_size": 225}, "image_size=225 is not divisible by patch_size=32; .*: 224"),
-        ("ViT-B-32", {"image_width": 770}, "image_width=770 is not divisible by image_heads=12; .*: 768"),
-        ("ViT-B-32", {"image_layers": (3, 4, 6, 3)}, "must be one whole number for a vit"),
-        ("ViT-B-32", {"text_width": 500}, "text_width=500 is not divisible by text_heads=8"),
-        ("ViT-B-32", {"text_layers": 0}, "text_layers=0 must be a whole number"),
-        ("ViT-B-32", {"activation": "relu"}, "must be 'gelu' or 'quick_gelu'"),
-        ("ViT-B-32", {"image_encoder": "cnn"}, "must be 'vit' or 'resnet'"),
-        ("ViT-B-32", {"text_witdh": 512}, r"did you mean 'text_width'"),
-    ],
-)
-def test_impossible_models(preset: str, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        create_model(preset, **change)
+IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
+    ("ViT-B32", {}, "did you mean 'ViT-B-32'"),
+    ("RN50", {"image_size": 225}, "image_size=225 is not divisible by the resnet's stride=32; .*: 224"),
+    ("RN50", {"image_heads": 30}, r"image_width \* 32=2048 is not divisible by image_heads=30"),
+    ("RN50", {"image_layers": 12}, "must be four whole numbers"),
+    ("RN50", {"image_layers": (3, 4, 6)}, "must be four whole numbers"),
+    ("RN50", {"image_layers": (3, 4, 0, 3)}, "must be four whole numbers"),
+    ("RN50", {"patch_size": 16}, "has no meaning for a resnet"),
+    ("RN50", {"image_width": 65}, "must be even"),
+    ("ViT-B-32", {"image_size": 225}, "image_size=225 is not divisible by patch_size=32; .*: 224"),
+    ("ViT-B-32", {"image_width": 770}, "image_width=770 is not divisible by image_heads=12; .*: 768"),
+    ("ViT-B-32", {"image_layers": (3, 4, 6, 3)}, "must be one whole number for a vit"),
+    ("ViT-B-32", {"text_width": 500}, "text_width=500 is not divisible by text_heads=8"),
+    ("ViT-B-32", {"text_layers": 0}, "text_layers=0 must be a whole number"),
+    ("ViT-B-32", {"activation": "relu"}, "must be 'gelu' or 'quick_gelu'"),
+    ("ViT-B-32", {"image_encoder": "cnn"}, "must be 'vit' or 'resnet'"),
+    ("ViT-B-32", {"text_witdh": 512}, r"did you mean 'text_width'"),
+]
+
+
+def test_impossible_models() -> None:
+    for preset, change, message in IMPOSSIBLE:
+        with pytest.raises(ValueError, match=message):
+            create_model(preset, **change)
 
 
 @BOTH
 def test_forward(config: ModelConfig) -> None:
     model = build(config)
-    got = model(pictures(3), captions([4, 9, 2]))
+    got = model(images(3), captions([4, 9, 2]))
     for x in (got.image, got.text):
         assert x.shape == (3, 256) and x.dtype == torch.float32
         torch.testing.assert_close(x.norm(dim=-1), torch.ones(3))
@@ -150,7 +161,7 @@ def test_forward(config: ModelConfig) -> None:
 
 def test_bias() -> None:
     model = build(VIT, logit_bias_init=-10.0)
-    bias = model(pictures(2), captions([3, 4])).bias
+    bias = model(images(2), captions([3, 4])).bias
     assert isinstance(model.logit_bias, nn.Parameter) and bias is not None
     assert bias.ndim == 0 and bias.item() == -10.0
 
@@ -158,7 +169,7 @@ def test_bias() -> None:
 @BOTH
 def test_autocast_returns_unit_length_in_float32(config: ModelConfig) -> None:
     model = build(config)
-    image, text = pictures(4), captions([4, 9, 2, 30])
+    image, text = images(4), captions([4, 9, 2, 30])
     exact = model(image, text)
     with torch.autocast("cpu", torch.bfloat16):
         got = model(image, text)
@@ -173,7 +184,7 @@ def test_autocast_returns_unit_length_in_float32(config: ModelConfig) -> None:
 
 def test_wrong_inputs() -> None:
     model = build(VIT)
-    for image in (pictures(2, 60), pictures(2)[0], torch.zeros(2, 3, 64, 64, dtype=torch.uint8)):
+    for image in (images(2, 60), images(2)[0], torch.zeros(2, 3, 64, 64, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\)"):
             model.encode_image(image)
     with pytest.raises(ValueError, match="context_length=77"):
@@ -279,37 +290,28 @@ def test_captions_that_begin_alike_are_computed_once_and_exactly() -> None:
 
 
 @BOTH
-def test_checkpointing_changes_memory_only(config: ModelConfig) -> None:
-    image, text = pictures(4), captions([5, 9, 2, 30])
+def test_checkpointing_recomputes_and_changes_memory_only(config: ModelConfig) -> None:
+    image, text = images(4), captions([5, 9, 2, 30])
     weights = torch.randn(4, 256, generator=torch.Generator().manual_seed(2))
-    results = []
+    results, calls = [], []
     for checkpointing in (False, True):
         model = build(config, activation_checkpointing=checkpointing).train()
+        count = [0]
+        for module in model.modules():
+            if type(module).__name__ in ("Block", "Bottleneck"):
+                module.register_forward_pre_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
         for step in range(2):
             got = model(image + step, text)
             (got.scale * ((got.image + got.text) * weights).sum()).backward()
         results.append((gradients(model), dict(model.named_buffers())))
+        calls.append(count[0])
+    assert calls[1] == 2 * calls[0] > 0
     assert_close_by_norm(results[1][0], results[0][0], 1e-6)
     # Recomputing passes each batch through BatchNorm twice; it may be counted only once.
     assert results[0][1].keys() == results[1][1].keys()
     for name, buffer in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], buffer, msg=name)
         assert "num_batches_tracked" not in name or buffer == 2
-
-
-@BOTH
-def test_checkpointing_recomputes(config: ModelConfig) -> None:
-    calls = {}
-    for checkpointing in (False, True):
-        model = build(config, activation_checkpointing=checkpointing)
-        count = [0]
-        for module in model.modules():
-            if type(module).__name__ in ("Block", "Bottleneck"):
-                module.register_forward_pre_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
-        got = model(pictures(2), captions([3, 4]))
-        (got.image.sum() + got.text.sum()).backward()
-        calls[checkpointing] = count[0]
-    assert calls[True] == 2 * calls[False] > 0
 
 
 def test_clamp() -> None:
@@ -322,7 +324,7 @@ def test_clamp() -> None:
         assert model.logit_scale.requires_grad
         # At the edge as inside, the scale has a gradient that can move it: d exp(x) / dx = exp(x).
         model.logit_scale.grad = None
-        model(pictures(2), captions([3, 4])).scale.backward()
+        model(images(2), captions([3, 4])).scale.backward()
         assert model.logit_scale.grad.item() == pytest.approx(math.exp(expected), rel=1e-5)
 
 
@@ -372,12 +374,12 @@ def test_meta_device_and_state(config: ModelConfig) -> None:
         empty = create_model(config)
     assert all(x.is_meta for x in [*empty.parameters(), *empty.buffers()])
     empty.load_state_dict(real.state_dict(), strict=True, assign=True)
-    torch.testing.assert_close(empty.eval()(pictures(2), captions([3, 4])), real(pictures(2), captions([3, 4])))
+    torch.testing.assert_close(empty.eval()(images(2), captions([3, 4])), real(images(2), captions([3, 4])))
 
 
 def test_channels_last_is_the_same_model() -> None:
     model = build(RESNET).eval()
-    image = pictures(2)
+    image = images(2)
     want = model.encode_image(image)
     model.visual.to(memory_format=torch.channels_last)
     got = model.encode_image(image.contiguous(memory_format=torch.channels_last))

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import save_file
+from support.photos import Photos
 from test_interop_transformers import save_clip, stir
 from torch import Tensor
 
@@ -30,9 +30,8 @@ open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 
 OPTIONS = EncodeOptions(batch_size=7)  # divides nothing here
-COLOURS = {"red": (200, 30, 40), "green": (40, 170, 60), "blue": (30, 60, 210), "white": (240, 240, 235)}
-SHAPES = ["ellipse", "rectangle", "regular polygon"]
-CLASSES = [f"{colour} {shape}" for colour in sorted(COLOURS) for shape in SHAPES]
+CLASSES = [f"{colour} {shape}" for colour in ("blue", "green", "red", "white") for shape in ("disc", "square", "star")]
+NOISE = Photos([(24 + 37 * k % 87, 24 + 53 * k % 87) for k in range(200)])
 TEMPLATES = ["a photo of a {}.", "there is one {} on the table", "{}"]
 TOLERANCE = 1e-4  # on logits
 
@@ -46,21 +45,6 @@ class Files(NamedTuple):
     captions: list[tuple[Path, str]]
 
 
-def draw(label: str, rng: random.Random) -> Image.Image:
-    """A shape of some size and place on noise, in a picture of some size and aspect."""
-    width, height = rng.randint(24, 110), rng.randint(24, 110)
-    noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 160, (height, width, 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
-    colour, shape = label.split(" ", 1)
-    x, y, r = rng.uniform(0.3, 0.7) * width, rng.uniform(0.3, 0.7) * height, rng.uniform(6, 20)
-    pen = ImageDraw.Draw(image)
-    if shape == "regular polygon":
-        pen.regular_polygon((x, y, r), rng.randint(3, 7), fill=COLOURS[colour])
-    else:
-        getattr(pen, shape)((x - r, y - r / 2, x + r, y + r / 2), fill=COLOURS[colour])
-    return image
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     root, rng = tmp_path_factory.mktemp("pictures"), random.Random(0)
@@ -72,10 +56,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         folder.mkdir(parents=True)
         for k in range(3):
             pictures.append(folder / f"{k}.{rng.choice(['png', 'jpg'])}")
-            draw(label, rng).save(pictures[-1])
+            NOISE.image(len(pictures)).save(pictures[-1])
         for k in range(2):
             path = captioned / f"{number}-{k}.{rng.choice(['png', 'jpg'])}"
-            draw(label, rng).save(path)
+            NOISE.image(100 + len(captions)).save(path)
             place, size = rng.choice(["left", "right", "middle"]), rng.randint(10, 99)
             captions += [
                 (path, f"A {label}, {size} pixels wide &amp; at the {place}"),
