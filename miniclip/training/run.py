@@ -75,7 +75,7 @@ def _train(
         logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
     check_sharding(config, accelerator)
     feed = open_batches(config, accelerator)
-    check_sharding(config, accelerator, [feed.shares(step) for step in range(min(feed.steps, 100))])
+    check_sharding(config, accelerator, (feed.shares(step) for step in range(min(feed.steps, 100))))
     assert config.model.image_size is not None
     hooks = open_hooks(config, Preprocess(config.model.image_size, resize=config.data.resize))
 
