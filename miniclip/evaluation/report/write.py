@@ -23,12 +23,7 @@ _FOLDER, _CURVES = "report", "report/curves.png"  # in the run
 # options that are told even where they are the defaults
 _TOLD = ("preset", "source", "batch_size", "name", "positives", "lr", "schedule", "weight_decay", "precision")
 _WORDS = {"train_seconds": "seconds", "samples_per_s": "pairs a second"}
-_LAST = {
-    "loss": "loss {:.4g} nats",
-    "loss_over_chance": "{:.4g} of chance",
-    "logit_scale": "logit scale {:.4g}",
-    "grad_norm": "norm of the gradient {:.4g}",
-}
+_LOGGED = ("loss", "loss_over_chance", "logit_scale", "grad_norm")
 
 
 class Section(NamedTuple):
@@ -89,32 +84,17 @@ def _sections(run: Run, curves: PNG | None) -> list[Section]:
     notes = dict.fromkeys(f"{name}: {note}" for name, result in rows for note in result.notes)
     read = "In square brackets: 95 % interval, as other images of the same kind would give."
     read = read if rows else "There are no results yet."
-    tables, during = evaluation_tables(rows, intervals=True), _validation(run)
     lacking = "" if curves else "There are no curves: metrics.jsonl holds no step."
     sections = [
-        Section("Results", read, tables or during, list(notes)),
+        Section("Results", read, evaluation_tables(rows, intervals=True), list(notes)),
         Section("Differences between models", tables=run.differences),
-        Section("Training", lacking, [*_facts(run), *(during if tables else [])], images=[curves] if curves else []),
+        Section("Training", lacking, _facts(run), images=[curves] if curves else []),
         Section("Classes and templates", tables=details),
         Section("Images", images=run.images, pages=run.pages),
         Section("Where it comes from", tables=_origins(run)),
         Section("Left out", "What could not be used, and why:" if run.left_out else "", items=run.left_out),
     ]
     return [section for section in sections if any(section[1:])]
-
-
-def _validation(run: Run) -> list[Table]:
-    """The last figures of each task on the validation images."""
-    latest: dict[str, tuple[float, float]] = {}
-    for line in run.lines:
-        latest |= {key: (line["step"], value) for key, value in line.items() if key.startswith("eval/")}
-    rows = []
-    for key, (step, value) in latest.items():
-        task, _, figure = key.removeprefix("eval/").rpartition("/")
-        unit = "" if "rank" in figure or "auroc" in figure else " %"
-        rows.append((task or "-", words_of(figure) + unit, value_text(figure, value), f"{step:,.0f}"))
-    title = "on the validation images, during the training"
-    return [Table(title, ("task", "figure", "value", "step"), rows)] if rows else []
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -160,8 +140,13 @@ def _facts(run: Run) -> list[Table]:
         rows.append(("unreadable images", f"{len(bad):,}"))
     rows += [(_WORDS.get(key, key), f"{value:,.6g}") for key, value in training.items() if is_number(value)]
     if last := next((line for line in reversed(run.lines) if "loss" in line), None):
-        shown = [words.format(last[key]) for key, words in _LAST.items() if key in last]
-        rows.append((f"at step {last['step']:,.0f}", ", ".join(shown)))
+        logged = (f"{key.replace('_', ' ')} {last[key]:.4g}" for key in _LOGGED if key in last)
+        rows.append((f"at step {last['step']:,.0f}", ", ".join(logged)))
+    found = {key.removeprefix("eval/"): line[key] for line in run.lines for key in line if key.startswith("eval/")}
+    if found:
+        rows.append(
+            ("last validation, %", ", ".join(f"{key} {value_text(key, value)}" for key, value in found.items()))
+        )
     return [Table("", ("", "what it is"), rows)] if rows else []
 
 
