@@ -21,13 +21,14 @@ from support.files import (
 )
 from support.opened import SPLITS, contents, everything, opened, texts
 
+from miniclip.common.printing import near_name
 from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import NoCaptions
 from miniclip.data.images import BadImage
 from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.kinds import read_tables
 from miniclip.data.tables.parquet import ArrowTable
-from miniclip.data.tables.source import braces, by_split, near_name
+from miniclip.data.tables.source import braces, by_split
 
 
 def test_names_of_files() -> None:

@@ -22,8 +22,14 @@ def first_few(names: Sequence[object]) -> str:
     return printable("; ".join(map(str, names[:5])))
 
 
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """An end for a message that names the one that was probably meant, whatever its case; or nothing."""
+def near_name(word: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, whatever its case; None if none is near."""
     by_case = {name.casefold(): name for name in reversed(list(names))}
     near = difflib.get_close_matches(word.casefold(), by_case, n=1, cutoff=0.5)
-    return f"; did you mean {by_case[near[0]]}?" if near else ""
+    return by_case[near[0]] if near else None
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """An end for a message that names the one that was probably meant; or nothing."""
+    near = near_name(word, names)
+    return f"; did you mean {near}?" if near is not None else ""

@@ -133,13 +133,11 @@ class Concat:
         return digest(*(part.fingerprint() for part in self.parts))
 
 
-def open_split(
-    config: DataConfig, split: str, *, seed: int = 0, image_size: int = 64, eval_size: int = 1000
-) -> PairSource:
+def open_split(config: DataConfig, split: str, **options: int) -> PairSource:
     """`open_source` for a split called train, validation or test, or by the source's own word for one."""
     if split not in ("train", "validation", "test") and config.source != "shapes":
         config, split = replace(config, test_split=split), "test"
-    return open_source(config, split, seed=seed, image_size=image_size, eval_size=eval_size)
+    return open_source(config, split, **options)
 
 
 def open_source(
@@ -150,7 +148,7 @@ def open_source(
     split: train, validation or test; data.train_split and its kin say what the source calls them. image_size: side that
     the encoder takes, in pixels; a JPEG at least four times as large is decoded smaller, to no less than twice that.
     seed, eval_size: of the built-in scenes alone.
-    A missing split is carved off the training split by a hash of the image (see splits.py), with a logged note.
+    A missing split is carved off the training split (see splits.py), with a logged note.
     Raises FileNotFoundError, or ValueError that names the option to change; TooManyBad if more rows than
     data.max_bad_fraction have no image or no caption, and NoCaptions, which is one, if it is the captions alone.
     """
@@ -222,22 +220,8 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
                 but = f", but {one_line(repr(strange), 40)}" if strange is not None else ""
                 odd[row] = f"no text in column {column}{but}"
     error = TooManyBad if bad else NoCaptions
-    silent = {row: odd.get(row, f"no text in column {', '.join(columns)}") for row, own in captions.items() if not own}
-    _report(part, config.max_bad_fraction, bad | silent, error)
-    beside = sum(count for row, count in blank.items() if row not in silent)
-    if beside:
-        log.warning("%s: %d captions are empty or no text; their images have others", table.label, beside)
-    kept = [row for row in captions if row not in silent]
-    if not kept:
-        raise (NoCaptions if silent else ValueError)(
-            f"{table.label}: no row has both an image and a caption ({', '.join(columns)})"
-        )
-    return np.array(kept), [captions[row] for row in kept]
-
-
-def _report(part: Part, allowed: float, bad: dict[int, str], error: type[TooManyBad]) -> None:
-    """Name the rows that are left out, and why. Raises error if they are more than allowed."""
-    table, count = part.table, BadCount(len(part.rows), allowed)
+    bad |= {row: odd.get(row, f"no text in column {', '.join(columns)}") for row, own in captions.items() if not own}
+    count = BadCount(len(part.rows), config.max_bad_fraction)
     try:
         count.add(f"{table.where(row)}: {bad[row]}" for row in sorted(bad))
     except TooManyBad as found:
@@ -245,3 +229,12 @@ def _report(part: Part, allowed: float, bad: dict[int, str], error: type[TooMany
     if bad:
         named = first_few(count.names) + ("; …" if len(bad) > 5 else "")
         log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), count.total, named)
+    beside = sum(number for row, number in blank.items() if row not in bad)
+    if beside:
+        log.warning("%s: %d captions are empty or no text; their images have others", table.label, beside)
+    kept = [row for row in captions if row not in bad]
+    if not kept:
+        raise (NoCaptions if captions else ValueError)(
+            f"{table.label}: no row has both an image and a caption ({', '.join(columns)})"
+        )
+    return np.array(kept), [captions[row] for row in kept]

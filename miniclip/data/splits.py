@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from miniclip.common.printing import did_you_mean
 from miniclip.config import DataConfig
 from miniclip.data.tables.columns import image_column
 from miniclip.data.tables.image_column import FileImages, images_of
 from miniclip.data.tables.kinds import read_tables
-from miniclip.data.tables.source import near_name
 from miniclip.data.tables.table import Table
 
 log = logging.getLogger(__name__)
@@ -88,15 +88,15 @@ def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tu
         return str(found[role]), []
     have = ", ".join(splits)
 
-    def lacks(r: str) -> str:
-        near = near_name(asked[r], splits)
-        return f"data.source={config.source} has no split {asked[r]!r}" + (f" (did you mean {near}?)" if near else "")
-
     pool = found["train"]
     if pool is None and asked["train"] == "train" and len(splits) == 1 and not any(found.values()):
         pool = next(iter(splits))  # one split under a name of its own, such as "all"
     if pool is None:
-        raise ValueError(f"{lacks('train')}; it has {have}; set data.train_split to one of them")
+        near = did_you_mean(asked["train"], splits)
+        raise ValueError(
+            f"data.source={config.source} has no split {asked['train']!r}, but {have}; set data.train_split to one of "
+            f"them{near}"
+        )
     for other in ("validation", "test"):
         if found[other] == pool:
             if asked[other] != other:
@@ -106,9 +106,10 @@ def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tu
                 )
             found[other] = None
         elif found[other] is None and asked[other] != other:
+            near = did_you_mean(asked[other], splits)
             raise ValueError(
-                f"{lacks(other)}, but {have}; set data.{other}_split to one of them, or leave it out to set some "
-                f"images of {pool!r} aside"
+                f"data.source={config.source} has no split {asked[other]!r}, but {have}; set data.{other}_split to one "
+                f"of them, or leave it out to set some images of {pool!r} aside{near}"
             )
     return pool, [r for r in ("validation", "test") if found[r] is None]
 

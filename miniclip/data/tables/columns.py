@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from miniclip.data.tables.source import did_you_mean
+from miniclip.common.printing import did_you_mean
 from miniclip.data.tables.table import Kind, Table
 
 IMAGE_NAMES = (

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from miniclip.common.printing import did_you_mean
 from miniclip.data.tables import parquet, tars
-from miniclip.data.tables.source import FILE_EXTENSIONS, STREAMED, Source, did_you_mean, near_file
+from miniclip.data.tables.source import FILE_EXTENSIONS, STREAMED, Source, near_file
 from miniclip.data.tables.table import Shard
 
 

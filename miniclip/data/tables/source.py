@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from miniclip.common.printing import near_name
 from miniclip.data.images import EXTENSIONS
 
 SPLIT_NAMES = ("train", "training", "validation", "val", "valid", "dev", "test", "testing", "eval")
@@ -219,19 +219,6 @@ def _split_of(name: str, folders: Sequence[str]) -> str:
     if numbered is not None:
         return numbered[1]
     return next((f.lower() for f in reversed(folders) if f.lower() in SPLIT_NAMES), "train")
-
-
-def near_name(word: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant, whatever its case; None if none is near."""
-    by_case = {name.casefold(): name for name in reversed(list(names))}
-    found = difflib.get_close_matches(word.casefold(), by_case, 1)
-    return by_case[found[0]] if found else None
-
-
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """An end for a message, or nothing."""
-    near = near_name(word, names)
-    return f"; did you mean {near}?" if near is not None else ""
 
 
 def near_file(path: str | Path) -> str:
