@@ -15,10 +15,8 @@ from miniclip.data.captioned import PairSource
 
 
 def class_weights(classes: Sequence[str], kind: str) -> list[float]:
-    """Weight of each item by the share of its class: N / n (kind inverse) or ln(N / n) (kind log), n of N items.
-
-    Inverse weights give every class the same total; logarithmic ones lift the rare classes less.
-    """
+    """Weight of each of N items by the n of its class: N / n (kind inverse: equal totals of all classes) or ln(N / n)
+    (kind log: it lifts the rare classes less)."""
     counts = Counter(classes)
     ratios = {name: len(classes) / count for name, count in counts.items()}
     return [ratios[c] if kind == "inverse" else math.log(ratios[c]) for c in classes]
@@ -32,17 +30,13 @@ def image_weights(source: PairSource, config: DataConfig) -> Tensor | None:
     if config.weight_column is None:
         return None
     column, values = config.weight_column, source.column(config.weight_column)
-    weights: list[float] = []
-    if config.weights == "column":
-        for i, value in enumerate(values):
-            weights.append(_number(value))
-            if not 0 <= weights[-1] < math.inf:
-                raise ValueError(f"{source.name(i)}: {column} holds {value!r}; a weight is a number of 0 or more")
-    else:
-        for i, value in enumerate(values):
-            if value is None or value == "" or value != value:  # the last is NaN
-                raise ValueError(f"{source.name(i)}: {column} is empty; data.weights={config.weights} needs a class")
-        weights = class_weights([str(value) for value in values], config.weights)
+    of_classes = config.weights != "column"
+    weights = class_weights(list(map(str, values)), config.weights) if of_classes else list(map(_number, values))
+    for i, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        if of_classes and (value is None or value == "" or value != value):  # the last is NaN
+            raise ValueError(f"{source.name(i)}: {column} is empty; data.weights={config.weights} needs a class")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{source.name(i)}: {column} holds {value!r}; a weight is a number of 0 or more")
     total = math.fsum(weights)
     if not total > 0:
         raise ConfigError(

@@ -134,10 +134,6 @@ class MapBatches:
         """How many times the data have been seen after a step."""
         return step / self.sampler.per_epoch
 
-    def vocabulary(self) -> torch.Tensor:
-        """The token ids that the captions use."""
-        return self.pairs.vocabulary()
-
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         device, sampler = self.accelerator.device, replace(self.sampler, first_step=first_step)
@@ -196,7 +192,7 @@ class StreamBatches:
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
-        cursors, processes = None, self.accelerator.num_processes
+        cursors, rank, world = None, self.accelerator.process_index, self.accelerator.num_processes
         if first_step:
             if state.get("layout") != self.stream.layout:
                 raise ConfigError(
@@ -204,13 +200,11 @@ class StreamBatches:
                     "data.shuffle_buffer, have changed since; go on with what it began with, or start a new run"
                 )
             cursors = {int(lane): (turn, start, done) for lane, (turn, start, done) in state["cursors"].items()}
-            own = range(self.accelerator.process_index, self.stream.lanes, processes)
-            self._cursors = {lane: cursors[lane] for lane in own}
-        steps = self.stream.batches(first_step, self.steps, cursors)
-        on_its_way = on_device(((step.batch, step) for step in steps), self.accelerator.device)
-        for count, (batch, step) in enumerate(on_its_way, 1):
+            self._cursors = {lane: cursors[lane] for lane in range(rank, self.stream.lanes, world)}
+        steps = ((step.batch, step) for step in self.stream.batches(first_step, self.steps, cursors))
+        for count, (batch, step) in enumerate(on_device(steps, self.accelerator.device), 1):
             self._cursors, self._epoch = step.cursors, step.epoch
-            self.bad.total = max(SEEN, count * self.config.data.batch_size // processes)  # since the start or resume
+            self.bad.total = max(SEEN, count * self.config.data.batch_size // world)  # since the start or resume
             self.bad.add(batch.bad)
             yield batch
 

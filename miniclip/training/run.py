@@ -82,7 +82,7 @@ def _train(
     vocabulary = None
     if config.train.small_vocabulary:
         assert isinstance(feed, MapBatches)  # a stream has refused
-        vocabulary = feed.vocabulary()
+        vocabulary = feed.pairs.vocabulary()
     learner = Learner(config, accelerator, vocabulary)
     progress = load_checkpoint(accelerator, run_dir) if config.run.resume else Progress()
     for group, decay in zip(learner.optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
