@@ -220,16 +220,6 @@ def test_an_interrupted_build_goes_on(source: Diary, folder: Path, error: type[B
     assert not source.decoded()
 
 
-def test_only_the_missing_parts_are_decoded_after_an_interruption(source: Diary, folder: Path) -> None:
-    store = call(source, folder)
-    source.decoded()
-    shutil.rmtree(store.directory / "all")
-    shutil.rmtree(store.directory / "002")
-    again = call(source, folder)
-    assert source.decoded() == Counter(range(16, 24))
-    check(again, source)
-
-
 def in_another_process(source: Diary, folder: Path) -> multiprocessing.process.BaseProcess:
     process = fork.Process(target=call, args=(source, folder))
     process.start()
@@ -528,10 +518,3 @@ def test_nothing_that_can_be_read(tmp_path: Path, folder: Path) -> None:
     for rows in (3, 0):
         with pytest.raises(BadImage, match=r"no image can be read; check data\.source and data\.image_column"):
             call(Diary(rows, tmp_path / "diary", broken=range(rows)), folder, allowed=1)
-
-
-def test_a_mended_image_is_read_again(tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert call(Diary(9, tmp_path / "diary", broken=[4]), folder, allowed=0.5).rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
-    store = call(Diary(9, tmp_path / "diary", version="mended"), folder, allowed=0)
-    assert len(store) == 9 and store.bad == []
-    assert caplog.messages == ["fake train has changed since it was prepared; preparing again"]

@@ -62,17 +62,11 @@ TEMPLATES = {
 
 def sample_scene(draws: Draws, combos: Sequence[tuple[str, str]]) -> Scene:
     """A scene with one object for each (shape, colour) in combos, one to three: inside the frame, none touching."""
-    if not 1 <= len(combos) <= len(COUNTS):
-        raise ValueError(f"{len(combos)} objects asked for; a scene holds one to {len(COUNTS)}")
-    sizes: list[str] = []
-    radii: list[float] = []
     centres: list[tuple[float, float]] = []
     while len(centres) < len(combos):
         sizes = [draws.pick(SIZES) for _ in combos]
         radii = [draws.uniform(*RADII[size]) for size in sizes]
-        if sum(radii) > CROWDED:
-            continue
-        centres = _arrange(draws, radii)
+        centres = _arrange(draws, radii) if sum(radii) <= CROWDED else []
     objects = tuple(
         SceneObject(
             *(shape, colour, size, draws.pick(TEXTURES), x, y, radius, draws.uniform(-0.09, 0.09)),
