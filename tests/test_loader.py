@@ -31,7 +31,7 @@ MANY = [[f"photo {row} {letter}" for letter in "abcde"] for row in range(9)]
 def pairs_of(source: FakePairs, cache: bool = True, augment: Augment | None = None, **options: Any) -> TrainingPairs:
     augment, prepared = augment or Augment(16, flip=0.5), None
     if cache:
-        label = repr((source.fingerprint(), source.captions(0)))
+        label = repr((source.fingerprint(), [source.captions(row) for row in range(len(source))]))
         prepared = prepare(source, augment, Tokenizer(), folder=None, label=label, allowed=1, progress=False)
     return TrainingPairs(source, augment, Tokenizer(), prepared=prepared, **{"seed": 0, **options})
 
@@ -200,12 +200,13 @@ def test_batch_contents() -> None:
 
 @pytest.mark.parametrize(("captions", "draw_weights"), [(1, None), (3, None), (1, torch.arange(9.0))])
 def test_batches_do_not_depend_on_cache_workers_or_resume(captions: int, draw_weights: Tensor | None) -> None:
-    source, options = pairs_of(FakePairs(9), captions=captions), {"draw_weights": draw_weights}
+    fake, options = FakePairs(9, captions=[*MANY[:8], ["one <end_of_text> two!"]]), {"draw_weights": draw_weights}
+    source = pairs_of(fake, captions=captions)
     reference = load(source, **options)
-    assert same(reference, load(pairs_of(FakePairs(9), cache=False, captions=captions), **options))
+    assert same(reference, load(pairs_of(fake, cache=False, captions=captions), **options))
     assert same(reference, load(source, workers=2, **options))
     assert same(reference[3:], load(source, first_step=3, **options))
-    assert not same(reference, load(pairs_of(FakePairs(9), captions=captions, seed=1), **options))
+    assert not same(reference, load(pairs_of(fake, captions=captions, seed=1), **options))
 
 
 def test_uneven_shares_make_up_the_batch_of_one_process() -> None:

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from miniclip.common.stopping import CODES
 from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
-from miniclip.data.cache.store import Prepared
+from miniclip.data.cache.store import Prepared, token_rows
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.sampler import Draw, TrainSampler, mix, number_of
-from miniclip.models.tokenizer import Tokenizer, caption_lengths
+from miniclip.models.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -88,13 +88,6 @@ def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str]) 
         [len(caption) for caption in captions],
         bad,
     )
-
-
-def token_rows(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
-    """Of each caption uint16 (length,): start token, ids, end token, cut to the context."""
-    tokens = tokenizer(captions)
-    rows = tokens.numpy().astype(np.uint16)
-    return [row[:length] for row, length in zip(rows, caption_lengths(tokens).tolist(), strict=True)]
 
 
 @dataclass(eq=False)

@@ -27,10 +27,10 @@ from filelock import FileLock, Timeout
 from miniclip.common.printing import one_line
 from miniclip.data.augment import Augment
 from miniclip.data.bad_images import BadCount
-from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part
+from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part, token_rows
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
-from miniclip.models.tokenizer import END_OF_TEXT, Tokenizer
+from miniclip.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +200,9 @@ class _Build:
                     while left:
                         left = left[file.write(left) :]
                 self._check_space(len(pixels))
-        lengths, tokens = _ragged(self.tokenizer, [text for texts in captions for text in texts])
-        counts = np.array([len(texts) for texts in captions], dtype=np.int64)
+        tokenised = token_rows(self.tokenizer, [text for texts in captions for text in texts])
+        counts, lengths = (np.array(list(map(len, found)), dtype=np.int64) for found in (captions, tokenised))
+        tokens = np.concatenate([np.zeros(0, dtype=np.uint16), *tokenised])
         arrays = Arrays(np.array(places, dtype=np.int64).reshape(-1, 4), counts, lengths, tokens)
         about = {"stamp": self.stamp, "rows": len(rows), "pixels": at, "bad": bad}
         with _writing(self.directory):
@@ -239,14 +240,6 @@ class _Build:
                 path.replace(self.directory / name)
         finally:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _ragged(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """-> tokens of each text, and the tokens of all."""
-    ids = tokenizer(texts).numpy()
-    # the last end token, and not the first, which a caption may spell out; and not the zeros, since 0 is also "!"
-    lengths = ids.shape[1] - (ids[:, ::-1] == END_OF_TEXT).argmax(axis=1)
-    return lengths, ids[np.arange(ids.shape[1]) < lengths[:, None]].astype(np.uint16)
 
 
 def _in_order(pool: ThreadPoolExecutor, read: Callable[[int], Any], rows: Iterable[int], ahead: int) -> Iterator[Any]:

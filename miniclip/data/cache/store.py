@@ -11,13 +11,15 @@ import io
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from miniclip.models.tokenizer import END_OF_TEXT, Tokenizer
 
 ALL = "all"
 
@@ -87,7 +89,7 @@ class Prepared:
         return np.ndarray((height, width, 3), np.uint8, self._pixels[row // self._part], start)
 
     def tokens(self, index: int) -> list[np.ndarray]:
-        """Of each caption uint16 (length,), read-only: what the tokenizer gives, without the padding."""
+        """token_rows of the captions of an image, read-only."""
         first, last = self._arrays.captions[index : index + 2].tolist()
         ends = self._arrays.lengths[first : last + 1].tolist()
         return [self._arrays.tokens[a:b] for a, b in pairwise(ends)]
@@ -100,6 +102,14 @@ class Prepared:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Prepared, (self.directory, self._stamp)
+
+
+def token_rows(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
+    """Of each caption uint16 (length,): what the tokenizer gives, without the padding."""
+    ids = tokenizer(captions).numpy()
+    # up to the last end token, and not the first, which a caption may spell out; nor the zeros, since 0 is also "!"
+    lengths = ids.shape[1] - (ids[:, ::-1] == END_OF_TEXT).argmax(axis=1)
+    return [row[:length] for row, length in zip(ids.astype(np.uint16), lengths.tolist(), strict=True)]
 
 
 def part_name(part: int) -> str:

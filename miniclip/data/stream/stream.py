@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
+from miniclip.data.cache.store import token_rows
 from miniclip.data.images import BadImage, decode_image
-from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals, token_rows
+from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals
 from miniclip.data.sampler import apportion, mix, number_of
 from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import training_shards
