@@ -35,7 +35,7 @@ def decode_image(
 
     name: file or row, for messages. at_least: shorter side in pixels that is enough; a JPEG is then decoded at 1/2, 1/4
     or 1/8 of its size where that leaves as much. The first frame stands for an animation.
-    info["file"] of the picture has the size in pixels, format, mode and bytes of what was decoded.
+    info["file"] of the image has the size in pixels, format, mode and bytes of what was decoded.
     Raises BadImage; max_pixels is compared with the header before any pixel is decoded.
     """
     try:
