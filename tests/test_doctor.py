@@ -20,8 +20,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
+from PIL import Image, ImageColor
 from support.files import write_jsonl
 
 import miniclip.doctor.fit
@@ -36,39 +35,20 @@ from miniclip.doctor.pairs import Course, permutation_z
 from miniclip.doctor.trial import Trial
 from miniclip.models import DualEncoder, create_model
 
-SMALL: dict[str, Any] = {
-    "model": {
-        "embed_dim": 32,
-        "image_encoder": "vit",
-        "image_size": 32,
-        "patch_size": 8,
-        "image_width": 64,
-        "image_layers": 1,
-        "image_heads": 2,
-        "text_width": 32,
-        "text_heads": 2,
-        "text_layers": 1,
-        "context_length": 32,
-    },
-    "data": {"source": "shapes", "size": 400, "batch_size": 32, "augment": "none"},
-    "optim": {"lr": 3e-3, "warmup_steps": 5},
-    "train": {"max_steps": 6, "precision": "fp32", "cpu_threads": 1},
-    "eval": {"size": 128},
-    "log": {"progress": False},
-}
+LR = 3e-3
+SMALL = f"""
+model: {{embed_dim: 32, context_length: 32, text_width: 32, text_heads: 2, text_layers: 1, image_encoder: vit,
+  image_size: 32, patch_size: 8, image_width: 64, image_heads: 2, image_layers: 1}}
+data: {{source: shapes, size: 400, batch_size: 32, augment: none}}
+optim: {{lr: {LR}, warmup_steps: 5}}
+train: {{max_steps: 6, precision: fp32, cpu_threads: 1}}
+eval: {{size: 128}}
+log: {{progress: false}}
+"""
 RESNET = ["--model.image_encoder", "resnet", "--model.image_layers", "[1,1,1,1]", "--model.patch_size", "null"]
 RESNET += ["--model.image_width", "8"]
 SIGMOID = ["--loss.name", "sigmoid", "--model.logit_bias_init", "balanced"]
-COLOURS = {
-    "red": (255, 0, 0),
-    "green": (0, 160, 0),
-    "blue": (0, 0, 255),
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-    "yellow": (255, 255, 0),
-    "grey": (128, 128, 128),
-    "purple": (160, 0, 160),
-}
+COLOURS = ["red", "green", "blue", "white", "black", "yellow", "grey", "purple"]
 STEP = 0.03  # seconds of a step by the clock of these tests
 
 Doctor = Callable[..., dict[str, Any]]
@@ -85,7 +65,7 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     for module in (miniclip.doctor.trial, miniclip.doctor.speed):
         monkeypatch.setattr(module, "time", clock)
     config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(SMALL))
+    config.write_text(SMALL)
     run_dir = tmp_path / "run"
 
     def run(*options: str) -> dict[str, Any]:
@@ -160,8 +140,8 @@ def test_one_image_in_a_table_without_splits(doctor: Doctor, tmp_path: Path) -> 
 
 def test_files(doctor: Doctor, tmp_path: Path) -> None:
     """Noisy squares, each with its colour's name: many equal captions, which are one positive. Three are broken."""
-    rng, names = np.random.default_rng(0), [list(COLOURS)[i % len(COLOURS)] for i in range(300)]
-    pixels = [np.clip(rng.normal(COLOURS[name], 30, (32, 32, 3)), 0, 255).astype(np.uint8) for name in names]
+    rng, names = np.random.default_rng(0), [COLOURS[i % 8] for i in range(300)]
+    pixels = [np.clip(rng.normal(ImageColor.getrgb(name), 30, (32, 32, 3)), 0, 255).astype(np.uint8) for name in names]
     options = write_pairs(tmp_path / "data", [Image.fromarray(one) for one in pixels], names)
     for i in (3, 7, 150):
         (tmp_path / "data" / f"{i}.png").write_bytes(b"no picture")
@@ -200,7 +180,7 @@ def test_shuffled_captions(doctor: Doctor, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], RESNET], ids=["vit", "resnet"])
 def test_rate_too_high(doctor: Doctor, options: list[str]) -> None:
-    found = doctor("--optim.lr", str(100 * SMALL["optim"]["lr"]), "--seconds", str(60 * STEP), *options)
+    found = doctor("--optim.lr", str(100 * LR), "--seconds", str(60 * STEP), *options)
     assert kinds(found) == ["rate_too_high"]
 
 
@@ -237,7 +217,7 @@ def test_a_rate_that_only_a_few_pairs_put_up_with(doctor: Doctor, monkeypatch: p
     """Held-out pairs at chance, but not at a tenth of the rate: the pairs are not shuffled."""
 
     def watched(setting: Any, pairs: Any, held_out: Any, lr: float, steps: int | None = None) -> Course:
-        low = lr < SMALL["optim"]["lr"]
+        low = lr < LR
         return Course(lr, steps=80, z=9.0 if low else 1.0, sure=low)
 
     monkeypatch.setattr(miniclip.doctor.pairs, "watch", watched)
@@ -289,7 +269,7 @@ def test_permutation_z_against_all_permutations() -> None:
 
 def test_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(SMALL))
+    config.write_text(SMALL)
     for options, said in (
         (["--optim.rate", "1"], "did you mean"),
         (["--optim.lr", "-1"], "optim.lr"),
@@ -306,7 +286,7 @@ def test_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """python -m miniclip.doctor, by its own clock, and what it leaves."""
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     options = ["--config", "small.yaml", "--json", "found.json", "--data.size", "96"]
     monkeypatch.setattr("sys.argv", ["doctor", *options])

@@ -1,19 +1,18 @@
-"""When two captions or two pictures are the same, and the search for all such pictures among many.
+"""When two captions or two images are the same, and the search for all such images among many.
 
-Axes: N pictures, each compared as D = SIDE * SIDE * 3 values.
+Axes: N images, each compared as D = SIDE * SIDE * 3 values.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import regex
 from PIL import Image
 
-# Pictures are compared as squares of this side, by the root mean square of the differences of the values, 0 to 255.
+# Images are compared as squares of this side, by the root mean square of the differences of the values, 0 to 255.
 # Measured on 1,000 photos of Flickr8k (144 x 144), against themselves as JPEG of quality 60 to 95, or halved: at most
 # 2.1; halved and then quality 60: at most 5.1. Two different ones of all 8,000 are at least 13.2 apart, of 2,000 of
 # CIFAR-10 16.9, of 5,000 built-in scenes 8.9; of 1,644 emoji only variants of one lie below. What JPEG makes of
@@ -21,7 +20,7 @@ from PIL import Image
 SIDE = 16
 THRESHOLD = 6.0
 
-TILE = 1024  # pictures whose distances are worked out at a time
+TILE = 1024  # images whose distances are worked out at a time
 MOST_PAIRS = 1_000_000
 
 
@@ -31,16 +30,16 @@ def bare(caption: str) -> str:
     return "".join(regex.findall(r"\p{L}\p{M}*|\p{N}", folded))
 
 
-def small_vector(picture: Image.Image) -> np.ndarray:
-    """RGB picture of any size -> (D,) uint8, squashed to SIDE x SIDE; near if the RMS difference is below THRESHOLD.
+def small_vector(image: Image.Image) -> np.ndarray:
+    """RGB image of any size -> (D,) uint8, squashed to SIDE x SIDE; near if the RMS difference is below THRESHOLD.
 
-    Bicubic, not a box: at 4.5 pixels a cell Pillow's box is uneven, and a halved picture up to 8.2 from itself.
+    Bicubic, not a box: at 4.5 pixels a cell Pillow's box is uneven, and a halved image up to 8.2 from itself.
     """
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).reshape(-1)
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).reshape(-1)
 
 
 class NearPairs(NamedTuple):
-    """Pairs of pictures, nearest first. first, second: (P,) int64, first < second. rms: (P,) float64.
+    """Pairs of images, nearest first. first, second: (P,) int64, first < second. rms: (P,) float64.
     complete: false if the search stopped because there were more than it keeps."""
 
     first: np.ndarray
@@ -60,35 +59,28 @@ def near_pairs(vectors: np.ndarray, most: int = MOST_PAIRS) -> NearPairs:
     means = means[order]
     # D products of integers of at most 128 x 128 add up to less than 2^24: float32 sums them without rounding
     x = vectors[order].astype(np.float32) - 128
-    squares = np.square(x).sum(1)
-    limit = vectors.shape[1] * THRESHOLD**2
-    found: list[np.ndarray] = [np.zeros((3, 0), dtype=np.int64)]
-    total, complete = 0, True
-    for rows, columns in _tiles(means):
-        if total > most:
-            complete = False
-            break
-        # |a|^2 + |b|^2 - 2 ab; with the product first, what comes below 2^24 has never been above
-        distances = x[rows] @ x[columns].T
-        distances *= -2
-        distances += squares[rows, None]
-        distances += squares[columns]
-        i, j = (distances < limit).nonzero()
-        distance = distances[i, j].astype(np.int64)
-        i, j = i + rows.start, j + columns.start
-        once = i < j
-        pairs = np.sort(np.stack([order[i[once]], order[j[once]]]), axis=0)
-        found.append(np.concatenate([pairs, distance[None, once]]))
-        total += int(once.sum())
+    squares, limit = np.square(x).sum(1), vectors.shape[1] * THRESHOLD**2
+    found, total, complete = [np.zeros((3, 0), dtype=np.int64)], 0, True
+    for start in range(0, len(x), TILE):
+        rows = slice(start, start + TILE)
+        last = int(np.searchsorted(means, means[rows][-1] + THRESHOLD, side="right"))
+        for left in range(start, last, TILE):
+            if total > most:
+                complete = False
+                break
+            columns = slice(left, min(left + TILE, last))
+            # |a|^2 + |b|^2 - 2 ab; with the product first, what comes below 2^24 has never been above
+            distances = x[rows] @ x[columns].T
+            distances *= -2
+            distances += squares[rows, None]
+            distances += squares[columns]
+            i, j = (distances < limit).nonzero()
+            distance, i, j = distances[i, j].astype(np.int64), i + start, j + left
+            once = i < j  # of each pair at least one order is in a tile
+            pairs = np.sort(np.stack([order[i[once]], order[j[once]]]), axis=0)
+            found.append(np.concatenate([pairs, distance[None, once]]))
+            total += int(once.sum())
     first, second, distance = np.concatenate(found, axis=1)
     ranks = np.lexsort((second, first, distance))
-    return NearPairs(first[ranks], second[ranks], np.sqrt(distance[ranks] / max(1, vectors.shape[1])), complete)
-
-
-def _tiles(means: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of the distances that the sorted means leave open; of each pair at least one order."""
-    for start in range(0, len(means), TILE):
-        stop = min(start + TILE, len(means))
-        last = int(np.searchsorted(means, means[stop - 1] + THRESHOLD, side="right"))
-        for left in range(start, last, TILE):
-            yield slice(start, stop), slice(left, min(left + TILE, last))
+    rms = np.sqrt(distance[ranks] / max(1, vectors.shape[1]))
+    return NearPairs(first[ranks], second[ranks], rms, complete)

@@ -9,7 +9,7 @@ import numpy as np
 
 from miniclip.common.printing import printable
 from miniclip.config import Config
-from miniclip.data.audit.figures import figures, look
+from miniclip.data.audit.figures import Seen, figures, look
 from miniclip.data.captioned import Pairs, PairSource
 from miniclip.data.duplicates import SIDE
 from miniclip.data.subset import Subset
@@ -50,7 +50,7 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
     empty, spoken = int(count[blank].sum()), np.where(blank, 0, count)
     commonest, same = spoken.max() / max(1, spoken.sum()), 0.0
     if images > bad:
-        small = np.stack([seen.small for seen in looked.seen if seen is not None]).astype(np.float32)
+        small = np.stack([seen.small for seen in looked.seen if isinstance(seen, Seen)]).astype(np.float32)
         same = float((np.abs(small - np.median(small, axis=0)).max(1) <= TOLERANCE).mean())
     in_batch = np.unique(looked.texts[looked.first[:-1][:256]], return_counts=True)[1]
     shared = in_batch[in_batch > 1].sum() / in_batch.sum()

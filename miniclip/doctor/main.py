@@ -55,9 +55,8 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
                 if stage.verdicts:
                     break  # what comes after would only say so again
             else:
-                told = all(stage.told for stage in stages)
-                nearly = "nothing found, but not all of it could be told; see above"
-                print("healthy: start the long run" if told else nearly)
+                doubt = "nothing found, but not all of it could be told; see above"
+                print("healthy: start the long run" if all(stage.told for stage in stages) else doubt)
         if own.json:
             from miniclip.common.console import json_safe, write_json
 
@@ -112,11 +111,10 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
 
     try:
         source, held_out = opened("train", most), opened("validation", config.eval.size)
-    except NoCaptions as error:
-        yield Stage("data", DATA_TITLE, {}, [empty_captions(printable(str(error)))], [])
-        return
-    except OneImage as error:
-        yield Stage("data", DATA_TITLE, {}, [constant_images(1.0, printable(str(error)))], [])
+    except (NoCaptions, OneImage) as error:
+        said = printable(str(error))
+        verdict = constant_images(1.0, said) if isinstance(error, OneImage) else empty_captions(said)
+        yield Stage("data", DATA_TITLE, {}, [verdict], [])
         return
     check_enough(config, len(source))
     image_weights(source, config.data)
@@ -134,12 +132,10 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
 
 def _values(config: Config, stages: Sequence[Stage]) -> dict[str, Any]:
     found = [verdict._asdict() for stage in stages for verdict in stage.verdicts]
-    plain = {
-        stage.name: {"title": stage.title, "figures": stage.figures, "notes": stage.notes, "runs": list(stage.runs)}
-        for stage in stages
-    }
     told = all(stage.told for stage in stages)
-    return {"healthy": not found, "all_told": told, "verdicts": found, "stages": plain, "config": config.to_dict()}
+    keys = ("title", "figures", "notes", "runs")
+    shown = {stage.name: {key: getattr(stage, key) for key in keys} for stage in stages}
+    return {"healthy": not found, "all_told": told, "verdicts": found, "stages": shown, "config": config.to_dict()}
 
 
 def _show(stage: Stage) -> None:

@@ -89,8 +89,8 @@ def audit(
     from miniclip.data.audit.shared import compare, readable
     from miniclip.data.subset import Subset
 
-    splits = {"train_split": train_split, "validation_split": validation_split, "test_split": test_split}
-    asked: dict[str, Any] = {option: split for option, split in splits.items() if split is not None}
+    words = {"train": train_split, "validation": validation_split, "test": test_split}
+    asked: dict[str, Any] = {f"{role}_split": word for role, word in words.items() if word is not None}
     config = DataConfig(
         source=data[0] if len(data) == 1 else data,
         name=name,

@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -36,20 +36,18 @@ class Seen(NamedTuple):
     file: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """A split after the pass.
 
-    seen: the images, None where one cannot be read, and bad says why; of the first ones, if not all were decoded.
-    captions: (C) as written, of which first[p] to first[p + 1] belong to image p. bare: (C) as they are compared.
-    texts: (C,) int64, equal for equal tokens within the context; ids: those tokens of each text, without start and end,
-    the bytes of uint16. lengths: (C,) int64, tokens with start and end, before the cut.
+    seen: the images, or why one cannot be read; of the first ones, if not all were decoded. captions: (C) as written,
+    of which first[p] to first[p + 1] belong to image p. bare: (C) as they are compared. texts: (C,) int64, equal for
+    equal tokens within the context; ids: those tokens of each text, without start and end, the bytes of uint16.
+    lengths: (C,) int64, tokens with start and end, before the cut.
     """
 
     split: str
     source: PairSource
-    seen: list[Seen | None]
-    bad: list[str]
+    seen: list[Seen | BadImage]
     captions: list[str]
     bare: list[str]
     first: np.ndarray
@@ -69,15 +67,12 @@ def look(
     from tqdm import tqdm
 
     count = len(source) if images is None else min(images, len(source))
-    seen: list[Seen | None] = []
-    bad: list[str] = []
+    seen: list[Seen | BadImage] = []
     bar = tqdm(total=count, desc=f"{split}: reading images", unit="", leave=False, disable=not progress)
     with bar, ThreadPoolExecutor(os.cpu_count() or 2) as pool:
         for start in range(0, count, BLOCK):
-            for result in pool.map(lambda i: _see(source, i), range(start, min(start + BLOCK, count))):
-                seen.append(None if isinstance(result, BadImage) else result)
-                if isinstance(result, BadImage):
-                    bad.append(str(result))
+            for one in pool.map(partial(_see, source), range(start, min(start + BLOCK, count))):
+                seen.append(one)
                 bar.update()
     own = [source.captions(i) for i in range(len(source))]
     captions = list(chain.from_iterable(own))
@@ -87,18 +82,8 @@ def look(
         ids = array("H", tokenizer.encode(caption))
         lengths[k] = len(ids) + 2
         texts[k] = numbers.setdefault(ids[: context_length - 2].tobytes(), len(numbers))
-    return Look(
-        split=split,
-        source=source,
-        seen=seen,
-        bad=bad,
-        captions=captions,
-        bare=[bare(caption) for caption in captions],
-        first=np.cumsum([0, *map(len, own)]),
-        texts=texts,
-        ids=list(numbers),
-        lengths=lengths,
-    )
+    compared, first = [bare(caption) for caption in captions], np.cumsum([0, *map(len, own)])
+    return Look(split, source, seen, captions, compared, first, texts, list(numbers), lengths)
 
 
 def _see(source: PairSource, index: int) -> Seen | BadImage:
@@ -116,7 +101,8 @@ def _see(source: PairSource, index: int) -> Seen | BadImage:
 
 def figures(look: Look, image_size: int, context_length: int) -> dict[str, Any]:
     """What one split holds: plain values, under the names of the audit's JSON."""
-    seen = [one for one in look.seen if one is not None]
+    seen = [one for one in look.seen if isinstance(one, Seen)]
+    bad = [str(one) for one in look.seen if isinstance(one, BadImage)]
     files = [one.file for one in seen if one.file]
     width, height = np.array([one.size for one in seen], dtype=np.float64).reshape(-1, 2).T
     lengths, counts = np.unique(look.lengths, return_counts=True)
@@ -124,8 +110,8 @@ def figures(look: Look, image_size: int, context_length: int) -> dict[str, Any]:
     return {
         "split": look.split,
         "pictures": len(look.seen),
-        "unreadable": len(look.bad),
-        "unreadable_named": look.bad[:NAMED],
+        "unreadable": len(bad),
+        "unreadable_named": bad[:NAMED],
         # in pixels, of the file where it is at hand, else as decoded
         "width": _spread(width),
         "height": _spread(height),

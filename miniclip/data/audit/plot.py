@@ -51,7 +51,7 @@ def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: st
 
 def _lengths(axes: Axes, found: dict[str, Any]) -> None:
     splits, context = found["splits"], found["context_length"]
-    longest = max(max(split["lengths"]) for split in splits)
+    longest = int(max(split["tokens"]["highest"] for split in splits))
     # beyond twice the context a few long captions would squeeze all others into the left edge
     last = min(max(longest, context), 2 * context)
     step = math.ceil(last / 80)
@@ -79,9 +79,6 @@ def _sizes(axes: Axes, found: dict[str, Any]) -> None:
         axes.scatter(
             sizes[:, 0], sizes[:, 1], 8 + 120 * shares, color=_COLOURS[split["split"]], alpha=0.35, linewidths=0
         )
-        if len(shares) and shares[0] > 0.1:
-            style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": _FAINT}
-            axes.annotate(next(iter(split["sizes"])), sizes[0], (8, -4), **style)
     axes.axvline(side, color=_ALARM, linestyle="--", linewidth=1)
     axes.axhline(side, color=_ALARM, linestyle="--", linewidth=1)
     numbers = [side, *(int(number) for split in splits for size in split["sizes"] for number in size.split(" x "))]

@@ -11,23 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from miniclip.data.audit.figures import NAMED, Look
+from miniclip.data.audit.figures import NAMED, Look, Seen
 from miniclip.data.duplicates import near_pairs
 
 
 def kinds_of(splits: Sequence[Look]) -> tuple[list[np.ndarray], np.ndarray]:
     """Of each split (P,) int64, the kind of each image, -1 where it cannot be read; and (K, D) uint8, small vectors."""
     numbers: dict[bytes, int] = {}
-    small: list[np.ndarray] = []
+    small: dict[int, np.ndarray] = {}
     kinds = []
     for split in splits:
         kinds.append(np.full(len(split.seen), -1, dtype=np.int64))
         for row, seen in enumerate(split.seen):
-            if seen is not None:
+            if isinstance(seen, Seen):
                 kinds[-1][row] = numbers.setdefault(seen.digest, len(numbers))
-                if len(small) < len(numbers):
-                    small.append(seen.small)
-    return kinds, np.stack(small) if small else np.zeros((0, 1), dtype=np.uint8)
+                small[kinds[-1][row]] = seen.small
+    return kinds, np.stack(list(small.values())) if small else np.zeros((0, 1), dtype=np.uint8)
 
 
 def readable(split: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
