@@ -83,17 +83,12 @@ def print_audit(found: dict[str, Any]) -> None:
         for pair in shared
         for twin in pair["twins"][:SHOWN]
     ]
-    rows += [
-        (_both(pair), f"... and {pair['second_pictures'] - SHOWN} more", "", "")
-        for pair in shared
-        if len(pair["twins"]) > SHOWN
-    ]
     _table(console, "the same image (rms: 0 to 255, of 16 x 16 pixels)", ["in", "image", "twin", "rms"], rows)
-    leaks = [pair for pair in shared if pair["first"] != pair["second"]]
     rows = [
         (_both(pair), *(echo[key] for key in ("name", "twin_name", "caption")))
-        for pair in leaks
+        for pair in shared
         for echo in pair["echoes"][:3]
+        if pair["first"] != pair["second"]
     ]
     _table(console, "the same caption in two splits, the longest", ["in", "image", "twin", "caption"], rows)
     rows = [tuple(common.values()) for common in splits[0]["commonest"]]
