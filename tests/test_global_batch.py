@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from support.closeness import by_parameter, error
 from support.group import together
 from test_training import TINY
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniclip.cli.train import train_main
 from miniclip.config import LossConfig, ModelConfig, OptimConfig
-from miniclip.losses.matrix import Embeddings, GlobalBatch, gather, global_loss, shares
+from miniclip.losses.matrix import GlobalBatch, gather, global_loss, shares
 from miniclip.models import create_model
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.optim import build_optimizer
@@ -65,35 +66,10 @@ class Result(NamedTuple):
     weights: dict[str, Tensor]
 
 
-class Pairs(NamedTuple):
-    """A whole batch; see miniclip.data.loader.Batch."""
-
-    image: Tensor
-    text: Tensor
-    image_id: Tensor
-    text_id: Tensor
-    weight: Tensor
-
-
 def build_model(pairwise: bool, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    model = create_model(
-        ModelConfig(
-            embed_dim=8,
-            image_encoder="vit",
-            image_size=16,
-            patch_size=8,
-            image_width=16,
-            image_heads=2,
-            image_layers=1,
-            context_length=8,
-            vocab_size=50,
-            text_width=16,
-            text_heads=2,
-            text_layers=1,
-            logit_bias_init=-2.0 if pairwise else None,
-        )
-    )
+    sizes = TINY["model"] | {"image_size": 16, "patch_size": 8, "context_length": 8, "vocab_size": 50}
+    model = create_model(ModelConfig(**sizes, logit_bias_init=-2.0 if pairwise else None))
     with torch.no_grad():
         # as of a trained model: at first all embeddings are nearly one, so that the pairs' gradients cancel one another
         # and float32 leaves five digits of them, whoever computes them; and an error relative to a bias of 0 is none
@@ -108,21 +84,19 @@ def build_model(pairwise: bool, dtype: torch.dtype) -> nn.Module:
     return model.to(dtype)
 
 
-def draw_batch(step: int, captions: int, dtype: torch.dtype) -> Pairs:
-    """Pictures that come up again under another crop, and captions that are equal."""
+def draw_batch(step: int, captions: int, dtype: torch.dtype) -> list[Tensor]:
+    """Images that come up again under another crop, and captions that are equal."""
     generator = torch.Generator().manual_seed(100 + step)
     scenes = torch.randn(SCENES, 3, 16, 16, generator=generator)
     sentences = torch.randint(1, 48, (SCENES, 8), generator=generator)
-    length = torch.randint(3, 9, (SCENES, 1), generator=generator)
-    position = torch.arange(8)
-    sentences = torch.where(position < length - 1, sentences, torch.where(position == length - 1, 49, 0))
+    end, position = torch.randint(2, 8, (SCENES, 1), generator=generator), torch.arange(8)
+    sentences = sentences.where(position < end, 49 * (position == end))
     image_id = torch.randint(0, SCENES, (BATCH,), generator=generator)
     text_id = torch.randint(0, SCENES, (BATCH, captions), generator=generator)
-    assert len(image_id.unique()) < BATCH
-    assert len(text_id.unique()) < BATCH * captions
+    assert len(image_id.unique()) < BATCH and len(text_id.unique()) < BATCH * captions
     crop = torch.randn(BATCH, 3, 16, 16, generator=generator)
     weight = torch.rand(BATCH, generator=generator)
-    return Pairs((scenes[image_id] + 0.3 * crop).to(dtype), sentences[text_id], image_id, text_id, weight)
+    return [(scenes[image_id] + 0.3 * crop).to(dtype), sentences[text_id], image_id, text_id, weight]
 
 
 def train(case: Case, micro: int | None, dtype: torch.dtype) -> Result:
@@ -136,20 +110,16 @@ def train(case: Case, micro: int | None, dtype: torch.dtype) -> Result:
     optimizer = build_optimizer(model, OPTIM)
     losses, norms, gradient = [], [], {}
     for step in range(STEPS):
-        part = Pairs(*(t[own] for t in draw_batch(step, case.captions, dtype)))
-        weight = part.weight if case.weighted else None
-        known = GlobalBatch.gathered(case.loss.positives, part.image_id, part.text_id, weight, sizes)
-
-        def loss_of(embeddings: Embeddings, known: GlobalBatch = known, step: int = step) -> Tensor:
-            return global_loss(embeddings, known, case.loss, step)
-
-        text = part.text.flatten(0, 1)
+        image, text, image_id, text_id, weight = (t[own] for t in draw_batch(step, case.captions, dtype))
+        text = text.flatten(0, 1)
+        known = GlobalBatch.gathered(case.loss.positives, image_id, text_id, weight if case.weighted else None, sizes)
+        loss_of = partial(global_loss, batch=known, config=case.loss, step=step)
         if micro is None:
-            loss = loss_of(prepared(part.image, text))
+            loss = loss_of(prepared(image, text))
             loss.backward()
         else:
             no_sync: Any = prepared.no_sync if world > 1 else nullcontext
-            loss, _ = cached_backward(prepared, part.image, text, loss_of, chunk=micro, no_sync=no_sync)
+            loss, _ = cached_backward(prepared, image, text, loss_of, chunk=micro, no_sync=no_sync)
         value = loss.detach().clone()
         if world > 1:
             dist.all_reduce(value)
@@ -204,26 +174,6 @@ def plain(name: str, dtype: torch.dtype) -> Result:
     return train(CASES[name], None, dtype)
 
 
-def parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By name; queries, keys and values apart, for the gradient of a key's bias is mathematically 0."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if "in_proj" in name:
-            result |= {f"{name} {part}": t for part, t in zip("qkv", tensor.chunk(3), strict=True)}
-        else:
-            result[name] = tensor
-    return result
-
-
-def error(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Norm of the difference over the norm."""
-    difference, norm = (
-        torch.stack([t.norm() for t in tensors]).norm()
-        for tensors in ([a - b for a, b in zip(ours, theirs, strict=True)], theirs)
-    )
-    return float(difference / norm) if difference else 0.0
-
-
 def by_part(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
     """Errors of the image tower, the text tower, scale and bias."""
     assert ours.keys() == theirs.keys()
@@ -232,12 +182,6 @@ def by_part(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, flo
         part = name if name.startswith("logit") else "image" if name.startswith("visual.") else "text"
         grouped.setdefault(part, []).append(name)
     return {part: error([ours[n] for n in names], [theirs[n] for n in names]) for part, names in grouped.items()}
-
-
-def by_parameter(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
-    """Errors of every parameter, but for the keys' biases: their gradient is rounding, of which AdamW makes steps."""
-    ours, theirs = parts(ours), parts(theirs)
-    return {name: error([ours[name]], [theirs[name]]) for name in ours if not name.endswith("in_proj_bias k")}
 
 
 def assert_same_training(name: str, dtype: torch.dtype, ours: Result) -> None:
@@ -292,14 +236,8 @@ COMMAND_LINE = {
 
 # of the whole batch: the loss, what is looked at beside it, and the parts of the gradient
 FIGURES = (
-    "loss",
-    "r1_image_to_text",
-    "cosine_positive",
-    "alignment",
-    "rank_image",
-    "grad_norm_image",
-    "grad_norm_text",
-)
+    "loss", "r1_image_to_text", "cosine_positive", "alignment", "rank_image", "grad_norm_image", "grad_norm_text",
+)  # fmt: skip
 
 
 def trained(folder: Path, processes: int, options: list[str]) -> tuple[dict[str, Tensor], list[float]]:

@@ -293,7 +293,7 @@ def test_processes_share_the_evaluation(data: Data, tmp_path: Path, processes: i
     done = together(processes, train_main, options)
     assert [outcome.value for outcome in done] == [0] * processes, done
     assert f"{processes} x cpu" in done[0].output
-    assert ["model, results and pictures are in" in outcome.output for outcome in done].count(True) == 1
+    assert ["model, results and images are in" in outcome.output for outcome in done].count(True) == 1
 
     logged = {line.pop("step"): line for line in lines(directory) if "loss" not in line}
     assert list(logged) == [2, 4, 5]
