@@ -41,20 +41,11 @@ NASTY = [
     "many words " * 60,
     "x" * 300,
 ]
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
-
-
-def _chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return os.environ.get("CHROME") or next(filter(None, map(shutil.which, names)), None)
+    "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-quic",
+]  # fmt: skip
 
 
 @contextmanager
@@ -63,7 +54,8 @@ def started() -> Iterator[Browser]:
     lacking = pytest.fail if os.environ.get("MINICLIP_REQUIRE_BROWSER") == "1" else pytest.skip
     if importlib.util.find_spec("playwright") is None:
         lacking("playwright is not installed: pip install playwright")
-    if (path := _chromium()) is None:
+    path = os.environ.get("CHROME") or next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
         lacking("there is no Chromium: install chromium or Chrome, or name its binary in CHROME")
     from playwright.sync_api import sync_playwright
 
@@ -87,17 +79,13 @@ class Visits:
         page.set_default_timeout(10_000)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
-        own = ("data:", "blob:")
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.split("#")[0] == path.as_uri() or request.url.startswith(own)
-                else self.complaints.append(f"request: {request.url}")
-            ),
-        )
+        page.on("request", lambda request: self._request(request.url, path.as_uri()))
         page.goto(path.as_uri())
         return page
+
+    def _request(self, url: str, own: str) -> None:
+        if url.split("#")[0] != own and not url.startswith(("data:", "blob:")):
+            self.complaints.append(f"request: {url}")
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning"):

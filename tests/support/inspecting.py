@@ -1,4 +1,4 @@
-"""Inspections of made-up pairs, for the tests of the numbers, the picture and the page."""
+"""Inspections of made-up pairs, for the tests of the numbers and the page."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def embeddings(n: int, width: int = 16, seed: int = 0, noise: float = 0.8) -> tu
 
 
 def sample(n: int, seed: int = 0, captions: list[str] | None = None) -> Sample:
-    """Pictures of noise over a plain colour, no two alike."""
+    """Images of noise over a plain colour, no two alike."""
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for _ in range(n):
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        pictures.append(Image.fromarray(coarse).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC))
-    texts = captions or [f"caption number {k} of a made-up picture" for k in range(n)]
-    return Sample(pictures, pictures, texts, [f"row {k}" for k in range(n)], [])
+        images.append(Image.fromarray(coarse).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC))
+    texts = captions or [f"caption number {k} of a made-up image" for k in range(n)]
+    return Sample(images, images, texts, [f"row {k}" for k in range(n)], [])
 
 
 def inspection(

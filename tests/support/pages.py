@@ -36,7 +36,7 @@ def visit(browser: Browser) -> Iterator[Visits]:
 
 @pytest.fixture(scope="module")
 def found() -> Inspection:
-    """Pairs 3 and 20 have equal captions, and text 20 stands out in row 3; one plain colour a picture."""
+    """Pairs 3 and 20 have equal captions, and text 20 stands out in row 3; one plain colour an image."""
     captions = [f"{'long ' * (7 * k % 5)}caption {k}" for k in range(N)]
     captions[20] = captions[3]
     positives = torch.eye(N, dtype=torch.bool)

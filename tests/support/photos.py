@@ -1,13 +1,14 @@
-"""Pictures for the tests of other libraries' models."""
+"""Images for the tests of other libraries' models."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from support.sources import noise
 
 
 class Photos:
@@ -20,9 +21,7 @@ class Photos:
         return len(self.sizes)
 
     def image(self, index: int) -> Image.Image:
-        width, height = self.sizes[index]
-        noise = np.random.default_rng(index).integers(0, 256, (height // 2 + 1, width // 2 + 1, 3), dtype=np.uint8)
-        return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+        return noise(index, self.sizes[index])
 
 
 PHOTOS = Photos([(50, 37), (37, 50), (20, 91), (32, 32), (201, 200), (333, 77), (64, 64)])
