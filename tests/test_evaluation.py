@@ -20,6 +20,7 @@ from sklearn.metrics import (
     roc_auc_score,
     top_k_accuracy_score,
 )
+from support.sources import FakePairs
 from torch import Tensor, nn
 
 from miniclip.data.bad_images import TooManyBad
@@ -62,20 +63,19 @@ def tokenizer() -> Tokenizer:
 
 
 class Colours:
-    """Pure red, green and blue pictures in turn: a LabelledSource and a PairSource.
+    """Pure red, green and blue images in turn: a LabelledSource and a PairSource, and what is asked of them.
 
-    captions: of every picture. names: all names of each class. lost: rows that cannot be read.
+    names: all names of each class. lost: rows that cannot be read.
     """
 
     def __init__(
         self,
         n: int,
-        captions: Sequence[str] | None = None,
         classes: Sequence[str] = NAMES,
         names: list[list[str]] | None = None,
         lost: Sequence[int] = (),
     ) -> None:
-        self.n, self.texts, self.classes, self.lost = n, captions, list(classes), lost
+        self.n, self.classes, self.lost = n, list(classes), lost
         if names is not None:
             self.names, self.classes = names, [own[0] for own in names]
 
@@ -84,17 +84,17 @@ class Colours:
 
     def image(self, index: int) -> Image.Image:
         if index in self.lost:
-            raise BadImage(f"picture {index} cannot be read")
+            raise BadImage(f"image {index} cannot be read")
         return Image.new("RGB", (40, 30), [(255, 0, 0), (0, 255, 0), (0, 0, 255)][index % 3])
 
     def label(self, index: int) -> int:
         return index % 3
 
     def captions(self, index: int) -> list[str]:
-        return list(self.texts) if self.texts is not None else [f"{NAMES[index % 3]} {index}"]
+        return [f"{NAMES[index % 3]} {index}"]
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
     def column(self, name: str) -> list[Any]:
         raise ValueError(name)
@@ -104,7 +104,7 @@ class Colours:
 
 
 class ColourModel(nn.Module):
-    """Embeds a picture as its mean colour, and a text as the sum of the axes of the colours that it names.
+    """Embeds a image as its mean colour, and a text as the sum of the axes of the colours that it names.
 
     confused: a colour word and the one that it is taken for.
     """
@@ -135,7 +135,7 @@ def colour_model(tokenizer: Tokenizer, **confused: str) -> DualEncoder:
 
 
 class Made(nn.Module):
-    """A model and its tokenizer, with an embedding chosen for each picture of `Numbered` and for each text."""
+    """A model and its tokenizer, with an embedding chosen for each image of `Numbered` and for each text."""
 
     def __init__(self, image: Any, text: Mapping[str, Any], scale: float = 1.0) -> None:
         super().__init__()
@@ -218,26 +218,23 @@ def test_encoded_texts_keep_their_order(model: DualEncoder, tokenizer: Tokenizer
     torch.testing.assert_close(batched, one, atol=1e-5, rtol=0)
     assert torch.equal(batched[1], batched[4]) and torch.equal(batched[2], batched[6])
     assert encode_texts(model, tokenizer, []).shape == (0, 16)
+    rough = encode_texts(model, tokenizer, texts, EncodeOptions(precision="bf16"))
+    assert not torch.equal(batched, rough)
+    torch.testing.assert_close(batched, rough, atol=0.05, rtol=0)
+    torch.testing.assert_close(rough.norm(dim=1), torch.ones(7))
 
 
-def test_encoding_leaves_the_mode_of_every_module(model: DualEncoder, tokenizer: Tokenizer) -> None:
+def test_towers_run_in_evaluation_mode_and_every_module_gets_its_own_back(
+    model: DualEncoder, tokenizer: Tokenizer
+) -> None:
     model.train()
     model.visual.eval()  # frozen statistics, say
     before = [module.training for module in model.modules()]
-
-    class Spy(Colours):
-        def image(self, index: int) -> Image.Image:
-            raise OSError("picture 0 cannot be read")
-
     encode_texts(model, tokenizer, ["a"])
-    with pytest.raises(OSError, match="picture 0"):
-        encode_images(model, Spy(3), PREPROCESS)
+    with pytest.raises(BadImage, match="image 0"):
+        encode_images(model, Colours(3, lost=[0]), PREPROCESS)
     assert [module.training for module in model.modules()] == before
-    assert any(before) and not all(before)
-    assert torch.is_grad_enabled()
-
-
-def test_towers_run_in_evaluation_mode(tokenizer: Tokenizer) -> None:
+    assert any(before) and not all(before) and torch.is_grad_enabled()
     seen = []
 
     class Spy(ColourModel):
@@ -245,64 +242,45 @@ def test_towers_run_in_evaluation_mode(tokenizer: Tokenizer) -> None:
             seen.append((self.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
             return super().encode_image(image)
 
-    spy = Spy(tokenizer).train()
-    encode_images(cast(DualEncoder, spy), Colours(2), PREPROCESS)
-    encode_images(cast(DualEncoder, spy), Colours(2), PREPROCESS, EncodeOptions(precision="bf16"))
+    spy = cast(DualEncoder, Spy(tokenizer).train())
+    encode_images(spy, Colours(2), PREPROCESS)
+    encode_images(spy, Colours(2), PREPROCESS, EncodeOptions(precision="bf16"))
     assert seen == [(False, False, False), (False, False, True)]
 
 
-def test_bf16_is_close_and_unit_length(model: DualEncoder, tokenizer: Tokenizer) -> None:
-    exact = encode_texts(model, tokenizer, ["a red circle", "one blue star"])
-    rough = encode_texts(model, tokenizer, ["a red circle", "one blue star"], EncodeOptions(precision="bf16"))
-    assert not torch.equal(exact, rough)
-    torch.testing.assert_close(exact, rough, atol=0.05, rtol=0)
-    torch.testing.assert_close(rough.norm(dim=1), torch.ones(2))
+def test_options_are_checked() -> None:
+    wrongs: tuple[dict[str, Any], ...] = ({"batch_size": 0}, {"precision": "fp8"}, {"max_bad_fraction": 1.5})
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            EncodeOptions(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"precision": "fp8"}, {"max_bad_fraction": 1.5}])
-def test_options_are_checked(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        EncodeOptions(**wrong)
-
-
-def test_unreadable_pictures_are_left_out_and_named(tokenizer: Tokenizer) -> None:
+def test_unreadable_images_are_left_out_and_named(tokenizer: Tokenizer) -> None:
     model = colour_model(tokenizer)
     options = EncodeOptions(batch_size=2, max_bad_fraction=0.5)
     found = encode_readable(model, Colours(7, lost=[1, 4, 5]), PREPROCESS, options)
     assert found.rows.tolist() == [0, 2, 3, 6] and found.rows.dtype == torch.int64
     whole = encode_images(model, Colours(7), PREPROCESS)
     assert torch.equal(found.values, whole[found.rows])
-    assert found.bad == [f"picture {k} cannot be read" for k in (1, 4, 5)]
-    with pytest.raises(BadImage, match="picture 1 cannot be read"):
+    assert found.bad == [f"image {k} cannot be read" for k in (1, 4, 5)]
+    with pytest.raises(BadImage, match="image 1 cannot be read"):
         encode_readable(model, Colours(7, lost=[1, 4, 5]), PREPROCESS, EncodeOptions(batch_size=2))
-    with pytest.raises(BadImage, match="picture 1 "):  # whatever the share: this one promises all rows
+    with pytest.raises(BadImage, match="image 1 "):  # whatever the share: this one promises all rows
         encode_images(model, Colours(7, lost=[1]), PREPROCESS, options)
-    with pytest.raises(TooManyBad, match=r"4 of 7 .*picture 1 cannot be read; picture 4"):
+    with pytest.raises(TooManyBad, match=r"4 of 7 .*image 1 cannot be read; image 4"):
         encode_readable(model, Colours(7, lost=[1, 4, 5, 6]), PREPROCESS, options)
     none = encode_readable(model, Colours(3, lost=range(3)), PREPROCESS, EncodeOptions(max_bad_fraction=1))
     assert none.values.shape == (0, 4) and len(none.rows) == 0 and len(none.bad) == 3
     assert encode_readable(model, Colours(7), PREPROCESS, options).rows.tolist() == list(range(7))
 
 
-class Painted:
-    """Pictures by hand."""
-
-    def __init__(self, *images: Image.Image) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, index: int) -> Image.Image:
-        return self.images[index]
-
-
-def test_fingerprint_of_pictures_is_of_their_pixels_and_order(tokenizer: Tokenizer) -> None:
+def test_fingerprint_of_images_is_of_their_pixels_and_order(tokenizer: Tokenizer) -> None:
     model = colour_model(tokenizer)
     first, second, third = (Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue"))
 
-    def seen(*images: Image.Image, batch_size: int = 256) -> str:
-        return encode_readable(model, Painted(*images), PREPROCESS, EncodeOptions(batch_size)).fingerprint
+    def seen(*images: Image.Image, batch_size: int = 256, by: DualEncoder = model) -> str:
+        source = FakePairs(len(images), draw=lambda index: images[index])
+        return encode_readable(by, source, PREPROCESS, EncodeOptions(batch_size)).fingerprint
 
     whole = seen(first, second, third)
     assert len(whole) == 32 and {seen(first.copy(), second, third, batch_size=size) for size in (1, 2, 3)} == {whole}
@@ -318,8 +296,7 @@ def test_fingerprint_of_pictures_is_of_their_pixels_and_order(tokenizer: Tokeniz
     assert len({whole, *others}) == 6
     lost = encode_readable(model, Colours(3, lost=[1]), PREPROCESS, EncodeOptions(max_bad_fraction=1))
     assert lost.fingerprint != encode_readable(model, Colours(3), PREPROCESS).fingerprint
-    another = colour_model(tokenizer, red="green")
-    assert encode_readable(another, Painted(first, second, third), PREPROCESS).fingerprint == whole
+    assert seen(first, second, third, by=colour_model(tokenizer, red="green")) == whole
 
 
 def test_fingerprint_of_a_model_is_of_every_bit() -> None:
@@ -379,9 +356,7 @@ def test_classifier_equals_open_clip(model: DualEncoder, tokenizer: Tokenizer) -
         embed_prompts(model, tokenizer, fill_templates([[name] for name in names], resolve_templates("openai80")))
     )
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
-
-
-def test_classifier_takes_classes_with_different_numbers_of_prompts(model: DualEncoder, tokenizer: Tokenizer) -> None:
+    # classes with different numbers of prompts
     weights = classifier_of(embed_prompts(model, tokenizer, [["a", "b"], ["c"]]))
     each = encode_texts(model, tokenizer, ["a", "b", "c"])
     torch.testing.assert_close(weights[0], nn.functional.normalize(each[0] + each[1], dim=0))
@@ -410,13 +385,11 @@ def test_zero_shot_counts_by_hand(tokenizer: Tokenizer) -> None:
     assert swapped.fingerprint == perfect.fingerprint  # of the data alone
     apart = difference(perfect, swapped)["top1"]
     assert apart.value == pytest.approx(-8 / 11) and apart.low < apart.value < apart.high < 0
-
-
-def test_zero_shot_does_not_reward_a_collapsed_model(tokenizer: Tokenizer) -> None:
+    # a collapsed model is not rewarded
     model = colour_model(tokenizer, red="green", blue="green")
-    result = zero_shot(model, PREPROCESS, tokenizer, Colours(9), "a {}")
-    assert result["top1"] == result["balanced_accuracy"] == result["macro_f1"] == 0
-    assert all(result.details["confusion"][k][k] == 0 for k in range(3))
+    collapsed = zero_shot(model, PREPROCESS, tokenizer, Colours(9), "a {}")
+    assert collapsed["top1"] == collapsed["balanced_accuracy"] == collapsed["macro_f1"] == 0
+    assert all(collapsed.details["confusion"][k][k] == 0 for k in range(3))
 
 
 def test_zero_shot_has_a_top5_from_six_classes(tokenizer: Tokenizer) -> None:
@@ -433,7 +406,7 @@ def test_zero_shot_has_a_top5_from_six_classes(tokenizer: Tokenizer) -> None:
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[Made, Numbered, dict[str, np.ndarray]]:
-    """300 pictures of seven classes, of which the third has none; 60 foreign ones from number 300 on; two templates."""
+    """300 images of seven classes, of which the third has none; 60 foreign ones from number 300 on; two templates."""
     draws = np.random.default_rng(5)
     names = [f"c{k}" for k in range(7)]
     centres = draws.normal(size=(7, 12))
@@ -498,7 +471,7 @@ def test_each_template_by_itself(sample: tuple[Made, Numbered, dict[str, np.ndar
     assert all("templates" not in result.details for result in alone)
 
 
-def test_foreign_pictures_equal_scikit_learn(sample: tuple[Made, Numbered, dict[str, np.ndarray]]) -> None:
+def test_foreign_images_equal_scikit_learn(sample: tuple[Made, Numbered, dict[str, np.ndarray]]) -> None:
     made, dataset, expected = sample
     plain, foreign = made_zero_shot(made, dataset, TEMPLATES), Numbered([0] * 60, first=300)
     result = made_zero_shot(made, dataset, TEMPLATES, foreign=foreign)
@@ -517,7 +490,7 @@ def test_foreign_pictures_equal_scikit_learn(sample: tuple[Made, Numbered, dict[
         assert fpr == pytest.approx((score[300:] >= threshold).mean(), abs=1e-12) and 0 < fpr < 1
         for figure in (result.figures[f"auroc_{name}"], result.figures[f"fpr95_{name}"]):
             assert figure.low <= figure.value <= figure.high and figure.n == 360
-    # what the own pictures give does not change
+    # what the own images give does not change
     assert {name: result[name] for name in plain.figures} == {name: plain[name] for name in plain.figures}
     assert result.figures["top1"].n == result.figures["ece"].n == 300 and result.groups == (300, 60)
     assert result.details == plain.details or str(result.details) == str(plain.details)  # NaN is not itself
@@ -580,7 +553,7 @@ def test_zero_shot_uses_the_prompts_of_a_task(model: DualEncoder, tokenizer: Tok
     assert zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, Prompted(9), "a {}")["top1"] == 1
 
 
-def test_zero_shot_with_sentences_of_each_picture(model: DualEncoder, tokenizer: Tokenizer) -> None:
+def test_zero_shot_with_sentences_of_each_image(model: DualEncoder, tokenizer: Tokenizer) -> None:
     task = SceneTask("relation", 10, image_size=SIDE)
     result = zero_shot(model, PREPROCESS, tokenizer, task, task="relation", options=EncodeOptions(batch_size=4))
     images = encode_images(model, task, PREPROCESS)
@@ -596,24 +569,24 @@ def test_zero_shot_with_sentences_of_each_picture(model: DualEncoder, tokenizer:
             zero_shot(model, PREPROCESS, tokenizer, task, **more)
 
 
-def test_labels_stay_with_their_pictures_when_some_cannot_be_read(tokenizer: Tokenizer) -> None:
+def test_labels_stay_with_their_images_when_some_cannot_be_read(tokenizer: Tokenizer) -> None:
     options = EncodeOptions(batch_size=3, max_bad_fraction=0.5)
     model = colour_model(tokenizer)
     result = zero_shot(model, PREPROCESS, tokenizer, Colours(11, lost=[0, 4]), "a {}", options=options)
     assert result["top1"] == 1 and result.details["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
     assert result.figures["top1"].n == 9 and result.groups == (9,)
-    assert "2 images cannot be read and are left out: picture 0 cannot be read; picture 4" in result.notes[0]
+    assert "2 images cannot be read and are left out: image 0 cannot be read; image 4" in result.notes[0]
     foreign = Colours(4, lost=[2])
     found = zero_shot(model, PREPROCESS, tokenizer, Colours(11), "a {}", foreign=foreign, options=options)
     assert found.groups == (11, 3) and found.notes[0].startswith("1 images cannot be read")
-    with pytest.raises(BadImage, match="picture 4 cannot be read"):
+    with pytest.raises(BadImage, match="image 4 cannot be read"):
         zero_shot(model, PREPROCESS, tokenizer, Colours(11, lost=[4]), "a {}")
-    with pytest.raises(ValueError, match="colours: none of the 3 images can be read: picture 0"):
+    with pytest.raises(ValueError, match="colours: none of the 3 images can be read: image 0"):
         every = EncodeOptions(max_bad_fraction=1)
         zero_shot(model, PREPROCESS, tokenizer, Colours(3, lost=range(3)), "a {}", task="colours", options=every)
 
 
-def test_zero_shot_fingerprint_is_of_pictures_and_labels(tokenizer: Tokenizer) -> None:
+def test_zero_shot_fingerprint_is_of_images_and_labels(tokenizer: Tokenizer) -> None:
     class Shifted(Colours):
         def label(self, index: int) -> int:
             return (index + 1) % 3
@@ -626,25 +599,24 @@ def test_zero_shot_fingerprint_is_of_pictures_and_labels(tokenizer: Tokenizer) -
 
 
 def test_zero_shot_says_what_is_wrong(tokenizer: Tokenizer) -> None:
-    model = colour_model(tokenizer)
-    with pytest.raises(ValueError, match="no images"):
-        zero_shot(model, PREPROCESS, tokenizer, Colours(0))
-    with pytest.raises(ValueError, match="at least two classes"):
-        zero_shot(model, PREPROCESS, tokenizer, Colours(3, classes=["red"]))
-    with pytest.raises(ValueError, match="'red'"):
-        zero_shot(model, PREPROCESS, tokenizer, Colours(3, classes=["red", "blue", "red"]))
-    with pytest.raises(ValueError, match="picture 2 has label 2"):
-        zero_shot(model, PREPROCESS, tokenizer, Colours(3, classes=["red", "blue"]))
+    for dataset, message in (
+        (Colours(0), "no images"),
+        (Colours(3, classes=["red"]), "at least two classes"),
+        (Colours(3, classes=["red", "blue", "red"]), "'red'"),
+        (Colours(3, classes=["red", "blue"]), "image 2 has label 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            zero_shot(colour_model(tokenizer), PREPROCESS, tokenizer, dataset)
 
 
 # Retrieval
 
 
 def test_retrieval_by_hand(tokenizer: Tokenizer) -> None:
-    # Three pictures, one a colour, two captions each.
+    # Three images, one a colour, two captions each.
     class Two(Colours):
         def captions(self, index: int) -> list[str]:
-            return [NAMES[index], f"{NAMES[index]} picture"]
+            return [NAMES[index], f"{NAMES[index]} image"]
 
     result = retrieval(colour_model(tokenizer), PREPROCESS, tokenizer, Two(3), task="three")
     assert (result.details["n_images"], result.details["n_texts"], result.details["shared_texts"]) == (3, 6, 0)
@@ -655,12 +627,12 @@ def test_retrieval_by_hand(tokenizer: Tokenizer) -> None:
     assert len(result.figures) == 12 and result.groups == (3,)
     swapped = retrieval(colour_model(tokenizer, red="green", green="red"), PREPROCESS, tokenizer, Two(3))
     assert swapped["image_to_text_r1"] == swapped["text_to_image_r1"] == pytest.approx(1 / 3)
-    # The red picture has the green captions before it, and ties with the blue ones: rank 1 + 2 + 2.
+    # The red image has the green captions before it, and ties with the blue ones: rank 1 + 2 + 2.
     assert (swapped["image_to_text_r5"], swapped["image_to_text_median_rank"]) == (1, 5)
     assert swapped["image_to_text_mean_rank"] == pytest.approx(11 / 3)
     # Its captions have the precisions 1 / 5 and 2 / 6.
     assert swapped["image_to_text_map"] == pytest.approx((1 + 2 * (1 / 5 + 2 / 6) / 2) / 3)
-    assert swapped["text_to_image_median_rank"] == 3  # a red caption: green picture first, and a tie with the blue one
+    assert swapped["text_to_image_median_rank"] == 3  # a red caption: green image first, and a tie with the blue one
     assert swapped["text_to_image_map"] == pytest.approx((2 + 4 / 3) / 6)
     assert swapped.details["chance_text_to_image_r10"] == 1
     assert swapped.fingerprint == result.fingerprint
@@ -726,8 +698,6 @@ def test_retrieval_chance_and_shared_captions(model: DualEncoder, tokenizer: Tok
     with pytest.raises(ValueError, match="no images"):
         retrieval(model, PREPROCESS, tokenizer, Colours(0))
 
-
-def test_an_image_without_a_caption_is_refused(tokenizer: Tokenizer) -> None:
     class Silent(Colours):
         def captions(self, index: int) -> list[str]:
             return [] if index == 1 else ["red"]
@@ -736,7 +706,7 @@ def test_an_image_without_a_caption_is_refused(tokenizer: Tokenizer) -> None:
         retrieval(colour_model(tokenizer), PREPROCESS, tokenizer, Silent(3))
 
 
-def test_captions_stay_with_their_pictures_when_some_cannot_be_read() -> None:
+def test_captions_stay_with_their_images_when_some_cannot_be_read() -> None:
     class Captioned(Numbered):
         def captions(self, index: int) -> list[str]:
             return [f"{letter}{index}" for letter in "ab"[: 1 + index % 2]]  # one or two
@@ -767,7 +737,7 @@ def test_captions_stay_with_their_pictures_when_some_cannot_be_read() -> None:
         retrieval(model, PREPROCESS, made.tokens, only, options=EncodeOptions(max_bad_fraction=1))
 
 
-def test_retrieval_fingerprint_is_of_pictures_captions_and_owners(tokenizer: Tokenizer) -> None:
+def test_retrieval_fingerprint_is_of_images_captions_and_owners(tokenizer: Tokenizer) -> None:
     class Owned(Colours):
         def __init__(self, *captions: list[str]) -> None:
             super().__init__(len(captions))
@@ -796,7 +766,7 @@ def test_best_captions_show_equal_ones_once() -> None:
     assert best_captions(pairs, [1], 3)[0][2] == RankedCaption("a", 0.0, False)
 
 
-def test_scores_of_foreign_pictures_do_not_saturate() -> None:
+def test_scores_of_foreign_images_do_not_saturate() -> None:
     """At a scale of 100 the softmax of a sure prediction is 1 in any number format; its log-odds still say how sure."""
     cosines = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.1, 0.0]])  # 80 and 50 nats above the rest
     judged = predict(torch.cat([cosines, torch.zeros(2, 0)], 1), torch.eye(3), 100.0)
