@@ -21,12 +21,13 @@ from support.launching import ROOT
 from support.models import save_tiny
 
 from miniclip.cli.eval import main
+from miniclip.cli.main import main as miniclip_main
 from miniclip.config.eval_section import OPTIONS
 from miniclip.data.labelled import open_labelled
 from miniclip.data.scenes.source import SceneSource, SceneTask
 from miniclip.data.unlabelled import open_images
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
-from miniclip.evaluation.result import Evaluation, difference, to_json
+from miniclip.evaluation.result import Evaluation, difference, header, to_json
 from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.tasks import TASKS
 from miniclip.evaluation.zeroshot import zero_shot
@@ -557,6 +558,34 @@ def test_help_needs_no_torch() -> None:
     for task in TASKS.values():  # every option is there and explained
         for field in fields(task):
             assert not field.init or f"--{field.name} " in done.stdout
+
+
+def test_the_command_miniclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/miniclip", *words])
+        try:
+            code = miniclip_main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    for words, begin in (
+        ("eval report none", "miniclip eval: error: none"),
+        (
+            "eval zeroshot --task shape",
+            "miniclip eval: error: the following arguments are required: --checkpoint; see mi",
+        ),
+        ("audit --data none/at/all", "miniclip: error: "),
+        ("train --config shape", "miniclip train: error: --config shape: neither a file nor one of"),
+        ("doctor --config shape", "doctor: error: --config shape: neither"),
+        ("", "usage: miniclip COMMAND"),
+        ("nosuch", "usage: miniclip COMMAND"),
+    ):
+        code, said = run(*words.split())
+        assert code == 2 and said.startswith(begin), said
+    assert header(None)["command"] == "miniclip nosuch"
+    assert run("--help")[0] == run("train", "--help")[0] == run("eval", "probe", "--help")[0] == 0
+    assert header(None)["command"] == "miniclip eval probe --help"
 
 
 def test_the_configuration_knows_the_evaluations_and_their_options() -> None:

@@ -193,10 +193,7 @@ def task(kind: str, where: Path | str, **options: Any) -> list[dict[str, Any]]:
     return [{"kind": kind, "data": str(where), **options}]
 
 
-@pytest.mark.parametrize("every", [0, 2])
-def test_refused_before_the_first_step(
-    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int
-) -> None:
+def test_refused_before_the_first_step(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever is wrong with the data of a task is said at once, though most of it is needed at the end alone."""
     empty = write_classes(tmp_path / "empty", each=2)
     (empty / "yellow").mkdir()
@@ -239,7 +236,7 @@ def test_refused_before_the_first_step(
         (["shapes"], ["eval.tasks: 'shapes' is neither retrieval"]),
     ]
     for number, (tasks, words) in enumerate(cases):
-        path = config_file(tmp_path, {"tasks": tasks, "every": every})
+        path = config_file(tmp_path, {"tasks": tasks, "every": 2 * (number % 2)})  # 0: none before the end
         directory = tmp_path / f"run{number}"
         assert train_main(["--config", path, "--run.dir", str(directory)]) == 2, tasks
         message = capsys.readouterr().err.strip()
@@ -353,21 +350,19 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
     assert not (tmp_path / "stopped").exists()
 
 
-@pytest.mark.parametrize("split", [None, "train", "third"])
-def test_the_split_of_other_captions(data: Data, tmp_path: Path, split: str | None) -> None:
+def test_the_split_of_other_captions(data: Data, tmp_path: Path) -> None:
     """Of a source with train, val, test and third: what the role is usually called, or the split that is named."""
     rows = [json.loads(line) for line in (data.captioned / "metadata.jsonl").read_text().splitlines()]
     folder = shutil.copytree(data.captioned, tmp_path / "captions")
     for k, row in enumerate(rows):
-        row["split"] = {"validation": "val"}.get(row["split"], row["split"])
-        if k % 6 == 0:
-            row["split"] = "third"
+        row["split"] = "third" if k % 6 == 0 else {"validation": "val"}.get(row["split"], row["split"])
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "val", "test", "third")}
-    task = {"kind": "retrieval", "data": str(folder), "task": "others"} | ({"split": split} if split else {})
-    config = load_config(["--config", config_file(tmp_path, {"tasks": [task]}), "--model.image_size", "32"])
-    sizes = [len(open_suite(config, role)["others"].data[0]) for role in ("validation", "test")]
-    assert sizes == ([counts["val"], counts["test"]] if split is None else [counts[split]] * 2)
+    for split, expected in ((None, ("val", "test")), ("train", ("train", "train")), ("third", ("third", "third"))):
+        task = {"kind": "retrieval", "data": str(folder), "task": "others"} | ({"split": split} if split else {})
+        config = load_config(["--config", config_file(tmp_path, {"tasks": [task]}), "--model.image_size", "32"])
+        suites = [open_suite(config, "validation"), open_suite(config, "test")]
+        assert [len(suite["others"].data[0]) for suite in suites] == [counts[name] for name in expected]
 
 
 def test_the_best_by_the_final_pictures_is_noted(data: Data, tmp_path: Path) -> None:

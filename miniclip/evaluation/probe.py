@@ -66,18 +66,17 @@ def open_parts(
     train, validation, test = (
         next((name for name in (role, *ALIASES[role]) if name in splits), None) for role in ROLES
     )
-    if train is not None and test is None and validation is not None:
-        log.warning("%s has no test split: a fifth of train chooses the penalty, %r is tested on", data, validation)
-        return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(validation)]
-    if train is None or test is None:
+    tested = test or validation
+    if train is None or tested is None:
         raise ValueError(
             f"{data}: a probe needs the splits train and test, and it has {', '.join(splits)}; rename them, or give "
             "data with one split, which is then divided"
         )
-    if validation is not None:
+    if test is not None and validation is not None:
         return [open_split(name) for name in (train, validation, test)]
-    log.warning("%s has no validation split: a fifth of train chooses the penalty", data)
-    return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(test)]
+    lacking = "validation" if test else "test"
+    log.warning("%s has no %s split: a fifth of train chooses the penalty, %r is tested on", data, lacking, tested)
+    return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(tested)]
 
 
 def _divided(source: LabelledSource, data: str, shares: Sequence[float], seed: int) -> list[LabelledSource]:
@@ -287,18 +286,17 @@ def _choose(x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation
         models[eighth] = model
         accuracy[eighth] = float((model.predict(x_validation) == y_validation).mean())
 
+    def best() -> int:
+        return max(accuracy, key=lambda eighth: (accuracy[eighth], -eighth))
+
     for eighth in range(0, _EIGHTHS + 1, 16):
         fit(eighth)
     for step in (8, 4, 2, 1):
-        centre = _best(accuracy)
+        centre = best()
         fit(centre - step)
         fit(centre + step)
-    chosen = _best(accuracy)
+    chosen = best()
     return _Fit(models[chosen], mean, _strength(chosen), accuracy[chosen], len(models), tuple(stopped))
-
-
-def _best(accuracy: dict[int, float]) -> int:
-    return max(accuracy, key=lambda eighth: (accuracy[eighth], -eighth))
 
 
 def _strength(eighth: int) -> float:
@@ -387,10 +385,6 @@ def _shot_notes(shots: Sequence[int], sizes: np.ndarray) -> list[str]:
 
 def _convergence_notes(name: str, fits: Sequence[_Fit]) -> list[str]:
     stopped = [strength for fit in fits for strength in fit.stopped]
-    if not stopped:
-        return []
-    chosen = sum(fit.C in fit.stopped for fit in fits)
-    return [
-        f"{name}: {len(stopped)} of {sum(fit.tried for fit in fits)} fits stopped before they converged "
-        f"(C from {min(stopped):.2g} to {max(stopped):.2g}); {chosen} of them were chosen"
-    ]
+    tried, chosen = sum(fit.tried for fit in fits), sum(fit.C in fit.stopped for fit in fits)
+    note = f"{name}: {len(stopped)} of {tried} fits stopped before they converged "
+    return [f"{note}(C from {min(stopped):.2g} to {max(stopped):.2g}); {chosen} of them were chosen"] if stopped else []

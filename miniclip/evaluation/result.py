@@ -109,7 +109,7 @@ def figures_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | i
 def header(command: str | None = None) -> dict[str, Any]:
     """What a results file begins with. command: None takes the process's own."""
     if command is None:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".rstrip()  # the first may be `miniclip train`
     versions = {"miniclip": sys.modules["miniclip"].__version__, "python": platform.python_version()}
     for package in _VERSIONS:
         try:
