@@ -440,7 +440,7 @@ def nasty_run(directory: Path) -> Path:
     write(folder / "results.json", {**results("```", zero_shot("x", NAMES)), "time": "<script>"})
     draw(folder / "confusion.png")
     (folder / "javascript:window.hacked=7;.html").write_text("x", encoding="utf-8")
-    draw(directory / "confusion_<img src=x onerror=window.hacked=8>|](x).png")
+    draw(directory / "confusion_<img src=x onerror=window.hacked=8>|](x)\x1b[31m\u202e.png")
     (directory / "metrics.jsonl").open("a").write('{"step": 40, "eval/<b>|/*top1*": 0.5}\n')
     return directory
 
@@ -448,6 +448,8 @@ def nasty_run(directory: Path) -> Path:
 def test_text_of_the_data_stays_text(tmp_path: Path) -> None:
     run = nasty_run(tmp_path / "<b>run|*")
     markdown, page, _ = reported(run)
+    for path in write_report(run):
+        assert all(line.isprintable() for line in path.read_text(encoding="utf-8").split("\n"))
     # on one line, without what no terminal or page should be given
     shown = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in NAMES]
     assert markdown.tables == page.tables and markdown.headings == page.headings

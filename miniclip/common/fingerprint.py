@@ -20,7 +20,7 @@ def digest(*parts: object) -> str:
 def stamp(path: str | Path) -> str:
     """Size and time of change of a file, "absent" if it cannot be looked at; it is not opened."""
     try:
-        found = os.stat(path)  # noqa: PTH116, as Path takes twice the time, for every picture
+        found = os.stat(path)  # noqa: PTH116, as Path takes twice the time, for every image
     except (OSError, ValueError):  # a null byte in the path
         return "absent"
     return f"{found.st_size} {found.st_mtime_ns}"

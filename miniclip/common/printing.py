@@ -1,4 +1,4 @@
-"""Text that comes from data, on its way to a terminal or a picture."""
+"""Text that comes from data, on its way to a terminal or an image."""
 
 from __future__ import annotations
 
