@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -177,6 +178,19 @@ def test_an_epoch_has_every_id_once_whoever_reads_and_wherever_it_stops(sizes: t
         after = run(pools, steps, *other, stop, all_cursors(before[-1]))
         assert ids(before) + ids(after) == found
         assert all_cursors(after[-1]) == all_cursors(whole[-1])
+
+
+def test_the_order_is_that_of_earlier_releases(quick: None) -> None:
+    """Runs of those go on: change these only where the checkpoints' layout changes as well."""
+    mixed = [fakes(*(40,) * 30), fakes(*(25,) * 26, first=10_000), fakes(500, first=20_000)]
+    for pools, mixing, layout, wanted in (
+        ([fakes(*(37,) * 30)], [1.0], "2cfaabee9dd8c60e", "5ca9dd94702e0473"),
+        ([fakes(9, 300, 41)], [1.0], "6081f7fbca2d69b5", "cebadeaf5836b6d7"),
+        (mixed, [0.5, 0.3, 0.2], "2af78fc270187b61", "abd09b0e7f60ed60"),
+    ):
+        found = [step[0].batch.image_id.tolist() for step in run(pools, 40, mixing=mixing)]
+        assert hashlib.sha256(repr(found).encode()).hexdigest()[:16] == wanted
+        assert stream(pools, mixing=mixing).layout == layout
 
 
 def test_epochs_differ_and_mix_shards(quick: None) -> None:
