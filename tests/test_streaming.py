@@ -39,7 +39,7 @@ from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, Example
 from miniclip.data.stream import stream as module
 from miniclip.data.stream.held_out import streamed_eval_pairs
-from miniclip.data.stream.lanes import Cursor, Drawn, StreamLost, lane_count
+from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.stream.shards import split_shards, training_shards
 from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream
 from miniclip.data.tables.kinds import find_shards
@@ -217,6 +217,14 @@ def test_no_more_is_read_than_the_buffer_and_no_file_stays_open(
     batches.close()  # type: ignore[attr-defined]
     assert all(s.seen["opened"] == s.seen["closed"] for s in shards)
     assert all(s.seen["rows"] <= len(s.numbers) for s in shards)  # lanes that share a shard read it once
+
+
+def test_shards_that_all_lanes_have_left_are_let_go(quick: None) -> None:
+    one = stream([fakes(*(37,) * 30)])
+    lanes = one.own_lanes(0, 1, dict.fromkeys(range(one.lanes), START))
+    for step in range(60):
+        one.part(lanes, step)
+        assert all(len(lane.group._passes) <= 1 for lane in lanes.values())
 
 
 def test_how_many_lanes() -> None:
