@@ -87,17 +87,14 @@ def test_what_a_stream_cannot_do(stream_file: str, tmp_path: Path, capsys: pytes
 
 
 def test_another_stream_is_not_resumed(stream_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The configuration says the same, the shards do not."""
     options = ["--config", stream_file, "--run.dir", str(tmp_path / "run"), "--eval.tasks", "[]"]
+    options += ["--data.source", str(tmp_path / "tars" / "*.tar")]
     assert train_main([*options, "--train.max_steps", "2"]) == 0
-    tars, resume = tmp_path / "tars", ["--run.resume", "true"]
-    (tars / "001.tar").rename(tars / "0010.tar")
-    assert train_main([*options, *resume, "--data.source", str(tars / "*.tar")]) == 2
-    # the configuration says the same, the shards do not
-    (tars / "0010.tar").rename(tars / "001.tar")
-    (tars / "004.tar").rename(tars / "005.tar")
+    (tmp_path / "tars" / "001.tar").rename(tmp_path / "tars" / "0010.tar")
     capsys.readouterr()
-    assert train_main([*options, *resume]) == 2
-    assert "004.tar" in capsys.readouterr().err
+    assert train_main([*options, "--run.resume", "true"]) == 2
+    assert "stands at step 2 of another stream: its shards, or data.shuffle_buffer, have" in capsys.readouterr().err
 
 
 def resolved(*arguments: str) -> Config:
