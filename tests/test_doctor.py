@@ -12,7 +12,7 @@ import math
 import os
 import random
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +56,7 @@ Doctor = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Doctor:
+def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Doctor]:
     """Runs it on SMALL with options; checks that exit code and JSON agree, and returns the JSON."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(miniclip.doctor.main, "PAIRS", 32)
@@ -85,7 +85,8 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         print(shown.out)
         return found
 
-    return run
+    yield run
+    gc.unfreeze()
 
 
 def kinds(found: dict[str, Any]) -> list[str]:
