@@ -28,6 +28,7 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
     (tmp_path / "ant" / "readme.txt").touch()
     (tmp_path / "ant" / ".hidden.png").touch()
     (tmp_path / ".git").mkdir()
+    write_image(tmp_path / "ant" / ".ipynb_checkpoints" / "x.png", 5)
     source = open_labelled(tmp_path)
     assert source.classes == ["ant", "polar bear"]
     assert contents(source) == {1: "polar bear", 2: "polar bear", 3: "ant", 4: "ant"}

@@ -363,6 +363,7 @@ def test_text_lists() -> None:
     packed = TextLists(lists)
     assert len(packed) == 3 and [packed[i] for i in range(3)] == lists
     assert len(TextLists([])) == 0
-    assert packed.fingerprint() == TextLists(iter(lists)).fingerprint() != TextLists(lists[:2]).fingerprint()
-    assert TextLists([["ab"], ["c"]]).firsts() == ["ab", "c"]
-    assert TextLists([["a"], ["bc"]]).fingerprint() != TextLists([["ab"], ["c"]]).fingerprint()
+    assert packed.fingerprint() == TextLists(iter(lists)).fingerprint()
+    apart = ([["ab"], ["c"]], [["a"], ["bc"]], [["ab", "c"]], [["ab"], ["c"], []], [["ab"], ["d"]])
+    assert len({TextLists(one).fingerprint() for one in apart}) == len(apart)
+    assert TextLists(apart[0]).firsts() == ["ab", "c"]

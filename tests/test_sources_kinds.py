@@ -26,7 +26,7 @@ from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import NoCaptions
 from miniclip.data.images import BadImage
 from miniclip.data.tables.hub import is_hub
-from miniclip.data.tables.kinds import read_tables
+from miniclip.data.tables.kinds import find_shards, read_tables
 from miniclip.data.tables.parquet import ArrowTable
 from miniclip.data.tables.source import braces, by_split
 
@@ -165,6 +165,8 @@ def test_a_table_comes_before_text_files_and_these_before_parquet(tmp_path: Path
     write_tar(tmp_path / "shards" / "00000.tar", samples(0, 4))
     write_parquet(tmp_path / "shards" / "00000.parquet", index)
     assert everything(tmp_path / "shards") == texts(0, 4)
+    with pytest.raises(ValueError, match=r"holds tars and Parquet files; name one kind; data\.streaming reads tars"):
+        find_shards(str(tmp_path / "shards"))
 
 
 # ---- the Hub; what is not there
