@@ -18,7 +18,7 @@ from miniclip.data.known import find_known, wordless
 from miniclip.data.splits import Part, choose_split, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
-from miniclip.data.tables.image_column import ImageRows, check_some_exist, images_in, images_of
+from miniclip.data.tables.image_column import ImageColumn, ImageRows, check_some_exist, images_in, images_of
 from miniclip.data.tables.parquet import ArrowTable
 from miniclip.data.tables.source import images_below, split_folders, sub_folders, table_files
 
@@ -71,21 +71,22 @@ def open_labelled(
     usual set (see known.py) the class names and templates come by themselves.
     Raises FileNotFoundError or ValueError.
     """
-    source = str(path_or_name)
-    path = Path(source).expanduser()
+    source, path = str(path_or_name), Path(path_or_name).expanduser()
     at_least = None if image_size is None else 2 * image_size
     if _holds_folders(path):
-        return _open_folders(path, split, classnames_file, at_least)
-    parts = read_parts(source, name, image_column, "image_column", revision)
-    chosen = parts[choose_split(parts, split, source)]
-    table, rows = chosen
-    image = find_image_column(table, image_column, "image_column")
-    column = find_label_column(table, label_column, image)
-    images = images_of(table, image, at_least)
-    keys, labels = _read_labels(list(parts.values()), chosen, column)
+        keys, labels, images = _read_folders(path, split, at_least)
+        rows, holds = np.arange(len(labels)), ""
+    else:
+        parts = read_parts(source, name, image_column, "image_column", revision)
+        chosen = parts[choose_split(parts, split, source)]
+        table, rows = chosen
+        image = find_image_column(table, image_column, "image_column")
+        column = find_label_column(table, label_column, image)
+        images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
+        keys, labels = _read_labels(list(parts.values()), chosen, column)
     names, templates = _prompting(source, [str(key) for key in keys], classnames_file)
     if names is None and not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"{table.label}: {column} holds numbers without names; give a class-names file")
+        raise ValueError(f"{holds} numbers without names; give a class-names file")
     check_some_exist(images, rows)
     return LabelledImages(images, rows, labels, names or name_classes(keys, None), templates)
 
@@ -124,10 +125,11 @@ def _prompting(
     return names, None if known is None else known.templates
 
 
-def _open_folders(root: Path, split: str, classnames_file: str | Path | None, at_least: int | None) -> LabelledImages:
-    source, splits = str(root), split_folders(root)
+def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[str], np.ndarray, ImageColumn]:
+    """What the classes are called, in order; of each image the place in it; and the images."""
+    splits = split_folders(root)
     if splits:
-        root = splits[choose_split(splits, split, source)]
+        root = splits[choose_split(splits, split, str(root))]
     folders = {folder.name: folder for folder in sub_folders(root)}
     if len(folders) < 2:
         raise ValueError(f"{root} has {len(folders)} sub-folders; expected one a class, with images in it")
@@ -136,18 +138,13 @@ def _open_folders(root: Path, split: str, classnames_file: str | Path | None, at
     absent = [key for key in keys if key not in folders]
     if absent:
         log.warning("%s has no folder for %s, which another split has", root, first_few(absent))
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, key in enumerate(keys):
-        if key not in folders:
-            continue
-        paths += [f"{key}/{name}" for name in images_below(folders[key])]
-        if len(paths) == len(labels):
-            raise ValueError(f"class folder {folders[key]} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
-        labels += [label] * (len(paths) - len(labels))
-    named, templates = _prompting(source, keys, classnames_file)
-    images = images_in(root, paths, at_least)
-    return LabelledImages(images, np.arange(len(paths)), np.array(labels), named or name_classes(keys, None), templates)
+    inside = {key: images_below(folder) for key, folder in folders.items()}
+    empty = next((folders[key] for key, names in inside.items() if not names), None)
+    if empty is not None:
+        raise ValueError(f"class folder {empty} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
+    paths = [f"{key}/{name}" for key in keys for name in inside.get(key, ())]
+    labels = [label for label, key in enumerate(keys) for _ in inside.get(key, ())]
+    return keys, np.array(labels), images_in(root, paths, at_least)
 
 
 def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list[Any], np.ndarray]:

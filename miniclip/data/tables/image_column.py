@@ -192,7 +192,7 @@ def images_of(table: Table, column: str, at_least: int | None = None) -> ImageCo
     return FileImages(table, TextLists(paths), at_least)
 
 
-def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> FileImages:
+def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> ImageColumn:
     """Files of a folder. Raises FileNotFoundError if there are none."""
     if not paths:
         raise FileNotFoundError(f"{folder} holds no image ({', '.join(EXTENSIONS)})")
