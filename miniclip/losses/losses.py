@@ -148,7 +148,9 @@ class Loss:
         for keyword, option in own.items():
             option.range.check(keyword, settings.setdefault(keyword, option.default))
         if unknown := settings.keys() - own.keys() - {"targets"}:
-            raise TypeError(f"the {self.rows.__name__} loss has no setting {min(unknown)}; it has {', '.join(own)}")
+            raise TypeError(
+                f"the {self.rows.__name__} loss has no setting {min(unknown)}; it has {', '.join(own) or 'none'}"
+            )
         _require(reduction in ("mean", "none"), f"unknown reduction {reduction!r}; use mean or none")
         shape = tuple(logits.shape)
         _require(len(shape) == 2 and min(shape) > 0, f"logits must be a matrix with entries; their shape is {shape}")
