@@ -418,8 +418,8 @@ def test_errors_are_one_line_before_the_model_loads(
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    for name in ("saved.load", "saved.load_unfinished", "load.load_model"):
-        monkeypatch.setattr(f"miniclip.models.{name}", loaded)
+    for name in ("load", "load_unfinished", "load_model"):
+        monkeypatch.setattr(f"miniclip.models.load.{name}", loaded)
     paths = {name: tmp_path / name for name in ("none", "empty", "hollow", "single", "untested")}
     paths |= {name: tmp_path / f"{name}.txt" for name in ("bad", "twice", "short")}
     paths["bad"].write_text("a {}\na photo\n")
