@@ -655,7 +655,7 @@ def test_retrieval_counts_any_own_caption() -> None:
     assert result["text_to_image_mean_rank"] == pytest.approx(9 / 5)
     assert result["text_to_image_map"] == pytest.approx((1 + 1 / 3 + 1 + 1 / 2 + 1 / 2) / 5)
     # A drawn image brings its captions: of images 0 and 2, the latter twice, come a, b and twice d and e.
-    drawn = result.recount(np.array([1.0, 0.0, 2.0]))
+    drawn = result.statistic(np.array([1.0, 0.0, 2.0]))
     assert drawn["image_to_text_r1"] == pytest.approx(1 / 3) and drawn["text_to_image_r1"] == pytest.approx(1 / 6)
     assert drawn["text_to_image_mean_rank"] == pytest.approx((1 + 3 + 2 * (2 + 2)) / 6)
 

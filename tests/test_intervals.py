@@ -11,10 +11,10 @@ import pytest
 from miniclip.metrics import weighted
 from miniclip.metrics.bootstrap import RESAMPLES, Figure, differences, with_intervals
 
-Recount = Callable[[np.ndarray], dict[str, float]]
+Statistic = Callable[[np.ndarray], dict[str, float]]
 
 
-def mean_of(values: np.ndarray) -> Recount:
+def mean_of(values: np.ndarray) -> Statistic:
     return lambda weights: {"mean": weighted.mean(values, weights)}
 
 
@@ -56,11 +56,11 @@ def test_percentiles_by_hand() -> None:
 def test_weights_are_draws_with_replacement() -> None:
     seen: list[np.ndarray] = []
 
-    def recount(weights: np.ndarray) -> dict[str, float]:
+    def statistic(weights: np.ndarray) -> dict[str, float]:
         seen.append(weights)
         return {}
 
-    assert with_intervals(recount, [40]) == {}
+    assert with_intervals(statistic, [40]) == {}
     assert len(seen) == 1 + RESAMPLES
     assert np.array_equal(seen[0], np.ones(40))  # the plain figure first
     drawn = np.stack(seen[1:])
@@ -74,11 +74,11 @@ def test_weights_are_draws_with_replacement() -> None:
 def test_groups_are_drawn_separately() -> None:
     sums: list[list[float]] = []
 
-    def recount(weights: np.ndarray) -> dict[str, float]:
+    def statistic(weights: np.ndarray) -> dict[str, float]:
         sums.append([weights[:3].sum(), weights[3:8].sum(), weights[8:].sum()])
         return {"sum": weights.sum()}
 
-    assert with_intervals(recount, [3, 5, 1])["sum"] == Figure(9.0, 9.0, 9.0, 9)
+    assert with_intervals(statistic, [3, 5, 1])["sum"] == Figure(9.0, 9.0, 9.0, 9)
     assert all(row == [3, 5, 1] for row in sums) and len(sums) == 1 + RESAMPLES
     figures = with_intervals(lambda w: {"a": 1.0, "b": 2.0}, [4], {"b": 20})  # counted over more than is drawn
     assert (figures["a"].n, figures["b"].n) == (4, 20)
@@ -90,7 +90,7 @@ def test_equal_seeds_draw_the_same_images_whatever_is_counted() -> None:
     calls = iter(range(10**6))
 
     def another(weights: np.ndarray) -> dict[str, float]:
-        np.random.default_rng(next(calls)).random()  # what a recount draws for itself does not matter
+        np.random.default_rng(next(calls)).random()  # what a statistic draws for itself does not matter
         return {"other": float(weights.max()), "mean": weighted.mean(1 - values, weights)}
 
     second = with_intervals(another, [60], seed=3)["mean"]

@@ -83,7 +83,7 @@ def test_ranks_worked_by_hand() -> None:
 
 def test_ranks_equal_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a matrix and of embeddings, with many ties and with few, in tiles of which the last is shorter."""
-    for seed, tile in product(range(3), (1, 3, 7, 13, 1024)):
+    for seed, tile in ((0, 1), (1, 3), (2, 7), (0, 13), (1, 1024)):
         monkeypatch.setattr(metrics, "_TILE", tile)
         owners = several_captions(13, seed)
         positives = positives_of(owners, 13)

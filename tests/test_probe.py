@@ -50,7 +50,7 @@ def run(train: Labelled, validation: Labelled, test: Labelled, **options: Any) -
 
 def hits(result: Evaluation, figure: str) -> np.ndarray:
     """(N,): what each test image counts alone."""
-    return np.array([result.recount(row)[figure] for row in np.eye(result.groups[0])])
+    return np.array([result.statistic(row)[figure] for row in np.eye(result.groups[0])])
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_balanced_accuracy_leaves_out_a_class_without_test_images() -> None:
     result = run(train, validation, test, classes=("ant", "bee", "cow", "dog", "eel"))
     assert result["linear"] == 3 / 4
     assert math.isclose(result["linear_balanced_accuracy"], (2 / 3 + 1) / 2)
-    assert result.recount(np.array([1.0, 0, 3, 0]))["linear_balanced_accuracy"] == 1 / 4  # "bee" was not drawn
+    assert result.statistic(np.array([1.0, 0, 3, 0]))["linear_balanced_accuracy"] == 1 / 4  # "bee" was not drawn
     assert result.notes == (
         "1 of 5 classes have no training images, e.g. 'eel'",
         "1 of 5 classes have no validation images, e.g. 'eel'",

@@ -223,7 +223,7 @@ def probe(
     rows_of_hits = np.stack([row.astype(np.float64) for row in hits.values()])  # f n
     divisors = np.asarray(list(repeats.values()))
 
-    def recount(weights: np.ndarray) -> dict[str, float]:
+    def statistic(weights: np.ndarray) -> dict[str, float]:
         figures = dict(zip(hits, (rows_of_hits @ weights / (divisors * weights.sum())).tolist(), strict=True))
         images, right = np.bincount(y["test"], weights), np.bincount(y["test"], weights * hits["linear"])
         balanced = float((right[images > 0] / images[images > 0]).mean())
@@ -240,8 +240,8 @@ def probe(
         "validation": {"linear": linear.accuracy, "knn": neighbour_accuracy},
     }
     groups = (len(y["test"]),)
-    figures = with_intervals(recount, groups, resamples=resamples)
-    return Evaluation("probe", task, figures, details, tuple(said), fingerprint, recount, groups)
+    figures = with_intervals(statistic, groups, resamples=resamples)
+    return Evaluation("probe", task, figures, details, tuple(said), fingerprint, statistic, groups)
 
 
 class _Fit(NamedTuple):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from miniclip.common.console import json_safe
-from miniclip.metrics.bootstrap import Figure, Recount, differences
+from miniclip.metrics.bootstrap import Figure, Statistic, differences
 
 # What is better when it is lower; everything else is better when it is higher.
 _LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
@@ -37,7 +37,7 @@ class Evaluation:
 
     kind: what was done. task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1.
     details: more of it, in plain values that JSON takes. notes: what is missing or surprising, in sentences.
-    fingerprint: of the images, labels and texts that were read, see `encode`. recount, groups: the figures under
+    fingerprint: of the images, labels and texts that were read, see `encode`. statistic, groups: the figures under
     other weights of the images (see intervals). raw: what is drawn besides: with foreign images, the highest
     probability of each own and of each foreign one; of retrieval, its PairEmbeddings. None is written down.
     """
@@ -48,7 +48,7 @@ class Evaluation:
     details: dict[str, Any]
     notes: tuple[str, ...]
     fingerprint: str
-    recount: Recount = field(repr=False, compare=False)
+    statistic: Statistic = field(repr=False, compare=False)
     groups: tuple[int, ...] = ()
     raw: Any = field(default=None, repr=False, compare=False)
 
@@ -82,7 +82,7 @@ def difference(first: Evaluation, second: Evaluation) -> dict[str, Figure]:
     if first.groups != second.groups:
         raise ValueError(f"{first.task}: counted on {first.groups} and on {second.groups} images; compare on the same")
     counts = {name: figure.n for name, figure in first.figures.items()}
-    return differences(first.recount, second.recount, first.groups, counts)
+    return differences(first.statistic, second.statistic, first.groups, counts)
 
 
 def to_json(result: Evaluation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from miniclip.common.fingerprint import digest
 from miniclip.common.processes import place, total
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable, encode_texts, model_device
 from miniclip.evaluation.result import Evaluation
-from miniclip.metrics.bootstrap import RESAMPLES, Recount, with_intervals
+from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
 from miniclip.metrics.retrieval import (
     RetrievalRanks,
     chance_recall_at_k,
@@ -113,7 +113,7 @@ def count_retrieval(
     Raises ValueError if an image has no caption.
     """
     n, m = len(pairs.image), len(pairs.texts)
-    recount = _recount(_ranks(pairs, shared, torch.device(device)), pairs.image_of_text.numpy())
+    statistic = _statistic(_ranks(pairs, shared, torch.device(device)), pairs.image_of_text.numpy())
     own = torch.bincount(pairs.image_of_text, minlength=n)
     owners = Counter(text for text, _ in set(zip(pairs.texts, pairs.image_of_text.tolist(), strict=True)))
     details = {
@@ -126,9 +126,9 @@ def count_retrieval(
     notes = list(pairs.notes)
     if copies := details["shared_texts"]:
         notes.append(f"{copies} captions stand with more than one image; the other image's copy counts as wrong")
-    counts = {name: n if name.startswith("image") else m for name in recount(np.ones(n))}
-    figures = with_intervals(recount, (n,), counts, resamples=resamples)
-    return Evaluation("retrieval", task, figures, details, tuple(notes), pairs.fingerprint, recount, (n,), pairs)
+    counts = {name: n if name.startswith("image") else m for name in statistic(np.ones(n))}
+    figures = with_intervals(statistic, (n,), counts, resamples=resamples)
+    return Evaluation("retrieval", task, figures, details, tuple(notes), pairs.fingerprint, statistic, (n,), pairs)
 
 
 def _ranks(pairs: PairEmbeddings, shared: bool, device: torch.device) -> RetrievalRanks:
@@ -147,7 +147,7 @@ def _ranks(pairs: PairEmbeddings, shared: bool, device: torch.device) -> Retriev
     return RetrievalRanks(total(to_text, device), 1 + total(found.text_to_image - 1, device), total(precision, device))
 
 
-def _recount(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Recount:
+def _statistic(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Statistic:
     ways = []
     for way, rank, precision in (
         ("image_to_text", ranks.image_to_text, ranks.image_average_precision),
@@ -157,7 +157,7 @@ def _recount(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Recount:
         shares = {f"{way}_r{k}": (place_of <= k).astype(np.float64) for k in (1, 5, 10)}
         ways.append((way, shares | {f"{way}_mean_rank": place_of, f"{way}_map": precision.numpy()}, Median(place_of)))
 
-    def recount(weights: np.ndarray) -> dict[str, float]:
+    def statistic(weights: np.ndarray) -> dict[str, float]:
         figures: dict[str, float] = {}
         for way, means, median in ways:
             own = weights if way == "image_to_text" else weights[image_of_text]
@@ -165,7 +165,7 @@ def _recount(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Recount:
             figures[f"{way}_median_rank"] = median(own)
         return figures
 
-    return recount
+    return statistic
 
 
 def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> list[list[RankedCaption]]:

@@ -26,7 +26,7 @@ from miniclip.evaluation.prompts import (
 )
 from miniclip.evaluation.result import Evaluation
 from miniclip.losses.energy import free_energy
-from miniclip.metrics.bootstrap import RESAMPLES, Recount, with_intervals
+from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
 from miniclip.metrics.classification import class_ranks, predictions
 from miniclip.metrics.retrieval import cosine_matrix
 from miniclip.metrics.weighted import Calibration, Detection, class_scores, confusion, mean
@@ -162,15 +162,15 @@ def zero_shot(
         notes, raw = notes + others.notes, (found.confidence.numpy(), ood.confidence.numpy())
     if len(dataset.classes) <= 5:
         notes.append(f"no top-5: it says little with {len(dataset.classes)} classes, and needs six")
-    recount = _recount(found, labels.numpy(), len(dataset.classes), ood)
-    figures = with_intervals(recount, groups, dict.fromkeys(_CLASS_FIGURES, len(labels)), resamples=resamples)
+    statistic = _statistic(found, labels.numpy(), len(dataset.classes), ood)
+    figures = with_intervals(statistic, groups, dict.fromkeys(_CLASS_FIGURES, len(labels)), resamples=resamples)
     details = _details(found, labels.numpy(), dataset.classes)
     if len(chosen) > 1:
         # the rows [t::T] of a class are those of template t
         alone = [classifier_of([part[t :: len(chosen)] for part in by_class]) for t in range(len(chosen))]
         shares = [_top1(images.values, one, labels) for one in alone]
         details["templates"] = [{"template": t, "top1": share} for t, share in zip(chosen, shares, strict=True)]
-    return Evaluation("zeroshot", task, figures, details, tuple(notes), seen, recount, groups, raw)
+    return Evaluation("zeroshot", task, figures, details, tuple(notes), seen, statistic, groups, raw)
 
 
 def _top1(image: Tensor, classifier: Tensor, labels: Tensor) -> float:
@@ -187,14 +187,14 @@ def labels_of(dataset: LabelledSource, task: str) -> Tensor:
     return labels
 
 
-def _recount(found: Predictions, labels: np.ndarray, classes: int, ood: Predictions | None) -> Recount:
+def _statistic(found: Predictions, labels: np.ndarray, classes: int, ood: Predictions | None) -> Statistic:
     rank, predicted = found.rank.numpy(), found.predicted.numpy()
     hits = {f"top{k}": (rank <= k).astype(np.float64) for k in ((1, 5) if classes > 5 else (1,))}
     calibration = Calibration(found.confidence.numpy(), hits["top1"])
     theirs = {} if ood is None else ood.familiarity()
     detections = {name: Detection(own, theirs[name]) for name, own in found.familiarity().items() if theirs}
 
-    def recount(weights: np.ndarray) -> dict[str, float]:
+    def statistic(weights: np.ndarray) -> dict[str, float]:
         here, there = weights[: len(labels)], weights[len(labels) :]
         scores = class_scores(confusion(labels, predicted, classes, here))
         figures = {name: mean(hit, here) for name, hit in hits.items()}
@@ -205,7 +205,7 @@ def _recount(found: Predictions, labels: np.ndarray, classes: int, ood: Predicti
             figures[f"fpr95_{name}"] = detection.fpr95(here, there)
         return figures
 
-    return recount
+    return statistic
 
 
 def _details(found: Predictions, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

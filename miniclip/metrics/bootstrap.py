@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 # (N,) float64 weights of the images, whole numbers that sum to N -> every figure by name
-Recount = Callable[[np.ndarray], Mapping[str, float]]
+Statistic = Callable[[np.ndarray], Mapping[str, float]]
 RESAMPLES = 1000
 
 
@@ -29,27 +29,27 @@ class Figure(NamedTuple):
 
 
 def with_intervals(
-    recount: Recount,
+    statistic: Statistic,
     groups: Sequence[int],
     counts: Mapping[str, int] | None = None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Every figure of recount with its interval.
+    """Every figure of statistic with its interval.
 
     groups: sizes of the parts that are drawn separately, whose sum is N; one part in the usual case. counts: what a
-    figure was counted over, where that is not N. Equal groups and seed draw equal resamples, whatever the recount, so
+    figure was counted over, where that is not N. Equal groups and seed draw equal resamples, whatever the statistic, so
     that the figures of two models are paired. Raises ValueError without units.
     """
     n, draws = sum(groups), np.random.default_rng(seed)
     if n == 0 or min(groups) < 1:
         raise ValueError(f"an interval needs at least one unit in each group, got groups of {list(groups)}")
-    whole = recount(np.ones(n))
+    whole = statistic(np.ones(n))
     drawn: dict[str, list[float]] = {name: [] for name in whole}
     for _ in range(resamples):
         weights = [np.bincount(draws.integers(0, size, size), minlength=size) for size in groups]
-        for name, value in recount(np.concatenate(weights).astype(np.float64)).items():
+        for name, value in statistic(np.concatenate(weights).astype(np.float64)).items():
             drawn[name].append(value)
     figures = {}
     for name, value in whole.items():
@@ -60,7 +60,7 @@ def with_intervals(
 
 
 def differences(
-    first: Recount, second: Recount, groups: Sequence[int], counts: Mapping[str, int] | None = None
+    first: Statistic, second: Statistic, groups: Sequence[int], counts: Mapping[str, int] | None = None
 ) -> dict[str, Figure]:
     """second - first of each figure that both have, with the interval of the difference on the same drawn images.
 

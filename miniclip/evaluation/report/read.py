@@ -195,7 +195,7 @@ def _result(folder: str, entry: dict[str, Any]) -> Result:
         raise ValueError(f"kind is none of {', '.join(_KINDS)}")
     details = {name: value for name, value in entry["details"].items() if value is not None}
     notes, task = tuple(map(str, entry["notes"])), str(entry["task"] or "(no name)")
-    result = Evaluation(entry["kind"], task, _figures(entry), details, notes, "", recount=lambda weights: {})
+    result = Evaluation(entry["kind"], task, _figures(entry), details, notes, "", statistic=lambda weights: {})
     evaluation_tables([(task, result)], intervals=True)
     model = (str(entry["model"].get(key) or "-") for key in ("name", "fingerprint"))
     data = (str(entry["data"].get(key) or "-") for key in ("source", "split", "fingerprint"))
