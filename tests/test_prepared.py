@@ -346,12 +346,15 @@ def one_more(path: Path) -> None:
 
 
 class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (Path(tempfile.gettempdir(), "miniclip-exploded"),)
+        return os.mkdir, (str(self.path),)
 
 
 def pickled_array(path: Path) -> None:
-    np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+    np.save(path, np.array([Bomb(path.parents[2] / "exploded")], dtype=object), allow_pickle=True)
 
 
 DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
@@ -386,7 +389,7 @@ def test_what_is_damaged_is_refused_and_made_anew(source: Diary, folder: Path, w
             assert message.startswith("fake train was prepared, but the files are damaged ("), (name, damage)
             assert [again.image(i).tobytes() for i in range(30)] == [store.image(i).tobytes() for i in range(30)]
             assert all(map(np.array_equal, all_tokens(again), all_tokens(store)))
-    assert not Path(tempfile.gettempdir(), "miniclip-exploded").exists()
+    assert not (folder / "exploded").exists()
 
 
 # ---- disks and folders
