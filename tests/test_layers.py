@@ -49,3 +49,19 @@ def test_walk_sees_imports() -> None:
 def test_no_module_hides_a_standard_one() -> None:
     top = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
     assert not (top & set(sys.stdlib_module_names))
+
+
+# what a reader of the method reads
+CORE = {
+    "models": ["clip", "text", "tower", "vit", "resnet", "transformer", "tokenizer", "preprocess"],
+    "losses": ["losses", "matrix", "tiles", "transport", "energy"],
+    "data": ["loader", "sampler", "augment"],
+    "training": ["step", "loop", "optim", "gradcache"],
+}
+ROOMS = ("miniclip.evaluation", "miniclip.inspection", "miniclip.doctor", "miniclip.cli", "miniclip.data.audit")
+
+
+def test_the_core_is_short_and_needs_no_room_around_it() -> None:
+    paths = [ROOT / "miniclip" / package / f"{name}.py" for package, names in CORE.items() for name in names]
+    assert not [f"{path.name} imports {name}" for path in paths for name in imported(path) if name.startswith(ROOMS)]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= 2500
