@@ -87,7 +87,6 @@ def assert_same_run(sharded: Path, whole: Path) -> None:
     assert model.logit_scale.shape == ()
 
 
-@pytest.mark.slow
 def test_sharded_run_keeps_the_best(config_file: str, tmp_path: Path) -> None:
     """The kept model is whole, and one process finds the figures with it that two found with their shares."""
     options = ["--eval.tasks", "[retrieval, shape]", "--eval.every", "2", "--eval.best", "shape/ece"]
@@ -112,7 +111,6 @@ def test_sharded_run_keeps_the_best(config_file: str, tmp_path: Path) -> None:
         assert found == pytest.approx(expected, rel=0, abs=1e-6)
 
 
-@pytest.mark.slow
 def test_sharded_run_resumes(config_file: str, tmp_path: Path) -> None:
     options = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
     sharded(config_file, tmp_path / "broken", *options, "--train.max_steps", "4")
@@ -121,7 +119,6 @@ def test_sharded_run_resumes(config_file: str, tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "broken", tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_sharded_bf16_equals_one_process(config_file: str, tmp_path: Path) -> None:
     """Accelerate leaves autocast out for FSDP; then the losses would be float32's, a thousandth off."""
     options = ["--eval.tasks", "[]", "--train.precision", "bf16"]
@@ -135,7 +132,6 @@ def test_sharded_bf16_equals_one_process(config_file: str, tmp_path: Path) -> No
     assert abs(two - fp32) > 1e-4
 
 
-@pytest.mark.slow
 def test_sharded_wants_equal_shares(config_file: str, tmp_path: Path) -> None:
     """Every forward pass gathers parameters from all processes, so all need the same number of micro-batches."""
     options = options_of(config_file, tmp_path / "odd", ("--data.batch_size", "7"))
