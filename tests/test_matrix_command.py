@@ -86,13 +86,11 @@ def test_an_unfinished_run_is_read_from_its_newest_checkpoint(run_directory: Pat
 def test_an_exported_model_on_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
-    source = SceneSource("train", 12, seed=3, image_size=40)
-    lines = []
+    source, lines = SceneSource("train", 12, seed=3, image_size=40), []
     for k in range(12):
         source.image(k).save(photos / f"{k}.png")
-        lines.append({"file_name": f"{k}.png", "caption": source.captions(k)[0]})
         (photos / f"broken{k}.png").write_bytes(b"no image")
-        lines.append({"file_name": f"broken{k}.png", "caption": "a broken one"})
+        lines += [{"file_name": f"{name}{k}.png", "caption": source.captions(k)[0]} for name in ("", "broken")]
     (photos / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["--checkpoint", save_tiny(tmp_path / "model"), "--data", str(photos), "--split", "train"]
     assert main(["matrix", *arguments, "--out", str(out)]) == 2  # before any file is written

@@ -22,18 +22,11 @@ def cluster(image: Tensor, text: Tensor) -> list[int]:
     return orders(image, text, torch.zeros(len(image)), ["a"] * len(image))["cluster"]
 
 
-def joined(image: Tensor, text: Tensor) -> np.ndarray:
-    parts = [part.numpy() / np.linalg.norm(part.numpy(), axis=1, keepdims=True) for part in (image, text)]
-    return np.concatenate(parts, axis=1)
-
-
 def test_by_hand() -> None:
     found = orders(draw(4, 3), draw(4, 3, 1), torch.tensor([1.0, 5.0, -2.0, 5.0]), ["ccc", "dd", "a", "bb"])
-    assert list(found) == ["index", "loss", "cluster", "length"]
-    assert found["index"] == [0, 1, 2, 3]
-    assert found["loss"] == [1, 3, 0, 2]
-    assert found["length"] == [2, 1, 3, 0]
-    assert sorted(found["cluster"]) == [0, 1, 2, 3]
+    by_cluster = sorted(found.pop("cluster"))
+    assert found == {"index": [0, 1, 2, 3], "loss": [1, 3, 0, 2], "length": [2, 1, 3, 0]}
+    assert by_cluster == [0, 1, 2, 3]
 
 
 def test_clusters_of_the_joined_vectors_lie_together() -> None:
@@ -49,8 +42,9 @@ def test_clusters_of_the_joined_vectors_lie_together() -> None:
 def test_leaves_equal_scipys_on_the_vectors(n: int, optimal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordering, "OPTIMAL_UP_TO", n if optimal else n - 1)
     image, text = 7 * draw(n, 6), draw(n, 6, 1)
-    expected = leaves_list(linkage(joined(image, text), "average", "euclidean", optimal_ordering=optimal))
-    assert cluster(image, text) == expected.tolist()
+    joined = [side.numpy() / np.linalg.norm(side.numpy(), axis=1, keepdims=True) for side in (image, text)]
+    tree = linkage(np.concatenate(joined, axis=1), "average", "euclidean", optimal_ordering=optimal)
+    assert cluster(image, text) == leaves_list(tree).tolist()
 
 
 @pytest.mark.parametrize("n", [1, 2, 600])

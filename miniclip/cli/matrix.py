@@ -62,22 +62,15 @@ def matrix(
     run_dir = Path(checkpoint)
     trained = (run_dir / "config.yaml").is_file() and not checkpoint.startswith("open_clip:")
     config = load_config_file(run_dir / "config.yaml") if trained else None
-    given: dict[str, Any] = {
-        "name": name,
-        "revision": revision,
-        "image_column": image_column,
-        "caption_column": caption_column,
-    }
-    allowed = max_bad_fraction or 0.0
-    if data is None:
-        if config is None:
-            raise ValueError(f"--checkpoint {checkpoint} is not a run that names its data; add --data SOURCE")
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"--{option} belongs to --data; without it, the run's own data is read as its config says"
-                )
-        allowed = config.data.max_bad_fraction if max_bad_fraction is None else max_bad_fraction
+    given: dict[str, Any] = {"name": name, "revision": revision}
+    given |= {"image_column": image_column, "caption_column": caption_column}
+    stray = [f"--{option}" for option, value in given.items() if value is not None]
+    if data is None and config is None:
+        raise ValueError(f"--checkpoint {checkpoint} is not a run that names its data; add --data SOURCE")
+    if data is None and stray:
+        raise ValueError(f"{stray[0]} belongs to --data; without it, the run's own data is read as its config says")
+    if max_bad_fraction is None:
+        max_bad_fraction = config.data.max_bad_fraction if data is None and config is not None else 0.0
     folder = Path(out) if out else (run_dir if trained else Path()) / "inspection"
     check_folder("--out", folder)
 
@@ -96,63 +89,45 @@ def matrix(
 
     there = device_of(device)
     computed_in = for_encoding(choose(precision, there).name)
-    options = EncodeOptions(batch_size, computed_in, progress=sys.stderr.isatty(), max_bad_fraction=allowed)
+    options = EncodeOptions(batch_size, computed_in, progress=sys.stderr.isatty(), max_bad_fraction=max_bad_fraction)
     model, preprocess, tokenizer = load_model(checkpoint, there)
-    history = read_history(run_dir) if config is not None else None
+    history, log = read_history(run_dir), training_log(run_dir)
     loss = None if config is None else config.loss
     kind = positives or ("identity" if loss is None else loss.positives)
     scale, bias = scale_and_bias(model)
 
-    def embed(split: str, size_: int) -> tuple[Sample, Tensor, Tensor, Tensor]:
-        side = preprocess.image_size
+    def embed(split: str, pairs: int) -> tuple[Sample, tuple[Tensor, Tensor, Tensor]]:
+        side, allowed = preprocess.image_size, options.max_bad_fraction
         if data is not None:
             (source,) = Retrieval(data=data, split=split, size=size, seed=seed, **given).open(side, "test", allowed)
         else:
             assert config is not None
-            held = {"seed": config.run.seed, "eval_size": max(config.eval.size, size)}
-            source = open_pairs(config.data, split, image_size=side, **held)
-        sample = draw(source, size_, seed, preprocess, allowed=allowed, progress=options.progress)
+            largest = max(config.eval.size, size)
+            source = open_pairs(config.data, split, seed=config.run.seed, image_size=side, eval_size=largest)
+        sample = draw(source, pairs, seed, preprocess, allowed=allowed, progress=options.progress)
         if sample.bad:
             print(f"{len(sample.bad)} images cannot be read and are passed over: {first_few(sample.bad)}")
         image, text = sample.encode(model, preprocess, tokenizer, options)
-        return sample, image, text, sample.positives(kind, tokenizer)
+        return sample, (image, text, sample.positives(kind, tokenizer))
 
-    sample, image, text, together = embed(split, size)
-    learnt = None
+    sample, pairs = embed(split, size)
+    count, learnt = len(sample), None
     # as many pairs that were trained on: beside them shows what has been learnt by heart
     if data is None and loss is not None and split != "train":
-        known, *pairs = embed("train", len(sample))
-        if len(known) == len(sample):
-            learnt = loss_figures(pairs[0], pairs[1], pairs[2], scale, bias, loss)["loss_over_chance"]
+        trained_on, known = embed("train", count)
+        if len(trained_on) == count:
+            learnt = loss_figures(*known, scale, bias, loss)["loss_over_chance"]
     shown = data or (config.data.label if config is not None else "")
-    inspection = build(
-        sample,
-        image,
-        text,
-        together,
-        scale,
-        bias,
-        loss,
-        title=f"{run_dir.resolve().name} on {len(sample)} pairs of {Path(shown).name or shown}, {split}",
-        about={
-            "checkpoint": checkpoint,
-            "data": shown,
-            "split": split,
-            "pairs": str(len(sample)),
-            "seed": str(seed),
-            "trained with": "not known" if loss is None else loss.name,
-            "positives": kind,
-            "precision": computed_in,
-        },
-        training_loss_over_chance=learnt,
-        log=training_log(run_dir) if config is not None else None,
-        history=history,
-    )
+    title = f"{run_dir.resolve().name} on {count} pairs of {Path(shown).name or shown}, {split}"
+    about = {"checkpoint": checkpoint, "data": shown, "split": split, "pairs": str(count), "seed": str(seed)}
+    about |= {"trained with": loss.name if loss else "not known", "positives": kind, "precision": computed_in}
+    found: dict[str, Any] = {"training_loss_over_chance": learnt, "log": log, "history": history}
+    inspection = build(sample, *pairs, scale, bias, loss, title=title, about=about, **found)
     folder.mkdir(parents=True, exist_ok=True)
     write_numbers(inspection, folder / "matrix.json")
-    write_report(inspection, folder / "report.html")
+    page = write_report(inspection, folder / "report.html")
     _print(inspection)
-    print(f"{folder / 'report.html'} is the page; matrix.json is beside it")
+    print(f"{page} is the page; matrix.json is beside it")
 
 
 def _print(inspection: Inspection) -> None:
@@ -169,5 +144,7 @@ def _print(inspection: Inspection) -> None:
             out.print(plain(f"  {sentence}"))
     if not inspection.verdicts:
         out.print("Nothing stands out.")
-    if inspection.suspects:
-        out.print(f"{inspection.suspects} suspected false negatives; the page lists them, duplicates first")
+    if inspection.suspected_false_negatives:
+        out.print(
+            f"{inspection.suspected_false_negatives} suspected false negatives; the page lists them, duplicates first"
+        )

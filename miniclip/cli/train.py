@@ -24,7 +24,7 @@ def run(config: Config) -> dict[str, Any]:
     """Train as configured; what results.json holds, or an empty dict on other than the main process.
 
     Every process of an `accelerate launch` or `torchrun` calls it. Raises what `training.run.train` does, and before
-    the first step what `open_suite` and `open_matrix_log` do.
+    the first step what `open_suite` and `MatrixLog` do.
     """
     from miniclip.training.run import train
 
@@ -36,13 +36,13 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
     from miniclip.common.processes import place
     from miniclip.evaluation import suite
     from miniclip.evaluation.result import lower_is_better
-    from miniclip.inspection.history import open_matrix_log
+    from miniclip.inspection.history import MatrixLog
     from miniclip.training.best import Choice
     from miniclip.training.loop import Hooks
 
     test = suite.open_suite(config, "test")
     validation = suite.open_suite(config, "validation") if config.eval.every else {}
-    matrices = open_matrix_log(config, preprocess) if place()[0] == 0 and config.log.matrix_every else None
+    matrices = MatrixLog(config, preprocess) if place()[0] == 0 and config.log.matrix_every else None
 
     def evaluate(model: DualEncoder) -> tuple[dict[str, float], Choice | None]:
         results = suite.evaluate(config, validation, model, preprocess)

@@ -9,18 +9,10 @@ from statistics import mean
 from torch import Tensor
 
 from miniclip.config import LossConfig
-from miniclip.inspection.contents import Figure, History, Inspection, Temperature
+from miniclip.inspection.contents import Figure, History, Inspection
 from miniclip.inspection.ordering import orders
 from miniclip.inspection.sample import Sample
-from miniclip.inspection.suspects import (
-    count_false_negatives,
-    false_negatives,
-    hardest_negatives,
-    same_images,
-    same_texts,
-    unseen_duplicates,
-    worst_positives,
-)
+from miniclip.inspection.suspects import same_images, same_texts, suspects, unseen_duplicates
 from miniclip.inspection.verdicts import Repeats, verdicts
 from miniclip.inspection.views import loss_views, temperature
 from miniclip.losses.energy import free_energy
@@ -45,13 +37,13 @@ def build(
 ) -> Inspection:
     """Everything about the matrix of these pairs.
 
-    image, text: (N, E) float, unit length, N at least 2. positives: (N, N) bool, with the diagonal. scale, bias: the
-    model's; scale is the factor, not its logarithm. loss: what the model was trained with, if that is known; else the
-    figures are softmax's, or sigmoid's for a model with a bias. training_loss_over_chance: of as many pairs that were
-    trained on. log: the training's, name -> values. Raises ValueError if shapes do not fit, or for embeddings that are
-    not finite.
+    image, text: (N, E), at least float32, unit length, N at least 2. positives: (N, N) bool, with the diagonal. scale,
+    bias: the model's; scale is the factor, not its logarithm. loss: what the model was trained with, if that is known;
+    else the figures are softmax's, or sigmoid's for a model with a bias. training_loss_over_chance: of as many pairs
+    that were trained on. log: the training's, name -> values. Raises ValueError if shapes do not fit, or for
+    embeddings that are not finite.
     """
-    n = len(sample)
+    n, log = len(sample), log or {}
     if image.shape != text.shape or image.ndim != 2 or len(image) != n or positives.shape != (n, n):
         shapes = f"image {tuple(image.shape)}, text {tuple(text.shape)}, positives {tuple(positives.shape)}"
         raise ValueError(f"{n} pairs need embeddings of one shape (N, E) and positives (N, N); got {shapes}")
@@ -64,61 +56,45 @@ def build(
     view = losses[opened]
     curves = temperature(cosine, positives, scale, losses)
     equal_text, equal_image = same_texts(sample.captions), same_images(sample.thumbnails)
-    log = log or {}
+    # the best scale says nothing where the loss still falls at an end of the curve, or does not look at it
+    best, ends = curves.best.get(opened, math.nan), curves.scales[[0, -1]].tolist()
     values = {
         "loss": view.value,
         "loss_over_chance": view.value / (view.chance or 1.0),
         **batch_figures(image, text, scale, bias, positives),
         "unseen_duplicates": unseen_duplicates(positives, equal_text, equal_image),
         "logit_scale": scale,
-        "best_scale": _inside(curves, opened),
+        "best_scale": math.nan if any(math.isclose(best, end, rel_tol=1e-3) for end in ends) else best,
     }
     if training_loss_over_chance is not None:
         values["training_loss_over_chance"] = training_loss_over_chance
-    for name in ("grad_norm_image", "grad_norm_text"):
-        if log.get(name):
-            values[name] = log[name][-1]
+    values |= {name: log[name][-1] for name in ("grad_norm_image", "grad_norm_text") if log.get(name)}
     if log.get("scale_clamped"):
         values["scale_clamped"] = mean(log["scale_clamped"])  # each of as many steps, but for the last
-    found = verdicts(values, _repeats(equal_image), _repeats(equal_text), log, history)
-    lists = (cosine, positives, equal_text, equal_image)
+    figures = []
+    for name in (name for name in FIGURES if name in values):
+        label, unit, help_ = FIGURES[name]
+        value = values[name] if math.isfinite(values[name]) else None
+        figures.append(Figure(name, label, value, view.unit if name == "loss" else unit, help_))
+    of_images, of_texts = free_energy(scale * cosine + (bias or 0.0))
     return Inspection(
         title=title,
         about=dict(about or {}),
         captions=sample.captions,
         names=sample.names,
         thumbnails=sample.thumbnails,
+        logit_scale=scale,
+        logit_bias=bias,
+        loss=opened,
+        figures=figures,
+        verdicts=verdicts(values, Repeats.of(equal_image), Repeats.of(equal_text), log, history),
+        **suspects(cosine, positives, equal_text, equal_image)._asdict(),
+        free_energy_of_images=of_images,
+        free_energy_of_texts=of_texts,
+        orders=orders(image, text, view.row_loss + view.column_loss, sample.captions),
+        temperature=curves,
+        losses=losses,
         cosine=cosine,
         positives=positives,
-        scale=scale,
-        bias=bias,
-        loss=opened,
-        orders=orders(image, text, view.row_loss + view.column_loss, sample.captions),
-        losses=losses,
-        temperature=curves,
-        figures=[_figure(name, values[name], view.unit) for name in FIGURES if name in values],
-        verdicts=found,
-        false_negatives=false_negatives(*lists),
-        suspects=count_false_negatives(*lists),
-        hardest_negatives=hardest_negatives(*lists),
-        worst_positives=worst_positives(cosine, positives),
-        free_energy=free_energy(scale * cosine + (bias or 0.0)),
         history=history,
     )
-
-
-def _figure(name: str, value: float, loss_unit: str) -> Figure:
-    label, unit, help_ = FIGURES[name]
-    return Figure(name, label, value if math.isfinite(value) else None, loss_unit if name == "loss" else unit, help_)
-
-
-def _repeats(same: Tensor) -> Repeats:
-    groups = int((~same.tril(-1).any(1)).sum())
-    return Repeats(float(same.sum(1).max()) / len(same), groups)
-
-
-def _inside(curves: Temperature, name: str) -> float:
-    """The best scale, or NaN where the loss still falls at an end of the curve, or does not look at it."""
-    best = curves.best.get(name, math.nan)
-    ends = (float(curves.scales[0]), float(curves.scales[-1]))
-    return math.nan if any(math.isclose(best, end, rel_tol=1e-3) for end in ends) else best

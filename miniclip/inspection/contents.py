@@ -1,4 +1,4 @@
-"""What an inspection finds: plain values and float64 tensors, which the JSON and the page are made from.
+"""What an inspection finds: plain values and float64 tensors, under the names that the JSON and the page give them.
 
 Axes: N pairs; row i is image i, column j is text j. All tensors lie on the CPU.
 """
@@ -18,18 +18,18 @@ Duplicate = Literal["text", "image", "both"]
 class LossView:
     """The matrix under one loss; what it was handed is `scale * cosine + bias`."""
 
+    trained: bool  # whether the model was trained with this loss and these settings
     settings: dict[str, Any]  # keywords of the function in miniclip.losses.LOSSES
     scale: float  # 1 for a loss on cosines
     bias: float | None
-    trained: bool  # whether the model was trained with this loss and these settings
-    value: float  # the mean of its two directions
-    chance: float  # its value where nothing is told apart
+    unit: Literal["nats", "cosine"]  # of the values
     row_loss: Tensor  # (N,), what each image pays
     column_loss: Tensor  # (N,), what each text pays; the means of both, averaged, are value
     pair_loss: Tensor  # (N, N), how that divides over the pairs; its sum is N times value
     gradient: Tensor  # (N, N), d value / d entry of the matrix that the loss was handed
-    unit: Literal["nats", "cosine"]  # of the values
-    targets: Tensor | None = None  # (N, N), what the soft loss was given beside the matrix
+    targets: Tensor | None  # (N, N), what the soft loss was given beside the matrix
+    value: float  # the mean of its two directions
+    chance: float  # its value where nothing is told apart
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Temperature:
 
     scales: Tensor  # (T,), rising, among them the learned one and the best of each loss
     learned: float
-    loss: dict[str, Tensor]  # with the bias of its LossView
     best: dict[str, float]  # the scale of the lowest loss
-    entropy_rows: Tensor  # mean entropy of the row probabilities, in nats
-    entropy_columns: Tensor
-    negatives_rows: Tensor  # mean effective number of negatives
-    negatives_columns: Tensor
+    loss: dict[str, Tensor]  # with the bias of its LossView
+    entropy_of_rows: Tensor  # mean entropy of the row probabilities, in nats
+    entropy_of_columns: Tensor
+    effective_negatives_of_rows: Tensor  # mean
+    effective_negatives_of_columns: Tensor
 
 
 class Cell(NamedTuple):
@@ -86,9 +86,9 @@ class History:
     """One fixed batch of n held-out pairs along the training, and the curves of the run."""
 
     steps: list[int]  # S, rising
-    cosines: Tensor  # (S, n, n) float16
-    figures: dict[str, Tensor]  # name -> (S,), among them loss, logit_scale, r1_image_to_text, r1_text_to_image
     captions: list[str]  # n
+    figures: dict[str, Tensor]  # name -> (S,), among them loss, logit_scale, r1_image_to_text, r1_text_to_image
+    cosines: Tensor  # (S, n, n) float16
     # name -> values of metrics.jsonl, among them step, loss, loss_over_chance and logit_scale, all of one length; NaN
     # where a line lacks one
     training: dict[str, list[float]]
@@ -103,24 +103,20 @@ class Inspection:
     captions: list[str]
     names: list[str]  # files or rows
     thumbnails: list[Image.Image]  # RGB squares of one size
-    cosine: Tensor  # (N, N)
-    positives: Tensor  # (N, N) bool
-    scale: float
-    bias: float | None
+    logit_scale: float
+    logit_bias: float | None
     loss: str  # the name in losses that the page opens with
-    orders: dict[str, list[int]]  # index, loss, cluster, length -> permutation of the N pairs
-    losses: dict[str, LossView]  # all of miniclip.losses.LOSSES
-    temperature: Temperature
     figures: list[Figure]
     verdicts: list[Verdict]
     false_negatives: list[Cell]  # the worst first, as in the lists below
     hardest_negatives: list[Cell]
     worst_positives: list[Cell]
-    free_energy: tuple[Tensor, Tensor]  # (N,) of the images and (N,) of the texts, in nats
+    suspected_false_negatives: int  # all of them, less those that the loss counts as positives
+    free_energy_of_images: Tensor  # (N,), in nats
+    free_energy_of_texts: Tensor
+    orders: dict[str, list[int]]  # index, loss, cluster, length -> permutation of the N pairs
+    temperature: Temperature
+    losses: dict[str, LossView]  # all of miniclip.losses.LOSSES
+    cosine: Tensor  # (N, N)
+    positives: Tensor  # (N, N) bool
     history: History | None = None
-    suspects: int = 0  # all suspected false negatives, less those that the loss counts as positives
-
-    @property
-    def logits(self) -> Tensor:
-        """(N, N), scale * cosine + bias."""
-        return self.scale * self.cosine + (self.bias or 0.0)

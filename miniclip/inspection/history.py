@@ -1,15 +1,14 @@
 """The matrix along the training: one fixed batch of validation pairs, looked at again and again.
 
-    matrix/batch.json                    captions and names of the n pairs
-    matrix/step_00000100.safetensors     cosine (n, n) float16, and the figures of that step in the header
-
-Small enough to keep: 64 pairs take 10 kB a step.
+matrix/batch.json                    captions and names of the n pairs
+matrix/step_00000100.safetensors     cosine (n, n) float16, and the figures in the header; 10 kB for 64 pairs
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from itertools import chain
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from miniclip.common.console import write_json
 from miniclip.common.printing import first_few
-from miniclip.config import Config, ConfigError, LossConfig
+from miniclip.config import Config, ConfigError
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.evaluation.encode import EncodeOptions
 from miniclip.inspection.contents import History
-from miniclip.inspection.sample import Sample, TooFewPairs, draw, scale_and_bias
+from miniclip.inspection.sample import TooFewPairs, draw, scale_and_bias
 from miniclip.inspection.views import loss_figures
 from miniclip.metrics.batch import batch_figures
 from miniclip.models import DualEncoder
@@ -37,17 +35,37 @@ from miniclip.training.run_dir import MATRICES, kept_matrices
 BATCH = "batch.json"
 
 
-@dataclass(frozen=True)
 class MatrixLog:
-    """Writes the matrix of one fixed batch into a folder of the run whenever asked to. positives: (n, n) bool."""
+    """Writes the matrix of one fixed batch into a folder of the run whenever asked to.
 
-    folder: Path
-    sample: Sample
-    positives: Tensor
-    preprocess: Preprocess
-    tokenizer: Tokenizer
-    loss: LossConfig
-    options: EncodeOptions
+    The batch is of log.matrix_size pairs of the validation split: one that the model learns by heart would tell less.
+    config: with its model resolved. Raises what open_pairs does, and ConfigError if there are too few pairs, or if a
+    run that is resumed has another fixed batch.
+    """
+
+    def __init__(self, config: Config, preprocess: Preprocess) -> None:
+        size, seed = config.log.matrix_size, config.run.seed
+        source = open_pairs(config.data, "validation", seed=seed, image_size=preprocess.image_size, eval_size=size)
+        try:
+            self.sample = draw(source, size, seed, preprocess, allowed=config.data.max_bad_fraction)
+        except TooFewPairs as error:
+            raise ConfigError(
+                f"log.matrix_every={config.log.matrix_every}: {error} of the validation split; set it to 0"
+            ) from error
+        if bad := self.sample.bad:
+            named = first_few(bad)
+            print(f"{len(bad)} validation images cannot be read and are left out of the fixed batch: {named}")
+        assert config.model.context_length is not None
+        self.preprocess, self.loss = preprocess, config.loss
+        self.tokenizer = Tokenizer(context_length=config.model.context_length)
+        self.options = EncodeOptions(config.eval.batch_size, for_encoding(config.train.precision))
+        self.positives = self.sample.positives(config.loss.positives, self.tokenizer)
+        self.folder = Path(config.run.dir) / MATRICES
+        batch = self.folder / BATCH
+        if config.run.resume and batch.exists() and _captions(batch) != self.sample.captions:
+            raise ConfigError(
+                f"the matrices in {self.folder} are of another batch; set log.matrix_size back, or delete that folder"
+            )
 
     def write(self, step: int, model: DualEncoder) -> None:
         """Store the matrix as it is after `step` steps, and the figures of the batch, its loss among them."""
@@ -63,51 +81,13 @@ class MatrixLog:
         save_file({"cosine": (image @ text.T).half()}, part, metadata={"figures": json.dumps(figures)})
         part.replace(path)
 
-    def check_same_batch(self) -> None:
-        """Raise ConfigError if the folder holds the matrices of another batch, which these would not go with."""
-        path = self.folder / BATCH
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["captions"] != self.sample.captions:
-            raise ConfigError(
-                f"the matrices in {self.folder} are of another batch; set log.matrix_size back, or delete that folder"
-            )
-
-
-def open_matrix_log(config: Config, preprocess: Preprocess) -> MatrixLog:
-    """Of log.matrix_size pairs of the validation split: a batch that the model learns by heart would tell less.
-
-    config: with its model resolved. Raises what open_pairs does, and ConfigError if there are too few pairs, or if a
-    run that is resumed has another fixed batch.
-    """
-    size = config.log.matrix_size
-    source = open_pairs(
-        config.data, "validation", seed=config.run.seed, image_size=preprocess.image_size, eval_size=size
-    )
-    try:
-        sample = draw(source, size, config.run.seed, preprocess, allowed=config.data.max_bad_fraction)
-    except TooFewPairs as error:
-        raise ConfigError(
-            f"log.matrix_every={config.log.matrix_every}: {error} of the validation split; set it to 0"
-        ) from error
-    if sample.bad:
-        count, named = len(sample.bad), first_few(sample.bad)
-        print(f"{count} validation images cannot be read and are left out of the fixed batch: {named}")
-    assert config.model.context_length is not None
-    options = EncodeOptions(config.eval.batch_size, for_encoding(config.train.precision))
-    tokenizer = Tokenizer(context_length=config.model.context_length)
-    positives = sample.positives(config.loss.positives, tokenizer)
-    folder = Path(config.run.dir) / MATRICES
-    log = MatrixLog(folder, sample, positives, preprocess, tokenizer, config.loss, options)
-    if config.run.resume:
-        log.check_same_batch()
-    return log
-
 
 def read_history(run_dir: Path) -> History | None:
     """What MatrixLog and the log of the training left in run_dir; None without a matrix.
 
     Raises ValueError that names a file that cannot be read.
     """
-    paths = kept_matrices(run_dir)
+    paths, batch = kept_matrices(run_dir), run_dir / MATRICES / BATCH
     if not paths:
         return None
     cosines, lines = [], []
@@ -119,41 +99,32 @@ def read_history(run_dir: Path) -> History | None:
                 lines[-1]["logit_scale"]  # which the page cannot do without
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a matrix of a training ({error}); delete it to do without it") from error
-    batch = run_dir / MATRICES / BATCH
     try:
-        captions = [str(text) for text in json.loads(batch.read_text(encoding="utf-8"))["captions"]]
-        stacked = torch.stack(cosines)
+        captions, stacked = _captions(batch), torch.stack(cosines)
         if stacked.shape[1:] != (len(captions), len(captions)):
             raise ValueError(f"{len(captions)} captions and matrices {tuple(stacked.shape[1:])}")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{batch} does not go with the matrices beside it ({error}); delete {batch.parent}") from error
     figures = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
-    return History(
-        steps=[int(path.stem.removeprefix("step_")) for path in paths],
-        cosines=stacked,
-        figures=figures,
-        captions=captions,
-        training=training_log(run_dir),
-    )
+    steps = [int(path.stem.removeprefix("step_")) for path in paths]
+    return History(steps, captions, figures, stacked, training_log(run_dir))
+
+
+def _captions(batch: Path) -> list[str]:
+    return [str(text) for text in json.loads(batch.read_text(encoding="utf-8"))["captions"]]
 
 
 def training_log(run_dir: Path) -> dict[str, list[float]]:
     """The lines of metrics.jsonl that tell of training steps: name -> values, NaN where a line lacks one.
 
-    Without the file, or without such a line, it is empty. What is not a line of JSON, such as a half-written last one,
-    is passed over.
+    Without the file, or such a line, it is empty. What is not a line of JSON, such as half of one, is passed over.
     """
-    path = run_dir / "metrics.jsonl"
-    lines: list[dict[str, Any]] = []
+    path, lines = run_dir / "metrics.jsonl", []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "loss" in line:
-            lines.append(line)
-    names = dict.fromkeys(name for line in lines for name in line)
-    return {name: [_number(line.get(name)) for line in lines] for name in names}
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    lines = [line for line in lines if isinstance(line, dict) and "loss" in line]
+    return {name: [_number(line.get(name)) for line in lines] for name in dict.fromkeys(chain(*lines))}
 
 
 def _number(value: Any) -> float:

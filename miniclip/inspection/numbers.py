@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from miniclip.common.console import write_json
-from miniclip.inspection.contents import Inspection, LossView
+from miniclip.common.console import json_safe, write_json
+from miniclip.inspection.contents import Inspection
 
 WHOLE = 256  # pairs up to which the JSON holds the matrices of all losses; of more, they would be hundreds of megabytes
 
@@ -20,70 +20,34 @@ def write_numbers(inspection: Inspection, path: Path) -> None:
     A matrix is a list of rows, one an image. A loss was handed scale * cosine + bias, and gradient is d value / d entry
     of that.
     """
-    write_json(path, numbers(inspection, len(inspection.captions) <= WHOLE), indent=None)
-
-
-def numbers(inspection: Inspection, whole: bool) -> dict[str, Any]:
-    """All of it but the thumbnails, ready for JSON. whole: with the N x N matrices."""
-    curves = inspection.temperature
-    lists = ("false_negatives", "hardest_negatives", "worst_positives")
-    values: dict[str, Any] = {
-        "title": inspection.title,
-        "about": inspection.about,
-        "pairs": [
-            {"name": name, "caption": caption}
-            for name, caption in zip(inspection.names, inspection.captions, strict=True)
-        ],
-        "logit_scale": inspection.scale,
-        "logit_bias": inspection.bias,
-        "loss": inspection.loss,
-        "figures": {figure.name: figure.value for figure in inspection.figures},
-        "verdicts": [verdict._asdict() for verdict in inspection.verdicts],
-        **{name: [cell._asdict() for cell in getattr(inspection, name)] for name in lists},
-        "suspected_false_negatives": inspection.suspects,
-        "free_energy_of_images": _list(inspection.free_energy[0]),
-        "free_energy_of_texts": _list(inspection.free_energy[1]),
-        "orders": inspection.orders,
-        "temperature": {
-            "scales": _list(curves.scales),
-            "learned": curves.learned,
-            "best": curves.best,
-            "loss": {name: _list(curve) for name, curve in curves.loss.items()},
-            "entropy_of_rows": _list(curves.entropy_rows),
-            "entropy_of_columns": _list(curves.entropy_columns),
-            "effective_negatives_of_rows": _list(curves.negatives_rows),
-            "effective_negatives_of_columns": _list(curves.negatives_columns),
-        },
-        "whole": whole,
-        "losses": {name: _loss(view, whole) for name, view in inspection.losses.items()},
-    }
+    whole = len(inspection.captions) <= WHOLE
+    values = numbers(inspection, 2 if whole else 1)
+    values |= {"whole": whole, "figures": {figure.name: figure.value for figure in inspection.figures}}
     if whole:
-        values["cosine"] = _list(inspection.cosine)
-        values["positives"] = inspection.positives.tolist()
-        values["row_probability"] = _list(inspection.logits.softmax(1))
-        values["column_probability"] = _list(inspection.logits.softmax(0))
-    if (history := inspection.history) is not None:
-        figures = {name: _list(curve) for name, curve in history.figures.items()}
-        values["history"] = {"steps": history.steps, "captions": history.captions, "figures": figures}
-    return values
+        logits = inspection.logit_scale * inspection.cosine + (inspection.logit_bias or 0.0)
+        values |= {"row_probability": _plain(logits.softmax(1), 2), "column_probability": _plain(logits.softmax(0), 2)}
+    if inspection.history:
+        del values["history"]["training"]
+    write_json(path, values, indent=None)
 
 
-def _loss(view: LossView, whole: bool) -> dict[str, Any]:
-    plain = ("trained", "settings", "scale", "bias", "unit")
-    tensors = ["row_loss", "column_loss", *(["pair_loss", "gradient"] if whole else [])]
-    if whole and view.targets is not None:
-        tensors.append("targets")
-    values = {name: getattr(view, name) for name in plain} | {name: _list(getattr(view, name)) for name in tensors}
-    return values | {"value": finite(view.value), "chance": finite(view.chance)}
+def numbers(inspection: Inspection, axes: int = 1) -> dict[str, Any]:
+    """All of it but the thumbnails, ready for JSON: null where a number is not finite. axes: of the largest tensors."""
+    found = dict(vars(inspection))
+    del found["thumbnails"]
+    pairs = zip(found.pop("names"), found.pop("captions"), strict=True)
+    plain: dict[str, Any] = _plain(found, axes)
+    return plain | {"pairs": [{"name": name, "caption": caption} for name, caption in pairs]}
 
 
-def _list(values: Tensor) -> Any:
-    """Nested lists; null for what is not finite, which JSON cannot say."""
-    if bool(values.isfinite().all()):
-        return values.tolist()
-    return [_list(row) if values.ndim > 1 else finite(float(row)) for row in values]
-
-
-def finite(value: float | None) -> float | None:
-    """The number, or None where it is not finite."""
-    return value if value is not None and math.isfinite(value) else None
+def _plain(value: Any, axes: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist() if bool(value.isfinite().all()) else json_safe(value.tolist())
+    if is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):  # a NamedTuple
+        value = value._asdict()
+    if isinstance(value, dict):
+        found = {k: v for k, v in value.items() if v is not None or k not in ("targets", "history")}
+        return {k: _plain(v, axes) for k, v in found.items() if not (isinstance(v, Tensor) and v.ndim > axes)}
+    return [_plain(each, axes) for each in value] if isinstance(value, list) else json_safe(value)

@@ -26,17 +26,13 @@ class TooFewPairs(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """Pair k is squares[k] with captions[k].
+    """Pair k is squares[k] with captions[k]."""
 
-    squares: as the image encoder takes them. thumbnails: of THUMBNAIL pixels. names: files or rows. bad: what could not
-    be read and was passed over.
-    """
-
-    squares: list[Image.Image]
-    thumbnails: list[Image.Image]
+    squares: list[Image.Image]  # as the image encoder takes them
+    thumbnails: list[Image.Image]  # of THUMBNAIL pixels
     captions: list[str]
-    names: list[str]
-    bad: list[str]
+    names: list[str]  # files or rows
+    bad: list[str]  # what could not be read and was passed over
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -51,11 +47,7 @@ class Sample:
         return Positives.of(kind, own, equal[:, None]).of_images(slice(None))
 
     def encode(
-        self,
-        model: TwoTowers,
-        preprocess: Preprocess,
-        tokenizer: TextTokenizer,
-        options: EncodeOptions = DEFAULT,
+        self, model: TwoTowers, preprocess: Preprocess, tokenizer: TextTokenizer, options: EncodeOptions = DEFAULT
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of the images and of the texts, (N, E) float32, unit length."""
         return encode_images(model, self, preprocess, options), encode_texts(model, tokenizer, self.captions, options)

@@ -37,16 +37,33 @@ def loss_views(
     image, text: (N, E) float64, unit length; the soft loss's targets come from them. cosine: (N, N) float64. positives:
     (N, N) bool. scale, bias: the model's; a sigmoid loss that finds no bias gets the best one for this matrix.
     """
-    views = {}
-    for name in LOSSES:
-        known = trained is not None and trained.name == name
-        config = trained if trained is not None and known else LossConfig(name=name)  # type: ignore[arg-type]
+    views, n = {}, len(positives)
+    for name, loss in LOSSES.items():
+        config = trained if trained and trained.name == name else LossConfig(name=name)  # type: ignore[arg-type]
+        own_bias = None if loss.on_cosines else bias
         if config.pairwise and bias is None:
-            own_bias: float | None = best_bias(scale * cosine, int(positives.sum()))
-        else:
-            own_bias = None if LOSSES[name].on_cosines else bias
+            own_bias = best_bias(scale * cosine, int(positives.sum()))
         logits, settings = handed(config, image, text, cosine, scale, own_bias)
-        views[name] = _view(config, logits, settings, positives, trained=known, bias=own_bias, scale=scale)
+        logits = logits.detach()
+        by_row, by_column = loss.both_ways(logits, positives, parts=True, **settings)
+        values = loss(logits.requires_grad_(), positives, reduction="none", **settings)
+        value = values.mean()  # as many rows as columns
+        (gradient,) = torch.autograd.grad(value, logits)
+        values = values.detach()
+        views[name] = LossView(
+            trained=config is trained,
+            settings={key: setting for key, setting in settings.items() if key != "targets"},
+            scale=1.0 if loss.on_cosines else scale,
+            bias=own_bias,
+            unit="cosine" if loss.on_cosines else "nats",
+            row_loss=values[:n],
+            column_loss=values[n:],
+            pair_loss=(by_row + by_column.T) / 2,
+            gradient=gradient,
+            targets=settings.get("targets"),
+            value=float(value.detach()),
+            chance=chance_loss(config, n, 1, END),
+        )
     return views
 
 
@@ -78,31 +95,6 @@ def loss_figures(
     return {"loss": value, "loss_over_chance": value / (chance_loss(config, len(image), 1, step) or 1)}
 
 
-def _view(
-    config: LossConfig, logits: Tensor, settings: dict[str, Any], positives: Tensor, *, scale: float, **about: Any
-) -> LossView:
-    n, loss = len(positives), LOSSES[config.name]
-    logits = logits.detach().requires_grad_()
-    values = loss(logits, positives, reduction="none", **settings)
-    value = values.mean()  # as many rows as columns
-    (gradient,) = torch.autograd.grad(value, logits)
-    values = values.detach()
-    by_row, by_column = loss.both_ways(logits.detach(), positives, parts=True, **settings)
-    return LossView(
-        settings={key: setting for key, setting in settings.items() if key != "targets"},
-        scale=1.0 if loss.on_cosines else scale,
-        value=float(value.detach()),
-        chance=chance_loss(config, n, 1, END),
-        row_loss=values[:n],
-        column_loss=values[n:],
-        pair_loss=(by_row + by_column.T) / 2,
-        gradient=gradient,
-        unit="cosine" if loss.on_cosines else "nats",
-        targets=settings.get("targets"),
-        **about,
-    )
-
-
 def best_bias(logits: Tensor, positives: int) -> float:
     """The bias at which the matrix expects as many positives as there are: there the sigmoid loss is lowest.
 
@@ -111,10 +103,8 @@ def best_bias(logits: Tensor, positives: int) -> float:
     low, high = -float(logits.max()) - 50.0, -float(logits.min()) + 50.0
     for _ in range(60):
         middle = (low + high) / 2
-        if float((logits + middle).sigmoid().sum()) > positives:
-            high = middle
-        else:
-            low = middle
+        too_many = float((logits + middle).sigmoid().sum()) > positives
+        low, high = (low, middle) if too_many else (middle, high)
     return (low + high) / 2
 
 
@@ -128,9 +118,7 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
     @cache
     def value(name: str, log_scale: float) -> float:
         view = losses[name]
-        settings: dict[str, Any] = dict(view.settings)
-        if view.targets is not None:
-            settings["targets"] = view.targets.float()
+        settings = view.settings if view.targets is None else view.settings | {"targets": view.targets.float()}
         return float(LOSSES[name](math.exp(log_scale) * cosine + (view.bias or 0.0), positives, **settings))
 
     scaled = [name for name in losses if not LOSSES[name].on_cosines]
@@ -147,25 +135,15 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
     curves = []
     for at in points:
         logits = math.exp(at) * cosine
-        rows, columns = effective_negatives(logits, positives)
-        curves.append((_entropy(logits, 1), _entropy(logits, 0), float(rows.mean()), float(columns.mean())))
-    entropy_rows, entropy_columns, negatives_rows, negatives_columns = torch.tensor(curves, dtype=torch.float64).T
+        log_p = [logits.log_softmax(axis) for axis in (1, 0)]
+        entropies = [float(-(each.exp() * each).sum(axis).mean()) for each, axis in zip(log_p, (1, 0), strict=True)]
+        curves.append([*entropies, *(float(side.mean()) for side in effective_negatives(logits, positives))])
+    double = partial(torch.tensor, dtype=torch.float64)
     return Temperature(
         # the learned one as it was given, not to the last bit of its logarithm
-        scales=torch.tensor(
-            [learned if at == math.log(learned) else math.exp(at) for at in points], dtype=torch.float64
-        ),
-        learned=learned,
-        loss={name: torch.tensor([value(name, at) for at in points], dtype=torch.float64) for name in scaled},
-        best={name: math.exp(at) for name, at in best.items()},
-        entropy_rows=entropy_rows,
-        entropy_columns=entropy_columns,
-        negatives_rows=negatives_rows,
-        negatives_columns=negatives_columns,
+        double([learned if at == math.log(learned) else math.exp(at) for at in points]),
+        learned,
+        {name: math.exp(at) for name, at in best.items()},
+        {name: double([value(name, at) for at in points]) for name in scaled},
+        *double(curves).T,
     )
-
-
-def _entropy(logits: Tensor, axis: int) -> float:
-    """Mean entropy of the softmax along an axis, in nats."""
-    log_p = logits.log_softmax(axis)
-    return float(-(log_p.exp() * log_p).sum(axis).mean())

@@ -5,8 +5,6 @@ Axes: N pairs, E embedding.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,15 +13,6 @@ from miniclip.metrics.geometry import alignment, effective_negatives, effective_
 from miniclip.metrics.retrieval import recall_at_k, retrieval_ranks
 
 PAIRS = 512  # of a training batch that the log looks at: the rank of more takes longer than the step of a small model
-
-
-class Meaning(NamedTuple):
-    """label, unit ("" for a share or a plain number), and how to read it."""
-
-    label: str
-    unit: str
-    help: str
-
 
 _FIGURES = """\
 loss | loss | nats | The loss of these pairs, mean of both directions.
@@ -54,22 +43,18 @@ best_scale | best scale | | Where the loss of these pairs would be lowest; - if 
 scale_clamped | steps at the clamp | | Share of the steps in which the scale stood at 1 or at 100.
 grad_norm_image | gradient norm, image encoder | | Before clipping, in the last steps.
 grad_norm_text | gradient norm, text encoder | | Before clipping, in the last steps."""
-# all that a log line, the JSON and the page may hold, in the page's order
-FIGURES = {row[0]: Meaning(*row[1:]) for row in ([s.strip() for s in x.split("|")] for x in _FIGURES.splitlines())}
+# all that a log line, the JSON and the page may hold, in the page's order: name -> label, unit ("" for a share or a
+# plain number), and how to read it
+FIGURES = {name.strip(): [*map(str.strip, about)] for name, *about in (x.split("|") for x in _FIGURES.splitlines())}
 
 
 @torch.no_grad()
-def batch_figures(
-    image: Tensor, text: Tensor, scale: float, bias: float | None = None, positives: Tensor | None = None
-) -> dict[str, float]:
+def batch_figures(image: Tensor, text: Tensor, scale: float, bias: float | None, positives: Tensor) -> dict[str, float]:
     """The figures of a batch that need no loss, by their names in FIGURES.
 
-    image, text: (N, E) float, unit length, on one device. positives: (N, N) bool, the diagonal if left out.
+    image, text: (N, E), at least float32, unit length, on one device. positives: (N, N) bool.
     """
-    image, text = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (image, text))
     cosine = image @ text.T
-    if positives is None:
-        positives = torch.eye(len(image), dtype=torch.bool, device=image.device)
     ranks = retrieval_ranks(cosine, positives)
     logits = scale * cosine + (bias or 0.0)
     by_image, by_text = effective_negatives(logits, positives)

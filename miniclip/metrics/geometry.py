@@ -22,10 +22,10 @@ def alignment(image: Tensor, text: Tensor) -> float:
     return (image - text).square().sum(1).mean().item()
 
 
-def uniformity(x: Tensor, t: float = 2.0) -> float:
-    """Log of the mean of exp(-t |xi - xj|^2) over all i != j: the lower, the more evenly the rows fill the sphere.
+def uniformity(x: Tensor) -> float:
+    """Log of the mean of exp(-2 |xi - xj|^2) over all i != j: the lower, the more evenly the rows fill the sphere.
 
-    Source: Wang & Isola, arXiv:2005.10242. In [-4 t, 0]; 0 means that all rows are one point. x: (N, E).
+    Source: Wang & Isola, arXiv:2005.10242. In [-8, 0]; 0 means that all rows are one point. x: (N, E).
     Raises ValueError for another shape or fewer than two rows.
     """
     x = _rows(x, "x")
@@ -34,7 +34,7 @@ def uniformity(x: Tensor, t: float = 2.0) -> float:
         raise ValueError("uniformity compares rows with each other; pass two or more")
     squares = x.square().sum(1)
     distances = (squares[:, None] + squares - 2 * x @ x.T).clamp(min=0).fill_diagonal_(torch.inf)
-    return (-t * distances).logsumexp((0, 1)).item() - math.log(n * (n - 1))
+    return (-2 * distances).logsumexp((0, 1)).item() - math.log(n * (n - 1))
 
 
 def modality_gap(image: Tensor, text: Tensor) -> float:
@@ -62,20 +62,18 @@ def effective_rank(x: Tensor) -> float:
     return torch.special.entr(values / values.sum()).sum().exp().item()
 
 
-def effective_negatives(logits: Tensor, positives: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def effective_negatives(logits: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
     """How many negatives each image and each text in effect competes with: (N,) and (M,).
 
     exp of the entropy of a row's (column's) softmax over its negatives alone: from 1, one of them has it all, to their
-    number, all have the same. 0 for a row without negatives. logits: (N, M), scaled. positives: (N, M) bool; left out,
-    the diagonal. Raises ValueError for other shapes.
+    number, all have the same. 0 for a row without negatives. logits: (N, M), scaled. positives: (N, M) bool. Raises
+    ValueError for other shapes.
     """
     logits = _rows(logits, "logits")
-    if positives is None:
-        positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     if positives.shape != logits.shape or positives.dtype != torch.bool:
         raise ValueError(
             f"positives must be bool of the shape of logits, {tuple(logits.shape)}, not {positives.dtype} "
-            f"{tuple(positives.shape)}; without them logits must be square"
+            f"{tuple(positives.shape)}"
         )
     return _negatives_of_rows(logits, positives), _negatives_of_rows(logits.T, positives.T)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +17,33 @@ from miniclip.config import LossConfig
 from miniclip.inspection.contents import Cell, Inspection, Verdict
 from miniclip.inspection.page.write import write_report
 from support import inspecting
-from support.browsing import BIAS, N, Visits, plain, started
+from support.browsing import N, Screen, Visits, plain
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = [
+    "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-quic",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with started() as browser:
+    """Without a browser the test is skipped, or fails if MINICLIP_REQUIRE_BROWSER is 1."""
+    lacking = pytest.fail if os.environ.get("MINICLIP_REQUIRE_BROWSER") == "1" else pytest.skip
+    if importlib.util.find_spec("playwright") is None:
+        lacking("playwright is not installed: pip install playwright")
+    path = os.environ.get("CHROME") or next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        lacking("there is no Chromium: install chromium or Chrome, or name its binary in CHROME")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
         yield browser
+        browser.close()
 
 
 @pytest.fixture
@@ -41,22 +61,19 @@ def found() -> Inspection:
     captions[20] = captions[3]
     positives = torch.eye(N, dtype=torch.bool)
     positives[3, 20] = positives[20, 3] = True
-    loss = LossConfig(name="sigmoid")
-    built = inspecting.inspection(
-        N, captions=captions, loss=loss, bias=BIAS, positives=positives, history=inspecting.history(), seed=46
-    )
+    given: dict[str, Any] = {"loss": LossConfig(name="sigmoid"), "bias": -7.0, "positives": positives, "seed": 46}
+    built = inspecting.inspection(N, captions=captions, history=inspecting.history(), **given)
     cosine = built.cosine.tolist()
     kinds: list[tuple[int, int, Any, bool]] = [(3, 20, "text", True), (5, 6, "image", False), (7, 1, "both", False)]
+    advice = ["Train longer.", "Or `not <b>`."]
     return replace(
         built,
         thumbnails=plain(N),
         false_negatives=[Cell(i, j, cosine[i][j], 0.125, kind, positive) for i, j, kind, positive in kinds],
-        suspects=250,
+        suspected_false_negatives=250,
         hardest_negatives=[Cell(k, k + 1, cosine[k][k + 1], -0.0625) for k in range(15)],
         worst_positives=[Cell(k, k, cosine[k][k], -0.5, positive=True) for k in (9, 4)],
-        verdicts=[
-            Verdict("collapsed", "Everything is one point", ["The rank is 1."], ["Train longer.", "Or `not <b>`."])
-        ],
+        verdicts=[Verdict("collapsed", "Everything is one point", ["The rank is 1."], advice)],
     )
 
 
@@ -66,5 +83,5 @@ def written(found: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def page(visit: Visits, written: Path) -> Page:
+def page(visit: Visits, written: Path) -> Screen:
     return visit(written)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from miniclip.inspection.contents import Inspection
-from miniclip.inspection.numbers import finite, numbers
+from miniclip.inspection.numbers import numbers
 from miniclip.inspection.sample import THUMBNAIL
 
 SCRIPTS = ("page_data.js", "page_matrix.js", "page_charts.js", "page.js")
@@ -42,12 +42,13 @@ def write_report(inspection: Inspection, path: str | Path) -> Path:
             raise ValueError(f"there are {count} {name} for {n} pairs; pass one a pair")
     blocks, factors = _matrices(inspection)
     sheets = _sheets(inspection.thumbnails)
-    blocks += [_block(f"sheet-{k}", base64.b64encode(sheet).decode()) for k, sheet in enumerate(sheets)]
+    blocks += [_block(f"sheet-{k}", sheet) for k, sheet in enumerate(sheets)]
+    needed = {"rounded": n > _EXACT, "factors": factors, "thumbnail": THUMBNAIL, "sheet": _SHEET, "sheets": len(sheets)}
     folder = files("miniclip.inspection.page")
     page = Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(inspection.title),
         style=(folder / "page.css").read_text(encoding="utf-8"),
-        data=_json(_contents(inspection, factors, len(sheets))),
+        data=_json(numbers(inspection) | needed),
         blocks="\n".join(blocks),
         script="\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )
@@ -62,38 +63,21 @@ def _json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _contents(inspection: Inspection, factors: dict[str, float], sheets: int) -> dict[str, Any]:
-    """The numbers of matrix.json without its matrices, and what a page needs beside them."""
-    data = numbers(inspection, whole=False)
-    if inspection.history:
-        training = inspection.history.training.items()
-        data["history"]["training"] = {name: [finite(value) for value in values] for name, values in training}
-    return data | {
-        "figures": [figure._asdict() | {"value": finite(figure.value)} for figure in inspection.figures],
-        "rounded": len(inspection.cosine) > _EXACT,
-        "factors": factors,
-        "thumbnail": THUMBNAIL,
-        "sheet": _SHEET,
-        "sheets": sheets,
-    }
-
-
 def _matrices(inspection: Inspection) -> tuple[list[str], dict[str, float]]:
     """A block for every matrix, and for each float16 one the factor that it is to be multiplied by."""
-    packed = len(inspection.cosine) > _EXACT
+    packed, factors = len(inspection.cosine) > _EXACT, {}
     positives = np.packbits(inspection.positives.numpy(), bitorder="little")
-    cosine = inspection.cosine.numpy().astype("<f4")
-    blocks, factors = [_array("m-cosine", cosine, packed), _array("m-positives", positives, packed)], {}
+    blocks = [_array("m-cosine", inspection.cosine.numpy().astype("<f4"), packed)]
+    blocks.append(_array("m-positives", positives, packed))
     for name, view in inspection.losses.items():
-        for kind in ("pair_loss", "gradient"):
-            values = getattr(view, kind).double().numpy()
+        for kind, matrix in (("pair_loss", view.pair_loss), ("gradient", view.gradient)):
+            key, values = f"m-{kind}-{name}", matrix.double().numpy()
             largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
-            factor = largest / _FULL
+            factors[key] = largest / _FULL
             if packed:  # what nobody can see would be most of the file
                 values = np.where(np.abs(values) < largest * 2.0**-17, 0.0, values)
-            halves = (values / factor).astype("<f2")
-            factors[f"m-{kind}-{name}"] = factor
-            blocks.append(_array(f"m-{kind}-{name}", _rounded(halves) if packed else halves, packed))
+            halves = (values / factors[key]).astype("<f2")
+            blocks.append(_array(key, _rounded(halves) if packed else halves, packed))
     if inspection.history:
         cosines = inspection.history.cosines.numpy().astype("<f2")
         factors["m-history"] = 1.0
@@ -109,16 +93,16 @@ def _rounded(halves: np.ndarray) -> np.ndarray:
 
 
 def _array(key: str, values: np.ndarray, packed: bool) -> str:
-    """The bytes in base64; packed: gzipped, first the lowest byte of every number, then the next of every number."""
+    """A block of the bytes; packed: gzipped, first the lowest byte of every number, then the next of every number."""
     if not packed:
-        return _block(key, base64.b64encode(values.tobytes()).decode())
+        return _block(key, values.tobytes())
     planes = values.reshape(-1, 1).view(np.uint8).T.tobytes()
-    return _block(key, base64.b64encode(gzip.compress(planes, 6, mtime=0)).decode(), values.itemsize)
+    return _block(key, gzip.compress(planes, 6, mtime=0), f' data-planes="{values.itemsize}"')
 
 
-def _block(key: str, content: str, planes: int = 0) -> str:
-    attribute = f' data-planes="{planes}"' if planes else ""
-    return f'<script type="application/octet-stream" id="{html.escape(key)}"{attribute}>{content}</script>'
+def _block(key: str, content: bytes, attribute: str = "") -> str:
+    coded = base64.b64encode(content).decode()
+    return f'<script type="application/octet-stream" id="{html.escape(key)}"{attribute}>{coded}</script>'
 
 
 def _sheets(thumbnails: list[Image.Image]) -> list[bytes]:
@@ -126,8 +110,7 @@ def _sheets(thumbnails: list[Image.Image]) -> list[bytes]:
     sheets = []
     for start in range(0, len(thumbnails), _SHEET**2):
         part = thumbnails[start : start + _SHEET**2]
-        rows = -(-len(part) // _SHEET)
-        sheet = Image.new("RGB", (_SHEET * THUMBNAIL, rows * THUMBNAIL))
+        sheet = Image.new("RGB", (_SHEET * THUMBNAIL, -(-len(part) // _SHEET) * THUMBNAIL))
         for k, image in enumerate(part):
             small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
             sheet.paste(small, (k % _SHEET * THUMBNAIL, k // _SHEET * THUMBNAIL))
