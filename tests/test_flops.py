@@ -76,9 +76,10 @@ def test_a_caption_costs_its_own_tokens() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peak_is_that_of_a_product_timed_here(dtype: torch.dtype) -> None:
-    start = time.perf_counter()
+    start, random_state = time.perf_counter(), torch.get_rng_state()
     peak = matmul_peak("cpu", dtype, seconds=0.3)
     assert time.perf_counter() - start < 3
+    assert torch.equal(torch.get_rng_state(), random_state)  # the training's draws are its own
     a = torch.randn(1024, 1024).to(dtype)
     torch.mm(a, a)
     times = []

@@ -147,6 +147,7 @@ class TrainingPairs(Dataset[Batch]):
 def training_loader(pairs: TrainingPairs, sampler: TrainSampler, config: DataConfig, pin: bool) -> DataLoader[Batch]:
     """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
     options: dict[str, Any] = {"collate_fn": as_it_is, "worker_init_fn": ignore_signals, "num_workers": config.workers}
+    options["generator"] = torch.Generator()  # each start draws a number: not from the training's, which a resume keeps
     return DataLoader(pairs, batch_sampler=sampler, pin_memory=pin, **options)
 
 

@@ -121,9 +121,9 @@ class TrainStream:
         """
         cursors = dict.fromkeys(range(self.lanes), START) if cursors is None else cursors
         reader = _Reader(self, first_step, steps, cursors)
-        loader: DataLoader[_Part] = DataLoader(
-            reader, batch_size=None, collate_fn=as_it_is, worker_init_fn=ignore_signals, num_workers=self.workers
-        )
+        options: dict[str, Any] = {"collate_fn": as_it_is, "worker_init_fn": ignore_signals}
+        options["generator"] = torch.Generator()  # each start draws a number: not from the training's
+        loader: DataLoader[_Part] = DataLoader(reader, batch_size=None, num_workers=self.workers, **options)
         parts = iter(loader)
         for _ in range(first_step, steps):
             mine = [next(parts) for _ in range(max(1, self.workers))]
