@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
 from miniclip.losses.matrix import Embeddings
 from miniclip.models.presets import resolve, tower_of
-from miniclip.models.text import TextTower
+from miniclip.models.text import TextTower, unit_length
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
 
@@ -22,8 +21,7 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
 class DualEncoder(TextTower):
     """CLIP. `config` may leave fields to its preset; `self.config` has all of them.
 
-    It is the text tower with an image tower added, rather than a pair of them, because the text tower's parameters
-    stand at the top level in OpenAI's weights and the names here are the same.
+    A text tower with an image tower added, as OpenAI's weights have the text tower's parameters at the top level.
     Raises ConfigError for a config that `resolve` refuses.
     """
 
@@ -57,23 +55,12 @@ class DualEncoder(TextTower):
         features = self.visual(image)
         return unit_length(features) if normalize else features
 
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """text: (B, L) integer ids, zero padded, L <= config.context_length. Returns (B, E).
-
-        normalize: unit length, in at least float32 even under autocast. Raises ValueError for another shape or a larger
-        L.
-        """
-        features = self.text_features(text)
-        return unit_length(features) if normalize else features
-
     def forward(self, image: Tensor, text: Tensor) -> Embeddings:
         """Both towers. image: (B, 3, S, S); text: (B', L), usually B' = B; see encode_image and encode_text."""
-        return Embeddings(
-            image=self.encode_image(image, normalize=True),
-            text=self.encode_text(text, normalize=True),
-            scale=_scalar(self.logit_scale.exp()),
-            bias=None if self.logit_bias is None else _scalar(self.logit_bias),
-        )
+        images, texts = self.encode_image(image, normalize=True), self.encode_text(text, normalize=True)
+        # the sums are 0-dim, of whatever shape flatten_scalars_ gave; FSDP wants no views from forward
+        bias = None if self.logit_bias is None else self.logit_bias.sum()
+        return Embeddings(images, texts, self.logit_scale.exp().sum(), bias)
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
@@ -84,20 +71,7 @@ class DualEncoder(TextTower):
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def flatten_scalars_(self) -> None:
-        """Give logit_scale and logit_bias the shape (1,): FSDP shards along the first axis, and wants one.
-
-        `save_model` writes them without it again.
-        """
+        """Give logit_scale and logit_bias the shape (1,), as FSDP shards the first axis; `save_model` takes it away."""
         self.logit_scale = nn.Parameter(self.logit_scale.detach().reshape(1))
         if self.logit_bias is not None:
             self.logit_bias = nn.Parameter(self.logit_bias.detach().reshape(1))
-
-
-def _scalar(x: Tensor) -> Tensor:
-    # a sum, as FSDP wants no views from forward
-    return x.sum() if x.ndim else x
-
-
-def unit_length(x: Tensor) -> Tensor:
-    """x: (..., E) -> the same direction with 2-norm 1, in float32, or float64 if x is that."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

@@ -1,6 +1,4 @@
-"""The fixed transform of evaluation: an image to the tensor that the image encoder takes. Axes: H height, W width,
-S side of the square.
-"""
+"""The fixed transform of evaluation: an image to the image encoder's tensor. Axes: height H, width W, square side S."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ Axes: `B` batch, `D` channels, `E` embedding. Works in either memory format; cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -112,16 +113,12 @@ class ModifiedResNet(ImageTower):
         c: Any = config
         layers = c.image_layers
         if not (isinstance(layers, tuple) and len(layers) == 4 and all(map(is_size, layers))):
-            raise ConfigError(
-                f"model.image_layers={layers!r} must be four whole numbers of at least 1 for a resnet, e.g. "
-                "[3, 4, 6, 3]"
-            )
+            four = "four whole numbers of at least 1 for a resnet, e.g. [3, 4, 6, 3]"
+            raise ConfigError(f"model.image_layers={layers!r} must be {four}")
         if c.patch_size is not None:
             raise ConfigError(f"model.patch_size={c.patch_size} has no meaning for a resnet; leave it out")
         if c.image_width % 2:
-            raise ConfigError(
-                f"model.image_width={c.image_width} must be even: the resnet's stem starts with half of it"
-            )
+            raise ConfigError(f"model.image_width={c.image_width} must be even: the resnet's stem has half of it")
         check_divides("image_size", c.image_size, "the resnet's stride", STRIDE)
         check_divides("image_width * 32", c.image_width * 32, "image_heads", c.image_heads)
 
@@ -131,9 +128,8 @@ class ModifiedResNet(ImageTower):
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         x = self.avgpool(x)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = _recomputed(block, x) if self.checkpointing else block(x)
+        for block in chain(self.layer1, self.layer2, self.layer3, self.layer4):
+            x = _recomputed(block, x) if self.checkpointing else block(x)
         return self.attnpool(x)
 
 
@@ -145,11 +141,7 @@ def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 # torch.compile cannot trace a context_fn; these blocks then run uncompiled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    return run_block(True, block, x, context_fn=lambda: _recompute_contexts(block))
-
-
-def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), frozen_statistics(block)
+    return run_block(True, block, x, context_fn=lambda: (nullcontext(), frozen_statistics(block)))
 
 
 @contextmanager

@@ -18,11 +18,9 @@ from miniclip.models.transformer import Block, Packed, Transformer
 class TextTower(nn.Module):
     """Token ids -> (B, E).
 
-    The end token has the greatest id of the vocabulary, so `argmax` over a row finds it; what stands after it is
-    padding. Causal attention never looks at that padding, hence leaving it out changes nothing.
-
-    packs: compute the captions' own tokens alone, sorted by length, instead of the padded batch; the result is the
-    same. The host then waits for the lengths.
+    The end token has the greatest id of the vocabulary, so `argmax` over a row finds it. Causal attention never looks
+    at the padding behind it. packs: compute the captions' own tokens alone, sorted by length; the result is the same,
+    and the host waits for the lengths.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -49,13 +47,12 @@ class TextTower(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """The longest caption, in tokens, that has a position."""
         return len(self.positional_embedding)
 
-    def text_features(self, text: Tensor) -> Tensor:
-        """text: (B, L) integer ids, zero padded, L <= context_length. Returns (B, E), not normalised.
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """text: (B, L) integer ids, zero padded, L <= context_length. Returns (B, E).
 
-        Raises ValueError for another shape or a longer L.
+        normalize: unit length, in at least float32 even under autocast. Raises ValueError for another shape or L.
         """
         if text.ndim != 2 or not 1 <= text.shape[1] <= self.context_length:
             raise ValueError(
@@ -64,12 +61,15 @@ class TextTower(nn.Module):
             )
         ends = text.argmax(dim=-1)
         if self.packs:
-            return self._packed_features(text, ends)
-        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
-        x = self.transformer(x, at=ends, causal=True)
-        return self.ln_final(x) @ self.text_projection
+            x = self._packed(text, ends)
+        else:
+            x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+            x = self.transformer(x, at=ends, causal=True)
+        features = self.ln_final(x) @ self.text_projection
+        return unit_length(features) if normalize else features
 
-    def _packed_features(self, text: Tensor, ends: Tensor) -> Tensor:
+    def _packed(self, text: Tensor, ends: Tensor) -> Tensor:
+        """The end tokens' outputs, (B, D)."""
         lengths, order = (ends + 1).cpu().sort(stable=True)
         starts = F.pad(lengths.cumsum(0), (1, 0))
         runs = [(int(count), int(length)) for length, count in zip(*lengths.unique(return_counts=True), strict=True)]
@@ -84,7 +84,12 @@ class TextTower(nn.Module):
         x = self.token_embedding(tokens) + F.embedding(position, self.positional_embedding)
         packed = Packed(runs, starts.int().to(text.device), row)
         x = self.transformer(x, at=last.to(text.device), causal=True, packed=packed)
-        return self.ln_final(x[order.argsort().to(text.device)]) @ self.text_projection
+        return x[order.argsort().to(text.device)]
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x: (..., E) -> the same direction with 2-norm 1, in float32, or float64 if x is that."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 def share_beginnings(text: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:

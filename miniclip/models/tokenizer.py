@@ -3,12 +3,10 @@
 The ids are those of open_clip's `SimpleTokenizer` for every string. The merge table in `bpe_merges.txt.gz` is OpenAI
 CLIP's (https://github.com/openai/CLIP, MIT licence, Copyright (c) 2021 OpenAI), cut to the 48,894 merges in use.
 
-A text is repaired (`ftfy`), unescaped (HTML), lower-cased and split at white space, which no token crosses: the ids of
-a chunk between two spaces depend on that chunk alone, and a bounded cache of chunks does most of the work.
-
-The merge table has two properties, which the tests check for every token. The letters of a token merge to that token
-alone: one dict from spelling to id holds all merges, and a piece that spells a token is that token. And no token that
-ends a piece would be cut in two: a chunk that spells one is one piece. Axes: B texts, L tokens.
+A text is repaired (`ftfy`), unescaped (HTML), lower-cased and split at white space, which no token crosses: a bounded
+cache of the ids of such chunks does most of the work. Two properties of the merge table are tested for every token: its
+letters merge to that token alone, so that one dict from spelling to id holds all merges; and no token that ends a piece
+would be cut in two, so that a chunk that spells one is one piece. Axes: B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -70,9 +68,7 @@ class Tokenizer:
             texts = [texts]
         elif not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a string or an iterable of strings, got {type(texts).__name__}")
-        lookup = _chunks().__getitem__
-        width = 2 * self.context_length
-        rows = []
+        lookup, width, rows = _chunks().__getitem__, 2 * self.context_length, []
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{index}] must be a string, got {type(text).__name__}: {text!r:.80}")
@@ -103,7 +99,7 @@ class Tokenizer:
                 raise TypeError(f"ids[{position}] must be an integer, got {type(token).__name__}; decode row by row")
             if not 0 <= token < VOCAB_SIZE:
                 raise ValueError(f"ids[{position}]={token} is not a token id; they lie in [0, {VOCAB_SIZE})")
-        # Word ends become spaces only now: four tokens that spell "</w>" do so in open_clip, too.
+        # word ends become spaces only now: four tokens that spell "</w>" do so in open_clip, too
         return b"".join(spellings[token] for token in wanted).decode("utf-8", "replace").replace("</w>", " ")
 
 
@@ -141,9 +137,9 @@ def _clean(text: str) -> str:
 
 
 class _Chunks(dict[str, bytes]):
-    """Lower-case chunk without white space -> its ids as packed uint16. A missing chunk is worked out and kept.
+    """Lower-case chunk without white space -> its ids as packed uint16, worked out once and kept.
 
-    The whole cache is dropped when it is full: simple, bounded, and atomic step by step: threads at worst work twice.
+    A full cache is dropped whole: each step of that is atomic, and threads at worst work twice.
     """
 
     def __init__(self) -> None:
@@ -168,8 +164,7 @@ class _Chunks(dict[str, bytes]):
     def piece_ids(self, piece: str) -> list[int]:
         """Byte-pair merging: while two neighbours have a merge, the earliest learnt one is applied, leftmost first.
 
-        Merges are numbered as they were learnt, and one that builds on another comes later, so a heap of (merged id,
-        position) yields them in order and a long piece costs n log n. A merged pair lives on at its left position.
+        Ids stand in that order, so a heap of (merged id, position) gives the next one; n log n for a long piece.
         """
         data = piece.encode()
         if data in _SPECIALS:
@@ -190,7 +185,7 @@ class _Chunks(dict[str, bytes]):
             joint = symbols[left] + symbols[right]
             if find(joint) != merged:
                 continue  # an earlier merge has taken one of the two
-            symbols[left], symbols[right] = joint, _NOTHING
+            symbols[left], symbols[right] = joint, _NOTHING  # a merged pair lives on at its left position
             after[left] = after[right]
             before[after[left]] = left
             for at in before[left], left:
@@ -217,8 +212,8 @@ def _byte_letters() -> dict[int, bytes]:
     """
     visible = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
     others = sorted(set(range(256)).difference(visible))
-    codes = [*visible, *range(256, 256 + len(others))]
-    return {byte: chr(code).encode() for byte, code in zip(visible + others, codes, strict=True)}
+    letters = {byte: chr(byte).encode() for byte in visible}
+    return letters | {byte: chr(256 + k).encode() for k, byte in enumerate(others)}
 
 
 def _read_vocabulary(letters: dict[int, bytes]) -> dict[bytes, int]:

@@ -13,8 +13,8 @@ from miniclip.config import ConfigError, ModelConfig
 class ImageTower(nn.Module):
     """Images -> (B, E); made of a resolved ModelConfig, by `TOWERS[config.image_encoder](config)`.
 
-    memory_format: of its weights and its input, the fastest one. has_patches: whether it takes `patch_size`, and
-    `patch_dropout`, the share of the patches that it leaves out in training mode.
+    memory_format: of weights and input, the fastest. has_patches: whether it takes `patch_size`, and `patch_dropout`,
+    the share of the patches that it leaves out in training mode.
     """
 
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format

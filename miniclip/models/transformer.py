@@ -37,8 +37,7 @@ def tokens_at(x: Tensor, at: Tensor, packed: Packed | None = None) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for each head. q: (B, H, L, d); k, v: (B, H, L', d). Returns q's shape and dtype.
 
-    On a CPU, half precision is widened: torch's half-precision kernel there takes several times as long to go
-    backward as its float32 one.
+    On a CPU, half precision is widened: going backward, its kernel takes several times as long as that of float32.
     """
     if q.device.type == "cpu" and q.dtype in HALF:
         with torch.autocast("cpu", enabled=False):
@@ -80,8 +79,7 @@ class Packed(NamedTuple):
     """Sequences one behind the other without padding, the shorter ones first.
 
     runs: (how many, how long) of each stretch of sequences of one length. starts: (B + 1,) int32, where each begins,
-    and the end. row: (T,) int64, which of x's rows each token has; sequences that begin alike share those rows, which
-    causal attention leaves equal. None where x has one row a token.
+    and the end. row: (T,) int64, which of x's rows each token has, as sequences that begin alike share rows; else None.
     """
 
     runs: list[tuple[int, int]]
@@ -132,10 +130,7 @@ def _varlen_attention(device: torch.device) -> Any:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (arXiv:1706.03762, section 3.2); parameters as nn.MultiheadAttention names them.
-
-    The fresh values are that module's too: Xavier-uniform input projection and zero biases.
-    """
+    """Multi-head self-attention (arXiv:1706.03762, section 3.2); names and fresh values of nn.MultiheadAttention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -199,11 +194,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks that returns one token a row.
-
-    Both towers read a single token, so the last block computes that token alone: the same values, and nearly the whole
-    cost of a block saved.
-    """
+    """A stack of blocks that returns one token a row, the only one that the last block computes."""
 
     def __init__(self, width: int, heads: int, layers: int, activation: str, checkpointing: bool = False) -> None:
         super().__init__()

@@ -29,8 +29,7 @@ class VisionTransformer(ImageTower):
         super().__init__()
         c: Any = config  # resolved: nothing is None
         width = c.image_width
-        tokens = (c.image_size // c.patch_size) ** 2 + 1
-        std = width**-0.5
+        tokens, std = (c.image_size // c.patch_size) ** 2 + 1, width**-0.5
         self.conv1 = nn.Conv2d(3, width, kernel_size=c.patch_size, stride=c.patch_size, bias=False)
         self.class_embedding = nn.Parameter(std * torch.randn(width))
         self.positional_embedding = nn.Parameter(std * torch.randn(tokens, width))
