@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.photos import Photos
-from test_interop_transformers import save_clip, stir
+from test_interop import save_clip, stir
 from torch import Tensor
 
 from miniclip.config import DataConfig
@@ -23,8 +23,8 @@ from miniclip.data.labelled import open_labelled
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
 from miniclip.evaluation.zeroshot import classifier_of, embed_prompts
 from miniclip.metrics.retrieval import RetrievalRanks, cosine_matrix, retrieval_ranks_from_embeddings
-from miniclip.models.external.open_clip import load_open_clip
-from miniclip.models.external.transformers_clip import load_transformers
+from miniclip.models.external.open_clip import load as load_open_clip
+from miniclip.models.external.transformers_clip import load as load_transformers
 
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")

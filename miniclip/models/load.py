@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ from miniclip.models.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from miniclip.models.protocols import TextTokenizer, TwoTowers
 
-OPEN_CLIP, TRANSFORMERS = "open_clip:", "hf:"
+_LIBRARIES = {"open_clip:": "open_clip", "hf:": "transformers_clip"}  # beginning of a name -> module of external
 Loaded = tuple[DualEncoder, Preprocess, Tokenizer]
 
 
@@ -83,14 +84,9 @@ def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Prepro
 
     Of a run that went on after its end, the newest checkpoint.
     """
-    if checkpoint.startswith(OPEN_CLIP):
-        from miniclip.models.external.open_clip import load_open_clip
-
-        return load_open_clip(checkpoint, device)
-    if checkpoint.startswith(TRANSFORMERS):
-        from miniclip.models.external.transformers_clip import load_transformers
-
-        return load_transformers(checkpoint, device)
+    if library := _library(checkpoint):
+        loaded: tuple[TwoTowers, Preprocess, TextTokenizer] = library.load(checkpoint, device)
+        return loaded
     finished = _finished(checkpoint)
     newest = max((path.stat().st_mtime for path in _checkpoint_weights(Path(checkpoint))), default=0.0)
     if finished is None or (finished / WEIGHTS).stat().st_mtime < newest:
@@ -100,14 +96,8 @@ def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Prepro
 
 def image_size_of(checkpoint: str) -> int:
     """Side of the images that the model of load_model takes, in pixels; no weights are read."""
-    if checkpoint.startswith(OPEN_CLIP):
-        from miniclip.models.external.open_clip import open_clip_image_size
-
-        return open_clip_image_size(checkpoint)
-    if checkpoint.startswith(TRANSFORMERS):
-        from miniclip.models.external.transformers_clip import transformers_image_size
-
-        return transformers_image_size(checkpoint)
+    if library := _library(checkpoint):
+        return int(library.image_size(checkpoint))
     folder, config = _finished(checkpoint), Path(checkpoint) / "config.yaml"
     if folder is None and _checkpoint_weights(Path(checkpoint)) and config.is_file():
         size = load_config_file(config).model.image_size
@@ -122,6 +112,11 @@ def image_size_of(checkpoint: str) -> int:
         return int(read_json(folder / PREPROCESS)["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
+
+
+def _library(checkpoint: str) -> Any:
+    names = [name for start, name in _LIBRARIES.items() if checkpoint.startswith(start)]
+    return import_module(f"miniclip.models.external.{names[0]}") if names else None
 
 
 def _finished(directory: str) -> Path | None:

@@ -6,16 +6,23 @@ What is loaded may come from anybody, so it runs no code. Axes: B batch, L token
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
+
+from miniclip.common.printing import one_line
+
+# The libraries' advice would undo what keeps loading safe: a word of it -> what is said instead.
+_REASONS = {
+    "trust_remote_code": "it brings code of its own, which is not run",
+    "use_safetensors": "there is no such file, and only safetensors are read",
+}
 
 
-@dataclass(frozen=True)
-class AdaptedConfig:
+class AdaptedConfig(NamedTuple):
     """What evaluation asks of a model. zero_padded: rows of ids end in zeros after CLIP's end token."""
 
     name: str
@@ -28,6 +35,7 @@ class AdaptedConfig:
 class AdaptedModel(nn.Module):
     """Another library's model with the meaning of miniclip's: features as the towers give them, before unit length.
 
+    encode_image: (B, 3, S, S) float, normalised -> (B, E). encode_text: (B, L) rows of the model's tokenizer -> (B, E).
     logit_scale: 0-dim, the natural logarithm of the factor on the cosines. logit_bias: 0-dim, or None.
     """
 
@@ -47,14 +55,6 @@ class AdaptedModel(nn.Module):
     def logit_bias(self) -> nn.Parameter | None:
         return self.model.logit_bias
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) float, normalised. Returns (B, E)."""
-        raise NotImplementedError
-
-    def encode_text(self, text: Tensor) -> Tensor:
-        """text: (B, L) rows of the model's own tokenizer. Returns (B, E)."""
-        raise NotImplementedError
-
 
 def square_side(name: str, size: int | Sequence[int]) -> int:
     """S of what a config says. Raises ValueError if images are not square."""
@@ -65,11 +65,18 @@ def square_side(name: str, size: int | Sequence[int]) -> int:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing is logged meanwhile: errors are logged before they are raised, each retry of a download too."""
+def reading(message: Callable[[str], str]) -> Iterator[None]:
+    """Anything may be raised by what anybody may have written: it becomes a ValueError, whose line message makes of the
+    reason. Nothing is logged meanwhile: errors are logged before they are raised, each retry of a download too."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         yield
+    except Exception as error:
+        reason = one_line(str(error) or type(error).__name__, 300)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors"
+        reason = next((said for word, said in _REASONS.items() if word in str(error)), reason)
+        raise ValueError(message(reason)) from error
     finally:
         logging.disable(before)

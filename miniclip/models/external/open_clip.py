@@ -6,33 +6,29 @@
     open_clip:hf-hub:ORG/NAME             config, preprocessing, tokenizer and weights from the Hub
     open_clip:local-dir:FOLDER            the same from a folder
 
-A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai.
-What is loaded may come from anybody, so it runs no code: weights are read as safetensors or with `weights_only=True`,
-and a tokenizer that brings Python files is refused. Axes: B batch, L tokens, S side of the image, E embedding.
+A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai. Weights are read as
+safetensors or with `weights_only=True`, and a tokenizer that brings Python files is refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from miniclip.common.printing import one_line
-from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, quiet, square_side
+from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, reading, square_side
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import Tokenizer
 
-PREFIX = "open_clip:"
 RANDOM = "random"
 _FOLDERS = ("hf-hub:", "local-dir:")  # what brings its own config
 
@@ -42,14 +38,13 @@ class OpenClipModel(AdaptedModel):
         return self.model.encode_image(image, normalize=False)  # CoCa's own default is True
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """text: (B, L) ids. The towers want every row at its full length: zeros cut off behind CLIP's end token are put
-        back. Raises ValueError for another L where the padding is not zeros."""
+        """The towers want every row at its full length: zeros cut off behind CLIP's end token are put back.
+
+        Raises ValueError for another L where the padding is not zeros."""
         missing = self.config.context_length - text.shape[1]
         if missing < 0 or (missing and not self.config.zero_padded):
-            raise ValueError(
-                f"text has shape {tuple(text.shape)}; {self.config.name} takes rows of {self.config.context_length} "
-                "ids, as its tokenizer returns them"
-            )
+            due = f"rows of {self.config.context_length} ids, as its tokenizer returns them"
+            raise ValueError(f"text has shape {tuple(text.shape)}; {self.config.name} takes {due}")
         return self.model.encode_text(F.pad(text, (0, missing)), normalize=False)
 
 
@@ -75,111 +70,81 @@ class OpenClipPreprocess(Preprocess):
         return image.crop((left, top, left + side, top + side))
 
 
-def load_open_clip(
-    name: str, device: str | torch.device = "cpu"
-) -> tuple[OpenClipModel, OpenClipPreprocess, TextTokenizer]:
+def load(name: str, device: str | torch.device = "cpu") -> tuple[OpenClipModel, OpenClipPreprocess, TextTokenizer]:
     """A name of the form above -> the model in evaluation mode, in float32, its preprocessing and its tokenizer.
 
     A file says nothing of the preprocessing (nor of QuickGELU, which the ARCH decides): it gets open_clip's default. A
     folder has its own. Position embeddings of another image size or context length are interpolated.
     Raises ValueError with one line that says what to do.
     """
-    source = _Source.find(name)
-    image_size = source.image_size
-    tokenizer, length = source.tokenizer()  # may refuse, so before the weights are fetched
-    open_clip = _open_clip()
-    try:
-        with quiet():
-            model = open_clip.create_model(
-                source.arch,
-                source.pretrained,
-                device=device,
-                require_pretrained=not source.random,
-                pretrained_text=False,
-                weights_only=True,
-            )
-    except Exception as error:  # a file may hold anything, so anything may be raised
-        raise ValueError(source.trouble(error)) from error
-    preprocess = _preprocess(name, image_size, open_clip.get_model_preprocess_cfg(model))
-    config = AdaptedConfig(name, image_size, source.config["embed_dim"], length, isinstance(tokenizer, Tokenizer))
+    source = _find(name)
+    side = _side(source)
+    tokenizer, length = _tokenizer(source)  # may refuse, so before the weights are fetched
+    open_clip, random = _open_clip(), source.pretrained == RANDOM
+    with reading(lambda reason: _trouble(source, reason)):
+        model = open_clip.create_model(
+            source.arch,
+            None if random else source.pretrained,
+            device=device,
+            require_pretrained=not random,
+            pretrained_text=False,
+            weights_only=True,
+        )
+    preprocess = _preprocess(name, side, open_clip.get_model_preprocess_cfg(model))
+    config = AdaptedConfig(name, side, source.config["embed_dim"], length, isinstance(tokenizer, Tokenizer))
     return OpenClipModel(model, config).eval(), preprocess, tokenizer
 
 
-def open_clip_image_size(name: str) -> int:
+def image_size(name: str) -> int:
     """S of the model that `name` means, without its weights; of the Hub's models the config is fetched.
 
-    Raises ValueError as load_open_clip does, for all that can be known before there are weights.
+    Raises ValueError as `load` does, for all that can be known before there are weights.
     """
-    return _Source.find(name).image_size
+    return _side(_find(name))
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a model comes from. arch, pretrained: open_clip's own arguments. config: its model config."""
+class _Source(NamedTuple):
+    """Where a model comes from. arch, pretrained: open_clip's own arguments, or RANDOM. config: its model config."""
 
     name: str
     arch: str
     pretrained: str | None
-    random: bool
     config: dict[str, Any]
 
-    @classmethod
-    def find(cls, name: str) -> _Source:
-        """Raises ValueError if open_clip knows no such model, or if it would be another than is meant."""
-        open_clip = _open_clip()
-        body = name.removeprefix(PREFIX)
-        if body.startswith(_FOLDERS):
-            return cls(name, body, None, False, _folder_config(name, body))
-        known = open_clip.list_models()
-        arch, pretrained = _split(body, known)
-        if arch not in known:
-            near = difflib.get_close_matches(arch, known, n=4, cutoff=0.5)
-            did = f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() has all of them"
-            raise ValueError(f"{name}: open_clip has no architecture {arch!r}; {did}")
-        if pretrained != RANDOM:
-            _check_pretrained(name, arch, pretrained)
-        random = pretrained == RANDOM
-        return cls(name, arch, None if random else pretrained, random, open_clip.get_model_config(arch))
 
-    @property
-    def image_size(self) -> int:
-        return square_side(self.name, self.config["vision_cfg"].get("image_size", 224))  # open_clip's default
-
-    def tokenizer(self) -> tuple[TextTokenizer, int]:
-        """-> the tokenizer and its context length. CLIP's own byte pairs come from miniclip: equal ids, and faster."""
-        open_clip = _open_clip()
-        text = self.config["text_cfg"]
-        foreign = text.get("hf_tokenizer_name")
-        # open_clip goes by the name, too, if the config names no tokenizer
-        by_name = not self.arch.startswith(_FOLDERS) and "siglip" in self.arch.lower()
-        if not foreign and not by_name and not text.get("tokenizer_kwargs"):
-            length = int(text.get("context_length", 77))
-            return Tokenizer(length), length
-        try:
-            # A config may ask for the Python files of a tokenizer; this overrules it.
-            with quiet():
-                theirs = open_clip.get_tokenizer(self.arch, **({"trust_remote_code": False} if foreign else {}))
-        except Exception as error:
-            raise ValueError(
-                f"{self.name}: its tokenizer {foreign or self.arch} cannot be loaded ({_reason(error)}); it is "
-                "fetched when first used and may not bring code of its own"
-            ) from error
-        return lambda texts: theirs(list(texts)).long(), int(theirs.context_length)
-
-    def trouble(self, error: Exception) -> str:
-        reason = _reason(error)
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors"
-        if self.random:
-            return f"{self.name}: open_clip cannot build it ({reason})"
-        if self.arch.startswith("local-dir:"):
-            return f"{self.name}: the folder's weights cannot be loaded ({reason})"
-        if self.pretrained and Path(self.pretrained).is_file():
-            return f"{self.name}: the file cannot be loaded as weights of {self.arch} ({reason})"
-        return (
-            f"{self.name}: its weights cannot be fetched or loaded ({reason}); check the internet connection, or fetch "
-            "them elsewhere and name the file: open_clip:ARCH:FILE"
+def _find(name: str) -> _Source:
+    """Raises ValueError if open_clip knows no such model, or if it would be another than is meant."""
+    open_clip, body = _open_clip(), name.removeprefix("open_clip:")
+    if body.startswith(_FOLDERS):
+        return _Source(name, body, None, _folder_config(name, body))
+    known = open_clip.list_models()
+    arch, pretrained = _split(body, known)
+    if arch not in known:
+        near = difflib.get_close_matches(arch, known, n=4, cutoff=0.5)
+        did = f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() has all of them"
+        raise ValueError(f"{name}: open_clip has no architecture {arch!r}; {did}")
+    config = open_clip.get_model_config(arch)
+    if pretrained == RANDOM:
+        return _Source(name, arch, pretrained, config)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    choices = f"the tags {', '.join(tags)}, or a file" if tags else "a file (open_clip knows no tag for it)"
+    if not pretrained:
+        raise ValueError(
+            f"{name} names no weights; write open_clip:{arch}:PRETRAINED with one of {choices}; fresh weights, which "
+            f"know nothing, are open_clip:{arch}:{RANDOM}"
         )
+    if open_clip.is_pretrained_cfg(arch, pretrained):
+        # open_clip only warns, and evaluates the weights with the other activation
+        quick, twin = open_clip.get_pretrained_cfg(arch, pretrained).get("quick_gelu", False), f"{arch}-quickgelu"
+        if quick and not config.get("quick_gelu", False) and twin in known:
+            raise ValueError(f"{name}: these weights were trained with QuickGELU; use open_clip:{twin}:{pretrained}")
+    elif not Path(pretrained).is_file():
+        raise ValueError(f"{name}: {pretrained!r} is neither a known tag nor a file; {arch} takes {choices}")
+    return _Source(name, arch, pretrained, config)
+
+
+def _side(source: _Source) -> int:
+    return square_side(source.name, source.config["vision_cfg"].get("image_size", 224))  # open_clip's default
 
 
 def _split(body: str, known: Collection[str]) -> tuple[str, str]:
@@ -194,45 +159,47 @@ def _split(body: str, known: Collection[str]) -> tuple[str, str]:
     return arch, rest
 
 
-def _check_pretrained(name: str, arch: str, pretrained: str) -> None:
-    open_clip = _open_clip()
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    choices = f"the tags {', '.join(tags)}, or a file" if tags else "a file (open_clip knows no tag for it)"
-    if not pretrained:
-        raise ValueError(
-            f"{name} names no weights; write open_clip:{arch}:PRETRAINED with one of {choices}; fresh weights, which "
-            f"know nothing, are open_clip:{arch}:{RANDOM}"
-        )
-    if not open_clip.is_pretrained_cfg(arch, pretrained):
-        if not Path(pretrained).is_file():
-            raise ValueError(f"{name}: {pretrained!r} is neither a known tag nor a file; {arch} takes {choices}")
-        return
-    # open_clip only warns, and evaluates the weights with the other activation.
-    quick, twin = open_clip.get_pretrained_cfg(arch, pretrained).get("quick_gelu", False), f"{arch}-quickgelu"
-    if quick and not open_clip.get_model_config(arch).get("quick_gelu", False) and twin in open_clip.list_models():
-        raise ValueError(f"{name}: these weights were trained with QuickGELU; use open_clip:{twin}:{pretrained}")
-
-
 def _folder_config(name: str, body: str) -> dict[str, Any]:
-    try:
-        with quiet():
-            config = _open_clip().get_model_config(body)
-    except Exception as error:
-        what = "the internet connection and the name" if body.startswith("hf-hub:") else "the folder's name"
-        raise ValueError(
-            f"{name}: no open_clip_config.json can be read there ({_reason(error)}); check {what}"
-        ) from error
-    parts = ("vision_cfg", "text_cfg")
-    if (
-        not isinstance(config, dict)
-        or "embed_dim" not in config
-        or not all(isinstance(config.get(k), dict) for k in parts)
-    ):
+    what = "the internet connection and the name" if body.startswith("hf-hub:") else "the folder's name"
+    with reading(lambda reason: f"{name}: no open_clip_config.json can be read there ({reason}); check {what}"):
+        config = _open_clip().get_model_config(body)
+    whole = isinstance(config, dict) and "embed_dim" in config
+    if not whole or not all(isinstance(config.get(part), dict) for part in ("vision_cfg", "text_cfg")):
         raise ValueError(f"{name}: its open_clip_config.json lacks embed_dim, vision_cfg or text_cfg; it is not a CLIP")
     return config
 
 
-def _preprocess(name: str, image_size: int, values: Mapping[str, Any]) -> OpenClipPreprocess:
+def _tokenizer(source: _Source) -> tuple[TextTokenizer, int]:
+    """-> the tokenizer and its context length. CLIP's own byte pairs come from miniclip: equal ids, and faster."""
+    arch, text = source.arch, source.config["text_cfg"]
+    foreign = text.get("hf_tokenizer_name")
+    # open_clip goes by the name, too, if the config names no tokenizer
+    by_name = not arch.startswith(_FOLDERS) and "siglip" in arch.lower()
+    if not foreign and not by_name and not text.get("tokenizer_kwargs"):
+        length = int(text.get("context_length", 77))
+        return Tokenizer(length), length
+    advice = "it is fetched when first used and may not bring code of its own"
+    with reading(lambda why: f"{source.name}: its tokenizer {foreign or arch} cannot be loaded ({why}); {advice}"):
+        # a config may ask for the Python files of a tokenizer; this overrules it
+        theirs = _open_clip().get_tokenizer(arch, **({"trust_remote_code": False} if foreign else {}))
+    return lambda texts: theirs(list(texts)).long(), int(theirs.context_length)
+
+
+def _trouble(source: _Source, reason: str) -> str:
+    name, arch, pretrained, _ = source
+    if pretrained == RANDOM:
+        return f"{name}: open_clip cannot build it ({reason})"
+    if arch.startswith("local-dir:"):
+        return f"{name}: the folder's weights cannot be loaded ({reason})"
+    if pretrained and Path(pretrained).is_file():
+        return f"{name}: the file cannot be loaded as weights of {arch} ({reason})"
+    return (
+        f"{name}: its weights cannot be fetched or loaded ({reason}); check the internet connection, or fetch them "
+        "elsewhere and name the file: open_clip:ARCH:FILE"
+    )
+
+
+def _preprocess(name: str, side: int, values: Mapping[str, Any]) -> OpenClipPreprocess:
     resize = {"shortest": "crop", "squash": "squash"}.get(values["resize_mode"])
     interpolation = {"random": "bicubic"}.get(values["interpolation"], values["interpolation"])  # random: in training
     mean, std = (tuple(v) if isinstance(v, Sequence) else (v,) for v in (values["mean"], values["std"]))
@@ -242,7 +209,7 @@ def _preprocess(name: str, image_size: int, values: Mapping[str, Any]) -> OpenCl
             f"{values['interpolation']!r}, mean {mean} and std {std}; miniclip can do shortest and squash, bicubic and "
             "bilinear, with three channels"
         )
-    return OpenClipPreprocess(image_size, mean, std, cast(Any, resize), cast(Any, interpolation))
+    return OpenClipPreprocess(side, mean, std, cast(Any, resize), cast(Any, interpolation))
 
 
 def _open_clip() -> Any:
@@ -251,11 +218,6 @@ def _open_clip() -> Any:
     except ImportError as error:
         raise ValueError("models of open_clip need it; pip install open_clip_torch") from error
     if not {"weights_only", "pretrained_text"} <= inspect.signature(open_clip.create_model).parameters.keys():
-        raise ValueError(
-            f"open_clip {open_clip.__version__} cannot load weights safely by itself; pip install -U open_clip_torch"
-        )
+        unsafe = f"open_clip {open_clip.__version__} cannot load weights safely by itself"
+        raise ValueError(f"{unsafe}; pip install -U open_clip_torch")
     return open_clip
-
-
-def _reason(error: Exception) -> str:
-    return one_line(str(error) or type(error).__name__, 300)

@@ -3,8 +3,7 @@
     hf:FOLDER      what save_pretrained wrote of a model and its processor
     hf:ORG/NAME    the same from the Hub; with HF_HUB_OFFLINE=1 from its cache alone
 
-CLIPModel and SiglipModel are known. What is loaded may come from anybody, so it runs no code: weights are read as
-safetensors, and Python files beside them are left alone. Axes: B batch, L tokens, S side of the image, E embedding.
+CLIPModel and SiglipModel are known. Weights are read as safetensors, and Python files beside them are left alone.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from miniclip.common.printing import one_line
-from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, quiet, square_side
+from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, reading, square_side
 from miniclip.models.preprocess import Preprocess
 
 PREFIX = "hf:"
@@ -34,11 +32,6 @@ _FILES = (
     ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"),
     ("model.safetensors", "model.safetensors.index.json"),
 )
-# Their advice would undo what keeps loading safe: a word of it -> what is said instead.
-_REASONS = {
-    "trust_remote_code": "it brings code of its own, which is not run",
-    "use_safetensors": "there is no such file, and only safetensors are read",
-}
 _LEGACY_EOS = 2  # what old configs of CLIP say; transformers then pools at the highest id
 
 
@@ -55,8 +48,7 @@ class TransformersModel(AdaptedModel):
 
 
 def _features(output: Any) -> Tensor:
-    # Before transformers 5 it was the tensor itself.
-    return output if isinstance(output, Tensor) else output.pooler_output
+    return output if isinstance(output, Tensor) else output.pooler_output  # the tensor itself before transformers 5
 
 
 @dataclass(frozen=True)
@@ -91,38 +83,36 @@ class TransformersTokenizer:
     sees_padding: bool
 
     def __call__(self, texts: list[str]) -> Tensor:
-        rows = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
-        )
+        options = {"padding": "max_length", "truncation": True, "max_length": self.context_length}
+        rows = self.tokenizer(list(texts), return_tensors="pt", **options)
         ids, mask = rows["input_ids"].long(), rows.get("attention_mask")
         return torch.where(mask.bool(), ids, ~ids) if self.sees_padding and mask is not None else ids
 
 
-def load_transformers(
+def load(
     name: str, device: str | torch.device = "cpu"
 ) -> tuple[TransformersModel, TransformersPreprocess, TransformersTokenizer]:
     """A name of the form above -> the model in evaluation mode, in float32, its preprocessing and its tokenizer.
 
     Raises ValueError with one line that says what to do, also if some weights are missing or of another shape.
     """
-    source = _Source.find(name)
-    preprocess, tokenizer = source.preprocess(), source.tokenizer()  # may refuse, so before the weights are fetched
-    model = source.model().to(device)
+    source = _find(name)
+    preprocess, tokenizer = _preprocess(source), _tokenizer(source)  # may refuse, so before the weights are fetched
+    model = _model(source).to(device)
     width = source.config.projection_dim if source.family == "CLIP" else source.config.vision_config.hidden_size
     config = AdaptedConfig(name, preprocess.image_size, int(width), tokenizer.context_length)
     return TransformersModel(model, config).eval(), preprocess, tokenizer
 
 
-def transformers_image_size(name: str) -> int:
+def image_size(name: str) -> int:
     """S of the model that `name` means, without its weights; of the Hub's models two small files are fetched.
 
-    Raises ValueError as load_transformers does, for all that can be known before there are weights and a tokenizer.
+    Raises ValueError as `load` does, for all that can be known before there are weights and a tokenizer.
     """
-    return _Source.find(name).preprocess().image_size
+    return _preprocess(_find(name)).image_size
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """Where a model comes from. place: a folder or a name on the Hub. config: a CLIPConfig or SiglipConfig."""
 
     name: str
@@ -130,142 +120,126 @@ class _Source:
     family: str
     config: Any
 
-    @classmethod
-    def find(cls, name: str) -> _Source:
-        """Raises ValueError if there is no such model, or none that miniclip can evaluate."""
-        place = name.removeprefix(PREFIX)
-        _check_place(name, place)
-        import transformers
 
-        with _reading(name, place, "config.json"):
-            values, _ = transformers.PretrainedConfig.get_config_dict(place)
-        family = _FAMILIES.get(values.get("model_type", ""))
-        if family is None:
-            raise ValueError(
-                f"{name}: its config.json says model_type {values.get('model_type')!r}; the models of transformers "
-                f"that can be evaluated are {' and '.join(_FAMILIES)}"
-            )
-        with _reading(name, place, "config.json"):
-            return cls(name, place, family, getattr(transformers, f"{family}Config").from_pretrained(place))
-
-    def preprocess(self) -> TransformersPreprocess:
-        """Raises ValueError if the processor does not make the squares that the model takes."""
-        from transformers import AutoImageProcessor
-
-        side = square_side(self.name, self.config.vision_config.image_size)
-        noise = np.random.default_rng(0).integers(0, 256, (side + 3, side + 7, 3), dtype=np.uint8)
-        image = Image.fromarray(noise)
-        with _reading(self.name, self.place, "image processor"):
-            processor = AutoImageProcessor.from_pretrained(self.place, trust_remote_code=False)
-            theirs = processor(images=image, return_tensors="pt")["pixel_values"]
-            ours = _same_values(processor, side)
-            square = ours.to_uint8(image)
-        if theirs.shape != (1, 3, side, side) or square.shape != (3, side, side) or square.dtype != torch.uint8:
-            raise ValueError(
-                f"{self.name}: its image processor makes {tuple(theirs.shape[1:])} of an image, but its config.json "
-                f"asks for (3, {side}, {side}); correct size and crop_size in {_FILES[1][0]}"
-            )
-        if not torch.allclose(ours.normalize(square), theirs[0].float(), rtol=1e-5, atol=1e-4):
-            raise ValueError(
-                f"{self.name}: its image processor, {type(processor).__name__}, does more to the pixels than to "
-                "rescale and to normalise them; use CLIPImageProcessor"
-            )
-        return ours
-
-    def tokenizer(self) -> TransformersTokenizer:
-        """Raises ValueError if the tokenizer is not one for this model."""
-        from transformers import AutoTokenizer
-
-        text = self.config.text_config
-        with _reading(self.name, self.place, "tokenizer"):
-            theirs = AutoTokenizer.from_pretrained(self.place, trust_remote_code=False)
-            ours = TransformersTokenizer(theirs, int(text.max_position_embeddings), self.family != "CLIP")
-            rows = ours(["a", "two dogs"])
-            highest = max(theirs.get_vocab().values())
-        trouble = None
-        if torch.equal(rows[0], rows[1]):  # without its files, transformers makes an empty one
-            trouble = "tells no texts apart; its vocabulary is missing"
-        elif highest >= text.vocab_size:
-            trouble = f"has ids up to {highest}, and config.json says vocab_size={text.vocab_size}"
-        elif self.family == "CLIP" and text.eos_token_id not in (_LEGACY_EOS, *rows[0].tolist()):
-            trouble = f"does not end a text with the eos_token_id={text.eos_token_id} of config.json"
-        elif self.family == "CLIP" and theirs.padding_side != "right":
-            trouble = "pads on the left, and CLIP counts positions from there"
-        if trouble:
-            raise ValueError(f"{self.name}: its tokenizer {trouble}; put the tokenizer of this model there")
-        return ours
-
-    def model(self) -> Any:
-        """Their model, with nothing in it that was not in the file, and the towers' weights all used."""
-        import transformers
-
-        with _reading(self.name, self.place, "model.safetensors"):
-            model, told = getattr(transformers, f"{self.family}Model").from_pretrained(
-                self.place,
-                config=self.config,
-                torch_dtype=torch.float32,  # also if the config says half; transformers 5 knows the word, too
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # else the reason is only logged
-                output_loading_info=True,
-            )
-        towers = ("text_model.", "vision_model.")
-        spare = [k for k in told["unexpected_keys"] if k.startswith(towers) and not k.endswith("position_ids")]
-        troubles = [f"{key} is {list(found)} and should be {list(due)}" for key, found, due in told["mismatched_keys"]]
-        troubles += [f"{key} is missing" for key in told["missing_keys"]]
-        troubles += [f"{key} has no place in the model" for key in spare]
-        if troubles:
-            raise ValueError(
-                f"{self.name}: its weights are not those of its config.json: {sorted(troubles)[0]} "
-                f"({len(troubles)} such); put the two together that belong together"
-            )
-        return model
-
-
-def _check_place(name: str, place: str) -> None:
+def _find(name: str) -> _Source:
+    """Raises ValueError if there is no such model, or none that miniclip can evaluate."""
+    place = name.removeprefix(PREFIX)
     folder = Path(place)
+    if folder.is_file():
+        raise ValueError(f"{name} is a file; name its folder, which holds config.json, too: {PREFIX}{folder.parent}")
     if not place or not folder.is_dir():
-        if folder.is_file():
-            raise ValueError(
-                f"{name} is a file; name its folder, which holds config.json, too: {PREFIX}{folder.parent}"
-            )
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place) is None:
             raise ValueError(f"{name}: no such folder; name one that holds config.json, or {PREFIX}ORG/NAME of the Hub")
-        return
-    for choices in _FILES:
-        if not any((folder / file).is_file() for file in choices):
-            raise ValueError(
-                f"{name}: the folder lacks {' or '.join(choices)}; call save_pretrained({place!r}) of the model and of "
-                "its processor (only safetensors are read)"
-            )
+    elif lacking := [files for files in _FILES if not any((folder / file).is_file() for file in files)]:
+        raise ValueError(
+            f"{name}: the folder lacks {' or '.join(lacking[0])}; call save_pretrained({place!r}) of the model and of "
+            "its processor (only safetensors are read)"
+        )
+    import transformers
+
+    with _reading(name, place, "config.json"):
+        values, _ = transformers.PretrainedConfig.get_config_dict(place)
+    family = _FAMILIES.get(values.get("model_type", ""))
+    if family is None:
+        raise ValueError(
+            f"{name}: its config.json says model_type {values.get('model_type')!r}; the models of transformers that "
+            f"can be evaluated are {' and '.join(_FAMILIES)}"
+        )
+    with _reading(name, place, "config.json"):
+        return _Source(name, place, family, getattr(transformers, f"{family}Config").from_pretrained(place))
 
 
-def _same_values(processor: Any, side: int) -> TransformersPreprocess:
-    factor = processor.rescale_factor if processor.do_rescale else 1.0
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    mean, std = (np.broadcast_to(np.float64(x) / (255 * factor), 3).tolist() for x in (mean, std))
-    return TransformersPreprocess(side, tuple(mean), tuple(std), processor=processor)
+def _preprocess(source: _Source) -> TransformersPreprocess:
+    """Raises ValueError if the processor does not make the squares that the model takes."""
+    from transformers import AutoImageProcessor
+
+    name, place, _, config = source
+    side = square_side(name, config.vision_config.image_size)
+    noise = np.random.default_rng(0).integers(0, 256, (side + 3, side + 7, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    with _reading(name, place, "image processor"):
+        processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        theirs = processor(images=image, return_tensors="pt")["pixel_values"]
+        factor = processor.rescale_factor if processor.do_rescale else 1.0
+        values = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+        mean, std = (tuple(np.broadcast_to(np.float64(x) / (255 * factor), 3).tolist()) for x in values)
+        ours = TransformersPreprocess(side, mean, std, processor=processor)
+        square = ours.to_uint8(image)
+    if theirs.shape != (1, 3, side, side) or square.shape != (3, side, side) or square.dtype != torch.uint8:
+        raise ValueError(
+            f"{name}: its image processor makes {tuple(theirs.shape[1:])} of an image, but its config.json asks for "
+            f"(3, {side}, {side}); correct size and crop_size in {_FILES[1][0]}"
+        )
+    if not torch.allclose(ours.normalize(square), theirs[0].float(), rtol=1e-5, atol=1e-4):
+        raise ValueError(
+            f"{name}: its image processor, {type(processor).__name__}, does more to the pixels than to rescale and to "
+            "normalise them; use CLIPImageProcessor"
+        )
+    return ours
+
+
+def _tokenizer(source: _Source) -> TransformersTokenizer:
+    """Raises ValueError if the tokenizer is not one for this model."""
+    from transformers import AutoTokenizer
+
+    text, clip = source.config.text_config, source.family == "CLIP"
+    with _reading(source.name, source.place, "tokenizer"):
+        theirs = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False)
+        ours = TransformersTokenizer(theirs, int(text.max_position_embeddings), not clip)
+        rows, highest = ours(["a", "two dogs"]), max(theirs.get_vocab().values())
+    trouble = None
+    if torch.equal(rows[0], rows[1]):  # without its files, transformers makes an empty one
+        trouble = "tells no texts apart; its vocabulary is missing"
+    elif highest >= text.vocab_size:
+        trouble = f"has ids up to {highest}, and config.json says vocab_size={text.vocab_size}"
+    elif clip and text.eos_token_id not in (_LEGACY_EOS, *rows[0].tolist()):
+        trouble = f"does not end a text with the eos_token_id={text.eos_token_id} of config.json"
+    elif clip and theirs.padding_side != "right":
+        trouble = "pads on the left, and CLIP counts positions from there"
+    if trouble:
+        raise ValueError(f"{source.name}: its tokenizer {trouble}; put the tokenizer of this model there")
+    return ours
+
+
+def _model(source: _Source) -> Any:
+    """Their model, with nothing in it that was not in the file, and the towers' weights all used."""
+    import transformers
+
+    with _reading(source.name, source.place, "model.safetensors"):
+        model, told = getattr(transformers, f"{source.family}Model").from_pretrained(
+            source.place,
+            config=source.config,
+            torch_dtype=torch.float32,  # also if the config says half; transformers 5 knows the word, too
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # else the reason is only logged
+            output_loading_info=True,
+        )
+    spare = [key for key in told["unexpected_keys"] if key.startswith(("text_model.", "vision_model."))]
+    troubles = [f"{key} is {list(found)} and should be {list(due)}" for key, found, due in told["mismatched_keys"]]
+    troubles += [f"{key} is missing" for key in told["missing_keys"]]
+    troubles += [f"{key} has no place in the model" for key in spare if not key.endswith("position_ids")]
+    if troubles:
+        raise ValueError(
+            f"{source.name}: its weights are not those of its config.json: {sorted(troubles)[0]} "
+            f"({len(troubles)} such); put the two together that belong together"
+        )
+    return model
 
 
 @contextmanager
 def _reading(name: str, place: str, what: str) -> Iterator[None]:
-    """Anything may be raised by what anybody may have written: it becomes a ValueError of one line."""
     from transformers.utils import logging as theirs
 
-    local, bars = Path(place).is_dir(), theirs.is_progress_bar_enabled()
-    if local:
+    verb, advice = "loaded", "write the folder again with save_pretrained"
+    if not (local := Path(place).is_dir()):
+        verb = "fetched"
+        advice = f"check the name and the internet connection, or name a folder that holds it: {PREFIX}FOLDER"
+    bars = local and theirs.is_progress_bar_enabled()
+    if bars:
         theirs.disable_progress_bar()
     try:
-        with quiet():
+        with reading(lambda reason: f"{name}: its {what} cannot be {verb} ({reason}); {advice}"):
             yield
-    except Exception as error:
-        reason = one_line(str(error) or type(error).__name__, 300)
-        reason = next((said for word, said in _REASONS.items() if word in str(error)), reason)
-        advice = "write the folder again with save_pretrained"
-        if not local:
-            advice = f"check the name and the internet connection, or name a folder that holds it: {PREFIX}FOLDER"
-        raise ValueError(
-            f"{name}: its {what} cannot be {'loaded' if local else 'fetched'} ({reason}); {advice}"
-        ) from error
     finally:
         if bars:
             theirs.enable_progress_bar()
