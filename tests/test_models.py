@@ -14,7 +14,7 @@ from miniclip.config import ModelConfig
 from miniclip.config.sections import ImageEncoderKind
 from miniclip.models import PRESETS, TOWERS, DualEncoder, create_model, resolve
 
-# Counted by hand for tiny-vit (see test_parameter_count_by_hand); CLIP's own presets agree with the published counts.
+# counted by hand for tiny-vit (see test_parameter_table); CLIP's own presets agree with the published counts
 PARAMETERS = {
     "RN50": 102_007_137,
     "RN101": 119_688_033,
@@ -66,30 +66,23 @@ def assert_close_by_norm(got: dict[str, Tensor], want: dict[str, Tensor], tolera
 def test_parameter_table() -> None:
     assert PARAMETERS.keys() == PRESETS.keys(), "every preset stands in the table, and nothing else"
     with torch.device("meta"):
-        counted = {name: sum(p.numel() for p in create_model(name).parameters()) for name in PRESETS}
-    assert counted == PARAMETERS
-
-
-def test_parameter_count_by_hand() -> None:
-    def block(d: int) -> int:
-        return 12 * d * d + 13 * d  # 3 + 1 + 4 + 4 matrices; biases 3 + 1 + 4 + 1, norms 4
-
-    image = 192 * 3 * 8 * 8 + 192 + 65 * 192 + 4 * 192 + 6 * block(192) + 192 * 256
-    text = 49408 * 256 + 77 * 256 + 2 * 256 + 4 * block(256) + 256 * 256
-    assert PARAMETERS["tiny-vit"] == image + text + 1
+        assert {name: sum(p.numel() for p in create_model(name).parameters()) for name in PRESETS} == PARAMETERS
+    # 3 + 1 + 4 + 4 matrices of a block; biases 3 + 1 + 4 + 1, norms 4
+    image, text = (layers * (12 * d * d + 13 * d) for d, layers in ((192, 6), (256, 4)))
+    image += 192 * 3 * 8 * 8 + 192 + 65 * 192 + 4 * 192 + 192 * 256
+    assert PARAMETERS["tiny-vit"] == image + text + 49408 * 256 + 77 * 256 + 2 * 256 + 256 * 256 + 1
 
 
 def test_presets_resolve_to_themselves() -> None:
     for name in PRESETS:
-        config = resolve(ModelConfig(preset=name))
-        assert resolve(config) == config
-        assert (config.context_length, config.vocab_size, config.activation) == (77, 49408, "gelu")
-        assert config.logit_scale_init == pytest.approx(2.6592600369)  # ln(1 / 0.07)
-        assert (config.patch_size is None) == (config.image_encoder == "resnet")
-        # CLIP's heads are 64 wide; a ResNet's attention pooling works on 32 times the stem's width.
-        assert config.image_width and config.image_heads and config.text_width and config.text_heads
-        channels = config.image_width * (32 if config.image_encoder == "resnet" else 1)
-        assert channels == 64 * config.image_heads and config.text_width == 64 * config.text_heads
+        c: Any = resolve(ModelConfig(preset=name))
+        assert resolve(c) == c
+        assert (c.context_length, c.vocab_size, c.activation) == (77, 49408, "gelu")
+        assert c.logit_scale_init == pytest.approx(2.6592600369)  # ln(1 / 0.07)
+        assert (c.patch_size is None) == (c.image_encoder == "resnet")
+        # CLIP's heads are 64 wide; a ResNet's attention pooling works on 32 times the stem's width
+        channels = c.image_width * (32 if c.image_encoder == "resnet" else 1)
+        assert channels == 64 * c.image_heads and c.text_width == 64 * c.text_heads
 
 
 def test_towers_are_those_of_the_configuration() -> None:
@@ -102,15 +95,12 @@ def test_towers_are_those_of_the_configuration() -> None:
         assert visual(images(2, side)).shape == (2, 256)
 
 
-def test_given_fields_win_over_the_preset() -> None:
+def test_fields_given_with_and_without_a_preset() -> None:
     config = resolve(ModelConfig(preset="ViT-B-32-quickgelu", embed_dim=128))
     assert (config.activation, config.embed_dim, config.image_width) == ("quick_gelu", 128, 768)
     assert resolve(ModelConfig(preset="ViT-B-32-quickgelu", activation="gelu")).activation == "gelu"
     listed: Any = [1, 1, 1, 1]
     assert resolve(ModelConfig(preset="RN50", image_layers=listed)).image_layers == (1, 1, 1, 1)
-
-
-def test_spelt_out_without_a_preset() -> None:
     spelt = replace(resolve(VIT), preset=None)
     assert resolve(spelt) == spelt
     with pytest.raises(ValueError, match=r"model\.embed_dim, model\.image_heads must be set"):
@@ -147,38 +137,22 @@ def test_impossible_models() -> None:
 
 @BOTH
 def test_forward(config: ModelConfig) -> None:
-    model = build(config)
-    got = model(images(3), captions([4, 9, 2]))
-    for x in (got.image, got.text):
-        assert x.shape == (3, 256) and x.dtype == torch.float32
-        torch.testing.assert_close(x.norm(dim=-1), torch.ones(3))
-    assert got.scale.ndim == 0 and got.scale.item() == pytest.approx(1 / 0.07)
-    assert got.bias is None
-    raw = model.encode_text(captions([4, 9, 2]))
-    assert (raw.norm(dim=-1) - 1).abs().max() > 0.01
-    torch.testing.assert_close(model.encode_text(captions([4, 9, 2]), normalize=True), got.text)
-
-
-def test_bias() -> None:
-    model = build(VIT, logit_bias_init=-10.0)
-    bias = model(images(2), captions([3, 4])).bias
-    assert isinstance(model.logit_bias, nn.Parameter) and bias is not None
-    assert bias.ndim == 0 and bias.item() == -10.0
-
-
-@BOTH
-def test_autocast_returns_unit_length_in_float32(config: ModelConfig) -> None:
-    model = build(config)
-    image, text = images(4), captions([4, 9, 2, 30])
+    """Unit length in float32, under autocast as well."""
+    model, image, text = build(config, logit_bias_init=-10.0), images(4), captions([4, 9, 2, 30])
     exact = model(image, text)
+    assert exact.scale.ndim == exact.bias.ndim == 0
+    assert exact.scale.item() == pytest.approx(1 / 0.07) and exact.bias.item() == -10.0
+    assert isinstance(model.logit_bias, nn.Parameter) and build(config)(image, text).bias is None
+    assert (model.encode_text(text).norm(dim=-1) - 1).abs().max() > 0.01
+    torch.testing.assert_close(model.encode_text(text, normalize=True), exact.text)
     with torch.autocast("cpu", torch.bfloat16):
-        got = model(image, text)
-    for x, y in ((got.image, exact.image), (got.text, exact.text)):
-        assert x.dtype == torch.float32
-        # bfloat16 itself could not hold the length closer to 1 than 4e-3.
-        torch.testing.assert_close(x.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-5)
+        half = model(image, text)
+    for x, y in ((exact.image, half.image), (exact.text, half.text)):
+        assert x.shape == y.shape == (4, 256) and x.dtype == y.dtype == torch.float32
+        # bfloat16 itself could not hold the length closer to 1 than 4e-3
+        torch.testing.assert_close(torch.stack([x, y]).norm(dim=-1), torch.ones(2, 4), rtol=0, atol=1e-5)
         assert ((x * y).sum(dim=-1) > 0.995).all()
-    (got.image.sum() + got.text.sum()).backward()
+    (half.image.sum() + half.text.sum()).backward()
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients(model).values())
 
 
@@ -226,41 +200,33 @@ def test_the_last_block_for_one_token_equals_the_whole_block() -> None:
         torch.testing.assert_close(block(x, causal, at)[:, 0], whole[torch.arange(3), at], rtol=1e-5, atol=1e-5)
 
 
-def test_packing_and_trimming_are_exact() -> None:
-    ends = [20, 3, 9, 9, 41, 1, 12]
-    text = captions(ends)
-    weights = torch.randn(len(ends), 256, generator=torch.Generator().manual_seed(2))
-
-    def run(text: Tensor, packs: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        model = build(VIT).train()
-        model.packs = packs
-        embeddings = model.encode_text(text, normalize=True)
-        (embeddings * weights).sum().backward()
-        return embeddings.detach(), gradients(model)
-
-    embeddings, grads = run(text, packs=False)
-    assert "token_embedding.weight" in grads and "positional_embedding" in grads
-    trimmed = text[:, : max(ends) + 1]
-    for other, packs in ((text, True), (trimmed, False), (trimmed, True)):
-        same, same_grads = run(other, packs)
-        torch.testing.assert_close(same, embeddings, rtol=0, atol=1e-6)
-        assert_close_by_norm(same_grads, grads, 1e-5)
-
-
-def test_packing_computes_no_padding() -> None:
-    model = build(VIT)
-    seen: list[tuple[int, ...]] = []
+def text_run(text: Tensor, packs: bool) -> tuple[Tensor, dict[str, Tensor], tuple[int, ...]]:
+    """-> embeddings, gradients, and how many tokens went through the Transformer."""
+    model, seen = build(VIT).train(), list[tuple[int, ...]]()
+    model.packs = packs
     model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:-1])))
-    text = captions([20, 3, 9, 41])
-    model.encode_text(text)
-    assert seen == [(4, 77)]
-    seen.clear()
-    model.packs = True
-    model.encode_text(text)
-    assert seen == [(21 + 4 + 10 + 42,)]
-    seen.clear()
-    model.encode_text(text[:1])
-    assert seen == [(21,)]
+    embeddings = model.encode_text(text, normalize=True)
+    weights = torch.randn(len(text), 256, generator=torch.Generator().manual_seed(2))
+    (embeddings * weights).sum().backward()
+    return embeddings.detach(), gradients(model), seen[0]
+
+
+def assert_same_run(text: Tensor, packs: bool, whole: tuple[Tensor, dict[str, Tensor], Any], tokens: Any) -> None:
+    embeddings, grads, seen = text_run(text, packs)
+    torch.testing.assert_close(embeddings, whole[0], rtol=0, atol=1e-6)
+    assert_close_by_norm(grads, whole[1], 1e-5)
+    assert seen == tokens
+
+
+def test_packing_and_trimming_are_exact_and_compute_no_padding() -> None:
+    ends = [20, 3, 9, 9, 41, 1, 12]
+    text, own = captions(ends), sum(ends) + len(ends)
+    whole = text_run(text, packs=False)
+    assert whole[2] == (7, 77) and {"token_embedding.weight", "positional_embedding"} < whole[1].keys()
+    assert_same_run(text, True, whole, (own,))
+    assert_same_run(text[:, :42], False, whole, (7, 42))
+    assert_same_run(text[:, :42], True, whole, (own,))
+    assert text_run(text[:1], packs=True)[2] == (21,)
 
 
 def test_captions_that_begin_alike_are_computed_once_and_exactly() -> None:
@@ -274,19 +240,8 @@ def test_captions_that_begin_alike_are_computed_once_and_exactly() -> None:
     text[8, ends[6]], text[8, -1] = 3, 99
     text[9, ends[9] + 1 :] = 2  # ids in the padding are nobody's beginning
     beginnings = {tuple(row[: k + 1]) for row in text.tolist() for k in range(row.index(99) + 1)}
-    weights = torch.randn(40, 256, generator=generator)
-    results = []
-    for packs in (False, True):
-        model = build(VIT).train()
-        model.packs = packs
-        seen: list[int] = []
-        model.transformer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
-        embeddings = model.encode_text(text, normalize=True)
-        (embeddings * weights).sum().backward()
-        results.append((embeddings.detach(), gradients(model)))
-    assert seen == [len(beginnings)] and len(beginnings) < 0.8 * int((text.argmax(1) + 1).sum())
-    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-6)
-    assert_close_by_norm(results[1][1], results[0][1], 1e-5)
+    assert len(beginnings) < 0.8 * int((text.argmax(1) + 1).sum())
+    assert_same_run(text, True, text_run(text, packs=False), (len(beginnings),))
 
 
 @BOTH
@@ -359,22 +314,16 @@ def test_initial_values() -> None:
 
 
 @BOTH
-def test_seed_decides_the_weights(config: ModelConfig) -> None:
-    first, again = build(config).state_dict(), build(config).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+def test_seed_and_meta_device(config: ModelConfig) -> None:
+    first, again = build(config).eval(), build(config).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.state_dict().items())
     torch.manual_seed(1)
-    other = create_model(config).state_dict()
-    assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
-
-
-@BOTH
-def test_meta_device_and_state(config: ModelConfig) -> None:
-    real = build(config).eval()
+    assert not torch.equal(again["token_embedding.weight"], create_model(config).token_embedding.weight)
     with torch.device("meta"):
         empty = create_model(config)
     assert all(x.is_meta for x in [*empty.parameters(), *empty.buffers()])
-    empty.load_state_dict(real.state_dict(), strict=True, assign=True)
-    torch.testing.assert_close(empty.eval()(images(2), captions([3, 4])), real(images(2), captions([3, 4])))
+    empty.load_state_dict(again, strict=True, assign=True)
+    torch.testing.assert_close(empty.eval()(images(2), captions([3, 4])), first(images(2), captions([3, 4])))
 
 
 def test_channels_last_is_the_same_model() -> None:
