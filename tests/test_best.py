@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -43,22 +44,6 @@ def results_with(figure: str, value: float) -> dict[str, Evaluation]:
     return {task: Evaluation("retrieval", task, {name: Figure(value, NAN, NAN, 1)}, {}, (), "", lambda weights: {})}
 
 
-class Planned:
-    """Stands where `evaluate` is during the training: gives the figures that it was told, and notes the weights."""
-
-    def __init__(self, figure: str, values: Sequence[float]) -> None:
-        self.figure, self.values = figure, iter(values)
-        self.seen: list[dict[str, torch.Tensor]] = []
-
-    def __call__(
-        self, config: Any, suite: Any, model: DualEncoder, preprocess: Any, **final: Any
-    ) -> dict[str, Evaluation]:
-        if final:
-            return evaluate(config, suite, model, preprocess, **final)
-        self.seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return results_with(self.figure, next(self.values))
-
-
 @pytest.fixture
 def config_file(tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
@@ -68,21 +53,41 @@ def config_file(tmp_path: Path) -> str:
     return str(path)
 
 
+Weights = dict[str, torch.Tensor]
+Planned = Callable[..., tuple[Any, list[Weights]]]
+
+
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
-    def planned(values: Sequence[float], figure: str = R10) -> Planned:
-        stand_in = Planned(figure, values)
-        monkeypatch.setattr("miniclip.evaluation.suite.evaluate", stand_in)
-        return stand_in
+def planned(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """A run up to a step whose evaluations give these figures -> its results, and the weights at each evaluation."""
 
-    return planned
+    def go(values: Sequence[float], steps: int, *options: str, figure: str = R10) -> tuple[Any, list[Weights]]:
+        figures, seen = iter(values), list[Weights]()
+
+        def instead(config: Any, suite: Any, model: DualEncoder, preprocess: Any, **final: Any) -> Any:
+            if final:
+                return evaluate(config, suite, model, preprocess, **final)
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+            return results_with(figure, next(figures))
+
+        monkeypatch.setattr("miniclip.evaluation.suite.evaluate", instead)
+        asked = ["--eval.best", figure, "--train.max_steps", str(steps), *options]
+        results = run(config_file, tmp_path / "run", *asked)
+        assert next(figures, None) is None
+        return results["training"]["best"], seen
+
+    return go
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
+def record(step: int, value: float, figure: str = R10) -> dict[str, Any]:
+    return {"figure": figure, "step": step, "value": value, "fingerprint": ""}
+
+
+def weights(directory: Path) -> Weights:
     return load_file(directory / "model.safetensors")
 
 
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+def same(first: Weights, second: Weights) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -120,7 +125,7 @@ def test_which_is_kept(model: DualEncoder, tmp_path: Path) -> None:
             assert best.record() is None and best.load(torch.device("cpu")) is None
             assert not (folder / "best").exists()
             continue
-        assert best.record() == {"figure": figure, "step": 10 * kept[-1], "value": values[kept[-1]], "fingerprint": ""}
+        assert best.record() == record(10 * kept[-1], values[kept[-1]], figure)
         assert {p.name for p in (folder / "best").iterdir()} == {
             "best.json", "model.json", "model.safetensors", "preprocess.json"
         }  # fmt: skip
@@ -146,7 +151,7 @@ def test_other_figures_images_and_rubbish_are_no_rivals(model: DualEncoder, tmp_
     other = Best(tmp_path, "shape/top1")
     assert other.record() is None and other.load(cpu) is None and Best(tmp_path, None).record() is None
     assert other.offer(8, choice(0.05), model, Preprocess(32))
-    assert other.record() == {"figure": "shape/top1", "step": 8, "value": 0.05, "fingerprint": ""}
+    assert other.record() == record(8, 0.05, "shape/top1")
 
 
 def test_a_kill_at_any_place_leaves_a_whole_model(
@@ -157,9 +162,7 @@ def test_a_kill_at_any_place_leaves_a_whole_model(
     class Killed(Exception):
         pass
 
-    for owner, at, survived in [
-        (owner, at, n) for owner, at in ((Path, "replace"), (shutil, "rmtree")) for n in range(4)
-    ]:
+    for (owner, at), survived in itertools.product(((Path, "replace"), (shutil, "rmtree")), range(4)):
         folder, real, left = tmp_path / at / str(survived), getattr(owner, at), iter(range(survived))
         best = Best(folder, R10)
         assert best.offer(1, choice(0.1), model, Preprocess(32))
@@ -180,50 +183,39 @@ def test_a_kill_at_any_place_leaves_a_whole_model(
 # ---- in a run
 
 
-def test_the_best_becomes_the_model(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+def test_the_best_becomes_the_model(planned: Planned, tmp_path: Path) -> None:
     """Of four evaluations, the last step's among them, the second; the last weights are in the checkpoint alone."""
-    planned = plan([0.2, 0.6, 0.6, 0.1])
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "7")
     directory = tmp_path / "run"
+    best, seen = planned([0.2, 0.6, 0.6, 0.1], 7)
+    results = json.loads((directory / "results.json").read_text())
     assert [line["step"] for line in lines(directory) if f"eval/{R10}" in line] == [2, 4, 6, 7]
-    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6, "fingerprint": ""}
-    assert results["training"]["best"] == json.loads((directory / "best" / "best.json").read_text())
-    assert results == json.loads((directory / "results.json").read_text())
+    assert best == record(4, 0.6) == results["training"]["best"]
+    assert best == json.loads((directory / "best" / "best.json").read_text())
     assert results["training"]["steps"] == 7
-    assert same(weights(directory / "model"), planned.seen[1])
+    assert same(weights(directory / "model"), seen[1])
     assert same(weights(directory / "model"), weights(directory / "best"))
     last = weights(directory / "checkpoints" / "step_00000007")
-    assert not same(last, planned.seen[1])
-    torch.testing.assert_close(last["visual.proj"], planned.seen[3]["visual.proj"], rtol=0, atol=0)
+    assert not same(last, seen[1]) and torch.equal(last["visual.proj"], seen[3]["visual.proj"])
 
     # the final figures are of the model that was kept, on the test split
     model, preprocess, _ = miniclip.load(directory)
     config = load_config_file(directory / "config.yaml")
     expected = evaluate(config, open_suite(config, "test"), model, preprocess)["retrieval"]
     entry = result_of(results, "retrieval")
-    assert {name: figure["value"] for name, figure in entry["figures"].items()} == {
-        name: figure.value for name, figure in expected.figures.items()
-    }
+    figures = {name: figure["value"] for name, figure in entry["figures"].items()}
+    assert figures == {name: figure.value for name, figure in expected.figures.items()}
     assert entry["model"]["fingerprint"] == fingerprint(model)
     assert entry["data"]["fingerprint"] == expected.fingerprint
 
 
-def test_the_lowest_becomes_the_model(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+def test_the_lowest_and_none(planned: Planned, tmp_path: Path) -> None:
+    """Of ranks the lowest; without a figure the last step is the model."""
     figure = "retrieval/text_to_image_median_rank"
-    planned = plan([9.0, 3.0, NAN, 4.0], figure)
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "8", "--eval.best", figure)
-    assert results["training"]["best"] == {"figure": figure, "step": 4, "value": 3.0, "fingerprint": ""}
-    assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
+    best, seen = planned([9.0, 3.0, NAN, 4.0], 8, figure=figure)
+    assert best == record(4, 3.0, figure) and same(weights(tmp_path / "run" / "model"), seen[1])
     assert [line[f"eval/{figure}"] for line in lines(tmp_path / "run") if "loss" not in line] == [9.0, 3.0, None, 4.0]
-
-
-def test_without_a_figure_the_last_step_is_the_model(
-    config_file: str, tmp_path: Path, plan: Callable[..., Planned]
-) -> None:
-    planned = plan([NAN, NAN])
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "4")
-    assert results["training"]["best"] is None
-    assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
+    best, seen = planned([NAN, NAN], 4, "--run.overwrite", "true")
+    assert best is None and same(weights(tmp_path / "run" / "model"), seen[1])
     assert not (tmp_path / "run" / "best").exists()
 
 
@@ -272,55 +264,34 @@ def test_every_figure_that_may_be_named_is_counted(config_file: str, tmp_path: P
     assert set(found["shape"].figures) == set(TASKS["zeroshot"].figures)
 
 
-# ---- a resume
+# ---- a resume, and another run in the same place
 
 
-def test_a_resume_keeps_an_earlier_best(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
-    first = plan([0.2, 0.6])
-    run(config_file, tmp_path / "run", "--train.max_steps", "4")
-    second = plan([0.5, 0.4])
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "8", "--run.resume", "true")
-    assert len(second.seen) == 2
-    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.6, "fingerprint": ""}
-    assert same(weights(tmp_path / "run" / "model"), first.seen[1])
-    third = plan([0.7])
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "10", "--run.resume", "true")
-    assert results["training"]["best"] == {"figure": R10, "step": 10, "value": 0.7, "fingerprint": ""}
-    assert same(weights(tmp_path / "run" / "model"), third.seen[0])
+def test_a_resume_keeps_an_earlier_best(planned: Planned, tmp_path: Path) -> None:
+    """By the same figure; another one begins anew, and none leaves the last step."""
+    model, resume, other = tmp_path / "run" / "model", ("--run.resume", "true"), "retrieval/text_to_image_r10"
+    _, first = planned([0.2, 0.6], 4)
+    best, _ = planned([0.5, 0.4], 8, *resume)
+    assert best == record(4, 0.6) and same(weights(model), first[1])
+    best, seen = planned([0.7], 10, *resume)
+    assert best == record(10, 0.7) and same(weights(model), seen[0])
+    best, seen = planned([0.3, 0.1], 14, *resume, figure=other)
+    assert best == record(12, 0.3, other) and same(weights(model), seen[0])
+    best, seen = planned([], 15, *resume, figure="null")
+    assert best is None and not seen
+    assert same(weights(model), weights(tmp_path / "run" / "checkpoints" / "step_00000015"))
 
 
-def test_a_resume_with_another_figure_begins_anew(
-    config_file: str, tmp_path: Path, plan: Callable[..., Planned]
-) -> None:
-    plan([0.2, 0.6])
-    run(config_file, tmp_path / "run", "--train.max_steps", "4")
-    other = "retrieval/text_to_image_r10"
-    planned = plan([0.3, 0.1], other)
-    options = ["--train.max_steps", "8", "--run.resume", "true", "--eval.best", other]
-    results = run(config_file, tmp_path / "run", *options)
-    assert results["training"]["best"] == {"figure": other, "step": 6, "value": 0.3, "fingerprint": ""}
-    assert same(weights(tmp_path / "run" / "model"), planned.seen[0])
-    last = plan([])
-    results = run(
-        config_file, tmp_path / "run", "--train.max_steps", "9", "--run.resume", "true", "--eval.best", "null"
-    )
-    assert results["training"]["best"] is None and not last.seen
-    assert same(weights(tmp_path / "run" / "model"), weights(tmp_path / "run" / "checkpoints" / "step_00000009"))
-
-
-def test_overwriting_deletes_what_was_kept(config_file: str, tmp_path: Path, plan: Callable[..., Planned]) -> None:
+def test_overwriting_deletes_what_was_kept(planned: Planned, tmp_path: Path) -> None:
     """Else the old run's model, with the better figure, would become the new one's."""
-    plan([0.9, 0.8])
-    run(config_file, tmp_path / "run", "--train.max_steps", "4")
+    planned([0.9, 0.8], 4)
     for folder in ("evaluation", "report"):
         (tmp_path / "run" / folder / "deeper").mkdir(parents=True)
         (tmp_path / "run" / folder / "deeper" / "results.json").touch()
     (tmp_path / "run" / "confusion_old.png").touch()
-    planned = plan([0.1, 0.2])
-    results = run(config_file, tmp_path / "run", "--train.max_steps", "4", "--run.overwrite", "true")
-    assert results["training"]["best"] == {"figure": R10, "step": 4, "value": 0.2, "fingerprint": ""}
-    assert same(weights(tmp_path / "run" / "model"), planned.seen[1])
+    best, seen = planned([0.1, 0.2], 4, "--run.overwrite", "true")
+    assert best == record(4, 0.2) and same(weights(tmp_path / "run" / "model"), seen[1])
     for name in ("evaluation", "report", "confusion_old.png"):
         assert not (tmp_path / "run" / name).exists(), name
-    results = run(config_file, tmp_path / "run", "--run.overwrite", "true", "--eval.every", "0", "--eval.best", "null")
+    planned([], 6, "--run.overwrite", "true", "--eval.every", "0", figure="null")
     assert not (tmp_path / "run" / "best").exists()
