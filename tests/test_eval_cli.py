@@ -23,9 +23,8 @@ from support.models import save_tiny
 from miniclip.cli.eval import main
 from miniclip.cli.main import main as miniclip_main
 from miniclip.config.eval_section import OPTIONS
-from miniclip.data.labelled import open_labelled
+from miniclip.data.labelled import open_images, open_labelled
 from miniclip.data.scenes.source import SceneSource, SceneTask
-from miniclip.data.unlabelled import open_images
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.result import Evaluation, difference, header, to_json
 from miniclip.evaluation.retrieval import retrieval

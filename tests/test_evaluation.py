@@ -23,8 +23,7 @@ from sklearn.metrics import (
 from support.sources import FakePairs
 from torch import Tensor, nn
 
-from miniclip.data.bad_images import TooManyBad
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.scenes.source import SceneSource, SceneTask
 from miniclip.data.subset import Subset
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_readable, encode_texts, fingerprint

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.files import write_classes, write_image, write_jsonl
 
-from miniclip.data.known import KnownSet, find_known, known_sets
+from miniclip.data.classes import KnownSet, find_known, known_sets
 from miniclip.data.labelled import LabelledImages, open_labelled
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -23,11 +23,10 @@ from support.sources import FakePairs, noise
 from torch.utils.data import DataLoader
 
 from miniclip.data.augment import Augment
-from miniclip.data.bad_images import TooManyBad
 from miniclip.data.cache import prepared as module
 from miniclip.data.cache.prepared import cache_folder, prepare
 from miniclip.data.cache.store import Prepared, Unusable
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadImage, TooManyBad
 from miniclip.models.tokenizer import Tokenizer
 
 AUGMENT = Augment(16)

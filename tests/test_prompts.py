@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from miniclip.data.known import known_sets
+from miniclip.data.classes import known_sets
 from miniclip.data.labelled import open_labelled
 from miniclip.data.scenes.source import SceneTask
 from miniclip.data.subset import Subset

@@ -13,14 +13,13 @@ from support.files import cells, number_of, png, write_csv, write_images, write_
 from support.opened import SPLITS, contents, everything, numbers, opened
 
 from miniclip.config import DataConfig
-from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import NoCaptions, open_source
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.splits import OneImage, carve
 from miniclip.data.subset import Subset
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.data.tables.csv_jsonl import read_file
-from miniclip.data.tables.texts import TextLists
+from miniclip.data.tables.table import TextLists
 
 # ---- forms
 

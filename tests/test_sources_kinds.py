@@ -22,9 +22,8 @@ from support.files import (
 from support.opened import SPLITS, contents, everything, opened, texts
 
 from miniclip.common.printing import near_name
-from miniclip.data.bad_images import TooManyBad
 from miniclip.data.captioned import NoCaptions
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.kinds import find_shards, read_tables
 from miniclip.data.tables.parquet import ArrowTable
@@ -107,7 +106,7 @@ def test_captions_inside_objects(tmp_path: Path) -> None:
 
     # Arrow keeps values below a null; they are not there
     null = pa.StructArray.from_arrays([pa.array(["a", "b"])], ["caption"], mask=pa.array([False, True]))
-    table = ArrowTable(datasets.Dataset(pa.table({"json": null})), "train", "x", ())
+    table = ArrowTable(datasets.Dataset(pa.table({"json": null})), "train", "x (train)", ())
     assert list(table.values("json.caption")) == ["a", None]
 
 

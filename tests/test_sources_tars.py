@@ -17,8 +17,7 @@ import pytest
 from support.files import number_of, png, samples, served, write_shard, write_tar
 from support.opened import SPLITS, contents, everything, opened, texts, whole
 
-from miniclip.data.bad_images import TooManyBad
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.labelled import open_labelled
 from miniclip.data.tables.image_column import images_of
 from miniclip.data.tables.kinds import read_tables

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,9 +61,6 @@ class Fake:
 
     def table(self, label: str) -> Table:
         raise NotImplementedError
-
-    def with_columns(self, image: str, captions: Sequence[str]) -> Self:
-        return self
 
     def read(self) -> Generator[Sample, None, None]:
         self.seen["opened"] += 1
@@ -457,7 +454,7 @@ def test_a_hub_set_is_streamed(tars: DataConfig, tmp_path: Path, monkeypatch: py
     shards = find_shards("some/pairs", "small", "main")["train"]
     assert asked == [("some/pairs", "small", "main")] * 2
     assert [Path(shard.name).name for shard in shards] == [f"train-{i:05d}-of-00002.parquet" for i in range(2)]
-    found = [s.image for s in shards[1].with_columns("image", ["caption"]).read()]
+    found = [s.image for s in replace(shards[1], image="image", captions=["caption"]).read()]
     assert found == [png(n) for n in range(50, 100)]
     assert [len(shards) for shards in find_shards("some/tars").values()] == [3, 1, 1]
 

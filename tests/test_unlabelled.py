@@ -9,8 +9,8 @@ from support.files import cells, number_of, write_csv, write_image, write_jsonl,
 
 from miniclip.data.captioned import ImageSource
 from miniclip.data.images import BadImage
+from miniclip.data.labelled import open_images
 from miniclip.data.subset import readable
-from miniclip.data.unlabelled import open_images
 
 
 def values(source: ImageSource) -> list[int]:

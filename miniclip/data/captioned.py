@@ -6,10 +6,8 @@ One item is one image with all of its captions, so that splits go by image. Labe
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,13 +16,12 @@ from PIL import Image
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few, one_line
 from miniclip.config import DataConfig
-from miniclip.data.bad_images import BadCount, TooManyBad
+from miniclip.data.images import BadCount, TooManyBad
 from miniclip.data.splits import Part, carve, read_parts, resolve_splits
 from miniclip.data.tables.columns import caption_columns, image_column, value_column
 from miniclip.data.tables.hub import is_hub
-from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, check_some_exist, images_of
-from miniclip.data.tables.table import Table
-from miniclip.data.tables.texts import TextLists
+from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_of
+from miniclip.data.tables.table import Table, TextLists
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ class PairSource(ImageSource, Protocol):
     """Captioned images of one split; what training and retrieval read."""
 
     def captions(self, index: int) -> list[str]:
-        """At least one caption, in the data set's order. The image is not touched."""
+        """At least one, in the data set's order. The image is not touched."""
 
     def column(self, name: str) -> list[Any]:
         """What a column says of each image, in its first row. Raises ValueError that names the columns there are."""
@@ -100,31 +97,31 @@ class Concat:
     """A PairSource of several: the images of the first, then those of the second, and so on. sizes: images of each."""
 
     def __init__(self, parts: Sequence[PairSource], names: Sequence[str]) -> None:
-        self.parts, self.names = list(parts), list(names)
-        self.sizes = [len(part) for part in parts]
-        self._ends = list(accumulate(self.sizes))
+        self.parts, self.names, self.sizes = parts, names, [len(part) for part in parts]
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return sum(self.sizes)
 
-    def place(self, index: int) -> tuple[int, int]:
-        """Which source an image is of, and which image of that. Raises IndexError."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)} asked for")
-        part = bisect_right(self._ends, index)
-        return part, index - self._ends[part] + self.sizes[part]
+    def _place(self, index: int) -> tuple[str, PairSource, int]:
+        """The source of an image, and which of its images that is. Raises IndexError."""
+        inside = index
+        for name, part, size in zip(self.names, self.parts, self.sizes, strict=True):
+            if 0 <= inside < size:
+                return name, part, inside
+            inside -= size
+        raise IndexError(f"image {index} of {len(self)} asked for")
 
     def image(self, index: int) -> Image.Image:
-        part, inside = self.place(index)
-        return self.parts[part].image(inside)
+        _, part, inside = self._place(index)
+        return part.image(inside)
 
     def captions(self, index: int) -> list[str]:
-        part, inside = self.place(index)
-        return self.parts[part].captions(inside)
+        _, part, inside = self._place(index)
+        return part.captions(inside)
 
     def name(self, index: int) -> str:
-        part, inside = self.place(index)
-        return f"{self.names[part]}: {self.parts[part].name(inside)}"
+        name, part, inside = self._place(index)
+        return f"{name}: {part.name(inside)}"
 
     def column(self, name: str) -> list[Any]:
         return [value for part in self.parts for value in part.column(name)]
@@ -164,14 +161,13 @@ def open_source(
             f"data.revision={config.revision} is for data sets of the Hub, and data.source={config.source} lies here; "
             "leave it out"
         )
-    found = {one: _open(replace(config, source=one, mixing=None), split, image_size) for one in config.sources}
+    found = {one: _open(replace(config, source=one, mixing=None), one, split, image_size) for one in config.sources}
     if len(config.sources) == 1:
         return found[config.sources[0]]
     return Concat([found[one] for one in config.sources], config.sources)
 
 
-def _open(config: DataConfig, split: str, image_size: int) -> Pairs:
-    (source,) = config.sources
+def _open(config: DataConfig, source: str, split: str, image_size: int) -> Pairs:
     parts = read_parts(source, config.name, config.image_column, revision=config.revision)
     name, missing = resolve_splits(parts, config, split)
     table = parts[name].table
@@ -185,7 +181,6 @@ def _open(config: DataConfig, split: str, image_size: int) -> Pairs:
             "%s has no split for %s: images of %r are set aside by a hash of the image, and %d are left for %s",
             *(source, " or ".join(missing), name, len(rows), split),
         )
-    check_some_exist(images, rows)
     return Pairs(images, rows, TextLists(captions), table)
 
 
@@ -199,9 +194,8 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
     keys: Sequence[Any] = images.keys(range(len(table))) if isinstance(images, FileImages) else range(len(table))
     first: dict[Any, int] = {}  # key -> first row, in their order
     captions: dict[int, list[str]] = {}  # by first row
-    blank: dict[int, int] = {}
+    blank: dict[int, list[str]] = {}  # by first row, a message for each caption that is none
     bad: dict[int, str] = {}
-    odd: dict[int, str] = {}
     for row, values in enumerate(zip(*(table.values(c) for c in columns), strict=True)):
         if not wanted[row]:
             continue
@@ -211,16 +205,16 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
         row = first.setdefault(keys[row], row)
         own = captions.setdefault(row, [])
         for column, value in zip(columns, values, strict=True):
-            texts = value if isinstance(value, list) else [value]
-            good = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-            own += good
-            if len(good) < len(texts):
-                blank[row] = blank.get(row, 0) + len(texts) - len(good)
-                strange = next((text for text in texts if text is not None and not isinstance(text, str)), None)
-                but = f", but {one_line(repr(strange), 40)}" if strange is not None else ""
-                odd[row] = f"no text in column {column}{but}"
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and text.strip():
+                    own.append(text.strip())
+                else:
+                    but = "" if text is None or isinstance(text, str) else f", but {one_line(repr(text), 40)}"
+                    blank.setdefault(row, []).append(f"no text in column {column}{but}")
     error = TooManyBad if bad else NoCaptions
-    bad |= {row: odd.get(row, f"no text in column {', '.join(columns)}") for row, own in captions.items() if not own}
+    for row, own in captions.items():
+        if not own:
+            bad[row] = max(blank.get(row, [f"no text in column {', '.join(columns)}"])[::-1], key=len)
     count = BadCount(len(part.rows), config.max_bad_fraction)
     try:
         count.add(f"{table.where(row)}: {bad[row]}" for row in sorted(bad))
@@ -229,7 +223,7 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
     if bad:
         named = first_few(count.names) + ("; …" if len(bad) > 5 else "")
         log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), count.total, named)
-    beside = sum(number for row, number in blank.items() if row not in bad)
+    beside = sum(len(found) for row, found in blank.items() if row not in bad)
     if beside:
         log.warning("%s: %d captions are empty or no text; their images have others", table.label, beside)
     kept = [row for row in captions if row not in bad]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from miniclip.common.printing import first_few
 
 # 64 Mpx are 192 MB as RGB: beyond any photograph worth shrinking, and below what fills a loader's memory.
 MAX_PIXELS = 64_000_000
@@ -28,25 +31,58 @@ class BadImage(ValueError):
     """An image that cannot be used: missing, corrupt, cut short, too large, or outside its folder."""
 
 
+class TooManyBad(ValueError):
+    """More than data.max_bad_fraction of the images cannot be used; the message counts and names them."""
+
+
+class BadCount:
+    """Names of what could not be used, each once, in the order of their failure.
+
+    total: images among which they are counted. allowed: data.max_bad_fraction; 0 stops at the first.
+    """
+
+    def __init__(self, total: int, allowed: float) -> None:
+        self.total, self.allowed = total, allowed
+        self._names: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def add(self, names: Iterable[object]) -> None:
+        """Note some, each as its message (a BadImage names its row or file). Raises TooManyBad above the share."""
+        self._names.update(dict.fromkeys(map(str, names)))
+        if len(self) > self.allowed * self.total:
+            raise TooManyBad(
+                f"{len(self)} of {self.total} images cannot be used, more than data.max_bad_fraction="
+                f"{self.allowed:g} allows: {first_few(self.names)}; mend or remove them, or raise the share"
+            )
+
+
 def decode_image(
     value: bytes | str | Path, name: str, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Encoded bytes or a path -> RGB image, upright, on white where it was transparent.
+    """Encoded bytes or a path -> RGB image, upright, on white where it was clear; of an animation the first frame.
 
     name: file or row, for messages. at_least: shorter side in pixels that is enough; a JPEG is then decoded at 1/2, 1/4
-    or 1/8 of its size where that leaves as much. The first frame stands for an animation.
-    info["file"] of the image has the size in pixels, format, mode and bytes of what was decoded.
-    Raises BadImage; max_pixels is compared with the header before any pixel is decoded.
+    or 1/8 of its size where that leaves as much. max_pixels is compared with the header before any pixel is decoded.
+    info["file"] of the image has the size in pixels, format, mode and bytes of what was decoded. Raises BadImage.
     """
     try:
-        if not isinstance(value, bytes) and not Path(value).is_file():  # a pipe or a device would block the loader
+        if isinstance(value, bytes):
+            source: Path | io.BytesIO = io.BytesIO(value)
+            count = len(value)
+        elif Path(value).is_file():  # a pipe or a device would block the loader
+            source, count = Path(value), Path(value).stat().st_size
+        else:
             raise BadImage(f"{name}: no such file: {value}")
-        source = io.BytesIO(value) if isinstance(value, bytes) else Path(value)
         with Image.open(source, formats=_known_formats()) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {max_pixels:,} pixels")
-            count = len(value) if isinstance(value, bytes) else Path(value).stat().st_size
             file = {"size": image.size, "format": image.format, "mode": image.mode, "bytes": count}
             if at_least is not None and min(width, height) > at_least:
                 factor = at_least / min(width, height)

@@ -1,4 +1,4 @@
-"""Labelled images for zero-shot classification: folders named after classes, or a table with a label column."""
+"""Labelled images: folders named after classes, or a table with a label column; and images alone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from miniclip.common.printing import first_few
-from miniclip.data.captioned import LabelledSource
-from miniclip.data.classes import name_classes, sorted_keys
+from miniclip.data.captioned import ImageSource, LabelledSource
+from miniclip.data.classes import find_known, name_classes, sorted_keys, wordless
 from miniclip.data.images import EXTENSIONS
-from miniclip.data.known import find_known, wordless
 from miniclip.data.splits import Part, choose_split, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
-from miniclip.data.tables.image_column import ImageColumn, ImageRows, check_some_exist, images_in, images_of
+from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_in, images_of
 from miniclip.data.tables.parquet import ArrowTable
-from miniclip.data.tables.source import images_below, split_folders, sub_folders, table_files
+from miniclip.data.tables.source import Source, files_below, split_folders, sub_folders
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +59,13 @@ def open_labelled(
 ) -> LabelledSource:
     """One split of a labelled data set.
 
-    path_or_name: a folder with one sub-folder a class, perhaps below a level of splits; or what read_tables takes: a
-    CSV or JSONL file, or a folder with one (file_name, label), Parquet files, tars, a Hub name. name, revision: of a
-    Hub set.
+    path_or_name: a folder with one sub-folder a class, perhaps below a level of splits; or what read_tables takes.
     split: "train", "validation", "test" or the source's own word; a source with one split only is taken whole.
     classnames_file: what the classes are called in a prompt, see `name_classes`; names alone that do not equal the
-    labels go by the order of the classes. Without the file, underscores in the labels become spaces.
-    image_size: side that the encoder takes, in pixels; large JPEGs are then decoded smaller, as in open_source.
+    labels go by the order of the classes. Without the file, underscores in the labels become spaces. name, revision: of
+    a Hub set. image_size: side that the encoder takes, in pixels; large JPEGs are decoded smaller, as in open_source.
     The classes of the result are the sorted labels of all splits, numbers by value, or a Hub set's own order. Of a
-    usual set (see known.py) the class names and templates come by themselves.
+    usual set (see classes.py) the class names and templates come by themselves.
     Raises FileNotFoundError or ValueError.
     """
     source, path = str(path_or_name), Path(path_or_name).expanduser()
@@ -87,8 +84,41 @@ def open_labelled(
     names, templates = _prompting(source, [str(key) for key in keys], classnames_file)
     if names is None and not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{holds} numbers without names; give a class-names file")
-    check_some_exist(images, rows)
     return LabelledImages(images, rows, labels, names or name_classes(keys, None), templates)
+
+
+def open_images(
+    path_or_name: str | Path,
+    *,
+    split: str = "test",
+    image_column: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    image_size: int | None = None,
+) -> ImageSource:
+    """The images of any source, each once, whatever is said of them.
+
+    path_or_name: a folder of images, searched to the bottom (one folder a class, or none); or what read_tables takes,
+    labelled or captioned. The rest as in open_labelled.
+    """
+    source = Source(str(path_or_name))
+    at_least = None if image_size is None else 2 * image_size
+    found = source.below(*EXTENSIONS)
+    if found and not (source.tables or source.has(".tar") or source.has(".parquet")):
+        root, splits = source.path, split_folders(source.path)
+        if splits:
+            root = splits[choose_split(splits, split, source.label)]
+            found = files_below(root, EXTENSIONS)
+        return ImageRows(images_in(root, found, at_least), np.arange(len(found)))
+    parts = read_parts(source.text, name, image_column, "image_column", revision)
+    table, rows = parts[choose_split(parts, split, source.text)]
+    images = images_of(table, find_image_column(table, image_column, "image_column"), at_least)
+    rows = rows[~images.missing()[rows]]
+    if isinstance(images, FileImages):  # one row a caption
+        rows = np.array(list(dict(zip(images.keys(rows), rows, strict=True)).values()))
+    if not len(rows):
+        raise ValueError(f"{table.label}: no row has an image")
+    return ImageRows(images, rows)
 
 
 def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:
@@ -101,7 +131,7 @@ def labelled_splits(path_or_name: str | Path, name: str | None = None, revision:
 
 def _holds_folders(path: Path) -> bool:
     """Whether it is a folder of images by class, rather than one with a table or other data."""
-    if not path.is_dir() or table_files(path):
+    if not path.is_dir() or Source(str(path)).tables:
         return False
     inside = [file for folder in (path, path / "data") if folder.is_dir() for file in folder.iterdir()]
     return not any(file.suffix.lower() in DATA_EXTENSIONS and file.is_file() for file in inside)
@@ -138,7 +168,7 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
     absent = [key for key in keys if key not in folders]
     if absent:
         log.warning("%s has no folder for %s, which another split has", root, first_few(absent))
-    inside = {key: images_below(folder) for key, folder in folders.items()}
+    inside = {key: files_below(folder, EXTENSIONS) for key, folder in folders.items()}
     empty = next((folders[key] for key, names in inside.items() if not names), None)
     if empty is not None:
         raise ValueError(f"class folder {empty} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
@@ -150,7 +180,7 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
 def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list[Any], np.ndarray]:
     """What the classes are called in the table, in order; and the place in it of each chosen row."""
     table, rows = chosen
-    names = table.class_names(column) if isinstance(table, ArrowTable) else None
+    names = getattr(table.dataset.features.get(column), "names", None) if isinstance(table, ArrowTable) else None
     values = _values(chosen, column)
     for row, value in zip(rows.tolist(), values, strict=True):
         good = isinstance(value, str | int) and value != "" and not isinstance(value, bool)
@@ -160,7 +190,7 @@ def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list
                 "labelled split"
             )
     if names is not None:
-        return names, np.array(values)
+        return list(names), np.array(values)
     # Every split counts, so that a class which one of them lacks has the same number in all.
     found = {v for part in parts for v in _values(part, column) if isinstance(v, str | int)}
     texts, numbers = [v for v in found if isinstance(v, str)], [v for v in found if not isinstance(v, str)]

@@ -65,13 +65,14 @@ def read_parts(
 
 def choose_split(splits: Collection[str], split: str, source: str) -> str:
     """The source's own word for a split; the only one there is, with a logged note. Raises ValueError."""
-    found = next((name for name in (split, *ALIASES.get(split, ())) if name in splits), None)
-    if found is None and len(splits) == 1:
-        found = next(iter(splits))
-        log.warning("%s has the one split %r, which is used for %r", source, found, split)
-    if found is None:
+    for name in (split, *ALIASES.get(split, ())):
+        if name in splits:
+            return name
+    if len(splits) > 1:
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)}")
-    return found
+    (only,) = splits
+    log.warning("%s has the one split %r, which is used for %r", source, only, split)
+    return only
 
 
 def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tuple[str, list[str]]:
@@ -80,23 +81,22 @@ def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tu
     Usual other names of a split count while its option is at its default. Raises ValueError that lists the splits.
     """
     asked = {r: str(getattr(config, f"{r}_split")) for r in ALIASES}
-    found = {
-        r: next((n for n in (name, *(ALIASES[r] if name == r else ())) if n in splits), None)
-        for r, name in asked.items()
-    }
-    if role != "train" and found[role] is not None and found[role] != found["train"]:
+    names = {r: (name, *(ALIASES[r] if name == r else ())) for r, name in asked.items()}
+    found = {r: next((name for name in names[r] if name in splits), None) for r in ALIASES}
+    if role != "train" and found[role] not in (None, found["train"]):
         return str(found[role]), []
-    have = ", ".join(splits)
+    have, pool = ", ".join(splits), found["train"]
 
-    pool = found["train"]
+    def absent(role: str, rest: str) -> ValueError:
+        return ValueError(
+            f"data.source={config.source} has no split {asked[role]!r}, but {have}; set data.{role}_split to one of "
+            f"them{rest}{did_you_mean(asked[role], splits)}"
+        )
+
     if pool is None and asked["train"] == "train" and len(splits) == 1 and not any(found.values()):
         pool = next(iter(splits))  # one split under a name of its own, such as "all"
     if pool is None:
-        near = did_you_mean(asked["train"], splits)
-        raise ValueError(
-            f"data.source={config.source} has no split {asked['train']!r}, but {have}; set data.train_split to one of "
-            f"them{near}"
-        )
+        raise absent("train", "")
     for other in ("validation", "test"):
         if found[other] == pool:
             if asked[other] != other:
@@ -106,11 +106,7 @@ def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tu
                 )
             found[other] = None
         elif found[other] is None and asked[other] != other:
-            near = did_you_mean(asked[other], splits)
-            raise ValueError(
-                f"data.source={config.source} has no split {asked[other]!r}, but {have}; set data.{other}_split to one "
-                f"of them, or leave it out to set some images of {pool!r} aside{near}"
-            )
+            raise absent(other, f", or leave it out to set some images of {pool!r} aside")
     return pool, [r for r in ("validation", "test") if found[r] is None]
 
 

@@ -11,9 +11,8 @@ from PIL import Image
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place
-from miniclip.data.bad_images import BadCount
 from miniclip.data.captioned import ImageSource
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadCount, BadImage
 
 Source = TypeVar("Source", bound=ImageSource)
 

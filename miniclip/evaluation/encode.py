@@ -21,8 +21,7 @@ from torch import Tensor
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place, total
-from miniclip.data.bad_images import BadCount
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadCount, BadImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
 from miniclip.models.tokenizer import Tokenizer, caption_lengths, trim_padding

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from miniclip.data.known import known_sets
+from miniclip.data.classes import known_sets
 
 if TYPE_CHECKING:
     from miniclip.data.captioned import LabelledSource

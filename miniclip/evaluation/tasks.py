@@ -163,8 +163,8 @@ class Zeroshot(_Labelled):
         return None if given is None else resolve_templates(given[0] if len(given) == 1 else given)
 
     def open(self, image_size: int, role: str = "test", max_bad_fraction: float = 0.0) -> list[Any]:
+        from miniclip.data.labelled import open_images
         from miniclip.data.scenes.source import SceneTask
-        from miniclip.data.unlabelled import open_images
         from miniclip.evaluation.prompts import check_classes
 
         _ = self._resolved  # a file of templates is read before the training, not after it

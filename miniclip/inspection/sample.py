@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from miniclip.data.bad_images import BadCount
 from miniclip.data.captioned import PairSource
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadCount, BadImage
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_images, encode_texts
 from miniclip.losses.matrix import Positives
 from miniclip.models.preprocess import Preprocess

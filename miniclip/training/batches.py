@@ -15,10 +15,9 @@ import torch
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError
 from miniclip.data.augment import Augment
-from miniclip.data.bad_images import BadCount
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import open_source
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadCount, BadImage
 from miniclip.data.loader import Batch, TrainingPairs, ahead, training_loader
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.stream.lanes import Cursor

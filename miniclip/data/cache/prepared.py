@@ -26,10 +26,9 @@ from filelock import FileLock, Timeout
 
 from miniclip.common.printing import one_line
 from miniclip.data.augment import Augment
-from miniclip.data.bad_images import BadCount
 from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part, token_rows
 from miniclip.data.captioned import PairSource
-from miniclip.data.images import BadImage
+from miniclip.data.images import BadCount, BadImage
 from miniclip.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

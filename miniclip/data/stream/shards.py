@@ -12,17 +12,15 @@ from miniclip.data.tables.table import Shard, reason
 
 
 def training_shards(config: DataConfig) -> list[list[Shard]]:
-    """Of each source, the shards that are trained on.
-
-    Raises FileNotFoundError, or ValueError that names the option to change.
-    """
+    """Of each source, the shards that are trained on. Raises what split_shards does."""
     return [split_shards(config, source, "train")[0] for source in config.sources]
 
 
 def split_shards(config: DataConfig, source: str, role: str) -> tuple[list[Shard], list[str]]:
     """Shards of a source for train, validation or test, and the roles for which its last one by name is set aside.
 
-    If role is one of those, the shards are that one.
+    If role is one of those, the shards are that one. Raises FileNotFoundError, or ValueError that names the option to
+    change.
     """
     splits = find_shards(source, config.name, config.revision)
     name, missing = resolve_splits(splits, replace(config, source=source, mixing=None), role)
@@ -36,18 +34,17 @@ def split_shards(config: DataConfig, source: str, role: str) -> tuple[list[Shard
             )
         last = max(shards, key=lambda shard: shard.name)
         shards = [s for s in shards if (s is last) == (role in missing)]
-    first = shards[0]
     try:
-        table = first.table(source)
+        table = shards[0].table(source)
     except Exception as error:
         if type(error) is ValueError:
             raise
-        raise ValueError(f"{first.name}: cannot be read ({reason(error)})") from error
+        raise ValueError(f"{shards[0].name}: cannot be read ({reason(error)})") from error
     image = image_column(table, config.image_column)
     if table.kind(image) != "image":
         raise ValueError(
             f"{source}: {image} holds paths, and what they name cannot be streamed; set data.streaming to false, or "
             "write the images themselves into Parquet files or tars"
         )
-    captions = caption_columns(table, config.caption_column, image)
-    return [shard.with_columns(image, captions) for shard in shards], missing
+    captions = tuple(caption_columns(table, config.caption_column, image))
+    return [replace(shard, image=image, captions=captions) for shard in shards], missing

@@ -59,11 +59,10 @@ def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str
 
 def label_column(table: Table, wanted: str | None, image: str) -> str:
     """Column of the class."""
-    option = "label_column"
     if wanted is not None:
-        return value_column(table, wanted, option)
+        return value_column(table, wanted, "label_column")
     found = [c for c in _named(table.columns, LABEL_NAMES) if c != image and table.kind(c) in ("text", "other")]
-    return _the_one(table, found, "label", option)
+    return _the_one(table, found, "label", "label_column")
 
 
 def value_column(table: Table, wanted: str, option: str) -> str:
@@ -85,10 +84,9 @@ def _the_one(table: Table, found: list[str], what: str, option: str) -> str:
 
 def _check(table: Table, columns: Sequence[str], kinds: Sequence[Kind], what: str, option: str) -> None:
     have = ", ".join(table.columns)
-    absent = [c for c in columns if c not in table.columns]
-    if absent:
-        near = did_you_mean(absent[0], table.columns)
-        raise ValueError(f"{table.label} has no column {', '.join(absent)} ({option}), but {have}{near}")
     for column in columns:
+        if column not in table.columns:
+            near = did_you_mean(column, table.columns)
+            raise ValueError(f"{table.label} has no column {column} ({option}), but {have}{near}")
         if table.kind(column) not in kinds:
             raise ValueError(f"{table.label}: {option}={column} does not hold {what}; the columns are {have}")

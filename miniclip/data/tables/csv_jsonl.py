@@ -76,11 +76,19 @@ def _read_delimited(file: Path) -> tuple[list[dict[str, Any]], list[str], list[i
         delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
         stream.seek(0)
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        records, lines, start = [], [], 1
+        records, lines, line = [], [], 1
         try:
-            columns = _checked(file, [field.strip() for field in next(reader, [])])
+            columns = [field.strip() for field in next(reader, [])]
+            if len(columns) < 2:
+                raise ValueError(
+                    f"{file}: the header has the one column {columns[0] if columns else ''!r}; expected at least two, "
+                    "separated by commas, tabs, semicolons or |"
+                )
+            twice = sorted({c for c in columns if columns.count(c) > 1})
+            if twice:
+                raise ValueError(f"{file}: the header names {', '.join(twice)} more than once")
+            line = reader.line_num + 1
             for fields in reader:
-                line, start = start + 1, reader.line_num
                 if fields and len(fields) != len(columns):
                     raise ValueError(
                         f"{file} line {line}: {len(fields)} fields, but the header has {len(columns)} "
@@ -89,21 +97,9 @@ def _read_delimited(file: Path) -> tuple[list[dict[str, Any]], list[str], list[i
                 if fields:
                     records.append(dict(zip(columns, fields, strict=True)))
                     lines.append(line)
+                line = reader.line_num + 1
         except csv.Error as error:
             raise ValueError(
-                f"{file} line {start + 1}: {error} (delimiter {delimiter!r}); inside a quoted field, write a quote "
-                "twice"
+                f"{file} line {line}: {error} (delimiter {delimiter!r}); inside a quoted field, write a quote twice"
             ) from None
     return records, columns, lines
-
-
-def _checked(file: Path, columns: list[str]) -> list[str]:
-    if len(columns) < 2:
-        raise ValueError(
-            f"{file}: the header has the one column {columns[0] if columns else ''!r}; expected at least two, "
-            "separated by commas, tabs, semicolons or |"
-        )
-    twice = sorted({c for c in columns if columns.count(c) > 1})
-    if twice:
-        raise ValueError(f"{file}: the header names {', '.join(twice)} more than once")
-    return columns

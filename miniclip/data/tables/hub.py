@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,11 +26,8 @@ def is_hub(text: str) -> bool:
 def open_tables(source: Source) -> Mapping[str, parquet.ArrowTable]:
     """Raises FileNotFoundError if the Hub was not reached, ValueError if the set cannot be loaded."""
     if source.is_folder:
-        try:
-            return parquet.load_local(source.label, (os.path.realpath(source.path),), source.label, source.name)
-        except ValueError as error:
-            looked = "no metadata.jsonl (.csv, .tsv), no tars, no images with text files beside them, and "
-            raise ValueError(f"{source.label}: {looked}{str(error).removeprefix(f'{source.label}: ')}") from error
+        looked = "no metadata.jsonl (.csv, .tsv), no tars, no images with text files beside them, and "
+        return parquet.load_local(source, looked=looked)
     with _reached(source, "loaded"):
         return parquet.load(source.text, parquet.library_caches(), source.text, source.name, revision=source.revision)
 
@@ -47,7 +43,7 @@ def find_shards(source: Source) -> Mapping[str, list[Shard]]:
         files = {str(split): [str(f) for f in names] for split, names in (builder.config.data_files or {}).items()}
         extensions = {file.rpartition(".")[2] for names in files.values() for file in names}
         if extensions == {"tar"}:
-            return tars.stream_files(files)
+            return {split: [tars.TarShard(name) for name in names] for split, names in files.items()}
         options = parquet.in_small_bites() if extensions == {"parquet"} else {}
         loaded = datasets.load_dataset(source.text, source.name, revision=source.revision, streaming=True, **options)
         return {str(s): parquet.shards_of(part, files.get(str(s), []), source.text) for s, part in loaded.items()}

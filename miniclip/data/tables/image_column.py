@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +17,55 @@ from miniclip.common.fingerprint import digest, stamp
 from miniclip.data.images import EXTENSIONS, BadImage, decode_image, leaves_folder, path_inside
 from miniclip.data.tables.parquet import ArrowTable
 from miniclip.data.tables.source import near_file
-from miniclip.data.tables.table import RecordTable, Table
+from miniclip.data.tables.table import RecordTable, Table, TextLists
 from miniclip.data.tables.tars import TarTable
-from miniclip.data.tables.texts import TextLists
 
 
 @dataclass(frozen=True)
-class FileImages:
-    """Images given as paths relative to the folder of their table. at_least: as in decode_image.
+class ImageColumn(ABC):
+    """at_least: as in decode_image.
 
-    missing: bool (rows of the table,), where there is no image at all; nothing is decoded.
+    encoded: an image's bytes or path; raises BadImage. missing: (rows of the table,) bool, where there is no image.
     keys: what tells the images of some rows apart, stable over machines and the order of rows.
-    fingerprint: of the image files of some rows; those inside a table are told by the table's own.
     """
 
-    table: Table
-    paths: TextLists
+    table: Any
     at_least: int | None
+
+    @abstractmethod
+    def encoded(self, row: int, name: str) -> bytes | str: ...
+    @abstractmethod
+    def missing(self) -> np.ndarray: ...
+    @abstractmethod
+    def keys(self, rows: Iterable[int]) -> list[str]: ...
+    def path(self, row: int) -> str:
+        """For messages; empty if there is none."""
+        return ""
 
     def image(self, row: int) -> Image.Image:
         name = self.name(row)
-        return decode_image(path_inside(self.table.roots[0], self.paths[row][0], name), name, at_least=self.at_least)
+        return decode_image(self.encoded(row, name), name, at_least=self.at_least)
 
     def name(self, row: int) -> str:
-        where = self.table.where(row)
-        return f"{self.paths[row][0]} ({where})" if where else self.paths[row][0]
+        path, where = self.path(row), self.table.where(row)
+        return f"{path} ({where})" if path and where else path or where
+
+    def fingerprint(self, rows: Iterable[int]) -> str:
+        """Of the image files of some rows; those inside a table are told by the table's own."""
+        return ""
+
+
+@dataclass(frozen=True)
+class FileImages(ImageColumn):
+    """Images given as paths relative to the folder of their table."""
+
+    paths: TextLists
+
+    def encoded(self, row: int, name: str) -> str:
+        return path_inside(self.table.roots[0], self.paths[row][0], name)
+
+    def path(self, row: int) -> str:
+        return self.paths[row][0]
 
     def missing(self) -> np.ndarray:
         return np.array([not path for path in self.paths.firsts()], dtype=bool)
@@ -54,29 +79,30 @@ class FileImages:
         paths = self.paths.firsts()
         return _stamps(self.table.roots[0], (paths[row] for row in rows))
 
+    def check_some_exist(self, rows: np.ndarray) -> None:
+        """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
+        root, sample = self.table.roots[0], rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)].tolist()
+        files = [Path(root) / self.paths[row][0] for row in sample]
+        if files and not any(file.exists() for file in files):
+            raise FileNotFoundError(
+                f"{self.name(sample[0])} was not found below {root}, nor were {len(sample) - 1} others; "
+                f"paths in {self.table.label} are taken from its own folder{near_file(files[0])}"
+            )
+
 
 @dataclass(frozen=True)
-class CellImages:
-    """Images in an Arrow column: encoded bytes, or the path of the file that the `datasets` library extracted.
+class CellImages(ImageColumn):
+    """Images in an Arrow column: encoded bytes, or the path of the file that the `datasets` library extracted."""
 
-    The same methods as FileImages.
-    """
-
-    table: ArrowTable
     column: str
-    at_least: int | None
 
-    def image(self, row: int) -> Image.Image:
-        name = self.name(row)
+    def encoded(self, row: int, name: str) -> bytes | str:
         cell = self.table.cell(self.column, row).as_py()
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        if data is None:
-            if path is None:
-                raise BadImage(f"{name}: the row has no image")
-            data = self._allowed(path, name)
-        return decode_image(data, name, at_least=self.at_least)
-
-    def _allowed(self, path: str, name: str) -> str:
+        if data is not None:
+            return data
+        if path is None:
+            raise BadImage(f"{name}: the row has no image")
         for root in self.table.roots[1:]:
             try:
                 return path_inside(root, path, name)
@@ -84,10 +110,12 @@ class CellImages:
                 continue
         return path_inside(self.table.roots[0], path, name)
 
-    def name(self, row: int) -> str:
+    def path(self, row: int) -> str:
+        return Path(self._stored(row)).name
+
+    def _stored(self, row: int) -> str:
         path = _field(self.table.cell(self.column, row), "path")
-        path = path.as_py() if path is not None else None
-        return f"{Path(path).name} ({self.table.where(row)})" if path else self.table.where(row)
+        return "" if path is None else path.as_py() or ""
 
     def missing(self) -> np.ndarray:
         parts = [np.zeros(0, dtype=bool)]
@@ -99,69 +127,61 @@ class CellImages:
 
     def keys(self, rows: Iterable[int]) -> list[str]:
         """Paths if they tell the images apart (some data sets call every image image.jpg), else contents."""
-        cells = [self.table.cell(self.column, row) for row in rows]
-        paths = [str(path.as_py() or "") if (path := _field(cell, "path")) is not None else "" for cell in cells]
+        rows = list(rows)
         # The part of an absolute path that differs between machines is dropped.
-        paths = [Path(path).name if Path(path).is_absolute() else path for path in paths]
+        paths = [Path(path).name if Path(path).is_absolute() else path for path in map(self._stored, rows)]
         if all(paths) and len(set(paths)) == len(paths):
             return paths
-        return [_contents(_field(cell, "bytes"), path) for cell, path in zip(cells, paths, strict=True)]
+        cells = (_field(self.table.cell(self.column, row), "bytes") for row in rows)
+        return [_contents(cell) or path for cell, path in zip(cells, paths, strict=True)]
 
     def fingerprint(self, rows: Iterable[int]) -> str:
         paths: list[str | None] = []
         for chunk in self.table.chunks(self.column):
             data, files = _field(chunk, "bytes"), _field(chunk, "path")
-            inside = np.zeros(len(chunk), dtype=bool) if data is None else np.asarray(data.is_valid())
-            if files is None or inside.all():
+            outside = np.ones(len(chunk), dtype=bool) if data is None else np.asarray(data.is_null())
+            if files is None or not outside.any():
                 paths += [None] * len(chunk)
             else:
-                paths += [None if i else p for i, p in zip(inside, files.to_pylist(), strict=True)]
+                paths += [path if out else None for out, path in zip(outside, files.to_pylist(), strict=True)]
         return _stamps(self.table.roots[0], (path for row in rows if (path := paths[row]) is not None))
 
 
 @dataclass(frozen=True)
-class TarImages:
-    """Images that are members of tars. The same methods as FileImages."""
+class TarImages(ImageColumn):
+    """Images that are members of tars."""
 
-    table: TarTable
-    field: str
-    at_least: int | None
+    column: str
 
-    def image(self, row: int) -> Image.Image:
-        name = self.name(row)
+    def encoded(self, row: int, name: str) -> bytes:
         try:
-            data = self.table.read(self.field, row)
+            data = self.table.read(self.column, row)
         except OSError as error:
             raise BadImage(f"{name}: cannot be read ({error})") from error
         if data is None:
             raise BadImage(f"{name}: the sample has no image")
-        return decode_image(data, name, at_least=self.at_least)
-
-    def name(self, row: int) -> str:
-        return self.table.where(row)
+        return data
 
     def missing(self) -> np.ndarray:
-        return self.table.fields[self.field][:, 1] < 0
+        return self.table.fields[self.column][:, 1] < 0
 
     def keys(self, rows: Iterable[int]) -> list[str]:
         rows = list(rows)
-        keys = [self.table.key(row) for row in rows]
+        keys = [self.table.keys[row][0] for row in rows]
         # each tar may count its samples from 0
         return keys if len(set(keys)) == len(keys) else [self.table.where(row) for row in rows]
-
-    def fingerprint(self, rows: Iterable[int]) -> str:
-        return ""
-
-
-ImageColumn = FileImages | CellImages | TarImages
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images of a column: item i is row rows[i] of the table."""
+    """Images of a column: item i is row rows[i] of the table. Raises FileNotFoundError if their files lie elsewhere."""
 
     images: ImageColumn
     rows: np.ndarray
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, FileImages):
+            self.images.check_some_exist(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,9 +197,9 @@ def images_of(table: Table, column: str, at_least: int | None = None) -> ImageCo
     """The images of a column; where it holds no text, there is none. Raises ValueError if a path leads out of the
     table's folder."""
     if isinstance(table, TarTable):
-        return TarImages(table, column, at_least)
+        return TarImages(table, at_least, column)
     if isinstance(table, ArrowTable) and table.kind(column) == "image":
-        return CellImages(table, column, at_least)
+        return CellImages(table, at_least, column)
     paths: list[list[str]] = []
     for row, path in enumerate(table.values(column)):
         path = path.strip() if isinstance(path, str) else ""
@@ -189,7 +209,7 @@ def images_of(table: Table, column: str, at_least: int | None = None) -> ImageCo
                 "keep the images inside the folder of their table"
             )
         paths.append([path])
-    return FileImages(table, TextLists(paths), at_least)
+    return FileImages(table, at_least, TextLists(paths))
 
 
 def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> ImageColumn:
@@ -197,21 +217,7 @@ def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> Image
     if not paths:
         raise FileNotFoundError(f"{folder} holds no image ({', '.join(EXTENSIONS)})")
     table = RecordTable(str(folder), [], [], [""] * len(paths), (os.path.realpath(folder),))
-    return FileImages(table, TextLists([path] for path in paths), at_least)
-
-
-def check_some_exist(images: ImageColumn, rows: np.ndarray) -> None:
-    """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
-    if not isinstance(images, FileImages) or not len(rows):
-        return
-    sample = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
-    root = images.table.roots[0]
-    if not any((Path(root) / images.paths[row][0]).exists() for row in sample.tolist()):
-        raise FileNotFoundError(
-            f"{images.name(int(sample[0]))} was not found below {root}, nor were {len(sample) - 1} others; "
-            f"paths in {images.table.label} are taken from its own folder"
-            f"{near_file(Path(root) / images.paths[int(sample[0])][0])}"
-        )
+    return FileImages(table, at_least, TextLists([path] for path in paths))
 
 
 def _field(value: Any, name: str) -> Any:
@@ -223,10 +229,11 @@ def _field(value: Any, name: str) -> Any:
     return value.field(name) if hasattr(value, "field") else value[name]
 
 
-def _contents(data: Any, path: str) -> str:
-    buffer = data.as_buffer() if data is not None and data.is_valid else None
-    if buffer is None:
-        return path
+def _contents(data: Any) -> str:
+    """data: Arrow's bytes. Empty if there are none."""
+    if data is None or not data.is_valid:
+        return ""
+    buffer = data.as_buffer()
     # Head and length: equal images always share a key; at worst two different ones share it too, and stay together.
     return f"{len(buffer)}:{hashlib.blake2b(memoryview(buffer)[:65536], digest_size=16).hexdigest()}"
 

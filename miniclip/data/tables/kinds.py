@@ -1,36 +1,20 @@
-"""The kinds of source: of each, whether it has a source, how that is opened, and how it is streamed.
+"""The kinds of source. A new one is a file like those beside this one, and a word in KINDS.
 
-A new kind is a file like those beside this one, and a line in KINDS.
+accepts(source): whether a source is of it; nothing is opened. open_tables(source): split -> table. find_shards(source):
+split -> shards, of a kind that can be streamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from miniclip.data.tables import beside, csv_jsonl, hub, parquet, tars
 from miniclip.data.tables.source import STREAMED, Source, near_file
 from miniclip.data.tables.table import Shard, Table
 
-
-class Kind(NamedTuple):
-    """accepts: whether a source is of it; nothing is opened. open_tables: split -> table. find_shards: split -> shards
-    to be streamed, None if that cannot be."""
-
-    accepts: Callable[[Source], bool]
-    open_tables: Callable[[Source], Mapping[str, Table]]
-    find_shards: Callable[[Source], Mapping[str, list[Shard]]] | None = None
-
-
 # the first that accepts: a table before the tars beside it, these before text files and Parquet
-KINDS = (
-    Kind(csv_jsonl.accepts, csv_jsonl.open_tables),
-    Kind(tars.accepts, tars.open_tables, tars.find_shards),
-    Kind(beside.accepts, beside.open_tables),
-    Kind(parquet.accepts, parquet.open_tables, parquet.find_shards),
-    Kind(hub.accepts, hub.open_tables, hub.find_shards),
-)
+KINDS = (csv_jsonl, tars, beside, parquet, hub)
 
 
 def read_tables(source: str, name: str | None = None, revision: str | None = None) -> Mapping[str, Table]:
@@ -56,8 +40,8 @@ def find_shards(source: str, name: str | None = None, revision: str | None = Non
     asked = Source(source, name, revision)
     if asked.below(".tar") and asked.below(".parquet"):
         raise ValueError(f"{source} holds tars and Parquet files; name one kind; {STREAMED}")
-    for kind in KINDS:
-        if kind.find_shards is not None and kind.accepts(asked):
+    for kind in (tars, parquet, hub):
+        if kind.accepts(asked):
             return kind.find_shards(asked)
     if asked.files:
         raise ValueError(f"{source} names files of the kind {asked.extension or 'without a name'}; {STREAMED}")
@@ -65,6 +49,5 @@ def find_shards(source: str, name: str | None = None, revision: str | None = Non
 
 
 def _absent(source: Source) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{source.text}: no such file or folder (looked from {Path.cwd()}){near_file(source.path)}"
-    )
+    text = f"{source.text}: no such file or folder (looked from {Path.cwd()})"
+    return FileNotFoundError(text + near_file(source.path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,24 @@ def accepts(source: Source) -> bool:
 
 def open_tables(source: Source) -> Mapping[str, ArrowTable]:
     """Image paths are relative to the folder. Raises ValueError if a file cannot be read."""
-    if source.is_folder:
-        roots: tuple[str, ...] = (os.path.realpath(source.path),)
-        # the library goes by the commonest kind of file: beside images it would miss the table that names them
-        if not source.below(*EXTENSIONS):
-            return load_local(source.label, roots, source.label, source.name)
-    elif is_url(source.text):
-        roots = library_caches()
-    else:
-        roots = (os.path.realpath(Path(literal_folder(source.text)).expanduser()),)
-    return load_local(source.label, roots, "parquet", data_files=source.by_split(".parquet"))
+    # the library goes by the commonest kind of file: beside images it would miss the table that names them
+    if source.is_folder and not source.below(*EXTENSIONS):
+        return load_local(source)
+    folder = source.path if source.is_folder else Path(literal_folder(source.text)).expanduser()
+    roots = library_caches() if is_url(source.text) else (os.path.realpath(folder),)
+    return load_local(source, "parquet", roots, data_files=source.by_split(".parquet"))
 
 
 def find_shards(source: Source) -> Mapping[str, list[Shard]]:
-    return stream_files(source.by_split(".parquet"), source.text)
+    """Raises ValueError if the columns cannot be read."""
+    import datasets
+
+    files = source.by_split(".parquet")
+    try:
+        loaded = datasets.load_dataset("parquet", data_files=files, streaming=True, **in_small_bites())
+    except Exception as error:
+        raise ValueError(f"{source.text}: cannot be read ({reason(error)})") from error
+    return {split: shards_of(loaded[split], names, source.text) for split, names in files.items()}
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,8 @@ class ArrowTable:
 
     dataset: Any
     split: str
-    source: str
+    label: str
     roots: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        return f"{self.source} ({self.split})"
 
     @cached_property
     def kinds(self) -> dict[str, Kind]:
@@ -92,11 +92,6 @@ class ArrowTable:
     def where(self, row: int) -> str:
         return f"{self.split} row {row}"
 
-    def class_names(self, column: str) -> list[str] | None:
-        """Names of a ClassLabel column, in the order of its numbers."""
-        names = getattr(self.dataset.features.get(column), "names", None)
-        return None if names is None else list(names)
-
     def fingerprint(self) -> str:
         # that of the library: of the data files (size and time of change, or the commit on the Hub) and the split
         return digest(self.dataset._fingerprint, self.split)
@@ -106,17 +101,16 @@ def _kind(kind: Any) -> Kind:
     """kind: an Arrow type."""
     import pyarrow.types as types
 
-    def has_text(kind: Any) -> bool:
-        return types.is_string(kind) or types.is_large_string(kind)
-
     # the Image feature, and the same struct in a file without the library's metadata
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return "image"
     if types.is_binary(kind) or types.is_large_binary(kind):
         return "image"
-    if (types.is_list(kind) or types.is_large_list(kind)) and has_text(kind.value_type):
-        return "texts"
-    return "text" if has_text(kind) else "other"
+    listed = types.is_list(kind) or types.is_large_list(kind)
+    value = kind.value_type if listed else kind
+    if types.is_string(value) or types.is_large_string(value):
+        return "texts" if listed else "text"
+    return "other"
 
 
 def library_caches() -> tuple[str, ...]:
@@ -128,50 +122,52 @@ def library_caches() -> tuple[str, ...]:
     return tuple(os.path.realpath(Path(p).expanduser()) for p in caches)
 
 
-def load_local(source: str, roots: tuple[str, ...], *what: Any, **options: Any) -> dict[str, ArrowTable]:
-    """`load` of what lies here, without a progress bar. Raises ValueError if nothing can be read."""
+def load_local(
+    source: Source, what: str | None = None, roots: Sequence[str] = (), *, looked: str = "", **options: Any
+) -> dict[str, ArrowTable]:
+    """`load` of what lies here, the folder unless `what` is a kind of file, without a progress bar.
+
+    Raises ValueError if nothing can be read. looked: what was sought before, for its message.
+    """
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        return load(source, roots, *what, **options)
+        if what is None:
+            return load(source.label, (os.path.realpath(source.path),), source.label, source.name)
+        return load(source.label, roots, what, **options)
     except Exception as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{source}: nothing the `datasets` library can read ({why})") from error
+        raise ValueError(f"{source.label}: {looked}nothing the `datasets` library can read ({why})") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
 
 
-def load(source: str, roots: tuple[str, ...], *what: Any, **options: Any) -> dict[str, ArrowTable]:
+def load(source: str, roots: Sequence[str], *what: Any, **options: Any) -> dict[str, ArrowTable]:
     """Split -> table of what the `datasets` library loads. Raises whatever it raises."""
     import datasets
 
     loaded = datasets.load_dataset(*what, **options)
-    return {split: ArrowTable(part, split, source, roots) for split, part in loaded.items()}
+    return {split: ArrowTable(part, split, f"{source} ({split})", tuple(roots)) for split, part in loaded.items()}
 
 
 @dataclass(frozen=True)
-class TableShard:
+class TableShard(Shard):
     """One of the `count` shards of a `datasets.IterableDataset`, such as a Parquet file."""
 
-    name: str
     dataset: Any
     index: int
     count: int
-    image: str = ""
-    captions: tuple[str, ...] = ()
 
     def table(self, label: str) -> Table:
         import datasets
 
         if self.dataset.features is None:
             raise ValueError(f"{label}: the `datasets` library does not tell its columns; set data.streaming to false")
-        return ArrowTable(datasets.Dataset(self.dataset.features.arrow_schema.empty_table()), "stream", label, ())
-
-    def with_columns(self, image: str, captions: Sequence[str]) -> TableShard:
-        return replace(self, image=image, captions=tuple(captions))
+        empty = datasets.Dataset(self.dataset.features.arrow_schema.empty_table())
+        return ArrowTable(empty, "stream", f"{label} (stream)", ())
 
     def read(self) -> Generator[Sample, None, None]:
         import datasets
@@ -193,17 +189,6 @@ class TableShard:
                 data = image if isinstance(image, bytes) else None
                 yield Sample(data, [inside(record, c) for c in self.captions], f"{base_of(self.name)} row {row}")
                 row += 1
-
-
-def stream_files(files: Mapping[str, Sequence[str]], source: str) -> dict[str, list[Shard]]:
-    """Split -> shards of Parquet files, paths or URLs. Raises ValueError if their columns cannot be read."""
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset("parquet", data_files=dict(files), streaming=True, **in_small_bites())
-    except Exception as error:
-        raise ValueError(f"{source}: cannot be read ({reason(error)})") from error
-    return {split: shards_of(loaded[split], names, source) for split, names in files.items()}
 
 
 def in_small_bites() -> dict[str, Any]:

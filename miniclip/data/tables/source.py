@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from miniclip.common.printing import near_name
-from miniclip.data.images import EXTENSIONS
 
 SPLIT_NAMES = ("train", "training", "validation", "val", "valid", "dev", "test", "testing", "eval")
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
@@ -41,12 +40,27 @@ class Source:
 
     @cached_property
     def files(self) -> list[str]:
-        """The file, or those of a pattern or a URL; none of a folder. Raises FileNotFoundError."""
-        if self.is_folder:
-            return []
-        if not is_url(self.text) and self.path.is_file():
+        """The file, or those of a pattern or a URL; none of a folder, nor of a name that nothing bears.
+
+        In a pattern * and ** are looked up (sorted), braces are spelt out, and each of those has to be there; of URLs
+        braces alone are spelt out. Raises FileNotFoundError, with the nearest name.
+        """
+        if is_url(self.text):
+            return braces(self.text)
+        if self.path.is_file():
             return [str(self.path)]
-        return expand(self.text) if is_url(self.text) or is_pattern(self.text) else []
+        if self.is_folder or not is_pattern(self.text):
+            return []
+        files: list[str] = []
+        for one in braces(str(self.path)):
+            # not Path.glob, which takes hidden files too
+            names = glob.glob(one, recursive=True) if glob.has_magic(one) else [one]  # noqa: PTH207
+            found = sorted(name for name in names if Path(name).is_file())
+            if not found:
+                none = f"{one}: no file fits" if glob.has_magic(one) else f"{self.text}: there is no file {one}"
+                raise FileNotFoundError(f"{none} (looked from {Path.cwd()}){near_file(one)}")
+            files += found
+        return list(dict.fromkeys(files))
 
     @cached_property
     def extension(self) -> str:
@@ -66,8 +80,17 @@ class Source:
 
     @cached_property
     def tables(self) -> dict[str, Path]:
-        """Split -> table file of the folder, see `table_files`."""
-        return table_files(self.path) if self.is_folder else {}
+        """Split -> CSV, TSV or JSONL file of the folder, or of its folders of splits; empty if it has none.
+
+        Raises ValueError where it is unclear.
+        """
+        if not self.is_folder:
+            return {}
+        own = _only_table(self.path)
+        if own:
+            return own
+        splits = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name.lower() in SPLIT_NAMES)
+        return {split.name.lower(): next(iter(found.values())) for split in splits if (found := _only_table(split))}
 
     @property
     def label(self) -> str:
@@ -84,27 +107,15 @@ class Source:
         return by_split(self.files, self.text)
 
 
-def files_below(folder: Path) -> list[str]:
-    """All files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
+def files_below(folder: Path, extensions: tuple[str, ...] = ("",)) -> list[str]:
+    """Files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
     found: list[str] = []
     for where, below, files in os.walk(folder):
         below[:] = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
         inside = Path(where).relative_to(folder)
-        found += [str(inside / name) for name in sorted(files) if not name.startswith(".")]
+        shown = sorted(name for name in files if name.lower().endswith(extensions) and not name.startswith("."))
+        found += [str(inside / name) for name in shown]
     return found
-
-
-def images_below(folder: Path) -> list[str]:
-    return [file for file in files_below(folder) if file.lower().endswith(EXTENSIONS)]
-
-
-def table_files(folder: Path) -> dict[str, Path]:
-    """Split name -> CSV, TSV or JSONL file of a folder; empty if it has none. Raises ValueError where it is unclear."""
-    own = _only_table(folder)
-    if own:
-        return own
-    splits = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.lower() in SPLIT_NAMES)
-    return {split.name.lower(): next(iter(found.values())) for split in splits if (found := _only_table(split))}
 
 
 def _only_table(folder: Path) -> dict[str, Path]:
@@ -170,28 +181,6 @@ def _range(text: str) -> list[str]:
     width = max(map(len, bounds.groups())) if zeros else 0
     step = 1 if first <= last else -1
     return [str(i).zfill(width) for i in range(first, last + step, step)]
-
-
-def expand(pattern: str) -> list[str]:
-    """Files of a pattern; * and ** are looked up (sorted), braces are spelt out, and each of those has to be there.
-
-    URLs are spelt out alone. Raises FileNotFoundError, with the nearest name.
-    """
-    if is_url(pattern):
-        return braces(pattern)
-    files: list[str] = []
-    for one in braces(str(Path(pattern).expanduser())):
-        if glob.has_magic(one):
-            # not Path.glob, which takes hidden files too
-            found = sorted(f for f in glob.glob(one, recursive=True) if Path(f).is_file())  # noqa: PTH207
-            if not found:
-                raise FileNotFoundError(f"{one}: no file fits (looked from {Path.cwd()}){near_file(one)}")
-            files += found
-        elif not Path(one).is_file():
-            raise FileNotFoundError(f"{pattern}: there is no file {one} (looked from {Path.cwd()}){near_file(one)}")
-        else:
-            files.append(one)
-    return list(dict.fromkeys(files))
 
 
 def literal_folder(pattern: str) -> str:

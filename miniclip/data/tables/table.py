@@ -6,8 +6,8 @@ A table knows columns, not their meaning. A column `a.b` is field b of the objec
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 from miniclip.common.fingerprint import digest
 
@@ -39,22 +39,25 @@ class Sample(NamedTuple):
     name: str
 
 
-class Shard(Protocol):
+@dataclass(frozen=True)
+class Shard:
     """A file, here or far away, that is read from its start. A sample is what lies in it, nothing decoded: what is
-    wrong with one shows when it is used, and costs that one alone."""
+    wrong with one shows when it is used, and costs that one alone.
 
-    @property
-    def name(self) -> str:
-        """File or address."""
+    name: file or address. image, captions: columns, to be set before `read`.
+    """
+
+    name: str
+    image: str = field(default="", kw_only=True)
+    captions: Sequence[str] = field(default=(), kw_only=True)
 
     def table(self, label: str) -> Table:
-        """The columns, without rows."""
-
-    def with_columns(self, image: str, captions: Sequence[str]) -> Self:
-        """The same shard, its columns being known; to be called before `read`."""
+        """The columns, and some of the rows or none."""
+        raise NotImplementedError
 
     def read(self) -> Generator[Sample, None, None]:
         """All samples, in order. What cannot be read further raises, whatever the library raises."""
+        raise NotImplementedError
 
 
 def kind_of(values: Iterable[Any]) -> Kind:
@@ -76,19 +79,19 @@ def nested_columns(records: Iterable[dict[str, Any]]) -> list[str]:
     columns: dict[str, dict[str, None]] = {}
     for record in records:
         for name, value in record.items():
-            fields = columns.setdefault(name, {})
+            fields = columns.setdefault(name, {name: None})
             if isinstance(value, dict):
                 fields.update(dict.fromkeys(f"{name}.{field}" for field in value))
-    return list(dict.fromkeys(c for name, fields in columns.items() for c in (name, *fields)))
+    return list(dict.fromkeys(c for fields in columns.values() for c in fields))
 
 
 def inside(record: Mapping[str, Any], column: str) -> Any:
     """The value of a column in a row; None if there is none."""
     if column in record:
         return record[column]
-    parent = next((name for name in record if column.startswith(f"{name}.")), None)
-    value = None if parent is None else record[parent]
-    return value.get(column[len(str(parent)) + 1 :]) if isinstance(value, dict) else None
+    parent = next((name for name in record if column.startswith(f"{name}.")), "")
+    value = record.get(parent)
+    return value.get(column[len(parent) + 1 :]) if isinstance(value, dict) else None
 
 
 def base_of(name: str) -> str:
@@ -126,3 +129,32 @@ class RecordTable:
 
     def fingerprint(self) -> str:
         return digest(*self.told)
+
+
+class TextLists:
+    """Many short lists of texts as an Arrow array: small, and shared by forked workers without copies.
+
+    Of bytes, since Arrow's strings hold no lone surrogates, and names of files may.
+    """
+
+    def __init__(self, lists: Iterable[Sequence[str]]) -> None:
+        import pyarrow as pa
+
+        encoded = ([text.encode("utf-8", "surrogatepass") for text in texts] for texts in lists)
+        self._lists: Any = pa.array(encoded, pa.large_list(pa.large_binary()))
+
+    def __len__(self) -> int:
+        return len(self._lists)
+
+    def __getitem__(self, index: int) -> list[str]:
+        return [text.decode("utf-8", "surrogatepass") for text in self._lists[index].as_py()]
+
+    def firsts(self) -> list[str]:
+        """The first text of each list, all at once; there has to be one in each."""
+        texts = self._lists.values.to_pylist()
+        return [texts[i].decode("utf-8", "surrogatepass") for i in self._lists.offsets.to_pylist()[:-1]]
+
+    def fingerprint(self) -> str:
+        _, ends, blob = self._lists.values.buffers()
+        parts = (self._lists.offsets.to_numpy(), ends, blob)
+        return digest(*(b"" if part is None else memoryview(part).tobytes() for part in parts))

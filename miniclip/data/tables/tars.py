@@ -11,7 +11,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
@@ -22,20 +22,9 @@ import numpy as np
 
 from miniclip.common.fingerprint import digest, stamp
 from miniclip.data.images import EXTENSIONS
+from miniclip.data.tables import table as tables
 from miniclip.data.tables.source import Source, is_url
-from miniclip.data.tables.table import (
-    Kind,
-    RecordTable,
-    Sample,
-    Shard,
-    Table,
-    base_of,
-    inside,
-    kind_of,
-    nested_columns,
-    reason,
-)
-from miniclip.data.tables.texts import TextLists
+from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, base_of, inside, reason
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +49,8 @@ def open_tables(source: Source) -> Mapping[str, TarTable]:
     return {split: _join(names, _fetch(names), split, source.label) for split, names in splits.items()}
 
 
-def find_shards(source: Source) -> Mapping[str, list[Shard]]:
-    return stream_files(source.by_split(".tar"))
-
-
-def stream_files(files: Mapping[str, Sequence[str]]) -> dict[str, list[Shard]]:
-    """Split -> shards of tars, paths or URLs."""
-    return {split: [TarShard(name) for name in names] for split, names in files.items()}
+def find_shards(source: Source) -> dict[str, list[Shard]]:
+    return {split: [TarShard(name) for name in names] for split, names in source.by_split(".tar").items()}
 
 
 # ---- what lies in a tar
@@ -141,48 +125,38 @@ class TarTable:
     keys: TextLists
     fields: dict[str, np.ndarray]
     split: str
-    source: str
+    label: str
+    roots: tuple[str, ...] = ()  # nothing outside is read
 
     @cached_property
     def columns(self) -> list[str]:
         columns: list[str] = []
         for field in self.fields:
             records = ({field: v} for v in islice(self.values(field), LOOKED_AT)) if extension_of(field) in JSON else ()
-            columns += nested_columns(records) or [field]
+            columns += tables.nested_columns(records) or [field]
         return columns
-
-    @property
-    def label(self) -> str:
-        return f"{self.source} ({self.split})"
-
-    @property
-    def roots(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(os.path.realpath(Path(file).parent) for file in self.files))
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def kind(self, column: str) -> Kind:
         if column not in self.fields:
-            return kind_of(islice(self.values(column), LOOKED_AT))
+            return tables.kind_of(islice(self.values(column), LOOKED_AT))
         if is_image(column):
             return "image"
         return "text" if extension_of(column) in TEXT else "other"
 
     def values(self, column: str) -> Iterator[Any]:
+        """Each tar is opened once. Members that are too long are left out."""
         field = column
         if column not in self.fields:
             field = next(f for f in self.fields if column.startswith(f"{f}.") and extension_of(f) in JSON)
-        for data in self._read_all(field):
-            yield inside({field: decode_field(field, data)}, column)
-
-    def _read_all(self, field: str) -> Iterator[bytes | None]:
-        """Members of all samples; each tar is opened once. Those that are too long are left out."""
         for number, file in enumerate(self.files):
             places = self.fields[field][self.shard == number].tolist()
             with Path(file).open("rb", buffering=0) as stream:
                 for offset, size in places:
-                    yield os.pread(stream.fileno(), size, offset) if 0 <= size <= LONGEST else None
+                    data = os.pread(stream.fileno(), size, offset) if 0 <= size <= LONGEST else None
+                    yield inside({field: decode_field(field, data)}, column)
 
     def read(self, field: str, row: int) -> bytes | None:
         """Bytes of a member; None if the sample has none. Raises OSError if the tar is gone."""
@@ -193,10 +167,7 @@ class TarTable:
             return os.pread(stream.fileno(), size, offset)
 
     def where(self, row: int) -> str:
-        return f"{base_of(self.names[self.shard[row]])} sample {self.key(row)}"
-
-    def key(self, row: int) -> str:
-        return self.keys[row][0]
+        return f"{base_of(self.names[self.shard[row]])} sample {self.keys[row][0]}"
 
     def fingerprint(self) -> str:
         return digest(self.split, *(f"{os.path.realpath(file)} {stamp(file)}" for file in self.files))
@@ -216,7 +187,7 @@ def _join(names: Sequence[str], files: Sequence[str], split: str, source: str) -
         fields["image"] = np.maximum.reduce([fields.pop(f) for f in formats])  # where absent, all is -1
     rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(keys) for keys, _ in listed])
     every = TextLists([key] for keys, _ in listed for key in keys)
-    return TarTable(list(names), list(files), rows, every, fields, split, source)
+    return TarTable(list(names), list(files), rows, every, fields, split, f"{source} ({split})")
 
 
 @lru_cache(256)
@@ -235,7 +206,7 @@ def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray
                     if member.offset_data + member.size > size:
                         continue
                     end = tar.offset
-                    if not keys or key != keys[-1]:
+                    if keys[-1:] != [key]:
                         keys.append(key)
                     places.setdefault(field, []).append((len(keys) - 1, member.offset_data, member.size))
             except tarfile.TarError:
@@ -250,39 +221,31 @@ def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray
         raise ValueError(f"{name} is not a tar ({error}){hint}") from None
     listed = {field: np.full((len(keys), 2), -1) for field in places}
     for field, found in places.items():
-        rows, offsets, sizes = np.array(found).T
-        listed[field][rows, 0], listed[field][rows, 1] = offsets, sizes
+        listed[field][np.array(found)[:, 0]] = np.array(found)[:, 1:]
     return keys, listed
 
 
 def _fetch(names: Sequence[str]) -> list[str]:
-    remote = [name for name in names if is_url(name)]
-    if not remote:
+    if not is_url(names[0]):
         return list(names)
     import datasets
 
     try:
-        fetched = dict(zip(remote, datasets.DownloadManager().download(remote), strict=True))
+        return [str(file) for file in datasets.DownloadManager().download(list(names))]
     except Exception as error:  # whatever the network and the library raise
         raise FileNotFoundError(
-            f"{remote[0]}{' and others' if remote[1:] else ''}: cannot be fetched ({reason(error)}); "
+            f"{names[0]}{' and others' if names[1:] else ''}: cannot be fetched ({reason(error)}); "
             "check the address and the connection"
         ) from error
-    return [str(fetched.get(name, name)) for name in names]
 
 
 # ---- as a stream: read from the start to the end
 
 
-@dataclass(frozen=True)
-class TarShard:
+class TarShard(Shard):
     """A tar to be read in order, here or behind a URL."""
 
-    name: str
-    image: str = ""
-    captions: tuple[str, ...] = ()
-
-    def table(self, label: str) -> Table:
+    def table(self, label: str) -> tables.Table:
         records: list[dict[str, Any]] = []
         try:
             for _, fields in islice(self._samples(), LOOKED_AT // 10):
@@ -293,10 +256,7 @@ class TarShard:
         formats = {f for record in records for f in record if f".{f}" in EXTENSIONS}
         if len(formats) > 1 and all(len(formats & record.keys()) < 2 for record in records):
             records = [{"image" if f in formats else f: v for f, v in record.items()} for record in records]
-        return RecordTable(label, records, nested_columns(records), [])
-
-    def with_columns(self, image: str, captions: Sequence[str]) -> TarShard:
-        return replace(self, image=image, captions=tuple(captions))
+        return RecordTable(label, records, tables.nested_columns(records), [])
 
     def read(self) -> Generator[Sample, None, None]:
         for key, fields in self._samples():
