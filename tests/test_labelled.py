@@ -1,4 +1,4 @@
-"""Labelled images: folders, tables, Parquet, and the names of the classes."""
+"""Labelled images: folders, tables, Parquet, and the names of the classes; images alone, each once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.files import cells, number_of, write_classes, write_image, write_images, write_jsonl, write_parquet
+from support.files import (
+    cells,
+    number_of,
+    write_classes,
+    write_csv,
+    write_image,
+    write_images,
+    write_jsonl,
+    write_parquet,
+)
+from support.opened import numbers
 
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import name_classes
 from miniclip.data.images import BadImage
-from miniclip.data.labelled import LabelledImages, open_labelled
+from miniclip.data.labelled import LabelledImages, open_images, open_labelled
 from miniclip.data.subset import Subset, readable
 
 
@@ -25,10 +35,10 @@ def contents(source: LabelledSource) -> dict[int, str]:
 def test_one_folder_a_class(tmp_path: Path) -> None:
     write_classes(tmp_path, polar_bear=[1, 2], ant=[3])
     write_image(tmp_path / "ant" / "deeper" / "x.JPEG.PNG", 4)
-    (tmp_path / "ant" / "readme.txt").touch()
-    (tmp_path / "ant" / ".hidden.png").touch()
-    (tmp_path / ".git").mkdir()
     write_image(tmp_path / "ant" / ".ipynb_checkpoints" / "x.png", 5)
+    (tmp_path / ".git").mkdir()
+    for hidden in ("readme.txt", ".hidden.png"):
+        (tmp_path / "ant" / hidden).touch()
     source = open_labelled(tmp_path)
     assert source.classes == ["ant", "polar bear"]
     assert contents(source) == {1: "polar bear", 2: "polar bear", 3: "ant", 4: "ant"}
@@ -38,14 +48,16 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
 
 def test_folders_below_a_level_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_classes(tmp_path / "train", a=[1], b=[2], c=[6])
-    write_classes(tmp_path / "val", a=[3], c=[4])
+    write_classes(tmp_path / "Val", a=[3], c=[4])
     train, validation = open_labelled(tmp_path, split="train"), open_labelled(tmp_path, split="validation")
     assert contents(train) == {1: "a", 2: "b", 6: "c"} and contents(validation) == {3: "a", 4: "c"}
     assert train.classes == validation.classes == ["a", "b", "c"]  # a class has one number in all splits
-    assert "val has no folder for b, which another split has" in caplog.text
+    assert "Val has no folder for b, which another split has" in caplog.text
     assert contents(open_labelled(tmp_path, split="val")) == {3: "a", 4: "c"}
-    with pytest.raises(ValueError, match="no split 'test'; choose one of train, val"):
-        open_labelled(tmp_path)
+    assert [numbers(open_images(tmp_path, split=split)) for split in ("train", "validation")] == [[1, 2, 6], [3, 4]]
+    for opener in (open_labelled, open_images):
+        with pytest.raises(ValueError, match="no split 'test'; choose one of val, train"):
+            opener(tmp_path)
     write_classes(tmp_path / "other" / "test", a=[5], b=[6])
     with caplog.at_level(logging.WARNING):
         assert contents(open_labelled(tmp_path / "other", split="train")) == {5: "a", 6: "b"}
@@ -59,97 +71,131 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
     (root / "empty").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*empty holds no image"):
         open_labelled(root)
-    with pytest.raises(FileNotFoundError):
-        open_labelled(root / "absent")
+    for opener in (open_labelled, open_images):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            opener(root / "absent")
     write_classes(root, empty=[2])
     (root / "a" / "link.png").symlink_to(write_image(tmp_path / "outside.png", 9))
     (root / "a" / "z.png").write_text("no image")
-    source = open_labelled(root)
-    names = [source.name(i) for i in range(len(source))]
-    for name, message in (("a/link.png", r"^a/link\.png: .* leads out of"), ("a/z.png", r"^a/z\.png: not an image")):
-        with pytest.raises(BadImage, match=message):
-            source.image(names.index(name))
+    for source in (open_labelled(root), open_images(root)):
+        names = [source.name(i) for i in range(len(source))]
+        for name, message in (("a/link.png", r": .* leads out of"), ("a/z.png", ": not an image")):
+            with pytest.raises(BadImage, match=f"^{name}{message}"):
+                source.image(names.index(name))
+        assert numbers(readable(source, 0.5)) == [1, 2]  # type: ignore[type-var]
 
 
 def test_numbers_go_by_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(11):
         write_image(tmp_path / "set" / str(number) / "x.png", number)
-    (tmp_path / "names.txt").write_text("".join(f"name {number}\n" for number in range(11)))
-    source = open_labelled(tmp_path / "set", classnames_file=tmp_path / "names.txt")
-    assert contents(source) == {number: f"name {number}" for number in range(11)}
+    names = write(tmp_path, "names.txt", "".join(f"name {number}\n" for number in range(11)))
+    assert contents(open_labelled(tmp_path / "set", classnames_file=names)) == {n: f"name {n}" for n in range(11)}
     assert not caplog.text
     assert contents(open_labelled(tmp_path / "set"))[10] == "10"
     assert "its classes are called 0; 1; 2; 3; 4; a class-names file says what they are" in caplog.text
-    table = tmp_path / "labels.csv"
-    table.write_text("file_name,label\n" + "".join(f"set/{n}/x.png,{n}\n" for n in range(11)))
-    assert contents(open_labelled(table, classnames_file=tmp_path / "names.txt"))[10] == "name 10"
+    table = write_csv(tmp_path / "labels.csv", [("file_name", "label"), *((f"set/{n}/x.png", n) for n in range(11))])
+    assert contents(open_labelled(table, classnames_file=names))[10] == "name 10"
 
 
 def labels_file(folder: Path) -> Path:
     labels = [("a_dog", "test"), ("cat", "validation"), ("a_dog", "validation"), ("cow", "test")]
-    rows = [
-        {"file_name": name, "label": label, "split": split}
-        for name, (label, split) in zip(write_images(folder, 4, "images/{}.png"), labels, strict=True)
-    ]
+    files = write_images(folder, 4, "images/{}.png")
+    rows = [{"file_name": f, "label": label, "split": s} for f, (label, s) in zip(files, labels, strict=True)]
     return Path(write_jsonl(folder / "labels.jsonl", rows))
 
 
 def test_a_file_of_labels_has_the_same_classes_in_every_split(tmp_path: Path) -> None:
     file = labels_file(tmp_path)
-    (tmp_path / "classnames.txt").write_text("unrelated")
+    write(tmp_path, "classnames.txt", "unrelated")
     for source in (file, tmp_path):
         test, validation = open_labelled(source), open_labelled(source, split="validation")
         assert test.classes == validation.classes == ["a dog", "cat", "cow"]
         assert contents(test) == {0: "a dog", 3: "cow"} and contents(validation) == {1: "cat", 2: "a dog"}
-    with pytest.raises(ValueError, match="no split 'train'; choose one of test, validation"):
-        open_labelled(file, split="train")
-    with pytest.raises(ValueError, match=r"no column kind \(label_column\), but file_name, label, split"):
-        open_labelled(file, label_column="kind")
-    with pytest.raises(ValueError, match=r"no column kind \(image_column\)"):
-        open_labelled(file, image_column="kind")
-    by_name = open_labelled(file, label_column="file_name").classes
-    assert by_name == [f"images/{i}.png" for i in range(4)]
+        assert [numbers(open_images(source, split=split)) for split in ("test", "validation")] == [[0, 3], [1, 2]]
+    for options, message in (
+        ({"split": "train"}, "no split 'train'; choose one of test, validation"),
+        ({"label_column": "kind"}, r"no column kind \(label_column\), but file_name, label, split"),
+        ({"image_column": "kind"}, r"no column kind \(image_column\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_labelled(file, **options)  # type: ignore[arg-type]
+    assert open_labelled(file, label_column="file_name").classes == [f"images/{i}.png" for i in range(4)]
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "validation" in line))
     assert contents(open_labelled(tmp_path)) == {1: "cat", 2: "a dog"}  # the one split there is
 
 
-def parquet(folder: Path, labels: list[Any], names: list[str] | None = None) -> Path:
-    from datasets import ClassLabel
-
-    features = {"label": ClassLabel(names=names)} if names else {}
-    write_parquet(folder / "test-00000-of-00001.parquet", {"img": cells(len(labels)), "label": labels}, **features)
-    return folder
-
-
 def test_parquet_with_named_written_and_numbered_labels(tmp_path: Path) -> None:
-    source = open_labelled(parquet(tmp_path / "a", [1, 0, 1], ["zebra_fish", "ape", "cow"]))
+    def parquet(name: str, labels: list[Any], classes: list[str] | None = None) -> Path:
+        from datasets import ClassLabel
+
+        features = {"label": ClassLabel(names=classes)} if classes else {}
+        file = tmp_path / name / "test-00000-of-00001.parquet"
+        return Path(write_parquet(file, {"img": cells(len(labels)), "label": labels}, **features)).parent
+
+    source = open_labelled(parquet("a", [1, 0, 1], ["zebra_fish", "ape", "cow"]))
     assert source.classes == ["zebra fish", "ape", "cow"]  # the data set's order, with classes that have no image
     assert contents(source) == {0: "ape", 1: "zebra fish", 2: "ape"}
-    source = open_labelled(parquet(tmp_path / "b", ["y", "x", "y"]))
+    source = open_labelled(parquet("b", ["y", "x", "y"]))
     assert source.classes == ["x", "y"] and contents(source) == {0: "y", 1: "x", 2: "y"}
-    with pytest.raises(ValueError, match=r"test row 1: label is -1, not a class"):
-        open_labelled(parquet(tmp_path / "c", [0, -1], ["a", "b"]))
-    with pytest.raises(ValueError, match="test row 0: label is None"):
-        open_labelled(parquet(tmp_path / "d", [None, "b"]))
-    numbers = parquet(tmp_path / "e", [10, 9, 10])
-    with pytest.raises(ValueError, match="holds numbers without names; give a class-names file"):
-        open_labelled(numbers)
-    (tmp_path / "names.txt").write_text("nine\nten\n")
-    assert contents(open_labelled(numbers, classnames_file=tmp_path / "names.txt")) == {0: "ten", 1: "nine", 2: "ten"}
+    names = write(tmp_path, "names.txt", "nine\nten\n")
+    cases = {
+        r"test row 1: label is -1, not a class": parquet("c", [0, -1], ["a", "b"]),
+        "test row 0: label is None": parquet("d", [None, "b"]),
+        "holds numbers without names; give a class-names file": parquet("e", [10, 9, 10]),
+    }
+    for message, folder in cases.items():
+        with pytest.raises(ValueError, match=message):
+            open_labelled(folder)
+    assert contents(open_labelled(tmp_path / "e", classnames_file=names)) == {0: "ten", 1: "nine", 2: "ten"}
 
+
+# ---- images alone
+
+
+def test_a_folder_is_searched_to_the_bottom(tmp_path: Path) -> None:
+    names = ["a.png", "x/b.PNG", "x/y/c.jpeg.png"]
+    for number, name in enumerate([*names, ".hidden/d.png"], 1):
+        write_image(tmp_path / name, number)
+    for name in ("notes.md", "a.txt"):
+        write(tmp_path, name, "a caption")
+    source = open_images(tmp_path, image_size=16)
+    assert [source.name(i) for i in range(3)] == names and numbers(source) == [1, 2, 3]
+
+
+def test_images_of_tables(tmp_path: Path) -> None:
+    """An image with two captions counts once, a row without one not at all."""
+    files = write_images(tmp_path, 3)
+    lines = [("path", "text"), (files[2], "one"), (files[2], "two"), (files[0], "three"), ("", "four")]
+    source = open_images(write_csv(tmp_path / "captions.csv", lines))
+    assert numbers(source) == [2, 0] and source.name(1) == "0.png (captions.csv line 4)"
+    with pytest.raises(ValueError, match=r"no column kind \(image_column\)"):
+        open_images(tmp_path / "captions.csv", image_column="kind")
+    write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", {"img": [*cells(2, 5), None]})
+    assert numbers(open_images(tmp_path / "set")) == [5, 6]
+    with pytest.raises(ValueError, match=r"t\.csv: no row has an image"):
+        open_images(write_csv(tmp_path / "t.csv", [("path", "text"), ("", "one")]))
+    write_image(tmp_path / "none" / "train" / "a.png", 1)
+    (tmp_path / "none" / "test").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"test holds no image \(\.jpg"):
+        open_images(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match="empty"):
+        open_images(tmp_path / "empty")
+
+
+# ---- the file of class names
 
 KEYS = ["n01", "n02", "n03"]
 
 
 def write(folder: Path, name: str, text: str) -> Path:
-    (folder / name).write_text(text, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder / name
 
 
 def test_class_names(tmp_path: Path) -> None:
-    ox, one = ["ox", "cattle"], [["tench"], ["shark"], ["ox"]]
-    several = [["crane bird", "crane"], ["ox"], ["tench", "a fish", "Tinca"]]
-    cases = [
+    one, several = [["tench"], ["shark"], ["ox"]], [["crane bird", "crane"], ["ox"], ["tench", "a fish", "Tinca"]]
+    for keys, file, text, expected in (
         # by key, in any order
         (KEYS, "a.txt", "n03\tan ox\nn01\ta tench\n\nn02\ta shark\n", [["a tench"], ["a shark"], ["an ox"]]),
         (KEYS, "a.json", '{"n02": "b", "n01": "a", "n03": "c"}', [["a"], ["b"], ["c"]]),
@@ -164,30 +210,28 @@ def test_class_names(tmp_path: Path) -> None:
         (KEYS, "f.json", '[["crane bird", "crane"], "ox", ["tench", " a fish", "Tinca"]]', several),
         (KEYS, "g.json", '{"n02": "ox", "n03": ["tench", "a fish", "Tinca"], "n01": ["crane bird", "crane"]}', several),
         # any of the names may be the folder's; the first is the one to show
-        (["crane", "ox"], "h.txt", "ox | cattle\ncrane bird | crane\n", [["crane bird", "crane"], ox]),
-    ]
-    assert name_classes(["a_b", "c"], None) == [["a b"], ["c"]]
-    for keys, file, text, expected in cases:
+        (["crane", "ox"], "h.txt", "ox | bull\ncrane bird | crane\n", [["crane bird", "crane"], ["ox", "bull"]]),
+    ):
         assert name_classes(keys, write(tmp_path, file, text)) == expected, file
+    assert name_classes(["a_b", "c"], None) == [["a b"], ["c"]]
+    with pytest.raises(FileNotFoundError, match=r"none\.txt does not exist"):
+        name_classes(KEYS, tmp_path / "none.txt")
 
 
 def test_sources_carry_all_names(tmp_path: Path) -> None:
     names = write(tmp_path, "names.txt", "kitty | cat\ncow\na dog | hound\n")
     folder = open_labelled(write_classes(tmp_path / "set", a_dog=[1], cat=[2, 3], cow=[4]), classnames_file=names)
-    table = open_labelled(labels_file(tmp_path / "table"), classnames_file=names)
-    for source in (folder, table):
+    for source in (folder, open_labelled(labels_file(tmp_path / "table"), classnames_file=names)):
         assert isinstance(source, LabelledImages)
-        assert source.names == [["a dog", "hound"], ["kitty", "cat"], ["cow"]]
-        assert source.classes == ["a dog", "kitty", "cow"] and source.templates is None
-        subset = Subset(source, [1, 0])
-        assert subset.names == source.names and subset.classes == source.classes and subset.templates is None
+        for one in (source, Subset(source, [1, 0])):
+            assert one.names == [["a dog", "hound"], ["kitty", "cat"], ["cow"]]
+            assert one.classes == ["a dog", "kitty", "cow"] and one.templates is None
     assert contents(folder) == {1: "a dog", 2: "kitty", 3: "kitty", 4: "cow"}
     assert readable(folder, 0) is folder
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_class_names_that_do_not_fit(tmp_path: Path) -> None:
+    for name, text, message in (
         ("a.txt", "n01\ta\n\nn02\tb\nn04\td\n", r"lacks n03 and names n04 \(line 4\) without images"),
         ("a.txt", "n01\ta\nn02\tb\n", "a.txt lacks n03;"),
         # a slip of the pen must not fall back to positions
@@ -212,12 +256,7 @@ def test_sources_carry_all_names(tmp_path: Path) -> None:
         ("a.json", '{"n01": "a", "n02": "b"}', "lacks n03"),
         ("a.json", '{"n01": "a", "n02": "b", "n01": "c"}', "entry 3: class 'n01' stands in entry 1 already"),
         ("a.json", '["a", "b", ["c", "B"]]', "entry 3: the name 'B' stands in entry 2"),
-    ],
-)
-def test_class_names_that_do_not_fit(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(ValueError, match=message) as caught:
-        name_classes(KEYS, tmp_path / name)
-    assert "\n" not in str(caught.value) and name in str(caught.value)
-    with pytest.raises(FileNotFoundError, match=r"none\.txt does not exist"):
-        name_classes(KEYS, tmp_path / "none.txt")
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            name_classes(KEYS, write(tmp_path, name, text))
+        assert "\n" not in str(caught.value) and name in str(caught.value)

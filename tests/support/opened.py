@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from miniclip.config import DataConfig
 from miniclip.data.captioned import PairSource, open_source
 from support.files import number_of
@@ -13,6 +15,11 @@ SPLITS = ("train", "validation", "test")
 
 def opened(source: object, split: str = "train", **config: Any) -> PairSource:
     return open_source(DataConfig(source=source if isinstance(source, list) else str(source), **config), split)
+
+
+def refused(message: str, source: object, split: str = "train", error: type = ValueError, **config: Any) -> None:
+    with pytest.raises(error, match=message):
+        opened(source, split, **config)
 
 
 def whole(source: object, **config: Any) -> PairSource:
