@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ EUROSAT = {
     "Industrial": "industrial buildings or commercial buildings",
     "Pasture": "pasture land",
     "PermanentCrop": "permanent crop land",
-    "Residential": "residential buildings or homes or apartments",
     "River": "river",
     "SeaLake": "lake or sea",
+    "Residential": "residential buildings or homes or apartments",
 }
 
 
@@ -42,34 +43,28 @@ def said(source: str, labels: list[str]) -> list[str] | None:
     return None if names is None else [name for (name,) in names]
 
 
-def test_recognised_by_the_last_part_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recognised_by_its_name_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source in ("uoft-cs/cifar10", "data/CIFAR-10", "~/sets/Cifar_10/test", "x/wds_cifar10", "cifar10.csv"):
         assert found(source, CIFAR10) == "cifar10", source
-    others = {
-        "ethz/food101": "food101",
-        "timm/oxford-iiit-pet": "pets",
-        "wds_vtab-dtd": "dtd",
-        "data/Stanford Cars/train": "stanford_cars",
-        "data/flowers-102/images": "flowers102",
-        "cifar10/mine": None,
-        "cifar10_of_mine": None,
-        "fashion-mnist": None,
-    }
+    others = {"ethz/food101": "food101", "timm/oxford-iiit-pet": "pets", "wds_vtab-dtd": "dtd", "fashion-mnist": None}
+    others |= {"data/Stanford Cars/train": "stanford_cars", "data/flowers-102/images": "flowers102"}
+    others |= {"cifar10/mine": None, "cifar10_of_mine": None}
     assert {source: found(source, ["a", "b"]) for source in others} == others
+    for source, labels, name in (
+        ("cifar10", [*CIFAR10[:9], "hamster"], None),
+        ("cifar10", CIFAR10[:4], "cifar10"),  # some of its classes
+        ("cifar10", upto(10), "cifar10"),
+        ("cifar10", upto(10, 1), None),
+        ("cifar100", ["aquatic_mammals", "fish"], None),  # its coarse labels
+        ("cifar100", ["aquarium_fish", "willow_tree"], "cifar100"),
+        ("pets", ["cat", "hamster"], "pets"),
+    ):
+        assert found(source, labels) == name, (source, labels)
+    assert said("pets", ["cat", "hamster"]) is None  # the names remain the user's
+    assert KnownSet("x", ("a {}",)).fits(["anything"]) and KnownSet("x", ("a {}",)).names(["1", "2"]) is None
     (tmp_path / "dtd" / "test").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "dtd" / "test")
     assert found(".", ["banded", "dotted"]) == found("..", ["banded", "dotted"]) == "dtd"
-
-
-def test_labels_of_another_set_are_not_taken_for_it() -> None:
-    assert found("cifar10", [*CIFAR10[:9], "hamster"]) is None
-    assert found("cifar10", CIFAR10[:4]) == "cifar10"  # some of its classes
-    assert found("cifar10", upto(10)) == "cifar10" and found("cifar10", upto(10, 1)) is None
-    assert found("cifar100", ["aquatic_mammals", "fish"]) is None  # its coarse labels
-    assert found("cifar100", ["aquarium_fish", "willow_tree"]) == "cifar100"
-    assert found("pets", ["cat", "hamster"]) == "pets"
-    assert said("pets", ["cat", "hamster"]) is None  # the names remain the user's
-    assert KnownSet("x", ("a {}",)).fits(["anything"]) and KnownSet("x", ("a {}",)).names(["1", "2"]) is None
 
 
 def test_numbers_become_names() -> None:
@@ -142,46 +137,32 @@ def test_templates_and_aliases() -> None:
     assert len(set(names)) == len(names) and all(name.isalnum() and name.islower() for name in names)
 
 
-def opened(root: Path, **options: str | Path) -> LabelledImages:
-    source = open_labelled(root, **options)  # type: ignore[arg-type]
-    assert isinstance(source, LabelledImages)
-    return source
-
-
-def folder(root: Path, classes: list[str]) -> Path:
-    return write_classes(root, **{name: [0] for name in classes})
-
-
 def test_opened_folders_carry_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def folder(name: str, classes: Iterable[str], **options: Path) -> tuple[LabelledImages, str]:
+        """The source, and what was logged when it was opened."""
+        caplog.clear()
+        root = write_classes(tmp_path / name, **{name: [0] for name in classes})
+        source = open_labelled(root, **options)  # type: ignore[arg-type]
+        assert isinstance(source, LabelledImages)
+        return source, caplog.text
+
     templates = known_sets()["eurosat"].templates
-    source = opened(folder(tmp_path / "EuroSAT", list(EUROSAT)))
+    source, log = folder("EuroSAT", EUROSAT)
     assert source.classes[2] == "brushland or shrubland" and source.templates == templates
-    assert caplog.text.count("\n") == 1
-    assert "EuroSAT is taken for eurosat: its class names, and 3 templates of it" in caplog.text
-    assert "--templates simple, --classnames FILE" in caplog.text
-    caplog.clear()
-
+    assert log.count("\n") == 1 and "EuroSAT is taken for eurosat: its class names, and 3 templates of it" in log
+    assert "--templates simple, --classnames FILE" in log
     (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(10)))
-    source = opened(tmp_path / "EuroSAT", classnames_file=tmp_path / "names.txt")
+    source, log = folder("EuroSAT", EUROSAT, classnames_file=tmp_path / "names.txt")
     assert source.classes[2] == "name 2" and source.templates == templates
-    assert "is taken for eurosat: 3 templates of it" in caplog.text and "FILE" not in caplog.text
-    caplog.clear()
-
-    source = opened(folder(tmp_path / "pets", ["Abyssinian", "american_bulldog", "hamster"]))
+    assert "is taken for eurosat: 3 templates of it" in log and "FILE" not in log
+    source, log = folder("pets", ["Abyssinian", "american_bulldog", "hamster"])
     assert source.classes == ["Abyssinian", "american bulldog", "hamster"]
-    assert source.templates == ("a photo of a {}, a type of pet.",)
-    assert "pets: 1 template of it" in caplog.text
-    caplog.clear()
-
+    assert source.templates == ("a photo of a {}, a type of pet.",) and "pets: 1 template of it" in log
     with caplog.at_level(logging.DEBUG):
-        source = opened(folder(tmp_path / "mine", ["a", "b"]))
-    assert source.templates is None and source.names == [["a"], ["b"]] and not caplog.text
-
-    opened(folder(tmp_path / "gtsrb", ["00000", "00001"]))
-    assert "its classes are called 00000; 00001; a class-names file says what they are" in caplog.text
-    caplog.clear()
-    opened(folder(tmp_path / "mnist", ["3", "7"]))
-    assert "are called" not in caplog.text
+        source, log = folder("mine", ["a", "b"])
+    assert source.templates is None and source.names == [["a"], ["b"]] and not log
+    called = "its classes are called 00000; 00001; a class-names file says what they are"
+    assert called in folder("gtsrb", ["00000", "00001"])[1] and "are called" not in folder("mnist", ["3", "7"])[1]
 
 
 def test_opened_tables_carry_it(tmp_path: Path) -> None:
@@ -190,8 +171,9 @@ def test_opened_tables_carry_it(tmp_path: Path) -> None:
     rows = [{"file_name": "images/x.png", "label": i} for i in range(11)]
     write_jsonl(root / "labels.jsonl", rows[:10])
     for path in (root, root / "labels.jsonl"):
-        source = opened(path)
+        source = open_labelled(path)
+        assert isinstance(source, LabelledImages)
         assert source.classes == CIFAR10 and source.templates == known_sets()["cifar10"].templates
     write_jsonl(root / "labels.jsonl", rows)
     with pytest.raises(ValueError, match="numbers without names"):
-        opened(root)
+        open_labelled(root)

@@ -205,10 +205,9 @@ def test_sources_that_cannot_be_used_say_what_was_sought(tmp_path: Path, monkeyp
         "two/*.csv": r"fits 2 files \(\.csv\); .* data\.source can be a list of tables",
     }.items():
         refused(message, source)
+    absent = ("./none", "none.csv", "some/folder/none", f"{tmp_path}/none")
     for source, message in {
-        **dict.fromkeys(
-            ("./none", "none.csv", "some/folder/none", f"{tmp_path}/none"), r"no such file or folder [^;]*$"
-        ),
+        **dict.fromkeys(absent, r"no such file or folder [^;]*$"),
         "caption.jsonl": r"; did you mean captions\.jsonl\?$",
         "./Captions.jsonl": r"; did you mean captions\.jsonl\?$",
         f"{tmp_path}/captions.json": rf"; did you mean {tmp_path}/captions\.jsonl\?$",
