@@ -20,15 +20,7 @@ from torch.nn.functional import normalize
 
 from miniclip.data.images import BadImage
 from miniclip.evaluation import galleries
-from miniclip.evaluation.galleries import (
-    RankedImage,
-    best_images,
-    caption_ranks,
-    cosine_text,
-    example_sheet,
-    readable_image,
-    write_sheets,
-)
+from miniclip.evaluation.galleries import RankedImage, best_images, caption_ranks, cosine_text, readable_image
 from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption
 from miniclip.metrics import retrieval as metrics
 
@@ -57,9 +49,14 @@ def embedded(source: Source, favour: float = 0.5, size: int = 8) -> PairEmbeddin
     return PairEmbeddings(normalize(image, dim=1), normalize(text, dim=1), texts, owners)
 
 
+def written(source: Source, pairs: PairEmbeddings, folder: Path, title: str = "t") -> str:
+    """The page."""
+    galleries.write_sheets(source, pairs, folder, title=title)
+    return (folder / "examples.html").read_text(encoding="utf-8")
+
+
 def test_best_images_by_hand() -> None:
-    image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, 1.0]])
-    text = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    image, text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     pairs = PairEmbeddings(image, text, ["up", "right"], torch.tensor([1, 1]))
     first, second = best_images(pairs, [0, 1], 2)
     # "up": images 1 and 3 tie for the first place, and the tie counts against the own one
@@ -69,29 +66,24 @@ def test_best_images_by_hand() -> None:
     # "right": 1, 0.6, and then the own one and its twin at 0
     assert second.rank == 4 and second.missed and second.own == RankedImage(1, 0.0, True)
     assert [(found.row, round(found.similarity, 6)) for found in second.best] == [(0, 1.0), (2, 0.6)]
+    for value in (0.5, float("nan")):  # collapsed and broken models rank last
+        pairs = embedded(Source(5))._replace(image=torch.full((5, 4), value), text=torch.full((10, 4), value))
+        assert [(a.rank, a.missed) for a in best_images(pairs, [0, 9], 3)] == [(5, True), (5, True)]
+        assert caption_ranks(pairs, [0, 4]) == [9, 9]  # 8 foreign captions stand before
 
 
 def test_ranks_are_those_of_the_recalls() -> None:
-    source = Source(60)
-    pairs = embedded(source, 0.3)
+    pairs = embedded(Source(60), 0.3)
     to_text, to_image = metrics.retrieval_ranks_from_embeddings(pairs.image, pairs.text, pairs.image_of_text)[:2]
     answers = best_images(pairs, list(range(120)), 7)
     assert [answer.rank for answer in answers] == to_image.tolist()
     assert caption_ranks(pairs, list(range(60))) == to_text.tolist()
-    assert any(answer.missed for answer in answers) and not all(answer.missed for answer in answers)
+    assert {answer.missed for answer in answers} == {True, False}
     cosines = pairs.text.double().numpy() @ pairs.image.double().numpy().T
     for caption, answer in enumerate(answers):
-        rows = [found.row for found in answer.best]
-        assert rows == np.argsort(-cosines[caption])[:7].tolist()
+        rows = np.argsort(-cosines[caption])[:7].tolist()
+        assert [(found.row, found.own) for found in answer.best] == [(row, row == caption // 2) for row in rows]
         assert [found.similarity for found in answer.best] == pytest.approx(cosines[caption, rows], abs=1e-6)
-        assert [found.own for found in answer.best] == [row == caption // 2 for row in rows]
-
-
-def test_collapsed_and_broken_models_rank_last() -> None:
-    for value in (0.5, float("nan")):
-        pairs = embedded(Source(5))._replace(image=torch.full((5, 4), value), text=torch.full((10, 4), value))
-        assert [(a.rank, a.missed) for a in best_images(pairs, [0, 9], 3)] == [(5, True), (5, True)]
-        assert caption_ranks(pairs, [0, 4]) == [9, 9]  # 8 foreign captions stand before
 
 
 def test_files_and_what_is_read_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,18 +97,14 @@ def test_files_and_what_is_read_for_them(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(metrics, "cosine_matrix", narrow)
     monkeypatch.setattr(galleries, "example_sheet", lambda images, captions, path, title: path.touch())
-    folder = tmp_path / "new" / "folder"
-    write_sheets(source, pairs, folder, title="t")
-    assert {path.name for path in folder.iterdir()} == {"examples.png", "examples.html"}
-    assert 0 < max(rows) <= 8
-    captions = [12, 37, 62, 87, 112, 137, 162, 187]
-    answers = best_images(pairs, captions, 5)
+    page = tmp_path / "new" / "folder" / "examples.html"
+    written(source, pairs, page.parent)
+    assert {path.name for path in page.parent.iterdir()} == {"examples.png", "examples.html"} and 0 < max(rows) <= 8
+    answers = best_images(pairs, [12, 37, 62, 87, 112, 137, 162, 187], 5)
     shown = {found.row for answer in answers for found in (*answer.best, answer.own)} | {6, 18, 31, 43, 56, 68, 81, 93}
     assert sorted(source.read) == sorted(shown)  # each once, and no other
-    few = Source(2)
-    write_sheets(few, embedded(few), tmp_path, title="t")
-    page = Words((tmp_path / "examples.html").read_text(encoding="utf-8"))
-    assert (page.classes.count("example"), page.classes.count("query")) == (2, 4)
+    few = Words(written(Source(2), embedded(Source(2)), tmp_path))
+    assert (few.classes.count("example"), few.classes.count("query")) == (2, 4)
 
 
 @pytest.mark.parametrize("error", [BadImage("cut short"), FileNotFoundError("gone")])
@@ -124,13 +112,11 @@ def test_lost_images_become_grey_squares(error: Exception, tmp_path: Path) -> No
     source = Source(3, lost={1: error})
     square = np.asarray(readable_image(source, 1, 224))
     assert square.shape == (224, 224, 3) and 0.7 < (square == GREY).all(2).mean() < 1  # the rest is its name
-    write_sheets(source, embedded(source), tmp_path, title="t")
-    assert pixels(tmp_path / "examples.png", GREY) > 5000
-    page = Words((tmp_path / "examples.html").read_text(encoding="utf-8"))
-    assert any('"1"' in str(image["alt"]) for image in page.images)
+    page = Words(written(source, embedded(source), tmp_path))
+    assert pixels(tmp_path / "examples.png", GREY) > 5000 and any('"1"' in str(image["alt"]) for image in page.images)
     source.broken = {1: ZeroDivisionError("a fault of the code")}
     with pytest.raises(ZeroDivisionError):
-        write_sheets(source, embedded(source), tmp_path, title="t")
+        written(source, embedded(source), tmp_path)
 
 
 def pixels(path: Path, colour: tuple[int, int, int]) -> int:
@@ -144,10 +130,10 @@ def test_example_sheet_takes_any_caption_and_marks_own_ones(tmp_path: Path) -> N
     found = []
     for own in (False, True):
         ranked = [[RankedCaption(text, 0.5, own) for text in NASTY[k : k + 5]] for k in (0, 3, 6)]
-        example_sheet(images, ranked, tmp_path / "sheet.png", title="$t$")
+        galleries.example_sheet(images, ranked, tmp_path / "sheet.png", title="$t$")
         found.append(pixels(tmp_path / "sheet.png", GREEN))
     assert found[0] == 0 and found[1] > 5000  # bars and words
-    example_sheet(images[:1], [[RankedCaption("a", float("nan"), True)]], tmp_path / "one.png")
+    galleries.example_sheet(images[:1], [[RankedCaption("a", float("nan"), True)]], tmp_path / "one.png")
 
 
 def test_cosines_as_text() -> None:
@@ -159,8 +145,7 @@ def test_cosines_as_text() -> None:
 
 def test_text_of_the_data_is_inert(tmp_path: Path, visit: Visits) -> None:
     source = Source(12, [*NASTY, ""], lost={3: BadImage("gone")})
-    write_sheets(source, embedded(source), tmp_path, title=NASTY[0] + NASTY[1])
-    text = (tmp_path / "examples.html").read_text(encoding="utf-8")
+    text = written(source, embedded(source), tmp_path, NASTY[0] + NASTY[1])
     page = Words(text)
     known = {"html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "h3", "p", "b", "div", "br"}
     known |= {"article", "ol", "li", "span", "svg", "rect", "img", "figure", "figcaption"}
@@ -168,8 +153,8 @@ def test_text_of_the_data_is_inert(tmp_path: Path, visit: Visits) -> None:
     assert not re.search(r"<[^>]*\s(on\w+|style)=[^<]*>", re.sub(r'"[^"]*"', '""', text))
     assert all(source.startswith("data:") for source in [*page.sources, *page.links])
     assert page.lines["h1"] == [NASTY[0] + NASTY[1]]
-    assert any("<script>window.hacked=1</script>" in line for line in page.lines["h3"])
-    assert any("<script>window.hacked=1</script>" in line for line in page.lines["li"])
+    for tag in ("h3", "li"):
+        assert any("<script>window.hacked=1</script>" in line for line in page.lines[tag])
     assert "default-src 'none'" in text and "script-src" not in text and "unsafe" not in text
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style and "@import" not in style and f"--own: #{bytes(GREEN).hex()}" in style
@@ -185,8 +170,7 @@ def test_text_of_the_data_is_inert(tmp_path: Path, visit: Visits) -> None:
 def test_page_shows_what_was_found(tmp_path: Path) -> None:
     source = Source(50)
     pairs = embedded(source)
-    write_sheets(source, pairs, tmp_path, title="t")
-    page = Words((tmp_path / "examples.html").read_text(encoding="utf-8"))
+    page = Words(written(source, pairs, tmp_path))
     captions = [6, 18, 31, 43, 56, 68, 81, 93]
     answers = best_images(pairs, captions, 5)
     late = sum(answer.missed for answer in answers)
@@ -200,9 +184,8 @@ def test_page_shows_what_was_found(tmp_path: Path) -> None:
         cosine_text(found.similarity) for found in shown
     ]
     assert ["✓" in line for line in page.lines["figcaption"]] == [found.own for found in shown]
-    assert len(page.images) == 8 + len(shown)
-    for image, found in zip(page.images[8:], shown, strict=True):
-        assert image["alt"] == source.name(found.row) + (", own image" if found.own else "")
+    names = [source.name(found.row) + (", own image" if found.own else "") for found in shown]
+    assert [image["alt"] for image in page.images[8:]] == names
     for image in page.images:
         kind, data = str(image["src"]).split(",")
         assert kind == "data:image/jpeg;base64" and len(data) < 20_000
@@ -213,7 +196,6 @@ def test_page_shows_what_was_found(tmp_path: Path) -> None:
 def test_own_captions_are_marked(tmp_path: Path) -> None:
     source = Source(2)
     pairs = embedded(source)._replace(image=torch.eye(2), text=torch.eye(2).repeat_interleave(2, 0))
-    write_sheets(source, pairs, tmp_path, title="t")
-    text = (tmp_path / "examples.html").read_text(encoding="utf-8")
+    text = written(source, pairs, tmp_path)
     assert [bool(own) for own in re.findall(r"<li( class=\"own\")?>", text)] == [True, True, False, False] * 2
     assert re.findall(r'<rect width="(\d+)%"', text) == ["100", "100", "0", "0"] * 2

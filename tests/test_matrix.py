@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,6 @@ from miniclip.losses.matrix import (
     gather,
     global_loss,
     shares,
-    similarity_logits,
 )
 
 N, E = 13, 6
@@ -189,12 +189,11 @@ def test_is_the_loss_of_the_matrix(variant: str) -> None:
     assert_same(global_loss(bare, known, loss), on_matrix(bare, mask("identity"), known.weight, loss), bare)
     # equal weights are no weights
     known = batch("identity")
-    equal = GlobalBatch(known.positives, torch.full((N,), 0.3))
+    equal = replace(known, weight=torch.full((N,), 0.3))
     assert_same(global_loss(e, equal, loss), global_loss(e, known, loss), e)
     # a pair that weighs nothing still is a negative: it stands in the others' rows as before
-    weight = torch.ones(N)
-    weight[4] = 0
-    known = GlobalBatch(batch("diagonal").positives, weight)
+    weight = (torch.arange(N) != 4).float()
+    known = replace(batch("diagonal"), weight=weight)
     found = assert_same(global_loss(e, known, loss), on_matrix(e, mask("diagonal"), weight, loss), e)
     assert found[0][4].norm() > 1e-6
 
@@ -237,8 +236,7 @@ def test_hinge_is_on_cosines_and_warms_up() -> None:
 def test_a_batch_that_weighs_nothing_teaches_nothing(variant: str) -> None:
     for captions in (1, 3):
         e = embeddings(captions)
-        known = GlobalBatch(batch("identity", captions).positives, torch.zeros(N))
-        loss = global_loss(e, known, config(variant, captions))
+        loss = global_loss(e, replace(batch("identity", captions), weight=torch.zeros(N)), config(variant, captions))
         assert loss.item() == 0
         assert not any(gradient.any() for gradient in gradients(loss, e))
 
