@@ -63,14 +63,14 @@ def printed(function: Any, *arguments: Any) -> list[str]:
 
 
 def test_zero_shot_table() -> None:
-    several = {"runs/[red]x": swapped_colours(), "b": swapped_colours()}
-    lines, both = printed(print_evaluations, dict([*several.items()][:1])), printed(print_evaluations, several, "title")
+    lines = printed(print_evaluations, {"runs/[red]x": swapped_colours()})
+    both = printed(print_evaluations, {"runs/[red]x": swapped_colours(), "b": swapped_colours()}, "title")
     assert "runs/[red]x 11 4 27.3 [0.0, 54.5] - 33.3 12.3 4.6 25.0" in lines
     # what red is taken for, where everything is right, and a class without images
     classes = {"red 4 0.0 0.0 0.0 [green] (4)", "blue 3 100.0 100.0 100.0", "no 0 - - 0.0"}
     assert classes <= {*lines} and not classes & {*both}  # the classes of one of several would stand for neither
     # a row each, and notes once
-    assert [line.split()[0] for line in both if "27.3" in line] == [*several] and both[0] == "title"
+    assert [line.split()[0] for line in both if "27.3" in line] == ["runs/[red]x", "b"] and both[0] == "title"
     assert lines.count("no top-5: it needs six") == both.count("no top-5: it needs six") == 1
     relation = evaluation("zeroshot", {"top1": Figure(0.6, 0.5, 0.7, 10)}, {"chance": 0.5})
     assert "relation 10 - 60.0 [50.0, 70.0] - - - - 50.0" in printed(print_evaluations, {"relation": relation})
