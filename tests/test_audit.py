@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,43 +87,40 @@ def of(values: dict[str, Any], first: str, second: str) -> Any:
     return next(pair for pair in values["shared"] if (pair["first"], pair["second"]) == (first, second))
 
 
-def told(values: dict[str, Any], *names: str) -> list[Any]:
-    return [values[name] for name in names]
+def told(values: dict[str, Any], names: str) -> list[Any]:
+    return [values[name] for name in names.split()]
 
 
 def counts(values: dict[str, Any], first: str, second: str) -> list[int]:
-    return told(of(values, first, second), "identical_pairs", "near_pairs", "second_pictures", "second_captions")
+    return told(of(values, first, second), "identical_pairs near_pairs second_pictures second_captions")
 
 
 def twins(values: dict[str, Any], first: str, second: str) -> list[list[Any]]:
-    return [told(twin, "row", "twin_row", "identical") for twin in of(values, first, second)["twins"]]
+    return [told(twin, "row twin_row identical") for twin in of(values, first, second)["twins"]]
 
 
-def test_images(result: dict[str, Any]) -> None:
+def echoes(values: dict[str, Any], first: str, second: str) -> list[list[Any]]:
+    return [told(echo, "caption row twin_row") for echo in of(values, first, second)["echoes"]]
+
+
+def test_images_and_captions(result: dict[str, Any]) -> None:
     train, validation, test = result["splits"]
-    assert [s["split"] for s in result["splits"]] == ["train", "validation", "test"]
-    assert told(train, "pictures", "unreadable", "smaller") == [10, 1, 1]
+    assert [split["split"] for split in result["splits"]] == ["train", "validation", "test"]
+    assert told(train, "pictures unreadable smaller sizes") == [10, 1, 1, {"96 x 64": 8, "48 x 32": 1}]
     assert train["unreadable_named"][0].startswith(f"bad{ESCAPE}.jpg (metadata.csv line 11): not an image")
-    assert told(validation, "pictures", "unreadable") == [3, 1] and "gone.jpg" in validation["unreadable_named"][0]
-    assert train["sizes"] == {"96 x 64": 8, "48 x 32": 1}
-    assert told(train["width"], "lowest", "median", "highest") == [48, 96, 96]
+    assert told(validation, "pictures unreadable") == [3, 1] and "gone.jpg" in validation["unreadable_named"][0]
+    assert told(train["width"], "lowest median highest") == [48, 96, 96]
     assert train["width"]["mean"] == pytest.approx((8 * 96 + 48) / 9)
-    assert told(train["aspect"], "lowest", "highest") == [1.5, 1.5]
-    assert told(train, "formats", "modes") == [{"JPEG": 9}, {"RGB": 9}]
-    assert test["formats"] == {"JPEG": 1, "PNG": 1}
+    assert told(train["aspect"], "lowest highest") == [1.5, 1.5]
+    assert told(train, "formats modes") == [{"JPEG": 9}, {"RGB": 9}] and test["formats"] == {"JPEG": 1, "PNG": 1}
     assert train["file_bytes"]["highest"] > train["file_bytes"]["lowest"] > 100
-
-
-def test_captions(result: dict[str, Any]) -> None:
-    train = result["splits"][0]
-    # number 1 stands there twice but for case and marks
-    assert told(train, "captions", "distinct_captions", "distinct_bare_captions", "truncated") == [10, 10, 9, 2]
+    # caption 1 stands there twice but for case and marks
+    assert told(train, "captions distinct_captions distinct_bare_captions truncated") == [10, 10, 9, 2]
     assert train["captions_a_picture"]["highest"] == 1
     # "picture number 0 of train" is five tokens and two specials; so is the escaped one once the tokenizer has taken
     # the escape sequence out; a comma and a mark make it nine
     assert {length: n for length, n in train["lengths"].items() if int(length) < 10} == {"7": 8, "9": 1}
-    assert sum(train["lengths"].values()) == 10
-    assert told(train["tokens"], "lowest", "median") == [7, 7]
+    assert sum(train["lengths"].values()) == 10 and told(train["tokens"], "lowest median") == [7, 7]
     assert train["commonest"] == [{"text": "picture number 1 of train", "captions": 2, "pictures": 2}]
 
 
@@ -132,24 +130,23 @@ def test_tokens_used(tmp_path: Path) -> None:
     write_table(tmp_path, *rows)
     for length, used, cut in ((5, 5, 0), (4, 4, 1)):
         train = found(tmp_path, context_length=length)["splits"][0]
-        assert told(train, "tokens_used", "truncated", "vocabulary") == [used, cut, 49408]
+        assert told(train, "tokens_used truncated vocabulary") == [used, cut, 49408]
 
 
 def test_twins_and_leaks(result: dict[str, Any]) -> None:
-    assert counts(result, "train", "train") == [1, 1, 4, 2]
     identical, near = of(result, "train", "train")["twins"]
     names = ["copy.jpg (metadata.csv line 9)", "t0.jpg (metadata.csv line 2)"]
-    assert told(identical, "name", "twin_name", "row", "twin_row", "rms", "identical") == [*names, 7, 0, 0, True]
-    assert told(near, "row", "twin_row", "identical") == [8, 1, False] and 0 < near["rms"] < 6
-    (echo,) = of(result, "train", "train")["echoes"]
-    assert told(echo, "caption", "row", "twin_row") == ["Picture number 1, of TRAIN!", 7, 1]
-    assert counts(result, "train", "validation") == [1, 0, 1, 1]
-    (twin,), (echo,) = told(of(result, "train", "validation"), "twins", "echoes")
-    assert told(twin, "name", "twin_name") == ["v1.jpg (metadata.csv line 13)", "t2.jpg (metadata.csv line 4)"]
-    assert told(echo, "row", "twin_row") == [1, 2]
-    assert counts(result, "train", "test") == [0, 1, 1, 0] and twins(result, "train", "test") == [[1, 3, False]]
-    for pair in (("validation", "validation"), ("validation", "test"), ("test", "test")):
-        assert counts(result, *pair) == [0, 0, 0, 0]
+    assert told(identical, "name twin_name row twin_row rms identical") == [*names, 7, 0, 0, True]
+    assert told(near, "row twin_row identical") == [8, 1, False] and 0 < near["rms"] < 6
+    assert echoes(result, "train", "train") == [["Picture number 1, of TRAIN!", 7, 1]]
+    (twin,) = of(result, "train", "validation")["twins"]
+    assert told(twin, "name twin_name") == ["v1.jpg (metadata.csv line 13)", "t2.jpg (metadata.csv line 4)"]
+    assert echoes(result, "train", "validation") == [["PICTURE number 2 of train", 1, 2]]
+    assert twins(result, "train", "test") == [[1, 3, False]]
+    expected = {"train": [1, 1, 4, 2], "validation": [1, 0, 1, 1], "test": [0, 1, 1, 0]}
+    for pair in result["shared"]:
+        wanted = expected[pair["second"]] if pair["first"] == "train" else [0] * 4
+        assert counts(result, pair["first"], pair["second"]) == wanted
     leaks = [sentence.split(" too")[0] for sentence in result["advice"] if "are in" in sentence]
     assert leaks == ["1 of 3 validation images are in train", "1 of 2 test images are in train"]
 
@@ -171,7 +168,7 @@ def test_many_copies_are_counted_by_pairs(tmp_path: Path) -> None:
     assert twins(values, "train", "train") == [[1, 0, True], [2, 0, True], [3, 0, False]]
     # f is further from g than from d and e, but both stand before it
     assert twins(values, "test", "test") == [[2, 1, True], [1, 0, False], [3, 0, False]]
-    assert len(of(values, "train", "test")["echoes"]) == 1
+    assert len(echoes(values, "train", "test")) == 1
 
 
 def test_equal_bytes_of_another_shape_are_not_identical(tmp_path: Path) -> None:
@@ -186,14 +183,13 @@ def test_the_longest_shared_captions_come_first(tmp_path: Path) -> None:
     captions = ["dog", "a dog on a hill", "a dog", "DOG", "a DOG", "A dog, on a hill", "other"]
     splits = ["train"] * 3 + ["test"] * 3 + ["validation"]
     values = found(write_table(tmp_path, *((f"{i}.jpg", captions[i], splits[i]) for i in range(7))))
-    echoes = [told(echo, "caption", "row", "twin_row") for echo in of(values, "train", "test")["echoes"]]
-    assert echoes == [["A dog, on a hill", 2, 1], ["a DOG", 1, 2], ["DOG", 0, 0]]
+    assert echoes(values, "train", "test") == [["A dog, on a hill", 2, 1], ["a DOG", 1, 2], ["DOG", 0, 0]]
 
 
 def test_a_batch(result: dict[str, Any]) -> None:
     """Nine readable images of train in batches of 4; two are one image, in a batch together one time in six."""
     batch = result["collisions"]
-    assert told(batch, "batch_size", "same_caption") == [4, 0]
+    assert told(batch, "batch_size same_caption") == [4, 0]
     assert batch["same_picture"] == pytest.approx(4 * 3 / (9 * 8))
     # two of four rows then have a twin
     assert abs(batch["floor"] - np.log(2) / 2 / 6) < 4 * batch["floor_error"]
@@ -209,55 +205,45 @@ def test_cut_captions_collide(tmp_path: Path) -> None:
         assert any("equal captions keep" in sentence for sentence in values["advice"]) == (pairs > 0)
 
 
-@pytest.mark.parametrize("kind", ["files", "parquet", "tar", "two sources"])
-def test_sizes_are_those_of_the_files(tmp_path: Path, kind: str) -> None:
+def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     """A large JPEG is decoded smaller, and one from a camera on its side is turned; both are told as they lie there."""
     images = []
     for i, orientation in enumerate((1, 6, 1, 1)):
         exif = Image.Exif()
         exif[0x0112] = orientation
         images.append(encoded(image(i, (800, 600)), "JPEG", exif=exif))
-    data, times = [tmp_path / "data"], 1
-    if kind == "parquet":
-        rows = {"image": [{"bytes": b, "path": None} for b in images], "caption": ["a", "b", "c", "d"]}
-        write_parquet(data[0] / "train.parquet", rows, image=ImageFeature())
-    elif kind == "tar":
-        data = [tmp_path / "shard-0.tar"]
-        write_tar(data[0], [(str(i), {"jpg": jpeg, "txt": b"words"}) for i, jpeg in enumerate(images)])
-    else:
-        data += [tmp_path / "other"] if kind == "two sources" else []
-        times = len(data)
-        for folder in data:
-            folder.mkdir()
-            for i, jpeg in enumerate(images):
-                (folder / f"{i}.jpg").write_bytes(jpeg)
-            write_table(folder, *((f"{i}.jpg", "words") for i in range(4)))
-    values = found(*data, image_size=32)
-    sizes = dict.fromkeys(("800 x 600", "600 x 800"), 0)
-    for split in values["splits"]:
-        assert split["formats"] == {"JPEG": split["pictures"]}
-        for size, count in split["sizes"].items():
-            sizes[size] += count
-    assert sizes == {"800 x 600": 3 * times, "600 x 800": times}
-    assert values["splits"][0]["file_bytes"]["lowest"] >= min(map(len, images))
-    # every image of the second source is one of the first
-    assert sum(pair["identical_pairs"] for pair in values["shared"]) == 4 * (times - 1)
+    rows = {"image": [{"bytes": b, "path": None} for b in images], "caption": ["a", "b", "c", "d"]}
+    write_parquet(tmp_path / "parquet" / "train.parquet", rows, image=ImageFeature())
+    write_tar(tmp_path / "shard-0.tar", [(str(i), {"jpg": jpeg, "txt": b"words"}) for i, jpeg in enumerate(images)])
+    for name in ("files", "other"):
+        (tmp_path / name).mkdir()
+        for i, jpeg in enumerate(images):
+            (tmp_path / name / f"{i}.jpg").write_bytes(jpeg)
+        write_table(tmp_path / name, *((f"{i}.jpg", "words") for i in range(4)))
+    for data in (["files"], ["parquet"], ["shard-0.tar"], ["files", "other"]):
+        values = found(*(tmp_path / name for name in data), image_size=32)
+        sizes = Counter[str]()
+        for split in values["splits"]:
+            assert split["formats"] == {"JPEG": split["pictures"]}
+            sizes += Counter(split["sizes"])
+        assert sizes == {"800 x 600": 3 * len(data), "600 x 800": len(data)}, data
+        assert values["splits"][0]["file_bytes"]["lowest"] >= min(map(len, images))
+        # every image of the second source is one of the first
+        assert sum(pair["identical_pairs"] for pair in values["shared"]) == 4 * (len(data) - 1)
 
 
 def test_what_the_readers_say_is_in_the_notes(tmp_path: Path) -> None:
-    """Splits that are set aside, and a row without a caption, which stops nothing."""
+    """Splits that are set aside, a row without a caption, which stops nothing, and no split for training."""
     write_table(tmp_path, *((f"{i}.jpg", "c" if i < 4 else "") for i in range(5)))
     values = found(tmp_path / "metadata.csv")
-    assert [(s["split"], s["pictures"]) for s in values["splits"]] == [("train", 2), ("validation", 1), ("test", 1)]
-    assert any("set aside" in note for note in values["notes"])
-    assert any("1 of 5 rows are skipped: metadata.csv line 6" in note for note in values["notes"])
+    assert [told(s, "split pictures") for s in values["splits"]] == [["train", 2], ["validation", 1], ["test", 1]]
+    for said in ("set aside", "1 of 5 rows are skipped: metadata.csv line 6"):
+        assert any(said in note for note in values["notes"])
     assert len(set(values["notes"])) == len(values["notes"])
-
-
-def test_a_source_without_a_training_split(tmp_path: Path) -> None:
+    (tmp_path / "held out").mkdir()
     for split in ("test", "validation"):
-        write_table(tmp_path / split, ("0.jpg", "c"), ("1.jpg", "d"))
-    values = found(tmp_path)
+        write_table(tmp_path / "held out" / split, ("0.jpg", "c"), ("1.jpg", "d"))
+    values = found(tmp_path / "held out")
     assert [s["split"] for s in values["splits"]] == ["validation", "test"] and values["collisions"] is None
     assert counts(values, "validation", "test")[0] == 2
     assert any(note.startswith("train: ") for note in values["notes"])
@@ -265,7 +251,7 @@ def test_a_source_without_a_training_split(tmp_path: Path) -> None:
 
 def test_limit_and_blocks(planted: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     values = found(planted, limit=2)
-    assert [told(s, "pictures", "captions") for s in values["splits"]] == [[2, 2]] * 3 and values["limit"] == 2
+    assert [told(s, "pictures captions") for s in values["splits"]] == [[2, 2]] * 3 and values["limit"] == 2
     monkeypatch.setattr(figures, "BLOCK", 3)
     assert found(planted, **OPTIONS) == result
 
@@ -279,16 +265,23 @@ def test_outputs(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*options, "--json", str(target), "--png", str(drawing)]) == 0
     shown = capsys.readouterr()
     assert not set("\x1b\x9b") & set(shown.out + shown.err)
-    for part in ("leak [31m 31m.png", "t3.jpg (metadata.csv line 5)", "copy.jpg", "identical", "gone.jpg"):
+    for part in (
+        "leak [31m 31m.png",
+        "t3.jpg (metadata.csv line 5)",
+        "copy.jpg",
+        "identical",
+        "gone.jpg",
+        "bad [31m 31m.jpg",
+    ):
         assert part in shown.out, part
-    assert "bad [31m 31m.jpg" in shown.out and "[bold]words" not in shown.err
+    assert "[bold]words" not in shown.err
     text = target.read_text()
     assert text.isascii() and "\x1b" not in text
     values = json.loads(text)
-    assert told(values, "version", "data") == [1, [str(planted)]] and values["advice"]
+    assert told(values, "version data") == [1, [str(planted)]] and values["advice"]
     (leak,) = of(values, "train", "test")["twins"]
     names = [f"leak{ESCAPE}.png (metadata.csv line 16)", "t3.jpg (metadata.csv line 5)"]
-    assert told(leak, "name", "twin_name", "row", "twin_row") == [*names, 1, 3]
+    assert told(leak, "name twin_name row twin_row") == [*names, 1, 3]
     with Image.open(drawing) as png:
         assert png.format == "PNG" and min(png.size) > 600
         pixels = np.asarray(png.convert("RGB")).astype(int)
