@@ -10,6 +10,7 @@ import numpy as np
 from miniclip.common.printing import printable
 from miniclip.config import Config
 from miniclip.data.audit.figures import Seen, figures, look
+from miniclip.data.audit.report import commonest_words
 from miniclip.data.captioned import Pairs, PairSource
 from miniclip.data.duplicates import SIDE
 from miniclip.data.subset import Subset
@@ -54,7 +55,6 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
         same = float((np.abs(small - np.median(small, axis=0)).max(1) <= TOLERANCE).mean())
     in_batch = np.unique(looked.texts[looked.first[:-1][:256]], return_counts=True)[1]
     shared = in_batch[in_batch > 1].sum() / in_batch.sum()
-    sizes = [f"{size} ({number})" for size, number in found["sizes"].items()]
     shown: dict[str, Any] = {
         "pictures": len(source),
         "captions_a_picture": captions / len(rows),
@@ -69,10 +69,13 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
         "pictures_looked_at": images,
         "share_unreadable": bad / images,
         "share_same_picture": same,
-        "sizes": ", ".join(sizes[:3]) + (", …" if len(sizes) > 3 else ""),
-        **_columns(config, source),
-        "examples": [f"{source.name(row)}: {source.captions(row)[0]}" for row in rows[:3]],
+        "sizes": commonest_words(found["sizes"]),
     }
+    if isinstance(source, Pairs):
+        image = image_column(source.table, config.data.image_column)
+        columns = caption_columns(source.table, config.data.caption_column, image)
+        shown |= {"image_column": image, "caption_columns": ", ".join(columns)}
+    shown["examples"] = [f"{source.name(row)}: {source.captions(row)[0]}" for row in rows[:3]]
     verdicts, notes = [], []
     if bad > config.data.max_bad_fraction * images:
         evidence = f"{bad} of {images} images cannot be read, e.g. {printable(found['unreadable_named'][0])}"
@@ -110,11 +113,3 @@ def constant_images(share: float, evidence: str) -> Verdict:
 def empty_captions(evidence: str) -> Verdict:
     advice = "Check data.caption_column, and how the captions were written: the text encoder needs words."
     return Verdict("empty_captions", "captions say nothing", [evidence], [advice])
-
-
-def _columns(config: Config, source: PairSource) -> dict[str, Any]:
-    if not isinstance(source, Pairs):
-        return {}
-    image = image_column(source.table, config.data.image_column)
-    captions = caption_columns(source.table, config.data.caption_column, image)
-    return {"image_column": image, "caption_columns": ", ".join(captions)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from miniclip.data.loader import Batch
 from miniclip.doctor.data import Stage
-from miniclip.doctor.trial import TOO_SLOW, Setting, Trial, until
+from miniclip.doctor.trial import TOO_SLOW, Setting, Trial
 from miniclip.inspection.contents import Verdict
 from miniclip.losses.matrix import Positives
 from miniclip.metrics.retrieval import recall_at_k, retrieval_ranks
@@ -54,31 +55,27 @@ def overfit(setting: Setting, batch: Batch, lr: float, steps: int | None = None)
     chance, losses = trial.chance(len(positives)), list[float]()
     best, best_step = math.inf, 0
 
-    def open_end() -> bool:
+    def early() -> bool:
         return trial.steps < (steps or FEWEST_STEPS) or _falling(losses)
 
-    for elapsed, bar in until(setting, f"learning {len(positives)} pairs by heart at rate {lr:.2g}", open_end):
-        step = trial.step(batch, watched=True)
-        fit.seconds = elapsed()
+    title = f"learning {len(positives)} pairs by heart at rate {lr:.2g}"
+    for step, fit.seconds, bar in trial.train(title, repeat(batch), early, steps, watched=True):
         if not step.finite:
             fit.outcome = "not finite"
             break
         losses.append(step.loss / chance)
         fit.gradient = {tower: max(norm, step.figures[f"grad_norm_{tower}"]) for tower, norm in fit.gradient.items()}
-        cosine = (step.embeddings.image @ step.embeddings.text.T).float().cpu()
-        ranks = retrieval_ranks(cosine, positives)
+        ranks = retrieval_ranks((step.embeddings.image @ step.embeddings.text.T).float().cpu(), positives)
         fit.r1_image_to_text = recall_at_k(ranks.image_to_text, 1)
         fit.r1_text_to_image = recall_at_k(ranks.text_to_image, 1)
         bar.set_postfix_str(f"step {trial.steps}, loss {losses[-1]:.2f} of chance", refresh=False)
+        if losses[-1] < best - FALL:
+            best, best_step = losses[-1], trial.steps
         if min(fit.r1_image_to_text, fit.r1_text_to_image) >= FITS:
             fit.outcome = "fits"
             break
-        if losses[-1] < best - FALL:
-            best, best_step = losses[-1], trial.steps
         if trial.steps - best_step >= PATIENCE:
             fit.outcome = "stalled"
-            break
-        if trial.steps == steps:
             break
     fit.steps, fit.change = trial.steps, trial.change()
     if losses:
@@ -100,16 +97,14 @@ def check_fit(setting: Setting, batch: Batch) -> Stage:
     main = overfit(setting, batch, lr)
     runs, verdict = [main], _one_tower(main)
     if verdict is None and main.outcome != "fits":
-        steps = None if main.outcome == "not finite" else main.steps
         for share in (10, 100):
-            runs.append(overfit(setting, batch, lr / share, steps))
+            runs.append(overfit(setting, batch, lr / share, None if main.outcome == "not finite" else main.steps))
             if runs[-1].outcome == "fits":
                 break
         verdict = _no_fit(main, runs[1:])
-    figures: dict[str, Any] = {"pairs": len(batch.image)}
-    figures |= {f"at_rate_{run.lr:.2g}": _told(run) for run in runs}
-    figures |= {f"change_of_{tower}_tower": value for tower, value in main.change.items()}
-    figures |= {f"gradient_of_{tower}_tower": value for tower, value in main.gradient.items()}
+    figures: dict[str, Any] = {"pairs": len(batch.image), **{f"at_rate_{run.lr:.2g}": _told(run) for run in runs}}
+    for what in ("change", "gradient"):
+        figures |= {f"{what}_of_{tower}_tower": value for tower, value in getattr(main, what).items()}
     told = verdict is None or verdict.kind != "no_overfit" or main.steps >= FEWEST_STEPS
     verdicts, notes = [verdict] if verdict and told else [], [] if told else [TOO_SLOW]
     title, found = f"learns {len(batch.image)} pairs by heart", [asdict(run) for run in runs]
@@ -118,7 +113,7 @@ def check_fit(setting: Setting, batch: Batch) -> Stage:
 
 def _told(run: Fit) -> str:
     end = {"fits": "learnt by heart", "stalled": "no longer falling", "not finite": "then no number"}
-    still = "time is up, still falling" if run.falling else "time is up"
+    still = "time is up" + ", still falling" * run.falling
     return (
         f"loss {run.start:.2f} -> {run.end:.2f} of chance, R@1 {run.r1_image_to_text:.0%} and "
         f"{run.r1_text_to_image:.0%} after {run.steps} steps in {run.seconds:.1f} s: {end.get(run.outcome, still)}"
@@ -130,7 +125,7 @@ def _one_tower(run: Fit) -> Verdict | None:
     still = [tower for tower in run.change if run.change[tower] < STILL or run.gradient[tower] == 0]
     if len(still) != 1 or run.steps == 0:
         return None
-    (tower,), (other,) = still, (tower for tower in run.change if tower not in still)
+    (tower,), (other,) = still, run.change.keys() - still
     evidence = [
         f"in {run.steps} steps the weights of the {tower} encoder changed by {run.change[tower]:.1e} of their length, "
         f"those of the other by {run.change[other]:.1e}",
@@ -143,18 +138,17 @@ def _one_tower(run: Fit) -> Verdict | None:
 def _no_fit(main: Fit, controls: Sequence[Fit]) -> Verdict:
     """main: at the configured rate, which did not fit; controls: at lower rates."""
     evidence = [f"at optim.lr={run.lr:.2g}: {_told(run)}" for run in (main, *controls)]
-    far_below = (1 if main.outcome == "not finite" else main.end) - FAR
-    better = [run for run in controls if run.outcome != "not finite" and (run.outcome == "fits" or run.end < far_below)]
+    broken = main.outcome == "not finite"
+    far_below = (1 if broken else main.end) - FAR
+    better = [run for run in controls if run.outcome == "fits" or (run.outcome != "not finite" and run.end < far_below)]
     if better:
         best = min(better, key=lambda run: (run.outcome != "fits", run.end))
         advice = f"Set optim.lr to {best.lr:.2g} or lower; a few pairs bear a higher rate than a long run."
         return Verdict("rate_too_high", "the learning rate is too high", evidence, [advice])
-    if main.outcome == "not finite":
+    if broken:
         advice = "Try train.precision=fp32 and a far lower optim.lr; look for a division by what may be zero."
         return Verdict("not_finite", "the loss becomes infinite or no number, at lower rates, too", evidence, [advice])
     advice = "Try a larger model or a higher optim.lr; look at the pairs, and at whether the model was changed."
     if main.falling:
-        advice = (
-            "The loss was still falling: give it more time (--seconds), or try a larger model or a higher optim.lr."
-        )
+        advice = "The loss was still falling: give it more time (--seconds), or a larger model or a higher optim.lr."
     return Verdict("no_overfit", "the model does not learn a few pairs by heart", evidence, [advice])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from miniclip.common.arguments import advised, check_output
+from miniclip.common.arguments import advised, check_output, refused
 from miniclip.common.printing import printable
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
@@ -36,9 +36,8 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
         description="Look for what would spoil a long run. Takes the options of train.py (see train.py --help), and:",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="time of each training (default: 60), up to thrice if need be"
-    )
+    more = "time of each training (default: 60), up to thrice if need be"
+    parser.add_argument("--seconds", type=float, default=60.0, help=more)
     parser.add_argument("--json", metavar="FILE", help="write all that was found")
     own, rest = parser.parse_known_args(arguments)
     stages: list[Stage] = []
@@ -54,33 +53,37 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
                 _show(stage)
                 if stage.verdicts:
                     break  # what comes after would only say so again
-            else:
-                doubt = "nothing found, but not all of it could be told; see above"
-                print("healthy: start the long run" if all(stage.told for stage in stages) else doubt)
+        found = [verdict._asdict() for verdict in stages[-1].verdicts]
+        told = all(stage.told for stage in stages)
+        if not found:
+            doubt = "nothing found, but not all of it could be told; see above"
+            print("healthy: start the long run" if told else doubt)
         if own.json:
             from miniclip.common.console import json_safe, write_json
 
-            write_json(own.json, json_safe(_values(config, stages)))
+            keys = ("title", "figures", "notes", "runs")
+            shown = {stage.name: {key: getattr(stage, key) for key in keys} for stage in stages}
+            values = {"healthy": not found, "all_told": told, "verdicts": found, "stages": shown}
+            write_json(own.json, json_safe({**values, "config": config.to_dict()}))
     except (OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
-        print(f"doctor: error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refused("doctor", str(error))
     except KeyboardInterrupt:
         return 130
-    return int(bool(stages[-1].verdicts))
+    return int(bool(found))
 
 
 def examine(config: Config, seconds: float) -> Iterator[Stage]:
     """The stages one after the other; after one with a verdict the next need not be asked for.
 
-    seconds: of each training. Raises ConfigError, ValueError or FileNotFoundError for what training would refuse before
-    its first step, other than captions without content.
+    seconds: of each training. Raises ConfigError, ValueError or FileNotFoundError for what training would refuse too,
+    other than captions without content.
     """
     # torch takes seconds to import: --help and a wrong key do not wait for it
     import torch
 
-    from miniclip.data.captioned import NoCaptions, PairSource
+    from miniclip.data.captioned import NoCaptions
     from miniclip.data.splits import OneImage
     from miniclip.data.stream.held_out import open_pairs
     from miniclip.data.weights import image_weights
@@ -90,9 +93,8 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.doctor.speed import check_speed
     from miniclip.doctor.trial import Setting, fixed_batch, trial_pairs
     from miniclip.models import resolve
-    from miniclip.models.preprocess import Preprocess
     from miniclip.training.accelerator import build_accelerator, check_possible
-    from miniclip.training.batches import check_enough, planned_steps
+    from miniclip.training.batches import build_augment, check_enough, planned_steps
 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
@@ -101,16 +103,13 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
         raise ConfigError("the doctor takes one process; start it with python -m miniclip.doctor")
     size, most = config.model.image_size, max(TRAINED_ON, 4 * config.data.batch_size)
     assert size is not None
-    preprocess = Preprocess(size, resize=config.data.resize)
     accelerator, precision = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
     config = config.with_precision(precision.name)
-    setting = Setting(config, accelerator, preprocess, seconds)
+    setting = Setting(config, accelerator, seconds)
 
-    def opened(split: str, count: int) -> PairSource:
-        return open_pairs(config.data, split, seed=config.run.seed, image_size=size, eval_size=count)
-
+    opened = partial(open_pairs, config.data, seed=config.run.seed, image_size=size)
     try:
-        source, held_out = opened("train", most), opened("validation", config.eval.size)
+        source, held_out = opened("train", eval_size=most), opened("validation", eval_size=config.eval.size)
     except (NoCaptions, OneImage) as error:
         said = printable(str(error))
         verdict = constant_images(1.0, said) if isinstance(error, OneImage) else empty_captions(said)
@@ -123,19 +122,11 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     yield check_data(config, source, rows)
     fit = check_fit(setting, fixed_batch(setting, source, rows, PAIRS))
     yield fit
-    augment, captions = config.data.augment, config.data.captions_per_image
-    pairs = trial_pairs(setting, source, rows, augment, captions, config.log.progress)
+    captions, progress = config.data.captions_per_image, config.log.progress
+    pairs = trial_pairs(setting, source, rows, build_augment(config), captions, progress)
     yield check_speed(setting, pairs, planned_steps(config, len(source)), precision)
     order = torch.randperm(len(held_out), generator=generator).tolist()
     yield check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fit.told)
-
-
-def _values(config: Config, stages: Sequence[Stage]) -> dict[str, Any]:
-    found = [verdict._asdict() for stage in stages for verdict in stage.verdicts]
-    told = all(stage.told for stage in stages)
-    keys = ("title", "figures", "notes", "runs")
-    shown = {stage.name: {key: getattr(stage, key) for key in keys} for stage in stages}
-    return {"healthy": not found, "all_told": told, "verdicts": found, "stages": shown, "config": config.to_dict()}
 
 
 def _show(stage: Stage) -> None:
@@ -149,13 +140,11 @@ def _show(stage: Stage) -> None:
     table = Table(title=plain(heading + stage.title), box=box.SIMPLE, show_header=False, pad_edge=False)
     table.title_justify, table.title_style = "left", "bold red" if stage.verdicts else "bold"
     for name, value in stage.figures.items():
-        label = (
-            name.removeprefix("share_").replace("_", " ").replace("a picture", "an image").replace("picture", "image")
-        )
+        label = name.removeprefix("share_").replace("_a_picture", "_an_image").replace("picture", "image")
         for i, one in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(one, float):
                 one = f"{one:.1%}" if name.startswith("share_") else f"{one:.3g}"
-            table.add_row("" if i else label, plain(str(one)))
+            table.add_row("" if i else label.replace("_", " "), plain(str(one)))
     if stage.figures:
         console.print(table)
     for note in stage.notes:

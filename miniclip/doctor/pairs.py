@@ -16,8 +16,9 @@ from torch import Tensor
 from miniclip.data.loader import Batch, TrainingPairs
 from miniclip.data.sampler import TrainSampler
 from miniclip.doctor.data import Stage
-from miniclip.doctor.trial import TOO_SLOW, Setting, Trial, until
+from miniclip.doctor.trial import TOO_SLOW, Setting, Trial
 from miniclip.inspection.contents import Verdict
+from miniclip.losses.matrix import Embeddings
 
 CHECK_EVERY = 10  # steps between two looks at the held-out pairs
 SURE = 6.0  # deviations above chance, found twice: no chance
@@ -44,53 +45,40 @@ class Course:
 
 def watch(setting: Setting, pairs: TrainingPairs, held_out: Batch, lr: float, steps: int | None = None) -> Course:
     """Train as configured, at a constant rate, until the held-out pairs are surely better than chance or time is up."""
-    trial, course, n = Trial(setting, lr), Course(lr), len(held_out.image)
-    config = setting.config
-    size = min(config.data.batch_size, len(pairs))
-    batches = TrainSampler(len(pairs), size, seed=config.run.seed, steps=2**40)
-    draws, z = iter(batches), 0.0
+    trial, course, n, config = Trial(setting, lr), Course(lr), len(held_out.image), setting.config
+    size, z = min(config.data.batch_size, len(pairs)), 0.0
+    draws = TrainSampler(len(pairs), size, seed=config.run.seed, steps=2**40)
 
-    def open_end() -> bool:
+    def early() -> bool:
         return trial.steps < (steps or FEWEST_STEPS) or z > CHANCE
 
-    for elapsed, bar in until(setting, f"{n} held-out pairs against chance at rate {lr:.2g}", open_end):
-        step = trial.step(pairs.__getitems__(next(draws)))
-        course.seconds = elapsed()
+    title = f"{n} held-out pairs against chance at rate {lr:.2g}"
+    for step, course.seconds, bar in trial.train(title, map(pairs.__getitems__, draws), early, steps):
         if not step.finite:
             course.finite = False
             break
         loss = step.loss / trial.chance(size, pairs.captions)
         bar.set_postfix_str(f"step {trial.steps}, loss {loss:.2f} of chance, z {z:.1f}", refresh=False)
         if trial.steps % CHECK_EVERY == 0:
-            before, z = z, _z(trial, held_out)
+            before, z = z, _z(trial.encode(held_out))
             if min(before, z) > SURE:
                 break
-        if trial.steps == steps:
-            break
-    course.steps, course.epochs = trial.steps, trial.steps / batches.per_epoch
-    course.z = _z(trial, held_out)
+    embeddings = trial.encode(held_out)
+    course.steps, course.epochs, course.z = trial.steps, trial.steps / draws.per_epoch, _z(embeddings)
     course.sure = z > SURE and course.z > SURE
-    course.loss, course.shuffled = _against_shuffled(trial, held_out)
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.arange(n), *(torch.randperm(n, generator=generator) for _ in range(PERMUTATIONS))]
+    dealt = []
+    for order in orders:
+        text = embeddings.text[order.to(embeddings.text.device)]
+        with torch.no_grad():
+            dealt.append(trial.loss(embeddings._replace(text=text), held_out.image_id, held_out.text_id[order]))
+    course.loss, course.shuffled = dealt[0], fmean(dealt[1:])
     return course
 
 
-def _z(trial: Trial, pairs: Batch) -> float:
-    embeddings = trial.encode(pairs)
+def _z(embeddings: Embeddings) -> float:
     return permutation_z(embeddings.image.float().cpu() @ embeddings.text.float().cpu().T)
-
-
-@torch.no_grad()
-def _against_shuffled(trial: Trial, pairs: Batch) -> tuple[float, float]:
-    """Loss of the pairs, and its mean with their captions dealt out anew, both over chance."""
-    embeddings, n = trial.encode(pairs), len(pairs.image)
-    generator = torch.Generator().manual_seed(0)
-
-    def loss(order: Tensor) -> float:
-        dealt = embeddings._replace(text=embeddings.text[order.to(embeddings.text.device)])
-        return float(trial.loss(dealt, pairs.image_id, pairs.text_id[order])) / trial.chance(n)
-
-    dealt = [loss(torch.randperm(n, generator=generator)) for _ in range(PERMUTATIONS)]
-    return loss(torch.arange(n)), fmean(dealt)
 
 
 def permutation_z(similarity: Tensor) -> float:
@@ -100,12 +88,9 @@ def permutation_z(similarity: Tensor) -> float:
     images need no care. 0 where all assignments are the same.
     """
     s = similarity.double()
-    n = len(s)
     centred = s - s.mean(0, keepdim=True) - s.mean(1, keepdim=True) + s.mean()
-    variance = float(centred.square().sum()) / max(1, n - 1)  # of the sum
-    if variance <= 1e-20 * n:
-        return 0.0
-    return float(centred.diagonal().sum()) / math.sqrt(variance)
+    variance = float(centred.square().sum()) / max(1, len(s) - 1)  # of the sum
+    return float(centred.diagonal().sum()) / math.sqrt(variance) if variance > 1e-20 * len(s) else 0.0
 
 
 def check_pairs(setting: Setting, pairs: TrainingPairs, held_out: Batch, fits: bool) -> Stage:
@@ -113,8 +98,7 @@ def check_pairs(setting: Setting, pairs: TrainingPairs, held_out: Batch, fits: b
 
     fits: whether the configuration is known to learn at all; without that, nothing learnt says nothing.
     """
-    n, lr = len(held_out.image), setting.config.optim.lr
-    title = "captions belong to their images"
+    n, lr, title = len(held_out.image), setting.config.optim.lr, "captions belong to their images"
     figures: dict[str, Any] = {"held_out_pairs": n}
     if n < FEWEST_PAIRS or len(held_out.text_id.unique()) < 2:
         note = f"{n} held-out pairs are too few, or too much the same, to tell whether captions are shuffled."
@@ -134,21 +118,19 @@ def check_pairs(setting: Setting, pairs: TrainingPairs, held_out: Batch, fits: b
 
 
 def _course(run: Course) -> str:
-    broken = "" if run.finite else ", then no number"
     return (
         f"{run.z:.1f} deviations above chance, loss {run.loss:.2f} of chance ({run.shuffled:.2f} with captions "
-        f"shuffled) after {run.steps} steps ({run.epochs:.1f} epochs) in {run.seconds:.1f} s{broken}"
+        f"shuffled) after {run.steps} steps ({run.epochs:.1f} epochs) in {run.seconds:.1f} s"
+        f"{'' if run.finite else ', then no number'}"
     )
 
 
 def _no_pairs(main: Course, control: Course, n: int) -> Verdict:
     evidence = [f"{n} held-out pairs at optim.lr={run.lr:.2g}: {_course(run)}" for run in (main, control)]
     if control.sure or not main.finite:
-        advice = [f"Set optim.lr to {control.lr:.2g}, or try values between that and {main.lr:.2g}."]
-        return Verdict("rate_too_high", "the learning rate is too high", evidence, advice)
+        advice = f"Set optim.lr to {control.lr:.2g}, or try values between that and {main.lr:.2g}."
+        return Verdict("rate_too_high", "the learning rate is too high", evidence, [advice])
     evidence.append(f"{SURE:.0f} deviations and more are expected")
-    advice = [
-        "Look at the example pairs: does row i of the captions belong to row i of the images (sorting, joins)?",
-        "If they do, the data is hard or small for this model: give it more time (--seconds).",
-    ]
-    return Verdict("shuffled", "the captions say nothing about their images beyond chance", evidence, advice)
+    look = "Look at the example pairs: does row i of the captions belong to row i of the images (sorting, joins)?"
+    more = "If they do, the data is hard or small for this model: give it more time (--seconds)."
+    return Verdict("shuffled", "the captions say nothing about their images beyond chance", evidence, [look, more])

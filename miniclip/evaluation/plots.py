@@ -42,12 +42,12 @@ _TRAINING = {
 
 
 @contextmanager
-def drawing(path: str | Path, title: str, width: float, height: float, dpi: int = 150) -> Iterator[Sheet]:
+def drawing(path: str | Path, title: str, width: float, height: float) -> Iterator[Sheet]:
     """A sheet of so many inches, saved with its title when everything is drawn."""
     from matplotlib.figure import Figure as New
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    sheet = New(figsize=(width, height), dpi=dpi, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))  # inches
+    sheet = New(figsize=(width, height), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))  # inches
     yield sheet
     lines = wrap(one_line(title, 160), max(20, int(width * 9)))
     sheet.suptitle("\n".join(lines), fontsize=12, color=_INK, parse_math=False)
@@ -58,6 +58,13 @@ def _save(sheet: Sheet, path: str | Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # an emoji becomes a box
         sheet.savefig(path, format="png")
+
+
+@contextmanager
+def _chart(path: str | Path, title: str, width: float, height: float) -> Iterator[Axes]:
+    """A sheet with one pair of axes."""
+    with drawing(path, title, width, height) as sheet:
+        yield _tidy(sheet.add_subplot())
 
 
 def _tidy(axes: Axes) -> Axes:
@@ -80,9 +87,8 @@ def _legend(of: Any, handles: Sequence[Any], names: Sequence[str], **options: An
         text.set_parse_math(False)
 
 
-def _readable(name: str, arrow: bool = True) -> str:
-    """ "image_to_text_r10" -> "image to text R@10"; an arrow down where lower is better."""
-    return one_line(words_of(name), 60) + ("\N{NO-BREAK SPACE}↓" if arrow and lower_is_better(name) else "")
+def _readable(name: str) -> str:
+    return one_line(words_of(name), 60)
 
 
 def confusion_png(
@@ -94,7 +100,7 @@ def confusion_png(
     counts, c = np.asarray(confusion, dtype=np.int64), len(classes)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(4 + 0.42 * c, 22) if c <= _NAMED_CLASSES else 12
-    with drawing(path, title, size + 1, size, 120 if c > 40 else 150) as sheet:
+    with drawing(path, title, size + 1, size) as sheet:
         axes = sheet.add_subplot()
         # the root of the share, so that a confusion of one in fifty can still be seen
         shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -102,9 +108,8 @@ def confusion_png(
         axes.set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])
         if c <= _NAMED_CLASSES:
             text: dict[str, Any] = {"fontsize": 9 if c <= 40 else 7, "parse_math": False}
-            slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
             names = [one_line(name, 24) for name in classes]
-            axes.set_xticks(range(c), names, **text, **(slant if c <= _COUNTED_CLASSES else {"rotation": 90}))
+            axes.set_xticks(range(c), names, rotation=90, **text)
             axes.set_yticks(range(c), names, **text)
         if c <= _COUNTED_CLASSES:
             for i, j in np.argwhere(counts):
@@ -123,15 +128,13 @@ def templates_png(templates: Sequence[Mapping[str, Any]], together: float, path:
     values = np.asarray([100 * one["top1"] for one in ordered])
     mean, deviation, n = values.mean(), values.std(ddof=1), len(ordered)
     shown = np.arange(n) if n <= 2 * _ENDS else np.r_[:_ENDS, n - _ENDS : n]
-    named = [one_line(ordered[k]["template"], 60) for k in shown]
-    with drawing(path, title, 9, 1.6 + 0.24 * len(shown)) as sheet:
-        axes = _tidy(sheet.add_subplot())
+    with _chart(path, title, 9, 1.6 + 0.24 * len(shown)) as axes:
         axes.axvspan(mean - deviation, mean + deviation, color=_BAND, zorder=0)
         axes.axvline(mean, color=_FAINT, linestyle=":", zorder=1, label=f"mean {mean:.1f} %")
         axes.axvline(100 * together, color=_COLOURS[1], zorder=1, label=f"all together {100 * together:.1f} %")
         axes.plot(values[shown], range(len(shown)), "o", color=_COLOURS[0], markersize=5, zorder=3)
+        named = [one_line(ordered[k]["template"], 60) for k in shown]
         axes.set_yticks(range(len(shown)), named, fontsize=8, parse_math=False)
-        axes.tick_params(axis="y", length=0)
         left_out = f"\n{n - len(shown)} more between" if n > len(shown) else ""
         spread = f"from {values.min():.1f} to {values.max():.1f}, standard deviation {deviation:.1f} (band)"
         axes.set_xlabel(f"top-1 accuracy, %; {spread}{left_out}")
@@ -168,8 +171,7 @@ def shots_png(curve: Sequence[Mapping[str, Any]], path: str | Path, title: str) 
     x = [math.log2(one["shots"]) for one in points if one["shots"] != "full"]
     x += [x[-1] + 1.2 if x else 0.0] * (len(points) - len(x))
     mean, std = (100 * np.asarray([one[key] for one in points], dtype=float) for key in ("mean", "std"))
-    with drawing(path, title, 7.5, 5) as sheet:
-        axes = _tidy(sheet.add_subplot())
+    with _chart(path, title, 7.5, 5) as axes:
         axes.fill_between(x, mean - std, mean + std, color=_COLOURS[0], alpha=0.15, linewidth=0)
         axes.errorbar(x, mean, std, color=_COLOURS[0], marker="o", markersize=6, capsize=3, elinewidth=1)
         axes.set_xticks(x, [str(one["shots"]) for one in points])
@@ -185,11 +187,9 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
     if not names:
         raise ValueError("there are no figures to compare")
     # a model takes a sixth of an inch, so that its value can stand beside it
-    with drawing(path, title, 7.2, 1.5 + (0.17 * len(results) + 0.22) * len(names), 130) as sheet:
-        axes, handles = _tidy(sheet.add_subplot()), []
+    with _chart(path, title, 7.2, 1.5 + (0.17 * len(results) + 0.22) * len(names)) as axes:
         beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 7}
-        for y in range(0, len(names), 2):
-            axes.axhspan(y - 0.5, y + 0.5, color=_BAND, zorder=0)
+        handles = []
         for k, figures in enumerate(results.values()):
             look = _look(k)
             handles += axes.plot([], [], **look, markersize=6, linewidth=1.6)
@@ -200,11 +200,13 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
                     axes.plot([low, high], [place, place], color=look["color"], linewidth=1.6, zorder=3)
                     axes.plot([value], [place], **look, markersize=5, zorder=4)
                     axes.annotate(f"{value:,.1f}", (1, place), (4, 0), va="center", color=_INK, **beside)
-        axes.set_yticks(range(len(names)), ["\n".join(wrap(_readable(name), 26)) for name in names], parse_math=False)
-        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="%, 95 % interval")
+        for y in range(0, len(names), 2):
+            axes.axhspan(y - 0.5, y + 0.5, color=_BAND, zorder=0)
+        told = [_readable(name) + "\N{NO-BREAK SPACE}↓" * lower_is_better(name) for name in names]
+        axes.set_yticks(range(len(names)), ["\n".join(wrap(name, 26)) for name in told], parse_math=False)
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="%, 95 % interval; ↓ lower is better")
         axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        _legend(sheet, handles, list(results), loc="outside lower left", ncols=2, fontsize=9)
+        _legend(axes.figure, handles, list(results), loc="outside lower left", ncols=2, fontsize=9)
 
 
 def curves_png(lines: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
@@ -221,14 +223,12 @@ def curves_png(lines: Sequence[Mapping[str, Any]], path: str | Path, title: str)
         if key.startswith("eval/"):
             panels.setdefault(_panel(key), []).append(key)
     if not panels:
-        raise ValueError(
-            "metrics.jsonl holds no figure to draw: the run has not logged a step; train longer, or lower log.every"
-        )
+        raise ValueError("metrics.jsonl holds no figure to draw yet; train longer, or lower log.every")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     first, last = lines[0]["step"], lines[-1]["step"]
     margin = 0.02 * (last - first) or 0.5
-    with drawing(path, title, 5.2 * columns, 0.5 + 3.5 * rows, 120) as sheet:
+    with drawing(path, title, 5.2 * columns, 0.5 + 3.5 * rows) as sheet:
         for k, (heading, keys) in enumerate(panels.items()):
             axes = _tidy(sheet.add_subplot(rows, columns, k + 1))
             _curves(axes, lines, keys)
@@ -263,7 +263,7 @@ def _curves(axes: Axes, lines: Sequence[Mapping[str, Any]], keys: Sequence[str])
         axes.axhline(1, color=_FAINT, linestyle=":", linewidth=1)
     if len(keys) > 1:
         short = [re.sub(r"^(image_to_text|text_to_image)_", "", key.rpartition("/")[2]) for key in keys]
-        _legend(axes, handles, [_readable(name, arrow=False) for name in short])
+        _legend(axes, handles, list(map(_readable, short)))
 
 
 Scores = Sequence[float] | np.ndarray
@@ -275,13 +275,12 @@ def foreign_png(inside: Scores, outside: Scores, path: str | Path, title: str, *
     score: its name and unit, for the axis. Raises ValueError if either has no finite value.
     """
     both = [np.asarray(values, dtype=float) for values in (inside, outside)]
-    both = [values[np.isfinite(values)] for values in both]
-    if not all(map(len, both)):
-        raise ValueError(f"a histogram needs scores of both kinds; got {len(both[0])} own and {len(both[1])} foreign")
-    edges = np.histogram_bin_edges(np.concatenate(both), 40)
-    with drawing(path, title, 7.5, 4.2) as sheet:
-        axes = _tidy(sheet.add_subplot())
-        for values, name, colour in zip(both, ("of the classes", "foreign"), _COLOURS[:2], strict=True):
+    own, foreign = (values[np.isfinite(values)] for values in both)
+    if not len(own) or not len(foreign):
+        raise ValueError(f"a histogram needs scores of both kinds; got {len(own)} own and {len(foreign)} foreign")
+    edges = np.histogram_bin_edges(np.concatenate([own, foreign]), 40)
+    with _chart(path, title, 7.5, 4.2) as axes:
+        for values, name, colour in ((own, "of the classes", _COLOURS[0]), (foreign, "foreign", _COLOURS[1])):
             style: dict[str, Any] = {"bins": edges, "weights": np.full(len(values), 100 / len(values)), "color": colour}
             axes.hist(values, histtype="stepfilled", alpha=0.25, **style)
             axes.hist(values, histtype="step", linewidth=1.5, label=f"{name} ({len(values):,})", **style)

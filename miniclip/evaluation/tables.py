@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SHOWN_CLASSES = 20
-_TITLES = {"zeroshot": "zero-shot", "retrieval": "retrieval", "probe": "probe"}
+_KINDS = {"zeroshot": "zero-shot", "retrieval": "retrieval", "probe": "probe"}
 # name of a figure -> heading of its column
 _ZERO_SHOT = {
     "top1": "top-1 %",
@@ -23,12 +23,8 @@ _ZERO_SHOT = {
     "macro_f1": "macro F1 %",
     "ece": "ECE %",
 }
-_RETRIEVAL = {
-    **{f"r{k}": f"R@{k} %" for k in (1, 5, 10)},
-    "median_rank": "median rank",
-    "mean_rank": "mean rank",
-    "map": "mAP %",
-}
+_RETRIEVAL = {f"r{k}": f"R@{k} %" for k in (1, 5, 10)}
+_RETRIEVAL |= {"median_rank": "median rank", "mean_rank": "mean rank", "map": "mAP %"}
 _FOREIGN = {
     f"{figure}_{score.replace(' ', '_')}": f"{word}, {score}"
     for score in ("free energy", "max probability", "entropy")
@@ -81,9 +77,10 @@ def _print(console: Console, table: Table) -> None:
 def evaluation_tables(rows: Rows, title: str = "", intervals: bool = False) -> list[Table]:
     """One a kind, and one of the scores of foreign images. intervals: of every figure, not only of the main ones."""
     tables = []
-    for kind, fill in {"zeroshot": _zero_shot, "retrieval": _retrieval, "probe": _probe}.items():
-        if own := [(name, result) for name, result in rows if result.kind == kind]:
-            tables.append(fill(own, title or _TITLES[kind], intervals))
+    for kind, name in _KINDS.items():
+        if own := [(row, result) for row, result in rows if result.kind == kind]:
+            fill = {"zeroshot": _zero_shot, "retrieval": _retrieval, "probe": _probe}[kind]
+            tables.append(Table(title or name, *fill(own, intervals)))
     foreign = [(name, result.figures) for name, result in rows if "auroc_entropy" in result.figures]
     if foreign:
         lines = [(name, *(show(key, figures.get(key)) for key in _FOREIGN)) for name, figures in foreign]
@@ -91,38 +88,41 @@ def evaluation_tables(rows: Rows, title: str = "", intervals: bool = False) -> l
     return tables
 
 
-def _zero_shot(rows: Rows, title: str, intervals: bool) -> Table:
+Filled = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def _zero_shot(rows: Rows, intervals: bool) -> Filled:
     lines = []
     for name, result in rows:
         shown = [show(key, result.figures.get(key), intervals or key == "top1") for key in _ZERO_SHOT]
         classes = str(len(result.details["classes"])) if "classes" in result.details else "-"
         lines.append((name, _count(result), classes, *shown, percent(result.details.get("chance"))))
-    return Table(title, ("", "images", "classes", *_ZERO_SHOT.values(), "chance %"), lines)
+    return ("", "images", "classes", *_ZERO_SHOT.values(), "chance %"), lines
 
 
-def _retrieval(rows: Rows, title: str, intervals: bool) -> Table:
+def _retrieval(rows: Rows, intervals: bool) -> Filled:
     """Two rows for each result, one a direction."""
     lines = []
     for name, result in rows:
         for way in ("image_to_text", "text_to_image"):
             found = {key: result.figures.get(f"{way}_{key}") for key in _RETRIEVAL}
             shown = [show(key, figure, intervals or key == "r10") for key, figure in found.items()]
-            first = name if way == "image_to_text" else ""
             queries = next((str(figure.n) for figure in found.values() if figure), "-")
             chance = percent(result.details.get(f"chance_{way}_r10"))
+            first = name if way == "image_to_text" else ""
             lines.append((first, way.replace("_to_", " -> "), queries, *shown, chance))
-    return Table(title, ("", "direction", "queries", *_RETRIEVAL.values(), "chance R@10 %"), lines)
+    return ("", "direction", "queries", *_RETRIEVAL.values(), "chance R@10 %"), lines
 
 
-def _probe(rows: Rows, title: str, intervals: bool) -> Table:
+def _probe(rows: Rows, intervals: bool) -> Filled:
+    """The chance only where there is room for intervals."""
     names = list(dict.fromkeys(name for _, result in rows for name in result.figures))
-    chance = ("chance %",) if intervals else ()
-    lines = [
-        (name, _count(result), *(show(key, result.figures.get(key)) for key in names),
-         *(percent(result.details.get("chance")) for _ in chance))
-        for name, result in rows
-    ]  # fmt: skip
-    return Table(title, ("", "images", *(f"{name.replace('_', ' ')} %" for name in names), *chance), lines)
+    lines = []
+    for name, result in rows:
+        chance = [percent(result.details.get("chance"))] * intervals
+        lines.append((name, _count(result), *(show(key, result.figures.get(key)) for key in names), *chance))
+    columns = (f"{name.replace('_', ' ')} %" for name in names)
+    return ("", "images", *columns, *["chance %"] * intervals), lines
 
 
 def class_tables(result: Evaluation) -> list[Table]:

@@ -18,21 +18,18 @@ if TYPE_CHECKING:
     from miniclip.config import DataConfig
     from miniclip.data.captioned import PairSource
 
-_PROGRAM = "python -m miniclip.data.audit"
-VERSION = 1  # of the JSON
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after one line on stderr."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    description = "Before training: what is in this data?"
-    parser = ArgumentParser(prog=_PROGRAM, description=description, exit_on_error=False, allow_abbrev=False)
+    program, description = "python -m miniclip.data.audit", "Before training: what is in this data?"
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
     add_options(parser, audit)
     try:
         options = vars(parser.parse_args(data_words(arguments)))
     except ArgumentError as error:
-        return refused("audit", f"{error}; see {_PROGRAM} --help")
+        return refused("audit", f"{error}; see {program} --help")
     return exit_code("audit", lambda: audit(**options))
 
 
@@ -89,8 +86,8 @@ def audit(
     from miniclip.data.audit.shared import compare, readable
     from miniclip.data.subset import Subset
 
-    words = {"train": train_split, "validation": validation_split, "test": test_split}
-    asked: dict[str, Any] = {f"{role}_split": word for role, word in words.items() if word is not None}
+    words = {"train_split": train_split, "validation_split": validation_split, "test_split": test_split}
+    asked: dict[str, Any] = {role: word for role, word in words.items() if word is not None}
     config = DataConfig(
         source=data[0] if len(data) == 1 else data,
         name=name,
@@ -108,7 +105,7 @@ def audit(
     shared, complete = compare(looks)
     pairs = readable(looks[0]) if "train" in sources else None
     found: dict[str, Any] = {
-        "version": VERSION,
+        "version": 1,
         "data": data,
         "name": name,
         "revision": revision,
@@ -143,6 +140,7 @@ def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[d
     sources: dict[str, PairSource] = {}
     errors: dict[str, Exception] = {}
     logger, heard = logging.getLogger("miniclip.data"), BufferingHandler(sys.maxsize)
+    heard.setLevel(logging.WARNING)
     logger.addHandler(heard)
     try:
         for split in ("train", "validation", "test"):
@@ -156,6 +154,6 @@ def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[d
         logger.removeHandler(heard)
     if not sources:
         raise errors["train"]
-    notes = [record.getMessage() for record in heard.buffer if record.levelno >= logging.WARNING]
+    notes = [record.getMessage() for record in heard.buffer]
     notes += [f"{split}: {error}" for split, error in errors.items()]
     return {split: source for split, source in sources.items() if len(source)}, list(dict.fromkeys(notes))

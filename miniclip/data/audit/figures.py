@@ -75,15 +75,14 @@ def look(
                 seen.append(one)
                 bar.update()
     own = [source.captions(i) for i in range(len(source))]
-    captions = list(chain.from_iterable(own))
-    tokenizer, numbers = Tokenizer(context_length), dict[bytes, int]()
+    captions, first = list(chain.from_iterable(own)), np.cumsum([0, *map(len, own)])
+    encode, numbers = Tokenizer(context_length).encode, dict[bytes, int]()
     texts, lengths = np.empty((2, len(captions)), dtype=np.int64)
     for k, caption in enumerate(captions):
-        ids = array("H", tokenizer.encode(caption))
+        ids = array("H", encode(caption))
         lengths[k] = len(ids) + 2
         texts[k] = numbers.setdefault(ids[: context_length - 2].tobytes(), len(numbers))
-    compared, first = [bare(caption) for caption in captions], np.cumsum([0, *map(len, own)])
-    return Look(split, source, seen, captions, compared, first, texts, list(numbers), lengths)
+    return Look(split, source, seen, captions, list(map(bare, captions)), first, texts, list(numbers), lengths)
 
 
 def _see(source: PairSource, index: int) -> Seen | BadImage:
@@ -139,8 +138,8 @@ def _commonest(look: Look) -> list[dict[str, Any]]:
     """The ten captions that stand there most often (but for case and punctuation), at least twice."""
     common, owners = [], look.owners()
     for text, count in Counter(look.bare).most_common(10):
-        places = [k for k, one in enumerate(look.bare) if one == text] if count > 1 else []
-        if places:
+        if count > 1:
+            places = [k for k, one in enumerate(look.bare) if one == text]
             images = len(set(owners[places].tolist()))
             common.append({"text": look.captions[places[0]], "captions": count, "pictures": images})
     return common
@@ -150,9 +149,9 @@ def _spread(values: Any) -> dict[str, float] | None:
     """None for no values."""
     if not len(values):
         return None
-    lowest, low, median, high, highest = np.quantile(values, (0, 0.05, 0.5, 0.95, 1)).tolist()
-    mean = float(np.mean(values))
-    return {"lowest": lowest, "low": low, "median": median, "high": high, "highest": highest, "mean": mean}
+    names = ("lowest", "low", "median", "high", "highest")
+    quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1)).tolist()
+    return {**dict(zip(names, quantiles, strict=True)), "mean": float(np.mean(values))}
 
 
 def _counted(words: Iterable[str]) -> dict[str, int]:

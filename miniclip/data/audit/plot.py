@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.gridspec import SubplotSpec
 
-_INK, _FAINT, _ALARM = "#1c2430", "#67717f", "#a33b12"
+_INK, _ALARM = "#1c2430", "#a33b12"
 _COLOURS = {"train": "#1f5fa8", "validation": "#c2570c", "test": "#3d7a3a"}
 _WORST = 5  # pairs of images that are drawn
 
@@ -34,19 +34,21 @@ def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: st
     between = 0.19 * told.count("\n") + 0.4  # inches
     figure = Figure(figsize=(13, 8.5 + between), dpi=100, layout="constrained")
     counts = ", ".join(f"{split['pictures']} {split['split']}" for split in found["splits"])
-    title = f"{one_line(', '.join(found['data']), 90)}: {counts} images"
-    figure.suptitle(title, fontsize=13, color=_INK, parse_math=False)
+    figure.suptitle(f"{one_line(', '.join(found['data']), 90)}: {counts} images", fontsize=13, parse_math=False)
     grid = figure.add_gridspec(3, 1, height_ratios=(4, between, 4.5))
     top = grid[0].subgridspec(1, 2)
     _lengths(figure.add_subplot(top[0]), found)
     _sizes(figure.add_subplot(top[1]), found)
-    words = figure.add_subplot(grid[1])
-    words.axis("off")
-    words.text(0, 0.5, told, va="center", color=_ALARM, transform=words.transAxes, parse_math=False)
+    _words(figure.add_subplot(grid[1]), told)
     _worst(figure, grid[2], found, sources)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
         figure.savefig(path, format="png")
+
+
+def _words(axes: Axes, text: str) -> None:
+    axes.axis("off")
+    axes.text(0, 0.5, text, va="center", color=_ALARM, transform=axes.transAxes, parse_math=False)
 
 
 def _lengths(axes: Axes, found: dict[str, Any]) -> None:
@@ -57,15 +59,13 @@ def _lengths(axes: Axes, found: dict[str, Any]) -> None:
     step = math.ceil(last / 80)
     edges = np.arange(0, last + step + 1, step)
     for split in splits:
-        values = np.minimum(list(split["lengths"]), edges[-1])
-        shares = np.array(list(split["lengths"].values())) / split["captions"]
-        colour, name = _COLOURS[split["split"]], split["split"]
-        axes.hist(values, edges.tolist(), weights=shares, histtype="step", color=colour, label=name, linewidth=1.4)
+        lengths, counts = (np.array(list(part)) for part in (split["lengths"], split["lengths"].values()))
+        look: dict[str, Any] = {"color": _COLOURS[split["split"]], "label": split["split"], "linewidth": 1.4}
+        values, shares = np.minimum(lengths, edges[-1]), counts / split["captions"]
+        axes.hist(values, edges.tolist(), weights=shares, histtype="step", **look)
     cut, total = (sum(split[key] for split in splits) for key in ("truncated", "captions"))
     axes.axvline(context, color=_ALARM, linestyle="--", linewidth=1)
-    label, place = f"context {context}: {100 * cut / total:.2g}% cut ", axes.get_xaxis_transform()
-    axes.text(context, 0.97, label, transform=place, color=_ALARM, ha="right", va="top")
-    axes.set_title("caption lengths", fontsize=11)
+    axes.set_title(f"caption lengths; {100 * cut / total:.2g}% are cut at {context} tokens", fontsize=11)
     more = "; the last bin holds all longer ones" if longest > edges[-1] else ""
     axes.set(xlabel=f"tokens, with start and end{more}", ylabel="share of the captions")
     axes.legend(frameon=False, loc="best")
@@ -75,19 +75,15 @@ def _sizes(axes: Axes, found: dict[str, Any]) -> None:
     splits, side = found["splits"], found["image_size"]
     for split in splits:
         sizes = np.array([size.split(" x ") for size in split["sizes"]], dtype=float).reshape(-1, 2)
-        shares = np.array(list(split["sizes"].values())) / split["pictures"]
-        axes.scatter(
-            sizes[:, 0], sizes[:, 1], 8 + 120 * shares, color=_COLOURS[split["split"]], alpha=0.35, linewidths=0
-        )
+        areas = 8 + 120 * np.array(list(split["sizes"].values())) / split["pictures"]
+        axes.scatter(sizes[:, 0], sizes[:, 1], areas, color=_COLOURS[split["split"]], alpha=0.35, linewidths=0)
     axes.axvline(side, color=_ALARM, linestyle="--", linewidth=1)
     axes.axhline(side, color=_ALARM, linestyle="--", linewidth=1)
-    numbers = [side, *(int(number) for split in splits for size in split["sizes"] for number in size.split(" x "))]
-    limits = (min(numbers) / 1.3, max(numbers) * 1.3)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set(xlim=limits, ylim=limits, xlabel="width, pixels", ylabel="height, pixels")
+    axes.set(xlabel="width, pixels", ylabel="height, pixels")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:.0f}")
+        axis.set_major_formatter("{x:.0f}")
     smaller, count, bad = (sum(split[key] for split in splits) for key in ("smaller", "pictures", "unreadable"))
     share = 100 * smaller / max(1, count - bad)
     axes.set_title(f"image sizes; the encoder takes {side}: {share:.3g}% are smaller", fontsize=11)
@@ -98,18 +94,15 @@ def _worst(figure: Figure, place: SubplotSpec, found: dict[str, Any], sources: M
     worst = [(pair["first"] == pair["second"], pair, twin) for pair in found["shared"] for twin in pair["twins"]]
     worst.sort(key=lambda one: (one[0], not one[2]["identical"], one[2]["rms"]))
     if not worst:
-        axes = figure.add_subplot(place)
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no image stands there twice", ha="center", color=_FAINT, transform=axes.transAxes)
+        _words(figure.add_subplot(place), "no image stands there twice")
     cells = place.subgridspec(2, _WORST)
     for k, (within, pair, twin) in enumerate(worst[:_WORST]):
         likeness = "identical" if twin["identical"] else f"rms {twin['rms']:.1f}"
-        for i, (of, prefix) in enumerate((("first", "twin_"), ("second", ""))):
+        heads = (pair["first"], "twin_", f"{'' if within else 'leak, '}{likeness}\n"), (pair["second"], "", "")
+        for i, (split, prefix, head) in enumerate(heads):
             axes = figure.add_subplot(cells[i, k])
             axes.set(xticks=[], yticks=[])
-            split = pair[of]
             with suppress(BadImage):  # the file may have gone since the pass
                 axes.imshow(sources[split].image(twin[f"{prefix}row"]))
-            head = "" if i else ("" if within else "leak, ") + likeness + "\n"
             text = head + "\n".join(wrap(one_line(f"{split}: {twin[f'{prefix}name']}", 80), 42))
             axes.set_title(text, fontsize=7.5, color=_INK if within else _ALARM, parse_math=False)

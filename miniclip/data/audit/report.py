@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from miniclip.common.console import new_table, open_console, plain
 from miniclip.common.printing import one_line
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 SHOWN = 10  # entries of a list on the terminal
 _ELSEWHERE = ("split", "unreadable_named", "lengths", "commonest")  # in tables of their own, or in the figure
 _LABELS = {
+    "pictures": "images",
     "captions_a_picture": "captions an image",
     "distinct_bare_captions": "but for case and marks",
+}
+_BATCH = {
     "same_caption": "share a caption (its tokens)",
     "same_picture": "share an image",
     "either": "share either",
@@ -33,11 +33,11 @@ def advice(found: dict[str, Any]) -> list[str]:
     told = []
     count = {split["split"]: split["pictures"] for split in found["splits"]}
     for pair in found["shared"]:
-        first, second = pair["first"], pair["second"]
-        if first != second and pair["second_pictures"]:
+        first, second, twins = pair["first"], pair["second"], pair["second_pictures"]
+        if first != second and twins:
             told.append(
-                f"{pair['second_pictures']} of {count[second]} {second} images are in {first} too: figures of {second} "
-                f"would count what was seen before; remove them from {first}, or from {second}"
+                f"{twins} of {count[second]} {second} images are in {first} too: figures of {second} would count what "
+                f"was seen before; remove them from {first}, or from {second}"
             )
     if not found["all_near_pairs"]:
         told.append("there are so many near images that the search stopped: their numbers are the least there are")
@@ -45,8 +45,7 @@ def advice(found: dict[str, Any]) -> list[str]:
         name, images, bad = split["split"], split["pictures"], split["unreadable"]
         if bad:
             told.append(
-                f"{bad} of {images} {name} images cannot be read; mend or remove them, or let data.max_bad_fraction "
-                "allow for them"
+                f"{bad} of {images} {name} images cannot be read; mend or remove them, or raise data.max_bad_fraction"
             )
         if name == "train" and split["smaller"] > images / 2:
             told.append(
@@ -69,64 +68,56 @@ def advice(found: dict[str, Any]) -> list[str]:
 def print_audit(found: dict[str, Any]) -> None:
     """Tables of what the JSON holds: each split, duplicates with their names, a batch; notes; advice."""
     console, splits, shared = open_console(), found["splits"], found["shared"]
-    told = [{key: _told(split, key) for key in split if key not in _ELSEWHERE} for split in splits]
-    label = {"smaller": f"below {found['image_size']} px", "truncated": f"cut at {found['context_length']} tokens"}
-    rows = [(label.get(key, _label(key)), *(split[key] for split in told)) for key in told[0]]
-    _table(console, _SPREAD, ["", *(split["split"] for split in splits)], rows)
-    figures = ("identical_pairs", "near_pairs", "second_pictures", "second_captions")
-    rows = [(_both(pair), *(pair[key] for key in figures)) for pair in shared]
+
+    def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        drawn = new_table(title, columns[0], columns[1:])
+        for row in rows:
+            drawn.add_row(*(plain(one_line(str(value), 60)) for value in row))
+        if drawn.row_count:
+            console.print(drawn)
+
+    def listed(title: str, lines: Sequence[str], count: int = 0) -> None:
+        if lines:
+            console.print(plain(title), style="bold")
+        for line in lines[:SHOWN]:
+            console.print(plain(line))
+        if (count := count or len(lines)) > SHOWN:
+            console.print(f"... and {count - SHOWN} more; --json has them")
+
+    labels = {"smaller": f"below {found['image_size']} px", "truncated": f"cut at {found['context_length']} tokens"}
+    labels |= _LABELS
+    keys = [key for key in splits[0] if key not in _ELSEWHERE]
+    rows = [(labels.get(key, key.replace("_", " ")), *(_told(split, key) for split in splits)) for key in keys]
+    table(_SPREAD, ["", *(split["split"] for split in splits)], rows)
+    keys = ["identical_pairs", "near_pairs", "second_pictures", "second_captions"]
     columns = ("identical pairs of images", "near pairs", "images with a twin", "captions that stand twice")
-    _table(console, "what stands twice; of two splits, in the second", ["in", *columns], rows)
-    shared = sorted(shared, key=lambda pair: pair["first"] == pair["second"])  # leaks first
+    pairs = [(" and ".join(dict.fromkeys((pair["first"], pair["second"]))), pair) for pair in shared]
+    rows = [(both, *(pair[key] for key in keys)) for both, pair in pairs]
+    table("what stands twice; of two splits, in the second", ["in", *columns], rows)
+    pairs.sort(key=lambda one: one[1]["first"] == one[1]["second"])  # leaks first
     rows = [
-        (_both(pair), twin["name"], twin["twin_name"], "identical" if twin["identical"] else f"{twin['rms']:.1f}")
-        for pair in shared
+        (both, twin["name"], twin["twin_name"], "identical" if twin["identical"] else f"{twin['rms']:.1f}")
+        for both, pair in pairs
         for twin in pair["twins"][:SHOWN]
     ]
-    _table(console, "the same image (rms: 0 to 255, of 16 x 16 pixels)", ["in", "image", "twin", "rms"], rows)
+    table("the same image (rms: 0 to 255, of 16 x 16 pixels)", ["in", "image", "twin", "rms"], rows)
     rows = [
-        (_both(pair), *(echo[key] for key in ("name", "twin_name", "caption")))
-        for pair in shared
+        (both, echo["name"], echo["twin_name"], echo["caption"])
+        for both, pair in pairs
         for echo in pair["echoes"][:3]
         if pair["first"] != pair["second"]
     ]
-    _table(console, "the same caption in two splits, the longest", ["in", "image", "twin", "caption"], rows)
+    table("the same caption in two splits, the longest", ["in", "image", "twin", "caption"], rows)
     rows = [tuple(common.values()) for common in splits[0]["commonest"]]
-    _table(console, f"commonest captions of {splits[0]['split']}", ["caption", "times", "images"], rows)
+    table(f"commonest captions of {splits[0]['split']}", ["caption", "times", "images"], rows)
     if batch := found["collisions"]:
-        pairs = math.comb(batch["batch_size"], 2)
-        title = f"a batch of {batch['batch_size']}, of its {pairs} pairs of two"
-        rows = [(_label(key), amount(value)) for key, value in batch.items() if key not in ("batch_size", "batches")]
-        _table(console, title, ["", "value"], rows)
+        size = batch["batch_size"]
+        rows = [(label, _amount(batch[key])) for key, label in _BATCH.items()]
+        table(f"a batch of {size}, of its {math.comb(size, 2)} pairs of two", ["", "value"], rows)
     for split in splits:
-        _some(console, f"{split['split']}: cannot be read", split["unreadable_named"], split["unreadable"])
-    _some(console, "notes", found["notes"], len(found["notes"]))
-    _some(console, "to do", found["advice"] or ["nothing stands out"], max(1, len(found["advice"])))
-
-
-def _table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = new_table(title, columns[0], columns[1:])
-    for row in rows:
-        table.add_row(*(plain(one_line(str(value), 60)) for value in row))
-    if rows:
-        console.print(table)
-
-
-def _some(console: Console, title: str, lines: Sequence[str], count: int) -> None:
-    if lines:
-        console.print(plain(title), style="bold")
-    for line in lines[:SHOWN]:
-        console.print(plain(line))
-    if count > SHOWN:
-        console.print(f"... and {count - SHOWN} more; --json has them")
-
-
-def _both(pair: dict[str, Any]) -> str:
-    return " and ".join(dict.fromkeys((pair["first"], pair["second"])))
-
-
-def _label(key: str) -> str:
-    return _LABELS.get(key, key.replace("_", " ").replace("picture", "image"))
+        listed(f"{split['split']}: cannot be read", split["unreadable_named"], split["unreadable"])
+    listed("notes", found["notes"])
+    listed("to do", found["advice"] or ["nothing stands out"])
 
 
 def _told(split: dict[str, Any], key: str) -> str:
@@ -136,14 +127,19 @@ def _told(split: dict[str, Any], key: str) -> str:
         whole = split["captions"] if key == "truncated" else split["pictures"] - split["unreadable"]
         return f"{value} ({_percent(value, whole)})"
     if isinstance(value, dict) and "median" in value:
-        return " / ".join(amount(value[name]) for name in ("lowest", "median", "high", "highest"))
+        return " / ".join(_amount(value[name]) for name in ("lowest", "median", "high", "highest"))
     if isinstance(value, dict):
-        most = [f"{word} ({count})" for word, count in value.items()]
-        return ", ".join(most[:3]) + (", …" if len(most) > 3 else "")
+        return commonest_words(value)
     return "-" if value is None else str(value)
 
 
-def amount(value: float) -> str:
+def commonest_words(counts: dict[str, int]) -> str:
+    """The first three, with their counts."""
+    words = [f"{word} ({count})" for word, count in counts.items()]
+    return ", ".join(words[:3]) + (", …" if len(words) > 3 else "")
+
+
+def _amount(value: float) -> str:
     """Three digits, or all of a large number."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 

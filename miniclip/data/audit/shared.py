@@ -50,7 +50,9 @@ def compare(splits: Sequence[Look]) -> tuple[list[dict[str, Any]], bool]:
     target = np.append(np.arange(k), np.append(near.second, near.first)[order])
     rms = np.append(np.full(k, -1.0), np.tile(near.rms, 2)[order])
     count = [np.bincount(one[one >= 0], minlength=k) for one in kinds]
-    earliest = [_earliest(one, k) for one in kinds]
+    earliest = [np.full(k, len(one)) for one in kinds]  # the first row of each kind, or P
+    for one, rows in zip(kinds, earliest, strict=True):
+        np.minimum.at(rows, one[one >= 0], np.flatnonzero(one >= 0))
 
     shared = []
     for s, t in combinations_with_replacement(range(len(splits)), 2):
@@ -91,13 +93,6 @@ def compare(splits: Sequence[Look]) -> tuple[list[dict[str, Any]], bool]:
     return shared, near.complete
 
 
-def _earliest(kinds: np.ndarray, count: int) -> np.ndarray:
-    """(K,) int64: the first row of each kind, or P."""
-    rows = np.full(count, len(kinds))
-    np.minimum.at(rows, kinds[kinds >= 0], np.flatnonzero(kinds >= 0))
-    return rows
-
-
 def _places(first: Look, second: Look, row: int, twin: int) -> dict[str, Any]:
     names = {"name": second.source.name(row), "twin_row": twin, "twin_name": first.source.name(twin)}
     return {"row": row, **names}
@@ -106,11 +101,9 @@ def _places(first: Look, second: Look, row: int, twin: int) -> dict[str, Any]:
 def _echoes(first: Look, second: Look) -> tuple[int, list[tuple[str, int, int]]]:
     """How many captions of second stand in first, and of each such text (caption, image, image of first), the longest
     first. Captions are equal but for case and punctuation."""
-    owners = second.owners().tolist()
     known = dict(zip(reversed(first.bare), reversed(first.owners().tolist()), strict=True))  # where it first stands
     found: dict[str, tuple[str, int, int]] = {}
-    for caption, text, owner in zip(second.captions, second.bare, owners, strict=True):
+    for caption, text, owner in zip(second.captions, second.bare, second.owners().tolist(), strict=True):
         if text in known and not (first is second and known[text] == owner):
             found.setdefault(text, (caption, owner, known[text]))
-    longest = sorted(found, key=len, reverse=True)
-    return sum(text in found for text in second.bare), [found[text] for text in longest]
+    return sum(text in found for text in second.bare), [found[text] for text in sorted(found, key=len, reverse=True)]
