@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from miniclip.data.images import BadImage
 from miniclip.evaluation import galleries
 from miniclip.evaluation.galleries import RankedImage, best_images, caption_ranks, cosine_text, readable_image
-from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption
+from miniclip.evaluation.retrieval import PairEmbeddings
 from miniclip.metrics import retrieval as metrics
 
 pytest_plugins = ["support.pages"]
@@ -96,10 +96,9 @@ def test_files_and_what_is_read_for_them(tmp_path: Path, monkeypatch: pytest.Mon
         return whole(image, text)
 
     monkeypatch.setattr(metrics, "cosine_matrix", narrow)
-    monkeypatch.setattr(galleries, "example_sheet", lambda images, captions, path, title: path.touch())
     page = tmp_path / "new" / "folder" / "examples.html"
     written(source, pairs, page.parent)
-    assert {path.name for path in page.parent.iterdir()} == {"examples.png", "examples.html"} and 0 < max(rows) <= 8
+    assert {path.name for path in page.parent.iterdir()} == {"examples.html"} and 0 < max(rows) <= 8
     answers = best_images(pairs, [12, 37, 62, 87, 112, 137, 162, 187], 5)
     shown = {found.row for answer in answers for found in (*answer.best, answer.own)} | {6, 18, 31, 43, 56, 68, 81, 93}
     assert sorted(source.read) == sorted(shown)  # each once, and no other
@@ -113,27 +112,10 @@ def test_lost_images_become_grey_squares(error: Exception, tmp_path: Path) -> No
     square = np.asarray(readable_image(source, 1, 224))
     assert square.shape == (224, 224, 3) and 0.7 < (square == GREY).all(2).mean() < 1  # the rest is its name
     page = Words(written(source, embedded(source), tmp_path))
-    assert pixels(tmp_path / "examples.png", GREY) > 5000 and any('"1"' in str(image["alt"]) for image in page.images)
+    assert any('"1"' in str(image["alt"]) for image in page.images)
     source.broken = {1: ZeroDivisionError("a fault of the code")}
     with pytest.raises(ZeroDivisionError):
         written(source, embedded(source), tmp_path)
-
-
-def pixels(path: Path, colour: tuple[int, int, int]) -> int:
-    with Image.open(path) as image:
-        assert image.format == "PNG" and max(image.size) < 5000
-        return int((np.asarray(image.convert("RGB")) == colour).all(2).sum())
-
-
-def test_example_sheet_takes_any_caption_and_marks_own_ones(tmp_path: Path) -> None:
-    images = [Image.new("RGB", size, "red") for size in ((300, 10), (3, 400), (64, 64))]
-    found = []
-    for own in (False, True):
-        ranked = [[RankedCaption(text, 0.5, own) for text in NASTY[k : k + 5]] for k in (0, 3, 6)]
-        galleries.example_sheet(images, ranked, tmp_path / "sheet.png", title="$t$")
-        found.append(pixels(tmp_path / "sheet.png", GREEN))
-    assert found[0] == 0 and found[1] > 5000  # bars and words
-    galleries.example_sheet(images[:1], [[RankedCaption("a", float("nan"), True)]], tmp_path / "one.png")
 
 
 def test_cosines_as_text() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _IMAGES = (
     *("confusion.png", "calibration.png", "templates.png", "foreign.png", "shots.png", "compare.png"),
-    *("examples.png", "examples.html"),
+    "examples.html",
 )
 
 

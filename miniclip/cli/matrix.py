@@ -133,7 +133,7 @@ def matrix(
 def _print(inspection: Inspection) -> None:
     from miniclip.common.console import new_table, open_console, plain
 
-    shown = new_table(inspection.title, "", ("value", "unit", "how to read it"))
+    shown = new_table(inspection.title, ("", "value", "unit", "how to read it"))
     for figure in inspection.figures:
         shown.add_row(figure.label, "-" if figure.value is None else f"{figure.value:.4g}", figure.unit, figure.help)
     out = open_console()

@@ -32,15 +32,14 @@ def open_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
-def new_table(title: str, first: str, columns: Sequence[str]) -> Table:
-    """An empty one; columns of words stand left, those of figures right."""
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """An empty one; columns of words, of which the first is one, stand left, those of figures right."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        words = is_words(name)
+    for k, name in enumerate(columns):
+        words = k == 0 or is_words(name)
         table.add_column(name, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     return table
 

@@ -28,7 +28,7 @@ STILL = 1e-6  # relative change below which weights count as unmoved
 @dataclass
 class Fit:
     """One training on a fixed batch. start, end: loss / chance. change, gradient: of each tower, the relative change of
-    its weights and its largest gradient norm. outcome: fits, time (it is up), stalled or not finite."""
+    its weights and its largest gradient norm. outcome: fits, time (is up), stalled or not finite."""
 
     lr: float
     steps: int = 0
@@ -78,10 +78,9 @@ def overfit(setting: Setting, batch: Batch, lr: float, steps: int | None = None)
             fit.outcome = "stalled"
             break
     fit.steps, fit.change = trial.steps, trial.change()
+    fit.falling = fit.outcome == "time" and _falling(losses)
     if losses:
-        tail = min(10, max(1, len(losses) // 5))
-        fit.start, fit.end = losses[0], fmean(losses[-tail:])
-        fit.falling = fit.outcome == "time" and _falling(losses)
+        fit.start, fit.end = losses[0], fmean(losses[-min(10, max(1, len(losses) // 5)) :])
     return fit
 
 

@@ -75,10 +75,9 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def examine(config: Config, seconds: float) -> Iterator[Stage]:
-    """The stages one after the other; after one with a verdict the next need not be asked for.
+    """The stages one after the other. seconds: of each training.
 
-    seconds: of each training. Raises ConfigError, ValueError or FileNotFoundError for what training would refuse too,
-    other than captions without content.
+    Raises ConfigError, ValueError or FileNotFoundError for what training would refuse, but for empty captions.
     """
     # torch takes seconds to import: --help and a wrong key do not wait for it
     import torch

@@ -42,7 +42,7 @@ _TRAINING = {
 
 
 @contextmanager
-def drawing(path: str | Path, title: str, width: float, height: float) -> Iterator[Sheet]:
+def _drawing(path: str | Path, title: str, width: float, height: float) -> Iterator[Sheet]:
     """A sheet of so many inches, saved with its title when everything is drawn."""
     from matplotlib.figure import Figure as New
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -63,7 +63,7 @@ def _save(sheet: Sheet, path: str | Path) -> None:
 @contextmanager
 def _chart(path: str | Path, title: str, width: float, height: float) -> Iterator[Axes]:
     """A sheet with one pair of axes."""
-    with drawing(path, title, width, height) as sheet:
+    with _drawing(path, title, width, height) as sheet:
         yield _tidy(sheet.add_subplot())
 
 
@@ -100,7 +100,7 @@ def confusion_png(
     counts, c = np.asarray(confusion, dtype=np.int64), len(classes)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(4 + 0.42 * c, 22) if c <= _NAMED_CLASSES else 12
-    with drawing(path, title, size + 1, size) as sheet:
+    with _drawing(path, title, size + 1, size) as sheet:
         axes = sheet.add_subplot()
         # the root of the share, so that a confusion of one in fifty can still be seen
         shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -146,7 +146,7 @@ def calibration_png(bins: Sequence[Mapping[str, Any]], ece: float | None, path: 
     filled = [one for one in bins if one["n"]]
     lefts, widths = [one["low"] for one in filled], [one["high"] - one["low"] for one in filled]
     confidence, accuracy, counts = ([one[key] for one in filled] for key in ("confidence", "accuracy", "n"))
-    with drawing(path, title, 6, 6.8) as sheet:
+    with _drawing(path, title, 6, 6.8) as sheet:
         top, below = sheet.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
         for axes, heights, colour in ((top, accuracy, "#a9cfe6"), (below, counts, _FAINT)):
             _tidy(axes).bar(lefts, heights, widths, align="edge", color=colour, edgecolor="white", zorder=2)
@@ -228,7 +228,7 @@ def curves_png(lines: Sequence[Mapping[str, Any]], path: str | Path, title: str)
     rows = -(-len(panels) // columns)
     first, last = lines[0]["step"], lines[-1]["step"]
     margin = 0.02 * (last - first) or 0.5
-    with drawing(path, title, 5.2 * columns, 0.5 + 3.5 * rows) as sheet:
+    with _drawing(path, title, 5.2 * columns, 0.5 + 3.5 * rows) as sheet:
         for k, (heading, keys) in enumerate(panels.items()):
             axes = _tidy(sheet.add_subplot(rows, columns, k + 1))
             _curves(axes, lines, keys)

@@ -35,11 +35,10 @@ _VERSIONS = ("torch", "transformers", "open_clip_torch", "datasets", "accelerate
 class Evaluation:
     """One model on one task.
 
-    kind: what was done. task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1.
-    details: more of it, in plain values that JSON takes. notes: what is missing or surprising, in sentences.
-    fingerprint: of the images, labels and texts that were read, see `encode`. statistic, groups: the figures under
-    other weights of the images (see intervals). raw: what is drawn besides: with foreign images, the highest
-    probability of each own and of each foreign one; of retrieval, its PairEmbeddings. None is written down.
+    task: what on, for people. figures: by name; shares lie in [0, 1], ranks count from 1. details: more of it, in plain
+    values that JSON takes. notes: what is missing or surprising, in sentences. fingerprint: of all that was read, see
+    `encode`. statistic, groups: the figures under other weights of the images, see metrics.bootstrap. raw: what is
+    drawn besides, and not written down: the highest probability of each own and each foreign image; PairEmbeddings.
     """
 
     kind: Literal["zeroshot", "retrieval", "probe"]
@@ -53,7 +52,6 @@ class Evaluation:
     raw: Any = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
-        """Value of a figure."""
         return self.figures[name].value
 
 
@@ -87,13 +85,8 @@ def difference(first: Evaluation, second: Evaluation) -> dict[str, Figure]:
 
 def to_json(result: Evaluation) -> dict[str, Any]:
     """The evaluation as plain values; None where there is no figure."""
-    return {
-        "kind": result.kind,
-        "task": result.task,
-        "figures": figures_json(result.figures),
-        "details": json_safe(result.details),
-        "notes": list(result.notes),
-    }
+    plain = {key: json_safe(getattr(result, key)) for key in ("kind", "task", "figures", "details", "notes")}
+    return {**plain, "figures": figures_json(result.figures)}
 
 
 def entry(result: Evaluation, model: Mapping[str, str], data: Mapping[str, str]) -> dict[str, Any]:
@@ -102,8 +95,7 @@ def entry(result: Evaluation, model: Mapping[str, str], data: Mapping[str, str])
 
 
 def figures_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | int | None]]:
-    """Figures by name as plain values."""
-    return {name: {k: json_safe(v) for k, v in figure._asdict().items()} for name, figure in figures.items()}
+    return {name: json_safe(figure._asdict()) for name, figure in figures.items()}
 
 
 def header(command: str | None = None) -> dict[str, Any]:

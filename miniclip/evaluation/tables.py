@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from miniclip.common.console import new_table, open_console, plain
-from miniclip.evaluation.result import Evaluation, is_number, lower_is_better
+from miniclip.evaluation.result import Evaluation, is_number, is_rank, lower_is_better, words_of
 from miniclip.metrics.bootstrap import Figure
 
 if TYPE_CHECKING:
@@ -15,24 +15,16 @@ if TYPE_CHECKING:
 
 _SHOWN_CLASSES = 20
 _KINDS = {"zeroshot": "zero-shot", "retrieval": "retrieval", "probe": "probe"}
-# name of a figure -> heading of its column
-_ZERO_SHOT = {
-    "top1": "top-1 %",
-    "top5": "top-5 %",
-    "balanced_accuracy": "balanced %",
-    "macro_f1": "macro F1 %",
-    "ece": "ECE %",
+# the columns of a kind; a probe has those of its figures
+_COLUMNS = {
+    "zeroshot": ("top1", "top5", "balanced_accuracy", "macro_f1", "ece"),
+    "retrieval": ("r1", "r5", "r10", "median_rank", "mean_rank", "map"),
 }
-_RETRIEVAL = {f"r{k}": f"R@{k} %" for k in (1, 5, 10)}
-_RETRIEVAL |= {"median_rank": "median rank", "mean_rank": "mean rank", "map": "mAP %"}
 _FOREIGN = {
     f"{figure}_{score.replace(' ', '_')}": f"{word}, {score}"
     for score in ("free energy", "max probability", "entropy")
     for figure, word in (("auroc", "AUROC"), ("fpr95", "FPR@95 %"))
 }
-
-# What a row is called, and what stands in it.
-Rows = Sequence[tuple[str, Evaluation]]
 
 
 class Table(NamedTuple):
@@ -49,15 +41,13 @@ def print_evaluations(results: Mapping[str, Evaluation], title: str = "", consol
     A single zero-shot result also gets its classes and its templates.
     """
     console = console or open_console()
-    for table in evaluation_tables(list(results.items()), title):
-        _print(console, table)
+    _print(console, *evaluation_tables(list(results.items()), title))
     for note in dict.fromkeys(note for result in results.values() for note in result.notes):
         console.print(plain(note))
     if len(results) == 1:
         (result,) = results.values()
         few = len(result.details.get("per_class", ())) <= _SHOWN_CLASSES
-        for table in [*(class_tables(result) if few else ()), *template_tables(result)]:
-            _print(console, table)
+        _print(console, *(class_tables(result) if few else ()), *template_tables(result))
 
 
 def print_differences(
@@ -67,20 +57,23 @@ def print_differences(
     _print(console or open_console(), difference_table(list(differences.items()), than))
 
 
-def _print(console: Console, table: Table) -> None:
-    drawn = new_table(table.title, table.columns[0], table.columns[1:])
-    for row in table.rows:
-        drawn.add_row(*map(plain, row))
-    console.print(drawn)
+def _print(console: Console, *tables: Table) -> None:
+    for table in tables:
+        drawn = new_table(table.title, table.columns)
+        for row in table.rows:
+            drawn.add_row(*map(plain, row))
+        console.print(drawn)
 
 
-def evaluation_tables(rows: Rows, title: str = "", intervals: bool = False) -> list[Table]:
-    """One a kind, and one of the scores of foreign images. intervals: of every figure, not only of the main ones."""
+def evaluation_tables(rows: Sequence[tuple[str, Evaluation]], title: str = "", intervals: bool = False) -> list[Table]:
+    """Of rows and what they are called: one a kind, and one of the scores of foreign images.
+
+    intervals: of every figure, not only of the main ones.
+    """
     tables = []
     for kind, name in _KINDS.items():
-        if own := [(row, result) for row, result in rows if result.kind == kind]:
-            fill = {"zeroshot": _zero_shot, "retrieval": _retrieval, "probe": _probe}[kind]
-            tables.append(Table(title or name, *fill(own, intervals)))
+        if own := [row for row in rows if row[1].kind == kind]:
+            tables.append(_table(kind, title or name, own, intervals))
     foreign = [(name, result.figures) for name, result in rows if "auroc_entropy" in result.figures]
     if foreign:
         lines = [(name, *(show(key, figures.get(key)) for key in _FOREIGN)) for name, figures in foreign]
@@ -88,41 +81,25 @@ def evaluation_tables(rows: Rows, title: str = "", intervals: bool = False) -> l
     return tables
 
 
-Filled = tuple[tuple[str, ...], list[tuple[str, ...]]]
-
-
-def _zero_shot(rows: Rows, intervals: bool) -> Filled:
+def _table(kind: str, title: str, rows: Sequence[tuple[str, Evaluation]], intervals: bool) -> Table:
+    """A row for each result; two of retrieval, one a direction."""
+    columns = _COLUMNS.get(kind) or list(dict.fromkeys(name for _, result in rows for name in result.figures))
+    headings = [words_of(name).removesuffix(" accuracy") + " %" * (not is_rank(name)) for name in columns]
+    chance_of = {"zeroshot": "chance %", "retrieval": "chance R@10 %"}.get(kind, "chance %" if intervals else "")
     lines = []
     for name, result in rows:
-        shown = [show(key, result.figures.get(key), intervals or key == "top1") for key in _ZERO_SHOT]
-        classes = str(len(result.details["classes"])) if "classes" in result.details else "-"
-        lines.append((name, _count(result), classes, *shown, percent(result.details.get("chance"))))
-    return ("", "images", "classes", *_ZERO_SHOT.values(), "chance %"), lines
-
-
-def _retrieval(rows: Rows, intervals: bool) -> Filled:
-    """Two rows for each result, one a direction."""
-    lines = []
-    for name, result in rows:
-        for way in ("image_to_text", "text_to_image"):
-            found = {key: result.figures.get(f"{way}_{key}") for key in _RETRIEVAL}
-            shown = [show(key, figure, intervals or key == "r10") for key, figure in found.items()]
-            queries = next((str(figure.n) for figure in found.values() if figure), "-")
-            chance = percent(result.details.get(f"chance_{way}_r10"))
-            first = name if way == "image_to_text" else ""
-            lines.append((first, way.replace("_to_", " -> "), queries, *shown, chance))
-    return ("", "direction", "queries", *_RETRIEVAL.values(), "chance R@10 %"), lines
-
-
-def _probe(rows: Rows, intervals: bool) -> Filled:
-    """The chance only where there is room for intervals."""
-    names = list(dict.fromkeys(name for _, result in rows for name in result.figures))
-    lines = []
-    for name, result in rows:
-        chance = [percent(result.details.get("chance"))] * intervals
-        lines.append((name, _count(result), *(show(key, result.figures.get(key)) for key in names), *chance))
-    columns = (f"{name.replace('_', ' ')} %" for name in names)
-    return ("", "images", *columns, *["chance %"] * intervals), lines
+        for way in ("image_to_text", "text_to_image") if kind == "retrieval" else ("",):
+            found = {key: result.figures.get(f"{way}_{key}" if way else key) for key in columns}
+            about = [next((str(figure.n) for figure in found.values() if figure), "-")]
+            if way:
+                about.insert(0, way.replace("_to_", " -> "))
+            elif kind == "zeroshot":
+                about.append(str(len(result.details["classes"])) if "classes" in result.details else "-")
+            shown = [show(k, v, intervals or kind == "probe" or k in ("top1", "r10")) for k, v in found.items()]
+            chance = percent(result.details.get(f"chance_{way}_r10" if way else "chance"))
+            lines.append(("" if way == "text_to_image" else name, *about, *shown, *[chance] * bool(chance_of)))
+    about = {"zeroshot": ["images", "classes"], "retrieval": ["direction", "queries"], "probe": ["images"]}[kind]
+    return Table(title, ("", *about, *headings, *[chance_of] * bool(chance_of)), lines)
 
 
 def class_tables(result: Evaluation) -> list[Table]:
@@ -132,8 +109,7 @@ def class_tables(result: Evaluation) -> list[Table]:
         return []
     shown, title = list(range(len(per_class))), "by class"
     if len(per_class) > _SHOWN_CLASSES:
-        scored = [k for k in shown if is_number(per_class[k]["f1"])]
-        order = sorted(scored, key=lambda k: -per_class[k]["f1"])
+        order = sorted((k for k in shown if is_number(per_class[k]["f1"])), key=lambda k: -per_class[k]["f1"])
         shown, title = order[:10] + order[10:][-10:], f"by class: the ten best and the ten worst of {len(shown)}, by F1"
     lines = []
     for k in shown:
@@ -160,18 +136,18 @@ def template_tables(result: Evaluation) -> list[Table]:
 def difference_table(rows: Sequence[tuple[str, Mapping[str, Figure]]], than: str, verdict: bool = False) -> Table:
     """verdict: better or worse in words, rather than a star, where the interval leaves out 0."""
     names = list(dict.fromkeys(name for _, figures in rows for name in figures))
-    lines = [(row, *(_difference(name, figures.get(name), verdict) for name in names)) for row, figures in rows]
+
+    def told(name: str, figure: Figure | None) -> str:
+        if figure is None:
+            return "-"
+        value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
+        better = (figure.value < 0) == lower_is_better(name)
+        mark = ("better" if better else "worse") if verdict else "*"
+        return f"{value} [{low}, {high}]" + (f" {mark}" if figure.low > 0 or figure.high < 0 else "")
+
+    lines = [(row, *(told(name, figures.get(name)) for name in names)) for row, figures in rows]
     mark = "" if verdict else "; * leaves out 0"
     return Table(f"difference from {than}, with 95 % interval{mark}", ("", *names), lines)
-
-
-def _difference(name: str, figure: Figure | None, verdict: bool) -> str:
-    if figure is None:
-        return "-"
-    value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
-    better = (figure.value < 0) == lower_is_better(name)
-    mark = ("better" if better else "worse") if verdict else "*"
-    return f"{value} [{low}, {high}]" + (f" {mark}" if figure.low > 0 or figure.high < 0 else "")
 
 
 def show(name: str, figure: Figure | None, interval: bool = True) -> str:
@@ -194,7 +170,3 @@ def value_text(name: str, value: Any) -> str:
 def percent(share: Any) -> str:
     """A share in per cent, without the sign."""
     return value_text("", share)
-
-
-def _count(result: Evaluation) -> str:
-    return str(next(iter(result.figures.values())).n)

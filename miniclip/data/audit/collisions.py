@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-BATCHES = 200
-
 
 def expected_collisions(
-    texts: np.ndarray, first: np.ndarray, images: np.ndarray, batch_size: int, batches: int = BATCHES
+    texts: np.ndarray, first: np.ndarray, images: np.ndarray, batch_size: int, batches: int = 200
 ) -> dict[str, Any]:
     """What to expect of a batch as training draws it: N different images, one caption of each.
 
-    texts: (C,) int64, equal for captions of equal tokens. first: (P + 1,) int64. images: (P,) int64, equal for equal
-    images. Every image has a caption. Plain values, under the names of the audit's JSON. Raises ValueError for fewer
-    than 2 images or a batch below 2.
+    texts: (C,) int64, equal for captions of equal tokens. first: (P + 1,) int64; every image has a caption. images:
+    (P,) int64, equal for equal images. Plain values for the audit's JSON. Raises ValueError for fewer than 2 pairs.
     """
     count = len(images)
     if count < 2 or batch_size < 2:
@@ -29,8 +26,7 @@ def expected_collisions(
     # (image, text) -> share of the image's captions that say it
     width = int(texts.max()) + 1
     keys, inverse = np.unique(np.repeat(np.arange(count), own) * width + texts, return_inverse=True)
-    shares = np.bincount(inverse, weights=np.repeat(1 / own, own))
-    rows, text = keys // width, keys % width
+    shares, rows, text = np.bincount(inverse, weights=np.repeat(1 / own, own)), keys // width, keys % width
     drawn = size * (size - 1) / (count * (count - 1))  # that two given images come into one batch
     caption = drawn * _products(text, shares)
     image = drawn * _products(images, np.ones(count))
@@ -38,8 +34,7 @@ def expected_collisions(
     rng, floors = np.random.default_rng(0), np.empty(batches)
     for k in range(batches):
         chosen = rng.choice(count, size, replace=False)
-        said = texts[first[chosen] + rng.integers(own[chosen])]
-        floors[k] = batch_floor(said, images[chosen])
+        floors[k] = batch_floor(texts[first[chosen] + rng.integers(own[chosen])], images[chosen])
     return {
         "batch_size": size,
         # expected number of the N(N-1)/2 pairs of pairs that share it; exact

@@ -1,8 +1,4 @@
-"""Before training, what is in this data? python -m miniclip.data.audit --data SOURCE
-
-One pass over the images and captions of every split: sizes, caption lengths, what stands there twice, leaks from the
-training split into the others, and what equal captions in one batch cost. Tables on the terminal, JSON and a PNG.
-"""
+"""Before training, what is in this data? python -m miniclip.data.audit --data SOURCE"""
 
 from __future__ import annotations
 
@@ -50,7 +46,7 @@ def audit(
     json: str | None = None,
     png: str | None = None,
 ) -> None:
-    """What is in a data set, before training: sizes, lengths, duplicates, leaks. Printed as tables.
+    """What is in a data set, before training: sizes, lengths, duplicates, leaks, what equal captions cost a batch.
 
     Raises ValueError or OSError for what cannot be done as asked.
 
@@ -131,10 +127,8 @@ def audit(
 
 
 def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[dict[str, PairSource], list[str]]:
-    """The splits there are, and what the readers said, such as rows without a caption.
-
-    Raises the error of a split that was asked for by name, or of the first one if none can be opened.
-    """
+    """The splits there are, and what the readers said, such as rows without a caption. Raises the error of a split that
+    was asked for by name, or of the first one if none can be opened."""
     from miniclip.data.captioned import open_source
 
     sources: dict[str, PairSource] = {}

@@ -70,7 +70,7 @@ def print_audit(found: dict[str, Any]) -> None:
     console, splits, shared = open_console(), found["splits"], found["shared"]
 
     def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        drawn = new_table(title, columns[0], columns[1:])
+        drawn = new_table(title, columns)
         for row in rows:
             drawn.add_row(*(plain(one_line(str(value), 60)) for value in row))
         if drawn.row_count:

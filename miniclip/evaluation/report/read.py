@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from miniclip.common.printing import first_few, printable
+from miniclip.common.printing import printable
 from miniclip.data.images import MAX_PIXELS
 from miniclip.evaluation.result import Evaluation, is_number
 from miniclip.evaluation.tables import Table, class_tables, difference_table, evaluation_tables, template_tables
@@ -55,25 +55,26 @@ class Run:
         from miniclip.config import load_config_file
 
         self.directory = Path(os.path.realpath(run_dir))
-        if not (self.directory / "config.yaml").is_file():
+        config = self.directory / "config.yaml"
+        if not config.is_file():
             raise ValueError(f"{run_dir} is no run: it holds no config.yaml; {_instead(self.directory)}")
         self.left_out: list[str] = []
         self.has_model = (self.directory / "model" / "model.safetensors").is_file()
-        self.config: Config | None = None
-        if self.attempt("config.yaml", self._content, "config.yaml") is not None:
-            self.config = self.attempt("config.yaml", load_config_file, self.directory / "config.yaml")
+        readable = self.attempt(config.name, self._content, config.name) is not None
+        self.config: Config | None = self.attempt(config.name, load_config_file, config) if readable else None
         self.written = ""
         self.lines = self._metrics()
         self.sources: dict[str, dict[str, Any]] = {}
         self.results: list[Result] = []
         self.differences: list[Table] = []
-        folders = ["", *(self.attempt("evaluation", self._folders) or [])]
+        found = self.attempt("evaluation", self._find, "evaluation/", "[!.]*") or []
+        folders = ["", *(f"{name}/" for name in found if (self.directory / name).is_dir())]
         for folder in folders:
             self._read_results(folder)
-        folders.append("inspection/")
-        found = [self.attempt(name, self.png, name) for folder in folders for name in self._find(folder, "*.png")]
-        self.images = [image for image in found if image]
-        self.pages = [name for folder in folders for name in self._find(folder, "*.html") if self._is_inside(name)]
+        files = [name for folder in (*folders, "inspection/") for name in self._find(folder, "*", strict=False)]
+        pngs = [self.attempt(name, self.png, name) for name in files if name.endswith(".png")]
+        self.images = [png for png in pngs if png]
+        self.pages = [name for name in files if name.endswith(".html") and self._is_inside(name)]
 
     def attempt(self, place: str, read: Callable[..., T], *arguments: Any) -> T | None:
         """What read returns; None, and a line in left_out, where it fails."""
@@ -99,14 +100,13 @@ class Run:
     def _is_inside(self, name: str) -> bool:
         return Path(os.path.realpath(self.directory / name)).is_relative_to(self.directory)
 
-    def _find(self, folder: str, pattern: str) -> list[str]:
-        found = (self.directory / folder).glob(pattern) if self._is_inside(folder) else ()
-        return sorted(folder + path.name for path in found)
-
-    def _folders(self) -> list[str]:
-        if not self._is_inside("evaluation"):
-            raise ValueError("a link leads out of the run")
-        return [f"{name}/" for name in self._find("evaluation/", "[!.]*") if (self.directory / name).is_dir()]
+    def _find(self, folder: str, pattern: str, strict: bool = True) -> list[str]:
+        """strict: whether a folder outside of the run is named as such."""
+        if not self._is_inside(folder):
+            if strict:
+                raise ValueError("a link leads out of the run")
+            return []
+        return sorted(folder + path.name for path in (self.directory / folder).glob(pattern))
 
     def _content(self, name: str, limit: int = 256) -> bytes:
         """limit: in MiB."""
@@ -132,10 +132,9 @@ class Run:
                     values = {name: value for name, value in _parsed(line).items() if is_number(value)}
                     found.append({"step": values["step"], **values})
             except (ValueError, AttributeError, KeyError, RecursionError):
-                bad.append(k)
+                bad.append(str(k))
         if bad:
-            more = f", ... ({len(bad)} lines)" if len(bad) > 5 else ""
-            shown = first_few(bad).replace(";", ",") + more
+            shown = ", ".join(bad[:5]) + (f", ... ({len(bad)} lines)" if len(bad) > 5 else "")
             self.left_out.append(f"metrics.jsonl, line {shown}: not JSON with a step, or still being written")
         return found
 
@@ -149,12 +148,14 @@ class Run:
         if values is None:
             return
         self.sources[name] = values
-        for k, entry in enumerate(self.attempt(file, _entries, values, "results") or ()):
-            if result := self.attempt(f"{file}, results[{k}]", _result, name, entry):
-                self.results.append(result)
-        for k, entry in enumerate(self.attempt(file, _entries, {"differences": [], **values}, "differences") or ()):
-            if table := self.attempt(f"{file}, differences[{k}]", _difference, entry):
-                self.differences.append(table)
+        values = {"differences": [], **values}
+        kept: list[Any]
+        for key, read, kept in (("results", _result, self.results), ("differences", _difference, self.differences)):
+            if not isinstance(values.get(key), list):
+                self.left_out.append(f'{file}: no list of "{key}"')
+                continue
+            made = [self.attempt(f"{file}, {key}[{k}]", read, name, entry) for k, entry in enumerate(values[key])]
+            kept += [one for one in made if one]
 
 
 def _instead(directory: Path) -> str:
@@ -183,12 +184,6 @@ def _clean(value: Any) -> Any:
     return None if isinstance(value, int | float) and not abs(value) < 1e100 else value
 
 
-def _entries(values: dict[str, Any], key: str) -> list[Any]:
-    if not isinstance(values.get(key), list):
-        raise ValueError(f'no list of "{key}"')
-    return values[key]
-
-
 def _result(folder: str, entry: dict[str, Any]) -> Result:
     """Raises whatever it may for an entry that is damaged, of which no table can be made."""
     if entry["kind"] not in _KINDS:
@@ -202,7 +197,7 @@ def _result(folder: str, entry: dict[str, Any]) -> Result:
     return Result(folder, result, [*class_tables(result), *template_tables(result)], tuple(model), tuple(data))
 
 
-def _difference(entry: dict[str, Any]) -> Table:
+def _difference(folder: str, entry: dict[str, Any]) -> Table:
     return difference_table([(str(entry["of"]), _figures(entry))], f"{entry['than']}, {entry['task']}", verdict=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from miniclip.evaluation.report.read import PNG, Run
 from miniclip.evaluation.result import is_number, words_of
 from miniclip.evaluation.tables import Table, evaluation_tables, value_text
 
-_FOLDER, _CURVES = "report", "report/curves.png"  # in the run
+_FOLDER = "report"  # in the run
 # options that are told even where they are the defaults
 _TOLD = ("preset", "source", "batch_size", "name", "positives", "lr", "schedule", "weight_decay", "precision")
 _WORDS = {"train_seconds": "seconds", "samples_per_s": "pairs a second"}
@@ -45,8 +46,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     """
     from miniclip.evaluation.plots import curves_png
 
-    run = Run(Path(run_dir))
-    folder = Path(run_dir) / _FOLDER
+    run, folder = Run(Path(run_dir)), Path(run_dir) / _FOLDER
     folder.mkdir(exist_ok=True)
     if not Path(os.path.realpath(folder)).is_relative_to(run.directory):
         raise ValueError(f"{folder} is a link that leads out of the run; remove it")
@@ -54,17 +54,12 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     for path in (markdown, page, curves):
         path.unlink(missing_ok=True)  # a link would be followed
     drawn = None
-    try:
+    with suppress(ValueError):  # no line holds a figure
         curves_png(run.lines, curves, run.directory.name)
-        drawn = run.png(_CURVES)
-    except ValueError:  # no line holds a figure
-        pass
-    values: dict[str, Any] = {
-        "title": run.directory.name or "run",
-        "status": _status(run),
-        "sections": _sections(run, drawn),
-    }
-    values |= {"is_words": is_words, "address": _address, "embedded": _embedded, "label": _label, "line": _line}
+        drawn = run.png(f"{_FOLDER}/{curves.name}")
+    told = {"title": run.directory.name or "run", "status": _status(run), "sections": _sections(run, drawn)}
+    helpers = {"is_words": is_words, "address": _address, "label": _label, "line": _line}
+    values: dict[str, Any] = {**told, **helpers, "embedded": lambda image: data_uri(image.content, "png")}
     here = Path(__file__)
     markdown.write_text(render(here.with_name("report.md"), _inline, **values), encoding="utf-8")
     page.write_text(render_page(here.with_name("report.html"), **values), encoding="utf-8")
@@ -105,10 +100,8 @@ def _training(run: Run) -> dict[str, Any]:
 def _status(run: Run) -> str:
     """How far it came, in a sentence or two."""
     ended: Any = _training(run).get("steps")
-    train = run.config.train if run.config else None
-    last = run.lines[-1] if run.lines else {"step": 0}
+    train, last, before = run.config.train if run.config else None, run.lines[-1] if run.lines else {"step": 0}, ""
     total = train.max_steps or 0 if train else 0
-    before = ""
     if is_number(ended):
         # a resume may set out for more steps than the results beside it know of
         if last["step"] <= ended >= total:
@@ -133,20 +126,18 @@ def _facts(run: Run) -> list[Table]:
         rows += [("loss", _options(config.loss)), ("optimiser", f"AdamW, {_options(config.optim)}")]
         rows += [("training", f"{_options(config.train)}, seed {config.run.seed}")]
     if isinstance(best := training.pop("best", None), dict):
-        figure = str(best.get("figure"))
-        value = value_text(figure, best.get("value"))
+        figure, value = str(best.get("figure")), value_text(str(best.get("figure")), best.get("value"))
         rows.append(("weights", f"of step {best.get('step')}, the best {words_of(figure)} on validation: {value}"))
     if isinstance(bad := training.pop("bad", None), list) and bad:
         rows.append(("unreadable images", f"{len(bad):,}"))
     rows += [(_WORDS.get(key, key), f"{value:,.6g}") for key, value in training.items() if is_number(value)]
     if last := next((line for line in reversed(run.lines) if "loss" in line), None):
-        logged = (f"{key.replace('_', ' ')} {last[key]:.4g}" for key in _LOGGED if key in last)
+        logged = [f"{key.replace('_', ' ')} {last[key]:.4g}" for key in _LOGGED if key in last]
         rows.append((f"at step {last['step']:,.0f}", ", ".join(logged)))
     found = {key.removeprefix("eval/"): line[key] for line in run.lines for key in line if key.startswith("eval/")}
     if found:
-        rows.append(
-            ("last validation, %", ", ".join(f"{key} {value_text(key, value)}" for key, value in found.items()))
-        )
+        figures = [f"{key} {value_text(key, value)}" for key, value in found.items()]
+        rows.append(("last validation, %", ", ".join(figures)))
     return [Table("", ("", "what it is"), rows)] if rows else []
 
 
@@ -193,10 +184,6 @@ def _address(name: str) -> Markup:
     """Of a file of the run, from the report; no character is left that Markdown or HTML would take for its own."""
     below = name.removeprefix(f"{_FOLDER}/")
     return Markup(("../" if below == name else "") + quote(os.fsencode(below)))
-
-
-def _embedded(image: PNG) -> Markup:
-    return data_uri(image.content, "png")
 
 
 def _inline(text: str, brackets: bool = False) -> str:
