@@ -70,10 +70,7 @@ def near_pairs(vectors: np.ndarray, most: int = MOST_PAIRS) -> NearPairs:
                 break
             columns = slice(left, min(left + TILE, last))
             # |a|^2 + |b|^2 - 2 ab; with the product first, what comes below 2^24 has never been above
-            distances = x[rows] @ x[columns].T
-            distances *= -2
-            distances += squares[rows, None]
-            distances += squares[columns]
+            distances = (x[rows] @ x[columns].T * -2 + squares[rows, None]) + squares[columns]
             i, j = (distances < limit).nonzero()
             distance, i, j = distances[i, j].astype(np.int64), i + start, j + left
             once = i < j  # of each pair at least one order is in a tile

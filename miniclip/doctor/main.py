@@ -93,7 +93,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.doctor.trial import Setting, fixed_batch, trial_pairs
     from miniclip.models import resolve
     from miniclip.training.accelerator import build_accelerator, check_possible
-    from miniclip.training.batches import build_augment, check_enough, planned_steps
+    from miniclip.training.batches import check_enough, planned_steps
 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
@@ -121,8 +121,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     yield check_data(config, source, rows)
     fit = check_fit(setting, fixed_batch(setting, source, rows, PAIRS))
     yield fit
-    captions, progress = config.data.captions_per_image, config.log.progress
-    pairs = trial_pairs(setting, source, rows, build_augment(config), captions, progress)
+    pairs = trial_pairs(setting, source, rows)
     yield check_speed(setting, pairs, planned_steps(config, len(source)), precision)
     order = torch.randperm(len(held_out), generator=generator).tolist()
     yield check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fit.told)

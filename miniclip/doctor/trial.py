@@ -21,6 +21,7 @@ from miniclip.data.loader import Batch, TrainingPairs
 from miniclip.data.subset import Subset
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
 from miniclip.models.tokenizer import Tokenizer
+from miniclip.training.batches import build_augment
 from miniclip.training.diagnostics import tower_of
 from miniclip.training.optim import learning_rate
 from miniclip.training.step import Learner, Taken
@@ -44,31 +45,25 @@ class Setting:
 
 def fixed_batch(setting: Setting, source: PairSource, rows: Sequence[int], count: int) -> Batch:
     """The first readable pairs of rows, as evaluation sees them, a caption each. Raises BadImage if there are none."""
-    side = setting.config.model.image_size
-    assert side is not None
-    augment = Augment(side, "none", resize=setting.config.data.resize)
-    pairs = trial_pairs(setting, source, rows[: 2 * count], augment)
+    pairs = trial_pairs(setting, source, rows[: 2 * count], augmented=False)
     if not len(pairs):
         raise BadImage(f"none of {len(rows)} images can be read; check data.source and data.image_column")
     return pairs.__getitems__([(0, row) for row in range(min(count, len(pairs)))])
 
 
-def trial_pairs(
-    setting: Setting,
-    source: PairSource,
-    rows: Sequence[int],
-    augment: Augment,
-    captions: int = 1,
-    progress: bool = False,
-) -> TrainingPairs:
-    """Those rows of a source that can be read, as training takes them, decoded once."""
-    chosen, length = Subset(source, rows), setting.config.model.context_length
+def trial_pairs(setting: Setting, source: PairSource, rows: Sequence[int], augmented: bool = True) -> TrainingPairs:
+    """Those rows of a source that can be read, decoded once. augmented: as training takes them; else as evaluation."""
+    config, chosen, length = setting.config, Subset(source, rows), setting.config.model.context_length
     assert length is not None
+    augment, tokenizer = build_augment(config), Tokenizer(length)
+    if not augmented:
+        augment = Augment(augment.image_size, "none", resize=augment.resize)
+    progress = augmented and config.log.progress
     options: dict[str, Any] = {"label": "the doctor's images", "allowed": 1.0, "progress": progress}
     with tempfile.TemporaryDirectory() as folder:  # what is mapped stays until it is let go
-        store = prepare(chosen, augment, Tokenizer(length), folder=folder, **options)
-    seed = setting.config.run.seed
-    return TrainingPairs(chosen, augment, Tokenizer(length), seed=seed, prepared=store, captions=captions)
+        store = prepare(chosen, augment, tokenizer, folder=folder, **options)
+    captions = config.data.captions_per_image if augmented else 1
+    return TrainingPairs(chosen, augment, tokenizer, seed=config.run.seed, prepared=store, captions=captions)
 
 
 class Trial:

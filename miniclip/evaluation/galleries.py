@@ -26,7 +26,7 @@ _LOST = "#8b9099"  # an image that is gone; stands on light and on dark
 
 
 class RankedImage(NamedTuple):
-    """A candidate image of a caption. row: of the images. similarity: cosine, in [-1, 1]. own: the caption is of it."""
+    """A candidate image of a caption. row: of the images. similarity: cosine. own: the caption is of it."""
 
     row: int
     similarity: float
@@ -34,17 +34,14 @@ class RankedImage(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a caption finds. best: the nearest images, best first. own: its image. rank: of that, from 1."""
+    """What a caption finds. best: the nearest images, best first. own: its image. rank: of that, from 1.
+    missed: whether it is not among the best."""
 
     text: str
     best: list[RankedImage]
     own: RankedImage
     rank: int
-
-    @property
-    def missed(self) -> bool:
-        """Whether the caption's image is not among the best."""
-        return self.rank > len(self.best)
+    missed: bool
 
 
 def write_sheets(source: PairSource, pairs: PairEmbeddings, folder: Path, *, title: str) -> None:
@@ -89,7 +86,7 @@ def best_images(pairs: PairEmbeddings, captions: list[int], k: int) -> list[Answ
         nearest.remove(row)
         nearest.insert(rank - 1, row)
         own, *best = (RankedImage(j, float(similarity[j]), j == row) for j in (row, *nearest[:k]))
-        answers.append(Answer(pairs.texts[caption], best, own, rank))
+        answers.append(Answer(pairs.texts[caption], best, own, rank, missed=rank > len(best)))
     return answers
 
 

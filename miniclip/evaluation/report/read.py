@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,9 +88,7 @@ class Run:
     def png(self, name: str) -> PNG:
         """Raises ValueError, or what Pillow raises, unless it is a PNG of a sane size inside the run."""
         content = self._content(name, limit=8)  # it goes into the page as it is
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=("PNG",))
+        image = Image.open(io.BytesIO(content), formats=("PNG",))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.load()
@@ -129,7 +126,7 @@ class Run:
         for k, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
             try:
                 if line.strip():
-                    values = {name: value for name, value in _parsed(line).items() if is_number(value)}
+                    values = {name: value for name, value in _clean(json.loads(line)).items() if is_number(value)}
                     found.append({"step": values["step"], **values})
             except (ValueError, AttributeError, KeyError, RecursionError):
                 bad.append(str(k))
@@ -141,13 +138,12 @@ class Run:
     def _read_results(self, folder: str) -> None:
         """folder: "" or "evaluation/NAME/"."""
         name, file = folder.removesuffix("/") or "training", f"{folder}results.json"
-        self.sources[name] = {}
-        if not folder and not os.path.lexists(self.directory / file):
-            return  # a run that is at work
-        values = self.attempt(file, lambda: dict(_parsed(self._content(file))))
+        values = None
+        if folder or os.path.lexists(self.directory / file):  # else a run that is at work
+            values = self.attempt(file, lambda: dict(_clean(json.loads(self._content(file)))))
+        self.sources[name] = values or {}
         if values is None:
             return
-        self.sources[name] = values
         values = {"differences": [], **values}
         kept: list[Any]
         for key, read, kept in (("results", _result, self.results), ("differences", _difference, self.differences)):
@@ -166,10 +162,6 @@ def _instead(directory: Path) -> str:
         if runs := sorted(path.parent.name for path in directory.glob("*/config.yaml")):
             return f"name one of the runs in it, e.g. {directory / runs[0]}"
     return "name the directory that train.py wrote (run.dir)"
-
-
-def _parsed(content: str | bytes) -> Any:
-    return _clean(json.loads(content))
 
 
 def _clean(value: Any) -> Any:
