@@ -145,12 +145,6 @@ def test_towers_run_in_evaluation_mode_and_every_module_gets_its_own_back(model:
     assert seen == [(False, False, False), (False, False, True)]
 
 
-def test_options_are_checked() -> None:
-    for name, wrong in (("batch_size", 0), ("precision", "fp8"), ("max_bad_fraction", 1.5)):
-        with pytest.raises(ValueError, match=name):
-            EncodeOptions(**{name: wrong})  # type: ignore[arg-type]
-
-
 def test_unreadable_images_are_left_out_and_named() -> None:
     model: Any = colour_model()
 
@@ -507,9 +501,6 @@ def test_retrieval_figures_have_intervals() -> None:
         assert alone[name] == figure.value and math.isnan(alone.figures[name].low)
     recalls = [result.figures[f"image_to_text_r{k}"] for k in (1, 5, 10)]
     assert 0 < recalls[0].value < recalls[1].value < recalls[2].value < 1  # else little was tested
-    # about as wide as that of a share over 60 images
-    half = 1.96 * math.sqrt(recalls[1].value * (1 - recalls[1].value) / 60)
-    assert (recalls[1].high - recalls[1].low) / 2 == pytest.approx(half, rel=0.25)
 
 
 def test_retrieval_chance_and_shared_captions(model: DualEncoder) -> None:
@@ -562,13 +553,10 @@ def test_retrieval_fingerprint_is_of_images_captions_and_owners() -> None:
 
 def test_best_captions_show_equal_ones_once() -> None:
     text = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.9, 0.1], [0.0, 1.0]])
-    pairs = PairEmbeddings(torch.eye(2), text, ["a", "b", "b", "c"], torch.tensor([0, 0, 1, 1]))
-    ranked = best_captions(pairs, [0, 1], 2)
-    assert [[(c.text, c.own) for c in row] for row in ranked] == [
-        [("a", True), ("b", True)],
-        [("c", True), ("b", True)],
-    ]
-    assert best_captions(pairs, [1], 3)[0][2] == ("a", 0.0, False)
+    pairs = PairEmbeddings(torch.eye(2), text, list("abbc"), torch.tensor([0, 0, 1, 1]))
+    first, second = best_captions(pairs, [0, 1], 3)
+    assert [(c.text, c.own) for c in first] == [("a", True), ("b", True), ("c", False)]
+    assert [(c.text, c.own) for c in second] == [("c", True), ("b", True), ("a", False)] and second[2].similarity == 0
 
 
 def test_scores_of_foreign_images_do_not_saturate() -> None:

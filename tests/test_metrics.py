@@ -74,11 +74,6 @@ def test_ranks_worked_by_hand() -> None:
     # Own captions do not compete.
     ranks = retrieval_ranks(torch.tensor([[0.9, 0.8, 0.85], [0, 0, 0.1]]), positives_of(torch.tensor([0, 0, 1]), 2))
     assert ranks.image_to_text.tolist() == [1, 1]
-    # Captions 0, 1, 2 are the image's: 0.9 alone on top; 0.5 ties with two foreign ones; 0.1 is the last of all.
-    similarity = torch.tensor([[0.9, 0.5, 0.1, 0.5, 0.5, 0.2], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]])
-    ranks = retrieval_ranks(similarity, positives_of(torch.tensor([0, 0, 0, 1, 1, 1]), 2))
-    assert ranks.image_to_text.tolist() == [1, 1]
-    assert ranks.image_average_precision.tolist() == pytest.approx([(1 + 2 / 4 + 3 / 6) / 3, 1], abs=1e-15)
 
 
 def test_ranks_equal_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +114,12 @@ def test_shares_of_the_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [int(share.text_to_image[0]) for share in shares] == [1, 2, 2, 1]
 
 
-def test_one_image_and_one_caption() -> None:
-    one = from_embeddings(torch.ones(1, 3), torch.ones(1, 3), torch.tensor([0]))
+def test_little_to_rank() -> None:
+    one, several, none = (
+        from_embeddings(torch.ones(n, 3), torch.ones(m, 3), torch.zeros(m).long()) for n, m in ((1, 1), (1, 4), (0, 0))
+    )
     assert [part.tolist() for part in one] == [[1], [1], [1.0]]
-    several = from_embeddings(torch.ones(1, 3), torch.ones(4, 3), torch.zeros(4).long())
     assert [part.tolist() for part in several] == [[1], [1, 1, 1, 1], [1.0]]  # no foreign one to lose to
-    none = from_embeddings(torch.ones(0, 3), torch.ones(0, 3), torch.zeros(0).long())
     assert [part.tolist() for part in none] == [[], [], []]
     assert [part.dtype for part in one] == [part.dtype for part in none] == [torch.int64, torch.int64, torch.float64]
 
@@ -157,7 +152,7 @@ def clip_benchmark_recall(scores: Tensor, positives: Tensor, k: int) -> float:
     return (found.sum(1) / positives.sum(1) > 0).float().mean().item()
 
 
-def test_recall_equals_clip_benchmark_and_is_pessimistic_with_ties() -> None:
+def test_recall_equals_clip_benchmark() -> None:
     for seed, k in product(range(3), (1, 5, 10)):
         owners, draws = several_captions(40, seed), seeded(seed)
         image, text = torch.randn(40, 16, generator=draws), torch.randn(len(owners), 16, generator=draws)
@@ -169,16 +164,6 @@ def test_recall_equals_clip_benchmark_and_is_pessimistic_with_ties() -> None:
         ):
             expected = clip_benchmark_recall(rows, own, k)
             assert 0 < expected < 1 and recall_at_k(found, k) == pytest.approx(expected, abs=1e-6)
-
-        scores = torch.randint(4, positives.shape, generator=seeded(seed)).float()
-        ranks = retrieval_ranks(scores, positives)
-        # The worst order of equal scores is its arithmetic after own scores were lowered by less than a level.
-        worst = scores - 0.5 * positives
-        ours = recall_at_k(ranks.image_to_text, k), recall_at_k(ranks.text_to_image, k)
-        assert ours[0] <= clip_benchmark_recall(scores, positives, k)
-        assert ours[1] <= clip_benchmark_recall(scores.T, positives.T, k)
-        assert ours[0] == pytest.approx(clip_benchmark_recall(worst, positives, k), abs=1e-6)
-        assert ours[1] == pytest.approx(clip_benchmark_recall(worst.T, positives.T, k), abs=1e-6)
 
 
 def test_cosine_matrix_is_the_product_and_ties_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

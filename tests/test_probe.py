@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,65 +53,50 @@ def hits(result: Evaluation, figure: str) -> np.ndarray:
     return np.array([result.statistic(row)[figure] for row in np.eye(result.groups[0])])
 
 
-@pytest.fixture(scope="module")
-def noisy() -> tuple[Labelled, Labelled, Labelled]:
-    return clouds(90, 1, 0.45), clouds(150, 2, 0.45), clouds(200, 3, 0.45)
+NOISY = TRAIN, VALIDATION, TEST = clouds(90, 1, 0.45), clouds(150, 2, 0.45), clouds(200, 3, 0.45)
 
 
 @pytest.fixture(scope="module")
-def curve(noisy: tuple[Labelled, Labelled, Labelled]) -> Evaluation:
-    return run(*noisy, shots=(1, 2, 4), draws=4)
+def curve() -> Evaluation:
+    return run(*NOISY, shots=(1, 2, 4), draws=4)
 
 
-def reference(train: Labelled, strength: float) -> LogisticRegression:
+def reference(C: float) -> LogisticRegression:
     """scikit-learn on the embeddings as they are, to a tolerance far below the probe's."""
-    model = LogisticRegression(C=strength, tol=1e-9, max_iter=20000)
-    return model.fit(np.asarray(train.features, np.float64), train.labels)
+    return LogisticRegression(C=C, tol=1e-9, max_iter=20000).fit(np.asarray(TRAIN.features, np.float64), TRAIN.labels)
 
 
-def test_linear_equals_scikit_learn_on_the_embeddings_as_they_are(
-    noisy: tuple[Labelled, ...], curve: Evaluation
-) -> None:
-    train, _, test = noisy
-    predicted = reference(train, curve.details["C"] / curve.details["spread"] ** 2).predict(test.features)
-    np.testing.assert_array_equal(hits(curve, "linear"), predicted == test.labels)
-    assert curve["linear"] == np.mean(predicted == test.labels)
-    assert math.isclose(curve["linear_balanced_accuracy"], balanced_accuracy_score(test.labels, predicted))
-    centred = train.features - train.features.mean(0)
-    assert math.isclose(curve.details["spread"], np.sqrt((centred**2).sum(1).mean()), rel_tol=1e-5)
-
-
-def test_c_is_chosen_on_validation_by_halving(noisy: tuple[Labelled, ...], curve: Evaluation) -> None:
-    train, validation, _ = noisy
+def test_linear_equals_scikit_learn_on_the_embeddings_as_they_are(curve: Evaluation) -> None:
     spread = curve.details["spread"]
-    on_validation: dict[int, float] = {}
-    on_train: dict[int, float] = {}
+    predicted = reference(curve.details["C"] / spread**2).predict(TEST.features)
+    np.testing.assert_array_equal(hits(curve, "linear"), predicted == TEST.labels)
+    assert curve["linear"] == np.mean(predicted == TEST.labels)
+    assert math.isclose(curve["linear_balanced_accuracy"], balanced_accuracy_score(TEST.labels, predicted))
+    centred = TRAIN.features - TRAIN.features.mean(0)
+    assert math.isclose(spread, np.sqrt((centred**2).sum(1).mean()), rel_tol=1e-5)
 
-    def score(eighth: int) -> float:
-        if eighth not in on_validation:
-            model = reference(train, 10 ** (eighth / 8 - 6) / spread**2)
-            on_validation[eighth] = float(np.mean(model.predict(validation.features) == validation.labels))
-            on_train[eighth] = float(np.mean(model.predict(train.features) == train.labels))
-        return on_validation[eighth]
+
+def test_c_is_chosen_on_validation_by_halving(curve: Evaluation) -> None:
+    @functools.cache
+    def scores(eighth: int) -> tuple[float, float]:
+        """On validation, and on train."""
+        model = reference(10 ** (eighth / 8 - 6) / curve.details["spread"] ** 2)
+        return model.score(VALIDATION.features, VALIDATION.labels), model.score(TRAIN.features, TRAIN.labels)
 
     seen = [0, 16, 32, 48, 64, 80, 96]
     for step in (8, 4, 2, 1):
-        top = max(map(score, seen))
-        centre = min(place for place in seen if score(place) == top)
+        centre = max(seen, key=lambda place: (scores(place)[0], -place))
         seen += [place for place in (centre - step, centre + step) if 0 <= place <= 96]
-    top = max(map(score, seen))
-    chosen = min(place for place in seen if score(place) == top)
+    chosen = max(seen, key=lambda place: (scores(place)[0], -place))
     assert math.isclose(curve.details["C"], 10 ** (chosen / 8 - 6))
-    assert curve.details["validation"]["linear"] == top
+    assert curve.details["validation"]["linear"] == scores(chosen)[0]
     # the case is one where another rule would choose otherwise
-    best_on_train = max(on_train, key=lambda place: on_train[place])
-    assert on_train[best_on_train] > on_train[chosen]
-    assert on_validation[best_on_train] < top
+    best_on_train = max(seen, key=lambda place: scores(place)[1])
+    assert scores(best_on_train)[1] > scores(chosen)[1] and scores(best_on_train)[0] < scores(chosen)[0]
 
 
-def test_the_test_images_choose_nothing(noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation) -> None:
-    train, validation, test = noisy
-    other = run(train, validation, Labelled(test.features, (np.asarray(test.labels) + 1) % 4), shots=(2,), draws=4)
+def test_the_test_images_choose_nothing(curve: Evaluation) -> None:
+    other = run(TRAIN, VALIDATION, Labelled(TEST.features, (np.asarray(TEST.labels) + 1) % 4), shots=(2,), draws=4)
     for key in ("C", "k", "validation", "spread"):
         assert other.details[key] == curve.details[key]
     assert other.details["shots"][0]["C"] == curve.details["shots"][1]["C"]
@@ -132,16 +117,14 @@ def test_nearest_neighbours_by_hand() -> None:
         assert (result.details["k"], result["knn"], result.details["validation"]["knn"]) == (k, share, 1)
 
 
-def test_nearest_neighbours_equal_scikit_learn(noisy: tuple[Labelled, ...], curve: Evaluation) -> None:
-    train, validation, test = noisy
+def test_nearest_neighbours_equal_scikit_learn(curve: Evaluation) -> None:
     scores, hit = {}, {}
     for k in (1, 5, 10, 20, 50):  # 100 is more than the 90 images
-        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train.features, train.labels)
-        scores[k] = model.score(validation.features, validation.labels)
-        hit[k] = model.predict(test.features) == test.labels
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(TRAIN.features, TRAIN.labels)
+        scores[k] = model.score(VALIDATION.features, VALIDATION.labels)
+        hit[k] = model.predict(TEST.features) == TEST.labels
     best = max(scores, key=lambda k: (scores[k], k))
-    assert curve.details["k"] == best
-    assert curve.details["validation"]["knn"] == scores[best]
+    assert (curve.details["k"], curve.details["validation"]["knn"]) == (best, scores[best])
     np.testing.assert_array_equal(hits(curve, "knn"), hit[best])
     assert len({found.tobytes() for found in hit.values()}) == 5
 
@@ -162,27 +145,21 @@ def test_clusters_apart_are_told_apart() -> None:
         assert (result["linear"], result["linear_balanced_accuracy"]) == (0.6, 0.25)
 
 
-def test_the_strongest_penalty_is_solved_too(
-    monkeypatch: pytest.MonkeyPatch, noisy: tuple[Labelled, Labelled, Labelled]
-) -> None:
+def test_the_strongest_penalty_is_solved_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_EIGHTHS", 0)  # 1e-6 alone
-    train, _, test = noisy
-    train = Labelled(train.features[:88], train.labels[:88])
+    x, y = TRAIN.features[:88], TRAIN.labels[:88]
     # To first order a weight is C times the sum of (one - share) times image, and the intercepts undo the centre.
-    centre = train.features.mean(0)
-    means = np.stack([train.features[train.labels == label].mean(0) for label in range(4)])
-    predicted = ((test.features - centre) @ (means - centre).T).argmax(1)
-    result = run(train, noisy[1], test)
+    means = np.stack([x[y == label].mean(0) for label in range(4)])
+    predicted = ((TEST.features - x.mean(0)) @ (means - x.mean(0)).T).argmax(1)
+    result = run(Labelled(x, y), VALIDATION, TEST)
     assert result.details["C"] == 1e-6
-    np.testing.assert_array_equal(hits(result, "linear"), predicted == test.labels)
+    np.testing.assert_array_equal(hits(result, "linear"), predicted == TEST.labels)
 
 
 def test_shuffled_labels_give_chance() -> None:
-    train, validation, test = (clouds(n, seed, 0.1) for n, seed in ((200, 1), (200, 2), (1200, 3)))
     draws = np.random.default_rng(0)
-    result = run(
-        *(Labelled(part.features, draws.permutation(part.labels)) for part in (train, validation, test)), shots=(4,)
-    )
+    parts = (clouds(n, seed, 0.1) for n, seed in ((200, 1), (200, 2), (1200, 3)))
+    result = run(*(Labelled(part.features, draws.permutation(part.labels)) for part in parts), shots=(4,))
     for name in ("linear", "linear_balanced_accuracy", "knn", "linear_4_shot"):
         assert abs(result[name] - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 1200), name
     assert result.details["chance"] == 0.25
@@ -196,11 +173,8 @@ def test_the_curve_is_mean_and_spread_over_draws(curve: Evaluation) -> None:
         assert math.isclose(curve[f"linear_{row['shots']}_shot"], row["mean"])
         assert len(set(row["draws"])) > 1
     assert [row["shots"] for row in curve.details["shots"]] == [1, 2, 4]
-    means = [row["mean"] for row in curve.details["shots"]]
-    assert means[0] < means[2] < curve["linear"]
-
-
-def test_intervals_contain_the_value_and_are_about_as_wide_as_a_share_has_it(curve: Evaluation) -> None:
+    assert curve["linear_1_shot"] < curve["linear_4_shot"] < curve["linear"]
+    # intervals contain the value and are about as wide as a share has it
     for name, figure in curve.figures.items():
         assert figure.low < figure.value < figure.high, name
         assert figure.n == 200
@@ -209,9 +183,7 @@ def test_intervals_contain_the_value_and_are_about_as_wide_as_a_share_has_it(cur
     assert abs(curve.figures["linear"].high - curve.figures["linear"].low - normal) < 0.2 * normal
 
 
-def test_the_draws_hold_so_many_of_each_class_and_lie_in_one_another(
-    monkeypatch: pytest.MonkeyPatch, noisy: tuple[Labelled, Labelled, Labelled]
-) -> None:
+def test_the_draws_hold_so_many_of_each_class_and_lie_in_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[tuple[set[bytes], list[int]]] = []
     choose = probing._choose
 
@@ -221,11 +193,9 @@ def test_the_draws_hold_so_many_of_each_class_and_lie_in_one_another(
         return choose(x, y, *validation)
 
     monkeypatch.setattr(probing, "_choose", watched)
-    train, validation, test = noisy
-    kept = np.flatnonzero((np.asarray(train.labels) != 2) | (np.arange(90) < 12))  # 3 of "cow"
-    result = run(
-        Labelled(train.features[kept], train.labels[kept]), validation, test, shots=(8, 2, 99), draws=3, notes=["first"]
-    )
+    kept = np.flatnonzero((np.asarray(TRAIN.labels) != 2) | (np.arange(90) < 12))  # 3 of "cow"
+    train = Labelled(TRAIN.features[kept], TRAIN.labels[kept])
+    result = run(train, VALIDATION, TEST, shots=(8, 2, 99), draws=3, notes=["first"])
     full, *drawn = fitted
     assert full[1] == [23, 23, 3, 22]
     assert [counts for _, counts in drawn] == [[2, 2, 2, 2]] * 3 + [[8, 8, 3, 8]] * 3
@@ -240,29 +210,25 @@ def test_the_draws_hold_so_many_of_each_class_and_lie_in_one_another(
     assert "linear_99_shot" not in result.figures
 
 
-def test_equal_seeds_give_equal_results(noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation) -> None:
-    again = run(*(Labelled(*map(torch.as_tensor, part)) for part in noisy), shots=(2,), draws=4)
+def test_equal_seeds_give_equal_results(curve: Evaluation) -> None:
+    again = run(*(Labelled(*map(torch.as_tensor, part)) for part in NOISY), shots=(2,), draws=4)
     assert again.details["shots"] == curve.details["shots"][1:2]
     assert all(again.figures[name] == curve.figures[name] for name in again.figures)
-    other = run(*noisy, shots=(2,), draws=4, seed=1)
-    assert other.details["shots"] != again.details["shots"]
-    assert other["linear"] == again["linear"]
+    other = run(*NOISY, shots=(2,), draws=4, seed=1)
+    assert other.details["shots"] != again.details["shots"] and other["linear"] == again["linear"]
 
 
-def test_neither_the_order_of_the_training_images_nor_a_narrow_cone_changes_anything(
-    noisy: tuple[Labelled, Labelled, Labelled], curve: Evaluation
-) -> None:
-    def squeezed(part: Labelled, radius: float = 0.01) -> Labelled:
-        lifted = np.full((len(part.features), 1), math.sqrt(1 - radius**2))
-        return Labelled(np.concatenate([radius * np.asarray(part.features, np.float64), lifted], 1), part.labels)
+def test_neither_the_order_of_the_training_images_nor_a_narrow_cone_changes_anything(curve: Evaluation) -> None:
+    def squeezed(part: Labelled) -> Labelled:
+        lifted = np.full((len(part.features), 1), math.sqrt(1 - 0.01**2))
+        return Labelled(np.concatenate([0.01 * np.asarray(part.features, np.float64), lifted], 1), part.labels)
 
-    train, validation, test = noisy
     order = np.random.default_rng(5).permutation(90)
     # a draw of everything is the full probe
-    other = run(Labelled(train.features[order], train.labels[order]), validation, test, shots=(23,), draws=2)
+    other = run(Labelled(TRAIN.features[order], TRAIN.labels[order]), VALIDATION, TEST, shots=(23,), draws=2)
     assert other.details["shots"][0]["draws"] == [other["linear"]] * 2
     assert other.details["shots"][0]["C"] == [other.details["C"]] * 2
-    cone = run(*map(squeezed, noisy))
+    cone = run(*map(squeezed, NOISY))
     assert math.isclose(cone.details["spread"], 0.01 * curve.details["spread"], rel_tol=1e-6)
     assert other.details["C"] == cone.details["C"] == curve.details["C"]
     np.testing.assert_array_equal(hits(other, "knn"), hits(curve, "knn"))
@@ -285,25 +251,22 @@ def test_balanced_accuracy_leaves_out_a_class_without_test_images() -> None:
     )
 
 
-def test_fits_that_stop_early_are_noted_and_not_warned_of(
-    monkeypatch: pytest.MonkeyPatch, noisy: tuple[Labelled, Labelled, Labelled]
-) -> None:
+def test_fits_that_stop_early_are_noted_and_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_MAX_STEPS", 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = run(*noisy, shots=(2,), draws=2)
+        result = run(*NOISY, shots=(2,), draws=2)
     assert [note.split(":")[0] for note in result.notes] == ["linear", "2-shot"]
     assert "fits stopped before they converged (C from" in result.notes[0]
 
 
-def test_one_draw_has_no_spread_and_everything_is_plain(noisy: tuple[Labelled, Labelled, Labelled]) -> None:
-    result = run(*noisy, shots=(1,), draws=1, fingerprint="abc", resamples=1)
-    assert result.details["shots"][0]["std"] is None
-    text = json.dumps(to_json(result), allow_nan=False)
-    assert json.loads(text)["details"] == result.details
-    assert [result.details[f"n_{part}"] for part in ("train", "validation", "test")] == [90, 150, 200]
-    assert result.fingerprint == "abc"
-    assert result.figures["linear"].low == result.figures["linear"].high
+def test_one_draw_has_no_spread_and_everything_is_plain() -> None:
+    result = run(*NOISY, shots=(1,), draws=1, fingerprint="abc", resamples=1)
+    details = result.details
+    assert details["shots"][0]["std"] is None
+    assert json.loads(json.dumps(to_json(result), allow_nan=False))["details"] == details
+    assert [details[f"n_{part}"] for part in ("train", "validation", "test")] == [90, 150, 200]
+    assert result.fingerprint == "abc" and result.figures["linear"].low == result.figures["linear"].high
 
 
 def test_bad_input_is_named() -> None:
@@ -321,33 +284,27 @@ def test_bad_input_is_named() -> None:
             run(*parts)
 
 
-def split(labels: np.ndarray, shares: Sequence[float], seed: int = 0) -> list[np.ndarray]:
-    return divide(torch.from_numpy(labels), shares, seed, [*NAMES, "eel"])
-
-
-def test_divide_by_hand() -> None:
-    labels = np.random.default_rng(0).permutation([0] * 10 + [1] * 20 + [3] * 3)
-    parts = split(labels, (0.6, 0.2, 0.2))
-    assert [np.bincount(labels[part]).tolist() for part in parts] == [[6, 12, 0, 1], [2, 4, 0, 1], [2, 4, 0, 1]]
-    assert sorted(np.concatenate(parts)) == list(range(33))
-    assert all((np.diff(part) > 0).all() for part in parts)
-    again, other = split(labels, (0.6, 0.2, 0.2)), split(labels, (0.6, 0.2, 0.2), seed=1)
-    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
-    assert any((a != b).any() for a, b in zip(parts, other, strict=True))
-    with pytest.raises(ValueError, match="class 'bee' has 2 images, and 3 parts need one each"):
-        split(np.array([0, 0, 0, 1, 1]), (0.8, 0.1, 0.1))
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(3, 60), min_size=1, max_size=5), st.lists(st.integers(1, 20), min_size=1, max_size=3))
 def test_divide_keeps_every_class_in_proportion(sizes: list[int], weights: list[int]) -> None:
-    labels = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
     shares = np.array(weights) / sum(weights)
-    counts = np.stack([np.bincount(labels[part], minlength=len(sizes)) for part in split(labels, shares.tolist())])
-    assert counts.sum(0).tolist() == sizes
-    assert counts.min() >= 1
-    # off by a image from rounding, and by as many more as the other parts were raised to one
+    parts = divide(torch.from_numpy(labels), shares.tolist(), 0, "abcde")
+    assert sorted(np.concatenate(parts)) == list(range(len(labels)))
+    assert all((np.diff(part) > 0).all() for part in parts)
+    counts = np.stack([np.bincount(labels[part], minlength=len(sizes)) for part in parts])
+    assert counts.sum(0).tolist() == sizes and counts.min() >= 1
+    # off by an image from rounding, and by as many more as the other parts were raised to one
     assert (np.abs(counts - shares[:, None] * np.array(sizes)) < len(shares)).all()
+
+
+def test_divide_by_hand() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 20 + [3] * 3)
+    parts, again, other = (divide(labels, (0.6, 0.2, 0.2), seed, NAMES) for seed in (0, 0, 1))
+    assert all(map(np.array_equal, parts, again)) and not any(map(np.array_equal, parts, other))
+    assert [np.bincount(labels[part]).tolist() for part in parts] == [[6, 12, 0, 1], [2, 4, 0, 1], [2, 4, 0, 1]]
+    with pytest.raises(ValueError, match="class 'bee' has 2 images, and 3 parts need one each"):
+        divide(torch.tensor([0, 0, 0, 1, 1]), (0.8, 0.1, 0.1), 0, NAMES)
 
 
 def test_parts_of_what_a_source_has() -> None:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from support.files import write_classes
+from support.sources import FakeLabelled
 
 from miniclip.data.classes import known_sets
 from miniclip.data.labelled import open_labelled
@@ -23,50 +24,24 @@ from miniclip.evaluation.prompts import (
 )
 
 
-class Fake:
-    """A LabelledSource with no more than the protocol asks for."""
-
-    def __init__(self) -> None:
-        self.classes = ["a dog", "a cat"]
-
-    def __len__(self) -> int:
-        return 1
-
-    def image(self, index: int) -> Image.Image:
-        return Image.new("RGB", (2, 2))
-
-    def label(self, index: int) -> int:
-        return 0
-
-    def name(self, index: int) -> str:
-        return "fake"
-
-
 def test_names_and_templates_of_a_source(tmp_path: Path) -> None:
-    assert names_of(Fake()) == names_of(Subset(Fake(), [0])) == [["a dog"], ["a cat"]]
-    assert templates_of(Fake()) == templates_of(Subset(Fake(), [0])) == SIMPLE_TEMPLATES
-    for name in ("cat", "hound"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        Image.new("RGB", (2, 2)).save(tmp_path / "pets" / name / "x.png")
-    (tmp_path / "names.txt").write_text("dog | hound\ncat\n")
-    source = open_labelled(tmp_path / "pets", classnames_file=tmp_path / "names.txt")
+    plain = FakeLabelled(1)
+    assert names_of(plain) == names_of(Subset(plain, [0])) == [["a dog"], ["a cat"]]
+    assert templates_of(plain) == templates_of(Subset(plain, [0])) == SIMPLE_TEMPLATES
+    pets, names = write_classes(tmp_path / "pets", cat=[1], hound=[2]), tmp_path / "names.txt"
+    names.write_text("dog | hound\ncat\n")
+    source = open_labelled(pets, classnames_file=names)
     for one in (source, Subset(source, [1])):
         assert names_of(one) == [["cat"], ["dog", "hound"]]
         assert templates_of(one) == ("a photo of a {}, a type of pet.",)
-    mine = (tmp_path / "pets").rename(tmp_path / "mine")
-    assert templates_of(open_labelled(mine)) == SIMPLE_TEMPLATES  # templates is None there
+    assert templates_of(open_labelled(pets.rename(tmp_path / "mine"))) == SIMPLE_TEMPLATES  # templates is None there
+    assert isinstance(SceneTask("colour", 2, 0, 16), PromptedSource) and not isinstance(plain, PromptedSource)
 
 
 def test_prompts_in_order() -> None:
-    names, templates = [["crane bird", "crane"], ["ox"]], ("a {}.", "the {}.", "{}")
-    prompts = fill_templates(names, templates)
-    assert prompts == [
+    assert fill_templates([["crane bird", "crane"], ["ox"]], ("a {}.", "the {}.", "{}")) == [
         ["a crane bird.", "the crane bird.", "crane bird", "a crane.", "the crane.", "crane"],
         ["a ox.", "the ox.", "ox"],
-    ]
-    assert [texts[1::3] for texts in prompts] == [["the crane bird.", "the crane."], ["the ox."]]
-    assert [texts[t::3] for texts in prompts for t in range(3)] == [
-        [template.replace("{}", name) for name in many] for many in names for template in templates
     ]
     assert fill_templates([["a{0}"], ["b"]], ["{} {x}"]) == [["a{0} {x}"], ["b {x}"]]  # braces of other kinds stay
     assert fill_templates([["ox"]], ["{} and {}"]) == [["ox and ox"]]
@@ -93,48 +68,35 @@ def test_templates_inline_and_from_a_file(tmp_path: Path) -> None:
     assert resolve_templates(str(file)) == ("a {}.", "the {} of {name}")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_templates_that_cannot_be(tmp_path: Path) -> None:
+    file, latin = tmp_path / "templates.txt", tmp_path / "latin.txt"
+    for text, message in (
         ("a {}.\n\nthe dog.\n", "FILE, line 3: 'the dog.' lacks {} for the class name; write e.g."),
         ("a { }.\n", "FILE, line 1: 'a { }.' lacks {}"),
         ("", "FILE holds no template; write one a line"),
         ("\n  \n", "FILE holds no template"),
         ("a {}.\n\nthe {}.\n a {}. \n", "FILE, line 4: 'a {}.' stands in line 1 already"),
-    ],
-)
-def test_files_of_templates_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "templates.txt"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message.replace("FILE", str(file)))) as caught:
-        resolve_templates(str(file))
-    assert "\n" not in str(caught.value)
-
-
-def test_templates_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.txt'.*no such file, and not a template.*cifar10"):
-        resolve_templates(str(tmp_path / "none.txt"))
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        resolve_templates(str(tmp_path))
-    with pytest.raises(ValueError, match="template 2: 'b' lacks"):
-        resolve_templates(["a {}", "b"])
-    with pytest.raises(ValueError, match=r"template 3: 'a \{\}' stands in template 1 already"):
-        resolve_templates(["a {}", "b {}", "a {}"])
-    with pytest.raises(ValueError, match="empty"):
-        resolve_templates([])
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 {}\n")
-    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8 text"):
-        resolve_templates(str(tmp_path / "latin.txt"))
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message.replace("FILE", str(file)))) as caught:
+            resolve_templates(str(file))
+        assert "\n" not in str(caught.value)
+    latin.write_bytes(b"caf\xe9 {}\n")
+    given: list[tuple[str | list[str], str]] = [
+        (str(tmp_path / "none.txt"), r"none\.txt'.*no such file, and not a template.*cifar10"),
+        (str(tmp_path), "no such file"),
+        (["a {}", "b"], "template 2: 'b' lacks"),
+        (["a {}", "b {}", "a {}"], r"template 3: 'a \{\}' stands in template 1 already"),
+        ([], "empty"),
+        (str(latin), r"latin\.txt is not UTF-8 text"),
+    ]
+    for templates, message in given:
+        with pytest.raises(FileNotFoundError if "no such" in message else ValueError, match=message):
+            resolve_templates(templates)
 
 
 def test_classes_that_cannot_be_told_apart() -> None:
     check_classes("t", ["a", "b"])
-    with pytest.raises(ValueError, match=r"t: .* at least two classes, got \['a'\]"):
-        check_classes("t", ["a"])
-    with pytest.raises(ValueError, match=r"t: 1 class names .* 'b'"):
-        check_classes("t", ["b", "a", "b"])
-
-
-def test_the_built_in_tasks_bring_their_own_prompts() -> None:
-    assert isinstance(SceneTask("colour", 2, 0, 16), PromptedSource)
-    assert not isinstance(Fake(), PromptedSource)
+    for classes, message in ((["a"], r"t: .* at least two classes, got \['a'\]"), ("bab", "t: 1 class names .* 'b'")):
+        with pytest.raises(ValueError, match=message):
+            check_classes("t", classes)
