@@ -330,9 +330,8 @@ def test_each_template_by_itself(sample: Sample) -> None:
     hits = [(scores[:300].argmax(1) == expected["labels"]).mean() for scores in expected["by_template"]]
     assert [row["template"] for row in found] == TEMPLATES and hits[0] != hits[1]
     assert [row["top1"] for row in found] == pytest.approx(hits, abs=1e-12)
-    alone = [classify(made, dataset, [template]) for template in TEMPLATES]
-    assert [row["top1"] for row in found] == [result["top1"] for result in alone]
-    assert all("templates" not in result.details for result in alone)
+    alone = classify(made, dataset, TEMPLATES[1])
+    assert alone["top1"] == found[1]["top1"] and "templates" not in alone.details
 
 
 def test_foreign_images_equal_scikit_learn(sample: Sample) -> None:
@@ -365,7 +364,6 @@ def test_several_names_of_a_class() -> None:
     dataset.names = [["red"], ["dark red", "green", "green grass"], ["blue", "blue sky"]]
     result = classify(colour_model(), dataset, ["a {}", "the {}"])
     assert result["top1"] == 1 and result.details["classes"] == ["red", "dark red", "blue"]
-    assert [row["top1"] for row in result.details["templates"]] == [1, 1]
     # rows of one template: both names count in it, and only its own
     text = {
         "a x": (0, 0, 1),
@@ -425,14 +423,6 @@ def test_labels_stay_with_their_images_when_some_cannot_be_read() -> None:
     assert found.groups == (11, 3) and found.notes[0].startswith("1 images cannot be read")
 
 
-def test_zero_shot_fingerprint_is_of_images_and_labels() -> None:
-    def seen(n: int, templates: str = "a {}", labels: list[int] | None = None, made: Made | None = None) -> str:
-        return classify(made or colour_model(), FakeLabelled(n, NAMES, labels), templates, resamples=2).fingerprint
-
-    assert seen(6) == seen(6, "the {}") == seen(6, made=colour_model(red="green"))
-    assert len({seen(6), seen(7), seen(6, labels=[1, 2, 0, 1, 2, 0])}) == 3
-
-
 def test_zero_shot_says_what_is_wrong() -> None:
     every = EncodeOptions(max_bad_fraction=1)
     for dataset, options, message in (
@@ -463,11 +453,7 @@ def test_retrieval_by_hand() -> None:
     }
     swapped = retrieve(colour_model(red="green", green="red"), source)
     # The red image has the green captions before it, and ties with the blue ones: rank 1 + 2 + 2.
-    # Its captions have the precisions 1 / 5 and 2 / 6. A red caption: green image first, and a tie with the blue one.
-    expected = {"image_to_text_r1": 1 / 3, "text_to_image_r1": 1 / 3, "image_to_text_r5": 1}
-    expected |= {"image_to_text_median_rank": 5, "image_to_text_mean_rank": 11 / 3, "text_to_image_median_rank": 3}
-    expected |= {"image_to_text_map": (1 + 2 * (1 / 5 + 2 / 6) / 2) / 3, "text_to_image_map": (2 + 4 / 3) / 6}
-    assert {name: swapped[name] for name in expected} == pytest.approx(expected)
+    assert (swapped["image_to_text_r1"], swapped["image_to_text_median_rank"]) == (pytest.approx(1 / 3), 5)
     assert swapped.details["chance_text_to_image_r10"] == 1 and swapped.fingerprint == result.fingerprint
 
 
@@ -539,16 +525,26 @@ def test_retrieval_says_what_is_wrong() -> None:
             retrieve(colour_model(), source, options=options)
 
 
-def test_retrieval_fingerprint_is_of_images_captions_and_owners() -> None:
+def test_fingerprints_are_of_what_was_read() -> None:
+    """Of images and labels; of images, captions and their owners. Neither of the model nor of the templates."""
     made: Any = colour_model()
 
-    def seen(*captions: list[str]) -> str:
+    def labelled(n: int, labels: list[int] | None = None, by: Made = made, templates: str = "a {}") -> str:
+        return classify(by, FakeLabelled(n, NAMES, labels), templates, resamples=2).fingerprint
+
+    def pairs(*captions: list[str]) -> str:
         return encode_pairs(made, PREPROCESS, made.tokens, captioned(*captions)).fingerprint
 
-    whole = seen(["a", "b"], ["c"])
-    assert whole == seen(["a", "b"], ["c"])
-    others = [seen(["a"], ["b", "c"]), seen(["b", "a"], ["c"]), seen(["a", "b"], ["d"]), seen(["a", "b"], ["c"], ["c"])]
-    assert len({whole, *others}) == 5
+    assert labelled(6) == labelled(6, by=colour_model(red="green"), templates="the {}")
+    assert pairs(["a", "b"], ["c"]) == pairs(["a", "b"], ["c"])
+    several = [labelled(6), labelled(7), labelled(6, [1, 2, 0, 1, 2, 0]), pairs(["a", "b"], ["c"])]
+    several += [
+        pairs(["a"], ["b", "c"]),
+        pairs(["b", "a"], ["c"]),
+        pairs(["a", "b"], ["d"]),
+        pairs(["a", "b"], ["c"], ["c"]),
+    ]
+    assert len(set(several)) == len(several)
 
 
 def test_best_captions_show_equal_ones_once() -> None:
