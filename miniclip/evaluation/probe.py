@@ -53,19 +53,22 @@ class Labelled(NamedTuple):
 def open_parts(
     open_split: Callable[[str], LabelledSource], splits: Sequence[str], data: str, seed: int = 0
 ) -> list[LabelledSource]:
-    """Images to fit on, to choose on and to count on: train, validation, test.
+    """Images to fit on, to choose on and to count on: train, validation, test, out of the splits that the data have.
 
-    open_split: one split of the data by name. splits: those it has. What is missing is divided off, each class in
-    proportion, with a logged note: validation is a fifth of train, and takes the place of a test split that is not
-    there; one split alone is cut into three, 60:20:20. Raises ValueError if there are several splits and they are
-    others, or a class has too few images.
+    What is missing is divided off, each class in proportion, with a logged note: validation is a fifth of train, and
+    takes the place of a test split that is not there; one split alone is cut into three, 60:20:20. Raises ValueError if
+    there are several splits and they are others, or a class has too few images.
     """
+
+    def divided(split: str, *shares: float) -> list[LabelledSource]:
+        source = open_split(split)
+        return [Subset(source, p.tolist()) for p in divide(labels_of(source, data), shares, seed, source.classes)]
+
     if len(splits) == 1:
         log.warning("%s has the one split %r: 60 %% is fitted on, 20 %% chosen on, 20 %% tested on", data, splits[0])
-        return _divided(open_split(splits[0]), data, (0.6, 0.2, 0.2), seed)
-    train, validation, test = (
-        next((name for name in (role, *ALIASES[role]) if name in splits), None) for role in ROLES
-    )
+        return divided(splits[0], 0.6, 0.2, 0.2)
+    known = (next((name for name in (role, *ALIASES[role]) if name in splits), None) for role in ROLES)
+    train, validation, test = known
     tested = test or validation
     if train is None or tested is None:
         raise ValueError(
@@ -76,12 +79,7 @@ def open_parts(
         return [open_split(name) for name in (train, validation, test)]
     lacking = "validation" if test else "test"
     log.warning("%s has no %s split: a fifth of train chooses the penalty, %r is tested on", data, lacking, tested)
-    return [*_divided(open_split(train), data, (0.8, 0.2), seed), open_split(tested)]
-
-
-def _divided(source: LabelledSource, data: str, shares: Sequence[float], seed: int) -> list[LabelledSource]:
-    parts = divide(labels_of(source, data), shares, seed, source.classes)
-    return [Subset(source, part.tolist()) for part in parts]
+    return [*divided(train, 0.8, 0.2), open_split(tested)]
 
 
 def probe_model(
@@ -91,12 +89,10 @@ def probe_model(
     task: str,
     *,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
-    draws: int = 5,
-    seed: int = 0,
     options: EncodeOptions = DEFAULT,
-    resamples: int = RESAMPLES,
+    **settings: Any,
 ) -> Evaluation:
-    """Embed parts (train, validation, test; the last two may be one, which flatters) and probe; see `probe`.
+    """Embed parts (train, validation, test; the last two may be one, which flatters) and probe; settings: see `probe`.
 
     With options.shared only the main process has the figures of few shots.
     Raises ValueError unless the parts have the same classes, and if none of a part's images can be read.
@@ -114,23 +110,16 @@ def probe_model(
         shots = ()  # the processes have shared the images; the same fits in each would only hold each other up
     found = [encoded[id(part)] for part in parts]
     train, validation, test = (Labelled(images.values, labels) for images, labels in found)
-    return probe(
-        *(train, validation, test, classes, task),
-        shots=shots,
-        draws=draws,
-        seed=seed,
-        fingerprint=digest(*(part for images, labels in found for part in (images.fingerprint, labels.tolist()))),
-        notes=[note for images, _ in encoded.values() for note in images.notes],
-        resamples=resamples,
-        progress=options.progress,
-    )
+    settings["fingerprint"] = digest(*(part for images, y in found for part in (images.fingerprint, y.tolist())))
+    settings["notes"] = [note for images, _ in encoded.values() for note in images.notes]
+    return probe(train, validation, test, classes, task, shots=shots, progress=options.progress, **settings)
 
 
 def divide(labels: Tensor, shares: Sequence[float], seed: int, classes: Sequence[str]) -> list[np.ndarray]:
     """Split images at random, each class in proportion: one sorted array of row numbers for each share.
 
-    labels: (N,) integers, places in classes. shares: positive, sum to 1. Every part gets at least one image of every
-    class. Raises ValueError if a class has fewer images than there are parts.
+    labels: (N,) integers, places in classes. shares: positive, sum to 1. Raises ValueError if a class has fewer images
+    than there are parts, each of which gets at least one.
     """
     found, draws = labels.numpy(), np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in shares]
@@ -141,7 +130,14 @@ def divide(labels: Tensor, shares: Sequence[float], seed: int, classes: Sequence
                 f"class {classes[label]!r} has {len(rows)} images, and {len(shares)} parts need one each; add images, "
                 "leave the class out, or bring splits of your own"
             )
-        ends = np.cumsum(_allot(len(rows), shares))[:-1]
+        # whole numbers of at least 1 that sum to n, as near to the shares as that allows
+        n, exact = len(rows), len(rows) * np.asarray(shares)
+        counts = np.maximum(np.floor(exact), 1)
+        while counts.sum() < n:
+            counts[np.argmax(exact - counts)] += 1
+        while counts.sum() > n:
+            counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
+        ends = np.cumsum(counts.astype(np.int64))[:-1]
         for part, chosen in zip(parts, np.split(draws.permutation(rows), ends), strict=True):
             part.append(chosen)
     return [np.sort(np.concatenate(part)) for part in parts]
@@ -187,11 +183,9 @@ def probe(
     counts = {split: np.bincount(labels, minlength=len(classes)) for split, labels in y.items()}
     said = [*notes, *_class_notes(task, classes, counts), *_shot_notes(shots, counts["training"])]
     filled = [shot for shot in sorted(set(shots)) if shot <= counts["training"].max()]
-    threads = 1 if x["training"].size < _WORTH_THREADS else None
-    with (
-        threadpool_limits(threads),
-        tqdm(total=2 + draws * len(filled), desc=f"probe {task}", leave=False, disable=not progress) as bar,
-    ):
+    steps = 2 + draws * len(filled)
+    bar = tqdm(total=steps, desc=f"probe {task}", leave=False, disable=not progress)
+    with bar, threadpool_limits(1 if x["training"].size < _WORTH_THREADS else None):
         k, neighbour_accuracy, neighbours = _nearest(x, y)
         bar.update()
         # not below the rounding of float32, where all images have one embedding
@@ -214,10 +208,9 @@ def probe(
             drawn = [one.predict(x["test"]) == y["test"] for one in fits]
             hits[f"linear_{shot}_shot"], repeats[f"linear_{shot}_shot"] = np.sum(drawn, axis=0), draws
             shares = [float(hit.mean()) for hit in drawn]
-            point = {"shots": shot, "mean": sum(shares) / draws, "std": None, "draws": shares}
+            spread_of = statistics.stdev(shares) if draws > 1 else None
+            point = {"shots": shot, "mean": sum(shares) / draws, "std": spread_of, "draws": shares}
             curve.append(point | {"C": [one.C for one in fits]})
-            if draws > 1:
-                curve[-1]["std"] = statistics.stdev(shares)
             said += _convergence_notes(f"{shot}-shot", fits)
 
     rows_of_hits = np.stack([row.astype(np.float64) for row in hits.values()])  # f n
@@ -270,37 +263,29 @@ def _choose(x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation
     accuracy: dict[int, float] = {}
     stopped = []
 
-    def fit(eighth: int) -> None:
-        if eighth in models or not 0 <= eighth <= _EIGHTHS:
-            return
-        if models:  # from the nearest solution, which takes about three quarters of the steps
-            model = copy(models[min(models, key=lambda other: abs(other - eighth))]).set_params(C=_strength(eighth))
-        else:
-            model = LogisticRegression(C=_strength(eighth), tol=_TOLERANCE, max_iter=_MAX_STEPS, warm_start=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a note says it
-            warnings.filterwarnings("ignore", "The number of unique classes is greater")  # so it is with one shot
-            model.fit(x, y)
-        if model.n_iter_.max() >= _MAX_STEPS:
-            stopped.append(_strength(eighth))
-        models[eighth] = model
-        accuracy[eighth] = float((model.predict(x_validation) == y_validation).mean())
-
-    def best() -> int:
+    def fit(*eighths: int) -> int:
+        """The best of all so far."""
+        for eighth in eighths:
+            if eighth in models or not 0 <= eighth <= _EIGHTHS:
+                continue
+            model = LogisticRegression(tol=_TOLERANCE, max_iter=_MAX_STEPS, warm_start=True)
+            if models:  # from the nearest solution, which takes about three quarters of the steps
+                model = copy(models[min(models, key=lambda other, here=eighth: abs(other - here))])  # type: ignore[misc]
+            model.set_params(C=float(10 ** (eighth / 8 - 6)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # a note says it
+                warnings.filterwarnings("ignore", "The number of unique classes is greater")  # so it is with one shot
+                model.fit(x, y)
+            if model.n_iter_.max() >= _MAX_STEPS:
+                stopped.append(model.C)
+            models[eighth] = model
+            accuracy[eighth] = float((model.predict(x_validation) == y_validation).mean())
         return max(accuracy, key=lambda eighth: (accuracy[eighth], -eighth))
 
-    for eighth in range(0, _EIGHTHS + 1, 16):
-        fit(eighth)
+    best = fit(*range(0, _EIGHTHS + 1, 16))
     for step in (8, 4, 2, 1):
-        centre = best()
-        fit(centre - step)
-        fit(centre + step)
-    chosen = best()
-    return _Fit(models[chosen], mean, _strength(chosen), accuracy[chosen], len(models), tuple(stopped))
-
-
-def _strength(eighth: int) -> float:
-    return float(10 ** (eighth / 8 - 6))
+        best = fit(best - step, best + step)
+    return _Fit(models[best], mean, models[best].C, accuracy[best], len(models), tuple(stopped))
 
 
 def _nearest(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> tuple[int, float, np.ndarray]:
@@ -326,17 +311,6 @@ def _first_of_each(labels: np.ndarray, order: np.ndarray, shot: int) -> np.ndarr
     by_class = order[np.argsort(labels[order], kind="stable")]
     _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
     return by_class[np.arange(len(labels)) - np.repeat(starts, sizes) < shot]
-
-
-def _allot(n: int, shares: Sequence[float]) -> np.ndarray:
-    """Whole numbers of at least 1 that sum to n, as near to the shares as that allows."""
-    exact = n * np.asarray(shares)
-    counts = np.maximum(np.floor(exact), 1)
-    while counts.sum() < n:
-        counts[np.argmax(exact - counts)] += 1
-    while counts.sum() > n:
-        counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
-    return counts.astype(np.int64)
 
 
 def _unit(features: Tensor | np.ndarray, where: str) -> np.ndarray:
