@@ -17,6 +17,7 @@ from miniclip.evaluation.tasks import Task
 
 if TYPE_CHECKING:
     from miniclip.evaluation.result import Evaluation
+    from miniclip.metrics.bootstrap import Figure
 
 _IMAGES = (
     *("confusion.png", "calibration.png", "templates.png", "foreign.png", "shots.png", "compare.png"),
@@ -57,6 +58,7 @@ def evaluate(
     from miniclip.cli.devices import together
     from miniclip.common.processes import place
     from miniclip.evaluation.encode import EncodeOptions, fingerprint
+    from miniclip.evaluation.result import header
     from miniclip.metrics.bootstrap import RESAMPLES
     from miniclip.models.load import image_size_of, load_model
     from miniclip.training.precision import agreed, for_encoding
@@ -83,34 +85,29 @@ def evaluate(
                 failure = error  # which costs nothing of what is done
                 break
         if main:
-            about = {"command": line, "precision": options.precision}
-            _conclude(task, results, weights, data[sizes[checkpoint]], folder, about)
+            values = {**header(line), "precision": options.precision}
+            _conclude(task, results, weights, data[sizes[checkpoint]], folder, values)
         if failure is not None:
             raise failure
 
 
 def _conclude(
-    task: Task,
-    results: dict[str, Evaluation],
-    weights: dict[str, str],
-    data: list[Any],
-    folder: Path | None,
-    about: dict[str, str],
+    task: Task, results: dict[str, Evaluation], weights: dict[str, str], data: Any, folder: Path | None, values: Any
 ) -> None:
-    """Print the tables, and write the files if there is a folder."""
+    """Print the tables, and write the files if there is a folder. values: what results.json begins with."""
     from miniclip.common.console import write_json
     from miniclip.evaluation.plots import compare_png
-    from miniclip.evaluation.result import difference, entry, figures_json, header
+    from miniclip.evaluation.result import difference, entry, figures_json
     from miniclip.evaluation.tables import print_differences, print_evaluations
 
     (checkpoint, first), *others = results.items()
-    where = {"source": task.source, "split": task.split}
-    title = f"{task.kind}: {where['source']}, {where['split']}"
+    where, title = {"source": task.source, "split": task.split}, f"{task.kind}: {task.source}, {task.split}"
+
+    def headline(figures: dict[str, Figure]) -> dict[str, Figure]:
+        return {name: figures[name] for name in task.headline if name in figures}
+
     print_evaluations(results, title)
-    apart = {}
-    for name, result in others:
-        found = difference(first, result)
-        apart[name] = {figure: found[figure] for figure in task.headline if figure in found}
+    apart = {name: headline(difference(first, result)) for name, result in others}
     if apart:
         print_differences(apart, checkpoint)
     if folder is None:
@@ -118,20 +115,13 @@ def _conclude(
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in _IMAGES:
         (folder / left_over).unlink(missing_ok=True)  # of an evaluation before, perhaps of other data
-    entries = [entry(r, {"name": name, "fingerprint": weights[name]}, where) for name, r in results.items()]
-    differences = [
-        {"of": name, "than": checkpoint, "task": first.task, "figures": figures_json(figures)}
-        for name, figures in apart.items()
-    ]
-    values = {**header(about["command"]), **about, "results": entries, "differences": differences}
+    values["results"] = [entry(r, {"name": n, "fingerprint": weights[n]}, where) for n, r in results.items()]
+    about = {"than": checkpoint, "task": first.task}
+    values["differences"] = [{"of": name, **about, "figures": figures_json(found)} for name, found in apart.items()]
     write_json(folder / "results.json", values)
     task.draw(first, data, folder, checkpoint)
     if apart:
-        shown = {
-            name: {figure: r.figures[figure] for figure in task.headline if figure in r.figures}
-            for name, r in results.items()
-        }
-        compare_png(shown, folder / "compare.png", title)
+        compare_png({n: headline(r.figures) for n, r in results.items()}, folder / "compare.png", title)
     print(f"results.json and images are in {folder}")
 
 
@@ -140,8 +130,7 @@ def _folder(task: Task, checkpoint: str, out: str | None) -> Path | None:
     if out is not None:
         folder = Path(out)
     elif (Path(checkpoint) / "config.yaml").is_file():
-        split = task.split
-        words = (task.kind, task.label, *([] if split == "test" else [split]))
+        words = (task.kind, task.label, *([] if task.split == "test" else [task.split]))
         name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_.") or "data" for word in words)
         folder = Path(checkpoint) / "evaluation" / name
     else:

@@ -59,11 +59,10 @@ class EvalTask:
 
     def options(self, role: str) -> dict[str, Any]:
         """What the evaluation of that kind is made with. role: the split, where none is named and there is a choice."""
-        own = {name: getattr(self, name) for name in OPTIONS[self.kind]}
+        own = {k: getattr(self, k) for k in ("data", *OPTIONS[self.kind])}
         if "split" in own:
             own["split"] = self.split or role
-        given = {name: value for name, value in own.items() if value is not None}
-        return {"data": self.data} | {k: [v] if k in _LISTS and isinstance(v, str) else v for k, v in given.items()}
+        return {k: [v] if k in _LISTS and isinstance(v, str) else v for k, v in own.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -92,18 +91,15 @@ class EvalConfig:
         labels = [task if isinstance(task, str) else task.label for task in self.own_tasks or ()]
         twice = [label for label in labels if labels.count(label) > 1]
         require(not twice, f"eval.tasks: two tasks are called {twice[:1]}; give one of them another name by task")
-        require(
-            self.best is None or self.every >= 1,
-            f"eval.best={self.best} is looked at every eval.every steps; set that to e.g. 100",
-        )
+        often = self.best is None or self.every >= 1
+        require(often, f"eval.best={self.best} is looked at every eval.every steps; set that to e.g. 100")
         at_least("eval", self, every=0, batch_size=1, size=1)
 
     @property
     def own_tasks(self) -> list[str | EvalTask] | None:
         """tasks, the mappings among them checked; None if the run's data decides."""
-        if self.tasks is None:
-            return None
-        return [task if isinstance(task, str) else _task(task) for task in self.tasks]
+        tasks = self.tasks
+        return None if tasks is None else [task if isinstance(task, str) else _task(task) for task in tasks]
 
 
 def _task(values: dict[str, Any]) -> EvalTask:

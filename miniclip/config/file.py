@@ -27,6 +27,7 @@ from miniclip.config.sections import (
     OptimConfig,
     RunConfig,
     TrainConfig,
+    require,
 )
 
 
@@ -44,26 +45,22 @@ class Config:
     log: LogConfig
 
     def __post_init__(self) -> None:
-        if self.loss.name == "soft" and self.loss.soft_share and self.data.captions_per_image > 1:
-            raise ConfigError(
-                "loss.name=soft compares captions one by one; use data.captions_per_image=1, or loss.soft_share=0"
-            )
-        if self.model.logit_bias_init is not None and not self.loss.pairwise:
-            raise ConfigError(
-                f"model.logit_bias_init={self.model.logit_bias_init} has no meaning for loss.name={self.loss.name}: "
-                "a number added to every logit changes nothing there; leave it out"
-            )
-        if self.data.weights_for == "sampler" and self.loss.positives != "identity":
-            raise ConfigError(
-                f"data.weights_for=sampler draws an image several times in a batch, and loss.positives="
-                f"{self.loss.positives} would push it away from its own captions; use loss.positives=identity"
-            )
+        loss, bias = self.loss, self.model.logit_bias_init
+        single = "loss.name=soft compares captions one by one; use data.captions_per_image=1, or loss.soft_share=0"
+        require(loss.name != "soft" or not loss.soft_share or self.data.captions_per_image == 1, single)
+        require(
+            bias is None or loss.pairwise,
+            f"model.logit_bias_init={bias} has no meaning for loss.name={loss.name}: a number added to every logit "
+            "changes nothing there; leave it out",
+        )
+        require(
+            self.data.weights_for == "loss" or loss.positives == "identity",
+            f"data.weights_for=sampler draws an image several times in a batch, and loss.positives={loss.positives} "
+            "would push it away from its own captions; use loss.positives=identity",
+        )
 
     def with_start(self) -> Config:
-        """Fill in where logit scale and bias start, for the losses that want a start of their own.
-
-        A sigmoid loss starts at a scale of 10 and a bias of -10 (SigLIP, arXiv:2303.15343, section 3.2).
-        """
+        """Fill in where logit scale and bias of a sigmoid loss start: 10 and -10 (arXiv:2303.15343, section 3.2)."""
         scale, bias = self.model.logit_scale_init, self.model.logit_bias_init
         if self.loss.pairwise:
             scale = math.log(10) if scale is None else scale
@@ -85,31 +82,9 @@ class Config:
 SECTIONS: dict[str, type] = {f.name: globals()[str(f.type)] for f in fields(Config)}
 
 
-def _parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="train.py",
-        description="Train a CLIP-style model on captioned images. "
-        "Start with: python train.py --config configs/shapes.yaml",
-        exit_on_error=False,
-        default_env=False,
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML file with the sections below, or one of those shipped, e.g. shapes"
-    )
-    for name, section in SECTIONS.items():
-        parser.add_class_arguments(section, name)
-    return parser
-
-
 def load_config(arguments: Sequence[str] | None = None) -> Config:
-    """Command line (default sys.argv[1:]) -> checked configuration.
-
-    Raises ConfigError with one message that names the key: unknown (with the nearest known one), of a wrong type, out
-    of range, or a file that is not there.
-    """
-    from jsonargparse import ArgumentError
+    """Command line (default sys.argv[1:]) -> checked configuration. Raises ConfigError that names the key."""
+    from jsonargparse import ArgumentError, ArgumentParser
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     for k, word in enumerate(words):
@@ -117,10 +92,19 @@ def load_config(arguments: Sequence[str] | None = None) -> Config:
             words[k] = _file_of(word)
         elif word.startswith("--config="):
             words[k] = f"--config={_file_of(word.removeprefix('--config='))}"
-    parser = _parser()
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Train a CLIP-style model on captioned images. "
+        "Start with: python train.py --config configs/shapes.yaml",
+        exit_on_error=False,
+        default_env=False,
+    )
+    about = "YAML file with the sections below, or one of those shipped, e.g. shapes"
+    parser.add_argument("--config", action="config", help=about)
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
     try:
-        parsed = parser.parse_args(words)
-        sections = parser.instantiate(parsed)
+        sections = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise ConfigError(_advice(str(error))) from error
     return Config(**{name: getattr(sections, name) for name in SECTIONS})
@@ -141,17 +125,14 @@ def save_config(config: Config, path: str | Path) -> None:
 def _advice(message: str) -> str:
     """The parser's message, with the nearest known name where one was not known."""
     known = {f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section)}
-    for pattern in (
-        r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
-        r"Option '(?P<key>[\w.]+)' is not accepted",
-        r"unrecognized arguments: --(?P<key>[\w.]+)",
-    ):
-        if match := re.search(pattern, message):
-            key = ".".join(part for part in (match.groupdict().get("group"), match["key"]) if part)
-            choices = sorted(k for k in known if k.startswith(key.split(".")[0] + "."))
-            listed = f"keys of this section: {', '.join(choices)}" if choices else f"sections: {', '.join(SECTIONS)}"
-            return f"unknown key {key}{did_you_mean(key, known)} ({listed})"
-    return message
+    words = r"Group '([\w.]+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted"
+    match = re.search(words, message) or re.search(r"unrecognized arguments: --([\w.]+)", message)
+    if match is None:
+        return message
+    key = ".".join(filter(None, match.groups()))
+    choices = sorted(k for k in known if k.startswith(key.split(".")[0] + "."))
+    listed = f"keys of this section: {', '.join(choices)}" if choices else f"sections: {', '.join(SECTIONS)}"
+    return f"unknown key {key}{did_you_mean(key, known)} ({listed})"
 
 
 def _file_of(config: str) -> str:
@@ -168,10 +149,7 @@ def _file_of(config: str) -> str:
 
 
 def smaller_training(config: Config, processes: int) -> list[str]:
-    """Options that take less memory, the one that changes the least first; a resume refuses the last alone.
-
-    processes: that share the batch.
-    """
+    """Options that take less memory, the one that changes the least first; a resume refuses the last alone."""
     options = []
     pairs = config.train.micro_batch_size or -(-config.data.batch_size // processes)
     if pairs > 1:

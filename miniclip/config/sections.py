@@ -55,9 +55,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(self.dir), "run.dir is empty; name a directory, e.g. runs/first")
         require(0 <= self.seed < 2**32, f"run.seed={self.seed} must lie in [0, 2^32)")
-        require(
-            not (self.resume and self.overwrite), "run.resume and run.overwrite exclude each other; set one to false"
-        )
+        both = self.resume and self.overwrite
+        require(not both, "run.resume and run.overwrite exclude each other; set one to false")
         at_least("run", self, checkpoint_every=0, keep=1)
 
 
@@ -183,17 +182,14 @@ class DataConfig:
     colour_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        named = bool(self.source) and all(self.sources)
+        n, named = len(self.sources), bool(self.source) and all(self.sources)
         require(named, "data.source is empty; name shapes, a Hub data set, a folder, a CSV/JSONL file or tars")
         scenes, weighted = "shapes" in self.sources, self.weights != "none"
         alone = "data.source: the built-in scenes (shapes) stand alone; leave them out of the list"
-        require(not scenes or len(self.sources) == 1, alone)
+        require(not scenes or n == 1, alone)
         if self.mixing is not None:
-            require(
-                len(self.mixing) == len(self.sources) > 1,
-                f"data.mixing has {len(self.mixing)} shares and data.source {len(self.sources)} sources; give one for "
-                "each of several, or leave data.mixing out",
-            )
+            counts = f"data.mixing has {len(self.mixing)} shares and data.source {n} sources"
+            require(len(self.mixing) == n > 1, f"{counts}; give one for each of several, or leave data.mixing out")
             above = f"data.mixing={self.mixing}: every share must be above 0; leave out what you do not want"
             require(all(0 < share < math.inf for share in self.mixing), above)
             by_weight = "data.weights_for=sampler draws by weight, data.mixing by source; use one of them"
@@ -203,13 +199,11 @@ class DataConfig:
             known = "data.weights needs to know all images beforehand; use data.streaming=false, or data.weights=none"
             require(not weighted, known)
         at_least("data", self, shuffle_buffer=1, workers=0, captions_per_image=1, size=1)
-        bad, n = self.max_bad_fraction, self.batch_size
+        bad, size, column = self.max_bad_fraction, self.batch_size, self.weight_column
         require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the images; use a value in [0, 1]")
-        require(n >= 2, f"data.batch_size={n}: a contrastive loss needs at least 2 pairs; use e.g. 256")
-        both = (
-            f"data.weights={self.weights} and data.weight_column={self.weight_column} go together; set both or neither"
-        )
-        require(weighted == (self.weight_column is not None), both)
+        require(size >= 2, f"data.batch_size={size}: a contrastive loss needs at least 2 pairs; use e.g. 256")
+        both = f"data.weights={self.weights} and data.weight_column={column} go together; set both or neither"
+        require(weighted == (column is not None), both)
         need = "data.weights_for=sampler needs weights; set data.weights and data.weight_column"
         require(weighted or self.weights_for == "loss", need)
         low, high = self.crop_scale
@@ -219,7 +213,6 @@ class DataConfig:
 
     @property
     def sources(self) -> list[str]:
-        """data.source as a list."""
         return [self.source] if isinstance(self.source, str) else list(self.source)
 
     @property
@@ -298,11 +291,9 @@ class TrainConfig:
     cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
-        require(
-            (self.max_steps is None) != (self.epochs is None),
-            f"give either train.max_steps or train.epochs, not {'both' if self.max_steps else 'neither'}; "
-            "on the command line, set the other one to null",
-        )
+        which = f"give either train.max_steps or train.epochs, not {'both' if self.max_steps else 'neither'}"
+        either = (self.max_steps is None) != (self.epochs is None)
+        require(either, f"{which}; on the command line, set the other one to null")
         finite = self.epochs is None or 0 < self.epochs < math.inf
         require(finite, f"train.epochs={self.epochs} must be above 0 and finite")
         drop = self.patch_dropout
@@ -335,8 +326,6 @@ class LogConfig:
     def __post_init__(self) -> None:
         at_least("log", self, every=1, matrix_every=0)
         require(2 <= self.matrix_size <= 1024, f"log.matrix_size={self.matrix_size} must lie in [2, 1024] pairs")
-        require(
-            re.fullmatch(r"\w[\w-]*", self.project) is not None
-            and self.project not in ("checkpoints", "model", "matrix", "inspection"),
-            f"log.project={self.project!r} must be a plain name of letters, digits, - and _, e.g. miniclip",
-        )
+        plain = re.fullmatch(r"(?!(checkpoints|model|matrix|inspection)$)\w[\w-]*", self.project) is not None
+        words = "must be a plain name of letters, digits, - and _, e.g. miniclip"
+        require(plain, f"log.project={self.project!r} {words}")

@@ -39,10 +39,9 @@ class Images(Protocol):
 class EncodeOptions:
     """How the towers run.
 
-    batch_size: items at a time, at least 1; the embeddings do not depend on it beyond rounding. precision: "bf16" runs
-    the towers under autocast; the embeddings get unit length in float32 either way. progress: show a bar on stderr.
-    shared: every process calls, does a part, and gets the whole. max_bad_fraction: share of the images that may be
-    unreadable and are then left out, where the result says which are in it.
+    batch_size: items at a time; the embeddings do not depend on it beyond rounding. precision: "bf16" runs the towers
+    under autocast; unit length is float32's either way. progress: a bar on stderr. shared: every process calls, does a
+    part, and gets the whole. max_bad_fraction: share of the images that may be unreadable and are then left out.
     """
 
     batch_size: int = 256
@@ -64,10 +63,8 @@ DEFAULT = EncodeOptions()
 
 
 class Encoded(NamedTuple):
-    """values: (n, E) float32, unit length. rows: (n,) int64, the images they belong to, ascending.
-
-    bad: what is wrong with each of the others. fingerprint: of the pixels of the images, as they were decoded.
-    """
+    """values: (n, E) float32, unit length. rows: (n,) int64, the images they belong to, ascending. bad: what is wrong
+    with each of the others. fingerprint: of the images' pixels, as they were decoded."""
 
     values: Tensor
     rows: Tensor
@@ -76,7 +73,7 @@ class Encoded(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What a result says of those that are left out; nothing if there are none."""
+        """What a result says of those that are left out."""
         left_out = f"{len(self.bad)} images cannot be read and are left out: {first_few(self.bad)}"
         return [left_out] if self.bad else []
 
@@ -100,7 +97,8 @@ def encode_readable(
             if options.max_bad_fraction == 0:
                 raise
             return error
-        return preprocess.to_uint8(image), _digest(image)
+        pixels = hashlib.blake2b(image.tobytes(), digest_size=8, salt=b"%d" % image.width).digest()
+        return preprocess.to_uint8(image), int.from_bytes(pixels, "little") >> 1 or 1  # 0 is for no image
 
     # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
     batches = _own_batches(n, options)
@@ -131,10 +129,7 @@ def encode_readable(
 
 
 def encode_images(model: TwoTowers, images: Images, preprocess: Preprocess, options: EncodeOptions = DEFAULT) -> Tensor:
-    """All images -> (N, E) float32 on the CPU, unit length, by a model that keeps its device and its mode.
-
-    Raises what `images.image` raises for an image that cannot be read.
-    """
+    """All images -> (N, E) float32 on the CPU, unit length. Raises BadImage for one that cannot be read."""
     return encode_readable(model, images, preprocess, replace(options, max_bad_fraction=0.0)).values
 
 
@@ -157,8 +152,8 @@ def encode_texts(
     result = torch.zeros(len(place_of), _width(model))
     batches = _own_batches(len(order), options)
     with _evaluating(model, options, batches, "texts") as advance:
-        for batch_rows in batches:
-            rows = order[batch_rows.start : batch_rows.stop]
+        for one in batches:
+            rows = order[one.start : one.stop]
             batch = trim_padding(tokens[rows]) if trims else tokens[rows]
             result[rows] = _unit(model.encode_text(batch.to(device)))
             advance(len(rows))
@@ -181,12 +176,6 @@ def _own_batches(n: int, options: EncodeOptions) -> list[range]:
     """Rows of the batches that this process encodes."""
     size, (rank, count) = options.batch_size, place() if options.shared else (0, 1)
     return [range(start, min(start + size, n)) for start in range(rank * size, n, count * size)]
-
-
-def _digest(image: Image.Image) -> int:
-    """A number above 0 that other pixels would not have given."""
-    seen = hashlib.blake2b(image.tobytes(), digest_size=8, salt=b"%d" % image.width)
-    return int.from_bytes(seen.digest(), "little") >> 1 or 1
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -213,12 +202,12 @@ def _evaluating(
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    shown = options.progress and (not options.shared or place()[0] == 0)
-    items = sum(map(len, batches))
+    hidden = not options.progress or (options.shared and place()[0] > 0)
+    bar = tqdm(total=sum(map(len, batches)), desc=what, leave=False, disable=hidden)
     autocast = torch.autocast(model_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
     try:
         # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
-        with torch.no_grad(), autocast, tqdm(total=items, desc=what, leave=False, disable=not shown) as bar:
+        with torch.no_grad(), autocast, bar:
             yield bar.update
     finally:
         for module, training in modes:

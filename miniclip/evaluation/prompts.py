@@ -22,17 +22,14 @@ SIMPLE_TEMPLATES = ("a photo of a {}.",)
 class PromptedSource(Protocol):
     """A LabelledSource that brings its own prompts, as the built-in tasks do."""
 
-    def class_prompts(self) -> list[list[str]]:
-        """One list of prompts a class."""
-        ...
+    def class_prompts(self) -> list[list[str]]: ...
 
     def prompts(self, index: int, /) -> list[str] | None:
         """The texts that image `index` is to be told apart by, its label being a place in the list; or None."""
-        ...
 
 
 def brings_sentences(source: object) -> bool:
-    """Whether every image of a source brings its own sentences to choose from, so that there are no classes."""
+    """Whether every image of a source brings its own sentences to choose from."""
     return isinstance(source, PromptedSource) and source.prompts(0) is not None
 
 
@@ -52,9 +49,8 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """What a user writes -> templates, each with {} where the class name goes.
 
     "simple": "a photo of a {}."; "openai80": the 80 of CLIP for ImageNet, and "simple7": seven of them that do nearly
-    as well, both from open_clip; a usual set, e.g. "cifar10", for the templates of data.known; any other string is a
-    template if it holds {}, else a file with one template a line (blank lines are skipped); a sequence lists templates.
-    Raises FileNotFoundError or ValueError, the latter naming the file and line, if a template lacks {} or comes twice.
+    as well, both from open_clip; a usual set of data.known, e.g. "cifar10"; any other string is a template if it holds
+    {}, else a file with one template a line. Raises FileNotFoundError or ValueError.
     """
     if not isinstance(templates, str):
         if not templates:
@@ -63,7 +59,10 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if templates == "simple":
         return SIMPLE_TEMPLATES
     if templates in ("openai80", "simple7"):
-        return _from_open_clip(templates)
+        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+        chosen = OPENAI_IMAGENET_TEMPLATES if templates == "openai80" else SIMPLE_IMAGENET_TEMPLATES
+        return tuple(template("{}") for template in chosen)
     if templates in known_sets():
         return known_sets()[templates].templates
     if "{}" in templates:
@@ -85,13 +84,6 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return _checked(f"{path}, ", found)
 
 
-def _from_open_clip(which: str) -> tuple[str, ...]:
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
-    chosen = OPENAI_IMAGENET_TEMPLATES if which == "openai80" else SIMPLE_IMAGENET_TEMPLATES
-    return tuple(template("{}") for template in chosen)
-
-
 def _checked(file: str, templates: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     seen: dict[str, str] = {}
     for where, template in templates:
@@ -102,15 +94,11 @@ def _checked(file: str, templates: Iterable[tuple[str, str]]) -> tuple[str, ...]
         first = seen.setdefault(template.strip(), where)
         if first != where:
             raise ValueError(f"{file}{where}: {template!r} stands in {first} already; keep one of the two")
-    return tuple(template for template in seen)
+    return tuple(seen)
 
 
 def fill_templates(names: Sequence[Sequence[str]], templates: Sequence[str]) -> list[list[str]]:
-    """Names of C classes, a list of A each, and T templates -> C lists of A * T prompts.
-
-    All T templates of a class's first name come first, then those of the next name: prompts `[t::T]` of each class are
-    those of template t, and so are the rows `[t::T]` of their embeddings.
-    """
+    """Names of C classes, a list of A each, and T templates -> C lists of A * T prompts; `[t::T]` are of template t."""
     # Not str.format, which would stumble over other braces in either.
     return [[template.replace("{}", name) for name in many for template in templates] for many in names]
 

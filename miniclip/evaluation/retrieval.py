@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 
 class PairEmbeddings(NamedTuple):
     """image: (N, E), text: (M, E), float32, unit length. texts: M captions. image_of_text: (M,) int64, row of image.
-
-    rows: the row of the source that each image is. notes: on images that are left out. fingerprint: of what was read.
-    """
+    rows: the row of the source that each image is. notes: on images left out. fingerprint: of what was read."""
 
     image: Tensor
     text: Tensor
@@ -63,10 +62,7 @@ def encode_pairs(
     source: PairSource,
     options: EncodeOptions = DEFAULT,
 ) -> PairEmbeddings:
-    """Embeddings of all images that can be read and of all their captions; rows of the others are left out.
-
-    Raises ValueError if there is none, and what `encode_readable` raises.
-    """
+    """All images that can be read and all their captions. Raises ValueError without any, and as `encode_readable`."""
     if len(source) == 0:
         raise ValueError("the data set holds no images")
     image = encode_readable(model, source, preprocess, options, "retrieval")
@@ -104,10 +100,9 @@ def count_retrieval(
 ) -> Evaluation:
     """Recall at 1, 5 and 10, median and mean rank, and mean average precision of embedded pairs, both ways.
 
-    Ties count against (miniclip.metrics). map: mean over the queries of the average precision of their own candidates.
-    chance_*, in the details: recall at 10 of a random order; from image to text the mean over the images of the
-    hypergeometric probability that ten of the M captions hold one of the image's own. shared_texts: captions that
-    another image has word for word; the other image's one counts as wrong, so they keep even a perfect model below 1.
+    Ties count against. map: mean over the queries of the average precision of their own candidates. chance_*, in the
+    details: recall at 10 of a random order, from image to text the mean of `chance_recall_at_k`. shared_texts: captions
+    that another image has word for word; its copy counts as wrong, so they keep even a perfect model below 1.
     Intervals: images are drawn anew as queries, each with its captions; the candidates stay all of them.
     shared: every process calls, and ranks a part of the images. device: where the matrix is computed.
     Raises ValueError if an image has no caption.
@@ -169,7 +164,7 @@ def _statistic(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Statistic:
 
 
 def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> list[list[RankedCaption]]:
-    """For each of the images (rows) the k nearest of all captions, best first, ties counted against the own ones.
+    """For each of the images (rows) the k nearest of all captions, best first, own ones after others of equal cosine.
 
     Equal captions are shown once.
     """
@@ -178,12 +173,11 @@ def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> l
         similarity = cosine_matrix(pairs.image[index : index + 1], pairs.text)[0]
         belongs = pairs.image_of_text == index
         own = {pairs.texts[j] for j in belongs.nonzero().flatten().tolist()}
-        foreign_first = belongs.long().argsort(stable=True)
-        ranked: dict[str, RankedCaption] = {}
-        for j in foreign_first[similarity[foreign_first].argsort(descending=True, stable=True)].tolist():
-            text = pairs.texts[j]
-            ranked.setdefault(text, RankedCaption(text, float(similarity[j]), text in own))
-            if len(ranked) == k:
-                break
-        result.append(list(ranked.values()))
+        order = belongs.long().argsort(stable=True)
+        order = order[similarity[order].argsort(descending=True, stable=True)]
+        first: dict[str, int] = {}
+        for j in order.tolist():
+            first.setdefault(pairs.texts[j], j)
+        best = islice(first.items(), k)
+        result.append([RankedCaption(text, float(similarity[j]), text in own) for text, j in best])
     return result

@@ -37,8 +37,7 @@ class Opened(NamedTuple):
     data: list[Any]
 
 
-# What a run is evaluated on, by name, opened before the training starts, so that nothing can be missing after it.
-Suite = dict[str, Opened]
+Suite = dict[str, Opened]  # by name, opened before the training starts, so that nothing can be missing after it
 
 
 def open_suite(config: Config, role: Role) -> Suite:
@@ -48,21 +47,27 @@ def open_suite(config: Config, role: Role) -> Suite:
     ValueError for classes that cannot be told apart, and TooManyBad if more images than data.max_bad_fraction cannot
     be read; up to there they are left out.
     """
-    tasks = config.eval.own_tasks
+    tasks, best = config.eval.own_tasks, config.eval.best
     if tasks is None:
         tasks = ["retrieval", *(SCENES if config.data.source == "shapes" else ())]
-    suite = {}
-    for task in tasks:
-        name = task.rstrip("/") if isinstance(task, str) else task.label
-        suite[name] = _open(config, task, role)
-    _check_best(config.eval.best, suite)
+    names = [task.rstrip("/") if isinstance(task, str) else task.label for task in tasks]
+    suite = {name: _open(config, task, role) for name, task in zip(names, tasks, strict=True)}
+    if best is not None:
+        name, _, figure = best.rpartition("/")
+        if name not in suite:
+            raise ConfigError(f"eval.best={best}: the tasks are {', '.join(suite) or 'none'}; write TASK/FIGURE")
+        one, data = suite[name]
+        if figure not in one.figures:
+            raise ConfigError(f"eval.best={best}: {name} counts {', '.join(one.figures)}")
+        if figure not in one.counted(data):
+            raise ConfigError(f"eval.best={best}: {name} has no {figure}; use {name}/top1")
     return suite
 
 
 def evaluate(
     config: Config, suite: Suite, model: DualEncoder, preprocess: Preprocess, *, resamples: int = 0
 ) -> dict[str, Evaluation]:
-    """Every task of the suite on the model as it stands, by name; without intervals, which take their time."""
+    """Every task of the suite on the model as it stands, by name."""
     loaded = model, preprocess, Tokenizer(context_length=model.context_length)
     precision = for_encoding(config.train.precision)
     options = EncodeOptions(config.eval.batch_size, precision, config.log.progress, shared=True)
@@ -71,20 +76,15 @@ def evaluate(
 
 def scalars(results: dict[str, Evaluation]) -> dict[str, float]:
     """What the log and a tracker take: "eval/retrieval/image_to_text_r10", "eval/shape/top1", ..."""
-    return {
-        f"eval/{name}/{figure}": found.value
-        for name, result in results.items()
-        for figure, found in result.figures.items()
-    }
+    return {f"eval/{name}/{k}": figure.value for name, one in results.items() for k, figure in one.figures.items()}
 
 
 def final_evaluation(
     config: Config, suite: Suite, model: DualEncoder, preprocess: Preprocess, run_dir: Path, training: dict[str, Any]
 ) -> dict[str, Any]:
-    """Run every task; the main process prints the tables, and writes results.json, a sheet of examples and a confusion
-    matrix for each task.
+    """Run every task; the main process prints the tables, writes results.json and images, and returns what it holds.
 
-    training: what results.json says of the training itself. Returns what results.json holds; elsewhere an empty dict.
+    training: what results.json says of the training itself.
     """
     main = place()[0] == 0
     results = evaluate(config, suite, model, preprocess, resamples=RESAMPLES if main else 0)
@@ -107,10 +107,8 @@ def final_evaluation(
             file += f"_{drawn.count(file)}.png" if drawn.count(file) > 1 else ".png"
             confusion_png(result.details["confusion"], result.details["classes"], run_dir / file, title=name)
     trained = {"name": str(run_dir), "fingerprint": fingerprint(model)}
-    entries = [
-        entry(result, trained, {"source": suite[name].task.source, "split": suite[name].task.split})
-        for name, result in results.items()
-    ]
+    where = {name: {"source": one.task.source, "split": one.task.split} for name, one in suite.items()}
+    entries = [entry(result, trained, where[name]) for name, result in results.items()]
     values = {**header(), "training": training, "results": entries}
     write_json(run_dir / "results.json", values)
     print(f"model, results and images are in {run_dir}")
@@ -134,24 +132,9 @@ def _open(config: Config, wanted: str | EvalTask, role: Role) -> Opened:
         elif Path(wanted).is_dir():
             task = Zeroshot(data=wanted, split=role)
         else:
-            raise ConfigError(
-                f"eval.tasks: {wanted!r} is neither retrieval, nor one of {', '.join(SCENES)}, nor a folder with one "
-                "sub-folder a class; other data takes a mapping with kind and data"
-            )
+            known = f"neither retrieval, nor one of {', '.join(SCENES)}, nor a folder with one sub-folder a class"
+            raise ConfigError(f"eval.tasks: {wanted!r} is {known}; other data takes a mapping with kind and data")
         parts = task.open(side, role, allowed)
     # one part may stand for two, and is then read once
     read = {key: readable(part, allowed) for key, part in {id(part): part for part in parts}.items()}
     return Opened(task, [read[id(part)] for part in parts])
-
-
-def _check_best(best: str | None, suite: Suite) -> None:
-    if best is None:
-        return
-    name, _, figure = best.rpartition("/")
-    if name not in suite:
-        raise ConfigError(f"eval.best={best}: the tasks are {', '.join(suite) or 'none'}; write TASK/FIGURE")
-    one = suite[name]
-    if figure not in one.task.figures:
-        raise ConfigError(f"eval.best={best}: {name} counts {', '.join(one.task.figures)}")
-    if figure not in one.task.counted(one.data):
-        raise ConfigError(f"eval.best={best}: {name} has no {figure}; use {name}/top1")

@@ -6,7 +6,8 @@ is work, so that `eval.py --help` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ _WAYS = ("image_to_text", "text_to_image")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """What one evaluation needs to know.
 
     kind: its name. figures: what eval.best may name. headline: what a comparison of models is about. in_run: options
@@ -67,24 +68,24 @@ class Task:
         """What the figures are filed under."""
         return Path(self.source).name or self.source
 
+    @abstractmethod
     def open(self, image_size: int, role: str = "test", max_bad_fraction: float = 0.0) -> list[Any]:
         """The data, for images of that side. Raises ValueError or OSError for what cannot be evaluated.
 
         role: validation leaves the images of the final tables alone.
         """
-        raise NotImplementedError
 
     def counted(self, data: list[Any]) -> tuple[str, ...]:
         """Which of figures such data has."""
         return self.figures
 
+    @abstractmethod
     def run(self, model: Loaded, data: list[Any], options: EncodeOptions, resamples: int, label: str) -> Evaluation:
         """Encode and count. label: what the result is filed under."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, result: Evaluation, data: list[Any], folder: Path, model: str) -> None:
         """Image files of a result, into a folder. model: its name."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +135,11 @@ class Zeroshot(_Labelled):
         from miniclip.data.scenes.source import TASKS as SCENES
 
         super().__post_init__()
-        if self.data is None and self.task is None:
-            raise ValueError("one of --data and --task is required")
-        if self.data is not None and self.task is not None:
-            raise ValueError("--task: not allowed with argument --data")
+        if (self.data is None) == (self.task is None):
+            both = self.data is not None
+            raise ValueError(
+                "--task: not allowed with argument --data" if both else "one of --data and --task is required"
+            )
         if self.task is not None and self.task not in SCENES:
             raise ValueError(f"--task: invalid choice: {self.task!r} (choose from {', '.join(SCENES)})")
         data_only = ("classnames", "label_column", "image_column", "name", "revision")
@@ -168,11 +170,8 @@ class Zeroshot(_Labelled):
         from miniclip.evaluation.prompts import check_classes
 
         _ = self._resolved  # a file of templates is read before the training, not after it
-        source: LabelledSource
-        if self.task:
-            source = SceneTask(self.task, self.size, self.seed, image_size)
-        else:
-            source = self._open(self.split, image_size)
+        scenes = SceneTask(self.task, self.size, self.seed, image_size) if self.task else None
+        source = scenes or self._open(self.split, image_size)
         check_classes(self.label, source.classes)
         return [source] if self.foreign is None else [source, open_images(self.foreign, image_size=image_size)]
 
@@ -232,8 +231,8 @@ class Retrieval(Task):
 
         columns: Any = self.caption_column
         columns = columns[0] if columns and len(columns) == 1 else columns
-        config = DataConfig(self.data, self.name, self.revision, image_column=self.image_column, caption_column=columns)
-        config = replace(config, size=self.size, max_bad_fraction=max_bad_fraction)
+        settings: dict[str, Any] = {"image_column": self.image_column, "caption_column": columns, "size": self.size}
+        config = DataConfig(self.data, self.name, self.revision, max_bad_fraction=max_bad_fraction, **settings)
         source = open_split(config, self.split, seed=self.seed, image_size=image_size, eval_size=self.size)
         if len(source) == 0:
             raise ValueError(f"{self.data}: the split {self.split} holds no images")

@@ -44,9 +44,8 @@ class Predictions(NamedTuple):
     """What the scores say of each image, (N,) each; the logits are scale * cosines.
 
     rank: of the own class, from 1, ties counted against; 0 without labels. predicted: class with the highest score,
-    another one where the own class ties for it. confidence: highest probability of the softmax. log_odds: of that
-    probability; it goes on where float32 rounds the probability to 1. entropy: of the softmax, free_energy: -logsumexp
-    of the logits, all three in nats.
+    another one where the own class ties for it. confidence: highest probability. log_odds: of it, which go on where
+    float32 rounds it to 1. entropy: of the softmax, free_energy: -logsumexp of the logits, all three in nats.
     """
 
     rank: Tensor
@@ -112,29 +111,29 @@ def zero_shot(
 ) -> Evaluation:
     """Classify every image of dataset by prompts and count.
 
-    templates: see `resolve_templates`; None takes the data set's own prompts if it is a PromptedSource, else what
-    `templates_of` knows of it. foreign: images of none of the classes; free energy (arXiv:2010.03759), highest
-    probability (arXiv:1610.02136) and entropy are then scored by how well they tell those apart.
+    templates: see `resolve_templates`; None takes the data set's own prompts or `templates_of`. foreign: images of none
+    of the classes; free energy (arXiv:2010.03759), highest probability (arXiv:1610.02136) and entropy are then scored
+    by how well they tell those apart.
     Figures: top1, top5 (from six classes on), balanced_accuracy, macro_f1, ece; auroc_* and fpr95_* with foreign. With
-    prompts that change from image to image there are no classes to speak of, and top1 is all.
+    prompts that change from image to image top1 is all.
     Raises ValueError if there is no image, fewer than two classes, two classes of one name, or a label out of range.
     """
     if len(dataset) == 0:
         raise ValueError(f"{task}: the data set holds no images")
     check_classes(task, dataset.classes)
     own = dataset if isinstance(dataset, PromptedSource) else None
-    sentences = own is not None and brings_sentences(own)
+    sentences = own if brings_sentences(dataset) else None
     if sentences and (templates is not None or foreign is not None):
         raise ValueError(f"{task}: each image brings its own sentences; leave templates and foreign images out")
-    labels = labels_of(dataset, task)
+    labels, classes = labels_of(dataset, task), dataset.classes
     images = encode_readable(model, dataset, preprocess, options, task)
     labels, notes, raw = labels[images.rows], images.notes, None
     groups: tuple[int, ...] = (len(labels),)
-    seen = digest(images.fingerprint, labels.numpy().tobytes())
-    if sentences and own is not None:
-        texts = [text for index in range(len(dataset)) for text in own.prompts(index) or ()]
+    read = [images.fingerprint, labels.numpy().tobytes()]
+    if sentences:
+        texts = [text for index in range(len(dataset)) for text in sentences.prompts(index) or ()]
         candidates = encode_texts(model, tokenizer, texts, options)
-        candidates = candidates.view(len(dataset), len(dataset.classes), -1)[images.rows]  # (n c) e -> n c e
+        candidates = candidates.view(len(dataset), len(classes), -1)[images.rows]  # (n c) e -> n c e
         cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
         hit = (class_ranks(cosines, labels) == 1).double().numpy()
 
@@ -142,9 +141,8 @@ def zero_shot(
             return {"top1": mean(hit, weights)}
 
         notes.insert(0, "no confusion matrix: the sentences change from image to image")
-        figures, chance = with_intervals(top1, groups, resamples=resamples), {"chance": 1 / len(dataset.classes)}
-        read = digest(images.fingerprint, labels.numpy().tobytes(), *texts)
-        return Evaluation("zeroshot", task, figures, chance, tuple(notes), read, top1, groups)
+        figures, chance = with_intervals(top1, groups, resamples=resamples), {"chance": 1 / len(classes)}
+        return Evaluation("zeroshot", task, figures, chance, tuple(notes), digest(*read, *texts), top1, groups)
 
     chosen: tuple[str, ...] = ()
     if templates is None and own is not None:
@@ -154,28 +152,25 @@ def zero_shot(
         prompts = fill_templates(names_of(dataset), chosen)
     by_class = embed_prompts(model, tokenizer, prompts, options)
     classifier, scale = classifier_of(by_class), float(model.logit_scale.detach().exp())
-    found, ood = predict(images.values, classifier, scale, labels), None
+    found, ood, seen = predict(images.values, classifier, scale, labels), None, digest(*read)
     if foreign is not None:
         others = encode_readable(model, foreign, preprocess, options, f"{task}, foreign images")
         ood = predict(others.values, classifier, scale)
         groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
         notes, raw = notes + others.notes, (found.confidence.numpy(), ood.confidence.numpy())
-    if len(dataset.classes) <= 5:
-        notes.append(f"no top-5: it says little with {len(dataset.classes)} classes, and needs six")
-    statistic = _statistic(found, labels.numpy(), len(dataset.classes), ood)
+    if len(classes) <= 5:
+        notes.append(f"no top-5: it says little with {len(classes)} classes, and needs six")
+    statistic, details = _counted(found, labels.numpy(), classes, ood)
     figures = with_intervals(statistic, groups, dict.fromkeys(_CLASS_FIGURES, len(labels)), resamples=resamples)
-    details = _details(found, labels.numpy(), dataset.classes)
     if len(chosen) > 1:
-        # the rows [t::T] of a class are those of template t
-        alone = [classifier_of([part[t :: len(chosen)] for part in by_class]) for t in range(len(chosen))]
-        shares = [_top1(images.values, one, labels) for one in alone]
-        details["templates"] = [{"template": t, "top1": share} for t, share in zip(chosen, shares, strict=True)]
+        details["templates"] = []
+        parts = list(zip(images.values.split(4096), labels.split(4096), strict=True))
+        for t, template in enumerate(chosen):
+            # the rows [t::T] of a class are those of template t
+            one = classifier_of([texts_of[t :: len(chosen)] for texts_of in by_class])
+            hits = sum(int((class_ranks(cosine_matrix(part, one), own) == 1).sum()) for part, own in parts)
+            details["templates"].append({"template": template, "top1": hits / len(labels)})
     return Evaluation("zeroshot", task, figures, details, tuple(notes), seen, statistic, groups, raw)
-
-
-def _top1(image: Tensor, classifier: Tensor, labels: Tensor) -> float:
-    parts = zip(image.split(4096), labels.split(4096), strict=True)
-    return sum(int((class_ranks(cosine_matrix(part, classifier), own) == 1).sum()) for part, own in parts) / len(labels)
 
 
 def labels_of(dataset: LabelledSource, task: str) -> Tensor:
@@ -187,16 +182,18 @@ def labels_of(dataset: LabelledSource, task: str) -> Tensor:
     return labels
 
 
-def _statistic(found: Predictions, labels: np.ndarray, classes: int, ood: Predictions | None) -> Statistic:
+def _counted(
+    found: Predictions, labels: np.ndarray, classes: Sequence[str], ood: Predictions | None
+) -> tuple[Statistic, dict[str, Any]]:
+    """The figures under weights of the images, and the details."""
     rank, predicted = found.rank.numpy(), found.predicted.numpy()
-    hits = {f"top{k}": (rank <= k).astype(np.float64) for k in ((1, 5) if classes > 5 else (1,))}
-    calibration = Calibration(found.confidence.numpy(), hits["top1"])
-    theirs = {} if ood is None else ood.familiarity()
+    hits = {f"top{k}": (rank <= k).astype(np.float64) for k in ((1, 5) if len(classes) > 5 else (1,))}
+    calibration, theirs = Calibration(found.confidence.numpy(), hits["top1"]), {} if ood is None else ood.familiarity()
     detections = {name: Detection(own, theirs[name]) for name, own in found.familiarity().items() if theirs}
 
     def statistic(weights: np.ndarray) -> dict[str, float]:
         here, there = weights[: len(labels)], weights[len(labels) :]
-        scores = class_scores(confusion(labels, predicted, classes, here))
+        scores = class_scores(confusion(labels, predicted, len(classes), here))
         figures = {name: mean(hit, here) for name, hit in hits.items()}
         figures |= {"balanced_accuracy": scores.mean_of_present("recall"), "macro_f1": scores.mean_of_present("f1")}
         figures["ece"] = calibration.error(here)
@@ -205,17 +202,13 @@ def _statistic(found: Predictions, labels: np.ndarray, classes: int, ood: Predic
             figures[f"fpr95_{name}"] = detection.fpr95(here, there)
         return figures
 
-    return statistic
-
-
-def _details(found: Predictions, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    counts = confusion(labels, found.predicted.numpy(), len(classes), np.ones(len(labels)))
+    counts = confusion(labels, predicted, len(classes), np.ones(len(labels)))
     columns = (counts.sum(1).astype(np.int64), *class_scores(counts))
     rows = zip(classes, *(column.tolist() for column in columns), strict=True)
-    return {
+    return statistic, {
         "chance": 1 / len(classes),
         "classes": list(classes),
         "per_class": [dict(zip(("class", "n", "precision", "recall", "f1"), row, strict=True)) for row in rows],
         "confusion": counts.astype(np.int64).tolist(),
-        "calibration": Calibration(found.confidence.numpy(), (found.rank.numpy() == 1).astype(np.float64)).bins(),
+        "calibration": calibration.bins(),
     }

@@ -36,11 +36,10 @@ def with_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Every figure of statistic with its interval.
+    """Every figure of statistic with its interval. Raises ValueError without units.
 
-    groups: sizes of the parts that are drawn separately, whose sum is N; one part in the usual case. counts: what a
-    figure was counted over, where that is not N. Equal groups and seed draw equal resamples, whatever the statistic, so
-    that the figures of two models are paired. Raises ValueError without units.
+    groups: sizes of the parts that are drawn separately, whose sum is N. counts: what a figure was counted over, where
+    that is not N. Equal groups and seed draw equal resamples, so that the figures of two models are paired.
     """
     n, draws = sum(groups), np.random.default_rng(seed)
     if n == 0 or min(groups) < 1:
@@ -62,10 +61,7 @@ def with_intervals(
 def differences(
     first: Statistic, second: Statistic, groups: Sequence[int], counts: Mapping[str, int] | None = None
 ) -> dict[str, Figure]:
-    """second - first of each figure that both have, with the interval of the difference on the same drawn images.
-
-    An interval that leaves out 0 says that the two differ by more than the choice of the images explains.
-    """
+    """second - first of each figure that both have, with the interval of the difference on the same drawn images."""
 
     def difference(weights: np.ndarray) -> dict[str, float]:
         then, now = first(weights), second(weights)

@@ -37,22 +37,12 @@ class RetrievalRanks(NamedTuple):
     image_average_precision: Tensor
 
 
-class _Pairs(NamedTuple):
-    """Own pairs: row, column: (P,) int64, of the image and of the text. score: (P,) float."""
-
-    row: Tensor
-    column: Tensor
-    score: Tensor
-
-
 @torch.no_grad()
 def retrieval_ranks(similarity: Tensor, positives: Tensor) -> RetrievalRanks:
-    """Rank of the best own candidate of every image and of every text.
+    """Rank of every image's and every text's best own candidate: 1 + the foreign ones that score at least as high.
 
     similarity: (N, M) float. positives: (N, M) bool, true where the text belongs to the image; several a row and
-    several a column are allowed. The rank is 1 + the number of foreign candidates that score at least as high as the
-    best own one, so `rank <= k` says that an own candidate is among the first k, with ties counted against.
-    Raises ValueError if the shapes differ, or if an image or a text has no positive.
+    several a column are allowed. Raises ValueError if the shapes differ, or if an image or a text has no positive.
     """
     if similarity.shape != positives.shape or similarity.ndim != 2:
         raise ValueError(
@@ -60,8 +50,8 @@ def retrieval_ranks(similarity: Tensor, positives: Tensor) -> RetrievalRanks:
         )
     _require_positives(positives.any(1), "image (row)")
     _require_positives(positives.any(0), "text (column)")
-    row, column = positives.nonzero(as_tuple=True)
-    pairs = _Pairs(row, column, similarity[row, column])
+    own = positives.nonzero(as_tuple=True)
+    pairs = (*own, similarity[own])
     return _count(lambda rows, columns: similarity[:, columns][rows], pairs, slice(None), *similarity.shape)
 
 
@@ -72,12 +62,9 @@ def retrieval_ranks_from_embeddings(
     """`retrieval_ranks` of image @ text.T, computed in tiles, so that the matrix never exists at once.
 
     image: (N, E) float, text: (M, E) float, both unit length for cosine similarity. image_of_text: (M,) int64, the row
-    of image that each text belongs to. rows: start and stop of a share of image, so that several processes can do the
-    work; all of image is still needed, for the texts' own images. Products are taken in float64 and rounded to float32,
-    so that equal embeddings tie exactly, wherever they stand in the matrix.
-
-    Returns image_to_text and image_average_precision of these rows, and for text_to_image, (M,), 1 + the number of
-    foreign images among these rows that score at least as high as the own one: less 1 it sums over shares.
+    of image that each text belongs to. rows: a share of image, so that several processes can do the work: the result
+    then counts these rows alone, and text_to_image, less 1, sums over shares. Products are taken in float64 and rounded
+    to float32, so that equal embeddings tie exactly, wherever they stand in the matrix.
     Raises ValueError if the shapes do not fit, an index is out of range, or an image has no text.
     """
     n, m = len(image), len(text)
@@ -93,7 +80,7 @@ def retrieval_ranks_from_embeddings(
         (image[owners].double() * part.double()).sum(1).float()
         for owners, part in zip(image_of_text.split(4096), text.split(4096), strict=True)
     ]
-    pairs = _Pairs(image_of_text, torch.arange(m, device=text.device), torch.cat(own) if own else text.new_empty(0))
+    pairs = image_of_text, torch.arange(m, device=text.device), torch.cat(own) if own else text.new_empty(0)
     return _count(lambda index, columns: _product(image[index], text[columns]), pairs, rows, n, m)
 
 
@@ -119,18 +106,20 @@ def _require_positives(found: Tensor, what: str) -> None:
         raise ValueError(f"{what} {int((~found).nonzero()[0])} has no positive; give every image and text at least one")
 
 
-def _count(tile: _Tile, pairs: _Pairs, rows: slice, n: int, m: int) -> RetrievalRanks:
+def _count(tile: _Tile, pairs: tuple[Tensor, ...], rows: slice, n: int, m: int) -> RetrievalRanks:
     """Tile by tile, count the foreign scores that are lower than an own one; all others count against it.
 
+    pairs: (P,) each, rows and columns of the own ones, and their scores.
     "Not lower" rather than "at least as high": a foreign NaN then counts against, as does an own one, taken for -inf.
     """
     start, stop, _ = rows.indices(n)
-    n, device = max(0, stop - start), pairs.score.device
-    score = torch.where(pairs.score.isnan(), -torch.inf, pairs.score)
-    best_of_text = score.new_full((m,), -torch.inf).scatter_reduce(0, pairs.column, score, "amax")
+    row, column, score = pairs
+    n, device = max(0, stop - start), score.device
+    score = torch.where(score.isnan(), -torch.inf, score)
+    best_of_text = score.new_full((m,), -torch.inf).scatter_reduce(0, column, score, "amax")
 
-    here = (pairs.row >= start) & (pairs.row < stop)
-    row, column, score = pairs.row[here] - start, pairs.column[here], score[here]
+    here = (row >= start) & (row < stop)
+    row, column, score = row[here] - start, column[here], score[here]
     own_texts, own_images = torch.bincount(row, minlength=n), torch.bincount(column, minlength=m)
     # Images with many texts first: in every tile, those with an i-th own text are then the first so many rows.
     images = own_texts.argsort(descending=True, stable=True)

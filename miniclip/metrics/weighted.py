@@ -21,8 +21,7 @@ def mean(values: np.ndarray, weights: np.ndarray) -> float:
 class Median:
     """np.median(np.repeat(values, weights)): of an even number the mean of the middle two. NaN if no image counts."""
 
-    def __init__(self, values: np.ndarray) -> None:
-        """values: (N,) float, no NaN."""
+    def __init__(self, values: np.ndarray) -> None:  # (N,) float, no NaN
         self._order = np.argsort(values, kind="stable")
         self._values = np.asarray(values, dtype=np.float64)[self._order]
 
@@ -51,10 +50,7 @@ class ClassScores(NamedTuple):
     f1: np.ndarray
 
     def mean_of_present(self, score: str) -> float:
-        """Mean of a score over the classes that have images; NaN if none has.
-
-        A class that has none, but was predicted, costs precision where it belongs: in the classes it took from.
-        """
+        """Mean of a score over the classes that have images; NaN if none has."""
         present = self._asdict()[score][~np.isnan(self.recall)]
         return float(present.mean()) if len(present) else float("nan")
 
@@ -72,17 +68,14 @@ class Calibration:
     """
 
     def __init__(self, confidence: np.ndarray, hit: np.ndarray, bins: int = 15) -> None:
-        """confidence: (N,) float in [0, 1]. hit: (N,) bool, or 0 and 1."""
+        """(N,) each: float in [0, 1]; bool, or 0 and 1."""
         self._confidence, self._hit = np.asarray(confidence, np.float64), np.asarray(hit, np.float64)
         self._edges = np.arange(bins + 1) / bins
         self._bin = np.clip(np.searchsorted(self._edges, self._confidence, side="left") - 1, 0, bins - 1)
         self._gap = self._hit - self._confidence
 
     def error(self, weights: np.ndarray) -> float:
-        """Expected calibration error, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3). NaN if no image counts.
-
-        Mean over the images of |accuracy - mean confidence| of their bin.
-        """
+        """Mean over the images of |accuracy - mean confidence| of their bin (arXiv:1706.04599, eq. 3); NaN of none."""
         gaps = np.bincount(self._bin, weights * self._gap)
         return _ratio(float(np.abs(gaps).sum()), float(weights.sum()))
 
@@ -113,7 +106,7 @@ class Detection:
         self._upto = np.searchsorted(lowest_first, best_first, side="right")
 
     def auroc(self, inside: np.ndarray, outside: np.ndarray) -> float:
-        """Probability that an own image scores higher than a foreign one, ties one half (Mann-Whitney), in [0, 1].
+        """Probability that an own image scores higher than a foreign one, ties one half (Mann-Whitney).
 
         inside: (n,), outside: (m,) weights. NaN if no image of either kind counts.
         """
@@ -123,11 +116,7 @@ class Detection:
         return _ratio(float(own @ wins) / 2, float(own.sum() * seen[-1]))
 
     def fpr95(self, inside: np.ndarray, outside: np.ndarray) -> float:
-        """Share of the foreign images that the highest threshold accepts which accepts 95 % of the own or more.
-
-        inside: (n,), outside: (m,) weights. Accepted is what scores at least the threshold. In [0, 1]; NaN if no
-        image of either kind counts.
-        """
+        """Share of the foreign images at or above the highest threshold that at least 95 % of the own reach."""
         accepted, foreign = np.cumsum(inside.take(self._inside)), outside.take(self._outside)
         if accepted[-1] == 0:
             return float("nan")
