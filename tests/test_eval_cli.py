@@ -440,7 +440,9 @@ def test_a_model_of_open_clip(tmp_path: Path, capsys: Shown) -> None:
     torch.save(open_clip.create_model("ViT-S-32-alt").state_dict(), tmp_path / "weights.pt")
     words, name = "retrieval --data shapes --checkpoint", f"open_clip:ViT-S-32-alt:{tmp_path / 'weights.pt'}"
     found = evaluated(tmp_path / "out", f"{words} {name} --size 6")
-    assert equal(found, retrieval(*load_model(name, torch.device("cpu")), SceneSource("test", 6, image_size=224), task="shapes"))
+    assert equal(
+        found, retrieval(*load_model(name, torch.device("cpu")), SceneSource("test", 6, image_size=224), task="shapes")
+    )
     assert found["model"]["name"] == name and len(found["model"]["fingerprint"]) == 32
     capsys.readouterr()
     assert "ViT-S-32-alt" in refused([*words.split(), "open_clip:ViT-S-32-alt"], capsys)

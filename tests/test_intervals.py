@@ -126,9 +126,3 @@ def test_resamples_without_a_figure_are_passed_over() -> None:
     for name in ("never", "endless"):
         assert isnan(figures[name].low) and isnan(figures[name].high)
     assert isnan(figures["never"].value)
-
-
-def test_an_interval_needs_units() -> None:
-    for groups in ([], [0], [3, 0], [5, -1]):
-        with pytest.raises(ValueError, match="at least one unit in each group"):
-            with_intervals(lambda w: {"a": 1.0}, groups)

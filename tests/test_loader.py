@@ -17,7 +17,6 @@ import torch
 from support.sources import FakePairs, noise
 from torch import Tensor
 
-from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.images import BadImage
@@ -38,7 +37,7 @@ def pairs_of(source: FakePairs, cache: bool = True, augment: Augment | None = No
 
 def load(source: TrainingPairs, workers: int = 0, steps: int = 5, **options: Any) -> list[Batch]:
     sampler = TrainSampler(len(source), 4, seed=source.seed, steps=steps, **options)
-    return list(training_loader(source, sampler, DataConfig(workers=workers), pin=False))
+    return list(training_loader(source, sampler, workers, pin=False))
 
 
 def shared(world: int, *arguments: Any, **options: Any) -> list[list[Draw]]:

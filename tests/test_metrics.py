@@ -209,13 +209,6 @@ def test_ranks_say_what_is_missing() -> None:
         (lambda: retrieval_ranks(zeros(2, 2), torch.tensor([[True, True], [False, False]])), r"image \(row\) 1 has no"),
         (lambda: retrieval_ranks(zeros(2, 2), torch.tensor([[False, True]] * 2)), r"text \(column\) 0 has no positive"),
         (lambda: from_embeddings(zeros(2, 4), zeros(1, 4), torch.tensor([0])), r"image \(row\) 1 has no positive"),
-        (lambda: from_embeddings(zeros(2, 4), zeros(3, 4), torch.tensor([0, 1, 2])), r"\[0, 2\)"),
-        (lambda: from_embeddings(zeros(2, 4), zeros(3, 4), torch.tensor([0, 1])), "image_of_text"),
-        (lambda: recall_at_k(torch.tensor([]), 1), "at least one rank"),
-        (lambda: chance_recall_at_k(10, 0, 1), "own=0"),
-        (lambda: class_ranks(zeros(2, 3), torch.tensor([0, 3])), r"\[0, 3\)"),
-        (lambda: predictions(zeros(0, 3), zeros(0).long()), "empty"),
-        (lambda: predictions(zeros(2, 3), zeros(3).long()), r"labels \(N,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -16,6 +16,10 @@ import pytest
 
 from miniclip.data.scenes.captions import (
     BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    SEEN,
+    SHAPES,
     SIZES,
     TEXTURES,
     TONES,
@@ -26,7 +30,7 @@ from miniclip.data.scenes.captions import (
     relation,
 )
 from miniclip.data.scenes.drawing import RGB, TONE_RGB, render
-from miniclip.data.scenes.source import COLOURS, HELD_OUT, SEEN, SHAPES, SPLITS, TASKS, SceneSource, SceneTask
+from miniclip.data.scenes.source import SPLITS, TASKS, SceneSource, SceneTask
 
 
 def words(**groups: str) -> dict[str, str]:

@@ -138,7 +138,3 @@ def test_a_score_that_is_no_number_counts_against() -> None:
     collapsed = weighted.Detection(np.full(2, nan), np.full(2, nan))
     assert collapsed.auroc(ones, ones) == 0 and collapsed.fpr95(ones, ones) == 1
     assert isnan(weighted.Calibration(np.array([nan, 0.5]), np.array([0, 1])).error(ones))
-    assert isnan(weighted.Median(np.zeros(0))(np.zeros(0)))
-    for own, foreign in ((0, 3), (3, 0)):
-        with pytest.raises(ValueError, match=f"got {own} own and {foreign} foreign"):
-            weighted.Detection(np.zeros(own), np.zeros(foreign))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def together(name: str) -> Iterator[torch.device]:
     """The device of this process; those that torchrun or `accelerate launch` started form a group, to share the work.
 
-    name: --device. Raises ValueError if it cannot be used, or is a device by number for several processes.
+    name: --device. Raises ValueError if it cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device_of(name)

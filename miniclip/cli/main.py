@@ -30,8 +30,6 @@ def main() -> int:
         from miniclip.doctor.main import doctor_main
 
         return doctor_main(words)
-    if command in (["--help"], ["-h"]):
-        print(_USAGE)
-        return 0
-    print(_USAGE, file=sys.stderr)
-    return 2
+    asked = command in (["--help"], ["-h"])
+    print(_USAGE, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2

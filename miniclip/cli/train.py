@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniclip.common.arguments import advised
+from miniclip.common.arguments import advised, refused
 from miniclip.common.printing import printable
 from miniclip.common.stopping import CODES, INTERRUPTED, Stopped, resume_command
 from miniclip.config import Config, ConfigError, load_config, smaller_training
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train as configured; what results.json holds, or an empty dict on other than the main process.
-
-    Every process of an `accelerate launch` or `torchrun` calls it. Raises what `training.run.train` does, and before
-    the first step what `open_suite` and `MatrixLog` do.
-    """
+    """Train as configured, in every process; the main one gets what results.json holds, the others an empty dict."""
     from miniclip.training.run import train
 
     return train(config, open_hooks)
@@ -86,25 +82,20 @@ def train_main(arguments: list[str] | None = None, program: str = "train.py") ->
 def _train(arguments: list[str] | None, program: str) -> int:
     try:
         config = load_config(arguments)
-        # torch takes seconds to import: --help and a wrong key do not wait for it
-        from miniclip.data.images import BadImage
-        from miniclip.training.loop import NonFiniteLoss
     except ConfigError as error:
-        return _fail(program, error)
+        return refused(program, str(error))
+    # torch takes seconds to import: --help and a wrong key do not wait for it
+    from miniclip.training.loop import NonFiniteLoss
+
     smaller = smaller_training(config, int(os.environ.get("WORLD_SIZE", 1)))
     try:
         with advised(f"use {', '.join(smaller)}, or in an evaluation a smaller eval.batch_size"):
             run(config)
-    except (ConfigError, BadImage, NonFiniteLoss, OSError, ValueError, MemoryError) as error:
+    except (NonFiniteLoss, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
         saved = any(Path(config.run.dir).glob("checkpoints/step_*[0-9]"))
-        if isinstance(error, MemoryError) and saved and len(smaller) > 1:
-            return _fail(program, error, f"; go on with: {resume_command(arguments)} {smaller[0]}")
-        return _fail(program, error)
+        goes_on = isinstance(error, MemoryError) and saved and len(smaller) > 1
+        advice = f"; go on with: {resume_command(arguments)} {smaller[0]}" if goes_on else ""
+        return refused(program, str(error), advice)
     return 0
-
-
-def _fail(program: str, error: Exception, advice: str = "") -> int:
-    print(f"{program}: error: {printable(str(error))}{advice}", file=sys.stderr)
-    return 2

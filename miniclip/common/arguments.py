@@ -56,17 +56,14 @@ def data_words(arguments: Sequence[str] | None) -> list[str]:
     return [word.replace("--dataset", "--data", 1) if word.split("=")[0] == "--dataset" else word for word in words]
 
 
-def refused(program: str, message: str) -> int:
+def refused(program: str, message: str, advice: str = "") -> int:
     """Say in one line on stderr what cannot be done as asked; the exit code of that."""
-    print(f"{program}: error: {printable(message)}", file=sys.stderr)
+    print(f"{program}: error: {printable(message)}{advice}", file=sys.stderr)
     return 2
 
 
 def exit_code(program: str, action: Callable[[], None], less_memory: str = "use a smaller set, or more memory") -> int:
-    """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted.
-
-    less_memory: what to do where memory runs out.
-    """
+    """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
     try:
@@ -80,7 +77,6 @@ def exit_code(program: str, action: Callable[[], None], less_memory: str = "use 
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether that is what it says, of the machine's memory or its device's."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     return said or isinstance(error, MemoryError)
 
@@ -105,7 +101,7 @@ def check_range(option: str, value: float | None, low: float, high: float | None
 
 
 def check_output(option: str, target: str) -> None:
-    """Raise ValueError or OSError if a file cannot be written there; option: what the message calls it."""
+    """Raise ValueError or OSError if a file cannot be written there."""
     path = Path(target)
     if path.is_dir():
         raise ValueError(f"{option} {target} is a folder; name a file")

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from miniclip.common.stopping import CODES
-from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import Prepared, token_rows
 from miniclip.data.captioned import PairSource
@@ -46,9 +45,7 @@ class Batch(NamedTuple):
     bad: list[str]
 
     def to(self, device: torch.device) -> Batch:
-        """All tensors on a device, copied while the host goes on."""
-        moved = [x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self]
-        return Batch(*moved)  # type: ignore[arg-type]
+        return Batch(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))  # type: ignore[arg-type]
 
 
 class Example(NamedTuple):
@@ -92,10 +89,8 @@ def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str]) 
 
 @dataclass(eq=False)
 class TrainingPairs(Dataset[Batch]):
-    """A source with its random transform and its draw of captions, out of a prepared cache or read as they come up.
-
-    captions: of each image in a batch. weights: (len(source),) float32, of the images, or None.
-    """
+    """A source with its random transform and draw of captions, out of a cache or read as they come up. captions: of
+    each image in a batch. weights: (len(source),) float32, of the images, or None."""
 
     source: PairSource
     augment: Augment
@@ -112,7 +107,7 @@ class TrainingPairs(Dataset[Batch]):
         return len(self.rows)
 
     def vocabulary(self) -> Tensor:
-        """The token ids that the captions use, ascending, int64; without a cache all are tokenised for it."""
+        """The token ids that the captions use, ascending, int64."""
         if self.prepared is not None:
             return torch.from_numpy(self.prepared.vocabulary())
         rows = (row for i in range(len(self)) for row in token_rows(self.tokenizer, self.source.captions(i)))
@@ -144,21 +139,23 @@ class TrainingPairs(Dataset[Batch]):
         raise BadImage("no image of the training split can be read; check data.source and data.image_column")
 
 
-def training_loader(pairs: TrainingPairs, sampler: TrainSampler, config: DataConfig, pin: bool) -> DataLoader[Batch]:
-    """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
-    options: dict[str, Any] = {"collate_fn": as_it_is, "worker_init_fn": ignore_signals, "num_workers": config.workers}
-    options["generator"] = torch.Generator()  # each start draws a number: not from the training's, which a resume keeps
-    return DataLoader(pairs, batch_sampler=sampler, pin_memory=pin, **options)
-
-
-def as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def ignore_signals(worker: int) -> None:
-    """For a loader's process: a terminal or a scheduler signals all processes of a run, which has a step to finish."""
+def _ignore_signals(worker: int) -> None:
+    # a terminal or a scheduler signals all processes of a run, which has a step to finish
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
+
+
+# each start of a loader draws a number: from a generator of its own, for a resume goes on with the training's
+LOADING: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _as_it_is, "worker_init_fn": _ignore_signals}
+
+
+def training_loader(pairs: TrainingPairs, sampler: TrainSampler, workers: int, pin: bool) -> DataLoader[Batch]:
+    """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
+    return DataLoader(pairs, batch_sampler=sampler, pin_memory=pin, num_workers=workers, **LOADING)
 
 
 def ahead(items: Iterator[T], depth: int = 3) -> Iterator[T]:

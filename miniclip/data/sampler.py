@@ -45,9 +45,8 @@ class TrainSampler:
         rows, weights, sizes = self.rows, self.draw_weights, self.sizes
         if rows < self.batch_size:
             advice = f"use a batch of at most {rows}, or more data" if rows > 1 else "it needs at least 2"
-            raise ValueError(
-                f"the training split has {rows} usable images, data.batch_size is {self.batch_size}; {advice}"
-            )
+            usable = f"the training split has {rows} usable images"
+            raise ValueError(f"{usable}, data.batch_size is {self.batch_size}; {advice}")
         if weights is not None and (len(weights) != rows or not float(weights.sum()) > 0):
             raise ValueError(f"draw_weights must be {rows} numbers, and not all of them 0")
         if self.mixing and (len(sizes) != len(self.mixing) or sum(sizes) != rows or min(sizes) < 1):
@@ -117,7 +116,7 @@ def apportion(total: int, mixing: Sequence[float]) -> list[int]:
 
 
 def mix(*numbers: int) -> int:
-    """A seed from several numbers: equal only for equal numbers. In [0, 2^63)."""
+    """A seed in [0, 2^63) from several numbers."""
     return (number_of(b",".join(str(number).encode() for number in numbers)) >> 1) & (2**63 - 1)
 
 

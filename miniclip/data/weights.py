@@ -39,10 +39,8 @@ def image_weights(source: PairSource, config: DataConfig) -> Tensor | None:
             raise ValueError(f"{source.name(i)}: {column} holds {value!r}; a weight is a number of 0 or more")
     total = math.fsum(weights)
     if not total > 0:
-        raise ConfigError(
-            f"data.weights={config.weights}: every image weighs 0 by {column}, whose first value is "
-            f"{values[0]!r}; use another column, or data.weights=none"
-        )
+        nothing = f"every image weighs 0 by {column}, whose first value is {values[0]!r}"
+        raise ConfigError(f"data.weights={config.weights}: {nothing}; use another column, or data.weights=none")
     return torch.tensor(weights, dtype=torch.float64).mul_(len(weights) / total).float()
 
 

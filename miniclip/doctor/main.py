@@ -114,7 +114,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
         verdict = constant_images(1.0, said) if isinstance(error, OneImage) else empty_captions(said)
         yield Stage("data", DATA_TITLE, {}, [verdict], [])
         return
-    check_enough(config, len(source))
+    check_enough(config.data, len(source))
     image_weights(source, config.data)
     generator = torch.Generator().manual_seed(config.run.seed)
     rows = torch.randperm(len(source), generator=generator)[:most].tolist()

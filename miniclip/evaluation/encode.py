@@ -55,8 +55,6 @@ class EncodeOptions:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r} must be 'fp32' or 'bf16'")
 
 
 DEFAULT = EncodeOptions()
@@ -136,16 +134,13 @@ def encode_images(model: TwoTowers, images: Images, preprocess: Preprocess, opti
 def encode_texts(
     model: TwoTowers, tokenizer: TextTokenizer, texts: Sequence[str], options: EncodeOptions = DEFAULT
 ) -> Tensor:
-    """All texts -> (N, E) float32 on the CPU, unit length, in the order given. Equal texts get identical embeddings.
-
-    Texts of miniclip's Tokenizer are sorted by length, so that every batch is trimmed to about its own length.
-    """
+    """All texts -> (N, E) float32 on the CPU, unit length, in the order given. Equal texts get identical embeddings."""
     if not texts:
         return torch.empty(0, _width(model))
     # Each text once: it saves work, and equal texts would otherwise differ in the last bit from batch to batch.
     place_of = {text: k for k, text in enumerate(dict.fromkeys(texts))}
     tokens = tokenizer(list(place_of))
-    # Another tokenizer may pad with what is not zero, or end without the highest id.
+    # sorted by length, so that a batch can be trimmed; another tokenizer may pad with what is not zero
     trims = isinstance(tokenizer, Tokenizer)
     order = caption_lengths(tokens).argsort(stable=True) if trims else torch.arange(len(tokens))
     device = model_device(model)

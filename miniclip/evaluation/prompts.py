@@ -103,6 +103,16 @@ def fill_templates(names: Sequence[Sequence[str]], templates: Sequence[str]) -> 
     return [[template.replace("{}", name) for name in many for template in templates] for many in names]
 
 
+def prompts_of(
+    source: LabelledSource, templates: str | Sequence[str] | None
+) -> tuple[list[list[str]], tuple[str, ...]]:
+    """C lists of prompts, and the templates that they come of; None takes a source's own prompts or `templates_of`."""
+    if templates is None and isinstance(source, PromptedSource):
+        return source.class_prompts(), ()
+    chosen = templates_of(source) if templates is None else resolve_templates(templates)
+    return fill_templates(names_of(source), chosen), chosen
+
+
 def check_classes(task: str, classes: Sequence[str]) -> None:
     """Raise ValueError if there are fewer than two classes, or two of one name."""
     if len(classes) < 2:

@@ -15,15 +15,7 @@ from torch import Tensor
 
 from miniclip.common.fingerprint import digest
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, Images, encode_readable, encode_texts
-from miniclip.evaluation.prompts import (
-    PromptedSource,
-    brings_sentences,
-    check_classes,
-    fill_templates,
-    names_of,
-    resolve_templates,
-    templates_of,
-)
+from miniclip.evaluation.prompts import PromptedSource, brings_sentences, check_classes, prompts_of
 from miniclip.evaluation.result import Evaluation
 from miniclip.losses.energy import free_energy
 from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
@@ -121,8 +113,7 @@ def zero_shot(
     if len(dataset) == 0:
         raise ValueError(f"{task}: the data set holds no images")
     check_classes(task, dataset.classes)
-    own = dataset if isinstance(dataset, PromptedSource) else None
-    sentences = own if brings_sentences(dataset) else None
+    sentences = dataset if isinstance(dataset, PromptedSource) and brings_sentences(dataset) else None
     if sentences and (templates is not None or foreign is not None):
         raise ValueError(f"{task}: each image brings its own sentences; leave templates and foreign images out")
     labels, classes = labels_of(dataset, task), dataset.classes
@@ -144,12 +135,7 @@ def zero_shot(
         figures, chance = with_intervals(top1, groups, resamples=resamples), {"chance": 1 / len(classes)}
         return Evaluation("zeroshot", task, figures, chance, tuple(notes), digest(*read, *texts), top1, groups)
 
-    chosen: tuple[str, ...] = ()
-    if templates is None and own is not None:
-        prompts = own.class_prompts()
-    else:
-        chosen = templates_of(dataset) if templates is None else resolve_templates(templates)
-        prompts = fill_templates(names_of(dataset), chosen)
+    prompts, chosen = prompts_of(dataset, templates)
     by_class = embed_prompts(model, tokenizer, prompts, options)
     classifier, scale = classifier_of(by_class), float(model.logit_scale.detach().exp())
     found, ood, seen = predict(images.values, classifier, scale, labels), None, digest(*read)

@@ -92,12 +92,7 @@ class Detection:
     """How well a score tells images of the classes from foreign ones. Both have weights of their own."""
 
     def __init__(self, inside: np.ndarray, outside: np.ndarray) -> None:
-        """inside: (n,), outside: (m,) float scores, higher = more familiar. One that is NaN counts against.
-
-        Raises ValueError if either is empty.
-        """
-        if len(inside) == 0 or len(outside) == 0:
-            raise ValueError(f"detection needs images of both kinds, got {len(inside)} own and {len(outside)} foreign")
+        """inside: (n,), outside: (m,) float scores, higher = more familiar. One that is NaN counts against."""
         inside, outside = np.where(np.isnan(inside), -np.inf, inside), np.where(np.isnan(outside), np.inf, outside)
         self._inside, self._outside = np.argsort(-inside, kind="stable"), np.argsort(outside, kind="stable")
         best_first, lowest_first = inside[self._inside], outside[self._outside]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from miniclip.common.printing import first_few
-from miniclip.config import Config, ConfigError
+from miniclip.config import Config, ConfigError, DataConfig
+from miniclip.config.sections import require
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import open_source
@@ -63,14 +64,10 @@ def phases(first: int, steps: int, config: Config) -> list[tuple[int, int]]:
     return [(side, len(list(group))) for side, group in groupby(sides)]
 
 
-def check_enough(config: Config, images: int) -> None:
+def check_enough(data: DataConfig, images: int) -> None:
     """Raise ConfigError if the training split has too few images for a batch."""
-    data = config.data
-    if images < data.batch_size:
-        raise ConfigError(
-            f"{data.label} has {images} images in split {data.train_split!r}, fewer than "
-            f"data.batch_size={data.batch_size}; use a batch of at most {images}, or more data"
-        )
+    said = f"{data.label} has {images} images in split {data.train_split!r}, fewer than data.batch_size="
+    require(images >= data.batch_size, f"{said}{data.batch_size}; use a batch of at most {images}, or more data")
 
 
 class MapBatches:
@@ -80,54 +77,38 @@ class MapBatches:
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        data, main = config.data, accelerator.is_main_process
-        self.config, self.accelerator = config, accelerator
-        source = open_source(data, "train", seed=config.run.seed, image_size=config.model.image_size or 0)
-        check_enough(config, len(source))
+        data, seed, main, world = config.data, config.run.seed, accelerator.is_main_process, accelerator.num_processes
+        self.data, self.device = data, accelerator.device
+        source = open_source(data, "train", seed=seed, image_size=config.model.image_size or 0)
+        check_enough(data, len(source))
         weights = image_weights(source, data)
         # of a cache every process counts all, else its own part of them
-        known = len(source) if data.cache else -(-len(source) // accelerator.num_processes)
-        self.bad = BadCount(known, data.max_bad_fraction)
+        self.bad = BadCount(len(source) if data.cache else -(-len(source) // world), data.max_bad_fraction)
         augment, tokenizer, prepared = build_augment(config), _tokenizer(config), None
         if data.cache:
-            prepared = prepare(
-                source,
-                augment,
-                tokenizer,
-                folder=data.cache_dir,
-                label=_label(config),
-                allowed=data.max_bad_fraction,
-                progress=config.log.progress and main,
-            )
+            label, progress, allowed = _label(config), config.log.progress and main, data.max_bad_fraction
+            options: dict[str, Any] = {"folder": data.cache_dir, "label": label, "allowed": allowed}
+            prepared = prepare(source, augment, tokenizer, progress=progress, **options)
             self.bad.add(prepared.bad)
             if prepared.bad and main:
                 print(f"{len(prepared.bad)} images cannot be read and are left out: {first_few(prepared.bad)}")
-        captions = data.captions_per_image
-        self.pairs = TrainingPairs(source, augment, tokenizer, config.run.seed, prepared, captions, weights)
+        self.pairs = TrainingPairs(source, augment, tokenizer, seed, prepared, data.captions_per_image, weights)
         rows = self.pairs.rows
-        sizes: list[int] = []
+        options = {"rank": accelerator.process_index, "world": world}
+        if weights is not None and data.weights_for == "sampler":
+            options["draw_weights"] = weights[rows]
         if data.mixing:  # how many images of each source are left
-            ends = np.cumsum(source.sizes)  # type: ignore[attr-defined]
-            sizes = np.diff(np.searchsorted(rows, ends), prepend=0).tolist()
+            ends = np.searchsorted(rows, np.cumsum(source.sizes))  # type: ignore[attr-defined]
+            options |= {"mixing": data.mixing, "sizes": np.diff(ends, prepend=0).tolist()}
         self.steps = planned_steps(config, len(rows))
-        self.sampler = TrainSampler(
-            len(rows),
-            data.batch_size,
-            config.run.seed,
-            self.steps,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            draw_weights=weights[rows] if weights is not None and data.weights_for == "sampler" else None,
-            sizes=sizes,
-            mixing=data.mixing or (),
-        )
+        self.sampler = TrainSampler(len(rows), data.batch_size, seed, self.steps, **options)
 
     def shares(self, step: int) -> list[int]:
         """Pairs of each process in a step."""
-        return shares(self.config.data.batch_size, self.accelerator.num_processes)
+        return shares(self.data.batch_size, self.sampler.world)
 
     def describe(self) -> str:
-        return f"{len(self.pairs)} images of {self.config.data.label} ({self.epoch(self.steps):.1f} epochs)"
+        return f"{len(self.pairs)} images of {self.data.label} ({self.epoch(self.steps):.1f} epochs)"
 
     def epoch(self, step: int) -> float:
         """How many times the data have been seen after a step."""
@@ -135,10 +116,10 @@ class MapBatches:
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
-        device, sampler = self.accelerator.device, replace(self.sampler, first_step=first_step)
-        loader = training_loader(self.pairs, sampler, self.config.data, pin=device.type == "cuda")
+        sampler, pin = replace(self.sampler, first_step=first_step), self.device.type == "cuda"
+        loader = training_loader(self.pairs, sampler, self.data.workers, pin)
         try:
-            for batch, _ in on_device(((batch, None) for batch in loader), device):
+            for batch, _ in on_device(((batch, None) for batch in loader), self.device):
                 self.bad.add(batch.bad)
                 yield batch
         except BadImage as error:
@@ -154,26 +135,15 @@ class StreamBatches:
     """Batches of images that are read in the order of their shards. steps, bad: as in MapBatches."""
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
+        unknown = f"train.epochs={config.train.epochs}: how many images a stream has is not known"
         if config.train.max_steps is None:
-            raise ConfigError(
-                f"train.epochs={config.train.epochs}: how many images a stream has is not known; set train.max_steps "
-                "and train.epochs=null"
-            )
-        if config.train.small_vocabulary:
-            raise ConfigError(
-                "train.small_vocabulary needs to know all captions beforehand, which a stream does not; set it or "
-                "data.streaming to false"
-            )
+            raise ConfigError(f"{unknown}; set train.max_steps and train.epochs=null")
+        words = "train.small_vocabulary needs to know all captions beforehand, which a stream does not"
+        require(not config.train.small_vocabulary, f"{words}; set it or data.streaming to false")
         self.config, self.accelerator, self.steps = config, accelerator, config.train.max_steps
-        self.stream = open_stream(
-            config.data,
-            build_augment(config),
-            _tokenizer(config),
-            seed=config.run.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            pin=accelerator.device.type == "cuda",
-        )
+        share: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+        share |= {"seed": config.run.seed, "pin": accelerator.device.type == "cuda"}
+        self.stream = open_stream(config.data, build_augment(config), _tokenizer(config), **share)
         self.bad = BadCount(SEEN, config.data.max_bad_fraction)
         self._cursors: dict[int, Cursor] = {}
         self._epoch = 0
@@ -191,13 +161,13 @@ class StreamBatches:
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
-        cursors, rank, world = None, self.accelerator.process_index, self.accelerator.num_processes
+        cursors, rank, world = None, self.stream.rank, self.stream.world
         if first_step:
-            if state.get("layout") != self.stream.layout:
-                raise ConfigError(
-                    f"{self.config.run.dir} stands at step {first_step} of another stream: its shards, or "
-                    "data.shuffle_buffer, have changed since; go on with what it began with, or start a new run"
-                )
+            require(
+                state.get("layout") == self.stream.layout,
+                f"{self.config.run.dir} stands at step {first_step} of another stream: its shards, or "
+                "data.shuffle_buffer, have changed since; go on with what it began with, or start a new run",
+            )
             cursors = {int(lane): (turn, start, done) for lane, (turn, start, done) in state["cursors"].items()}
             self._cursors = {lane: cursors[lane] for lane in range(rank, self.stream.lanes, world)}
         steps = ((step.batch, step) for step in self.stream.batches(first_step, self.steps, cursors))
@@ -220,11 +190,8 @@ TrainBatches = MapBatches | StreamBatches
 
 def open_batches(config: Config, accelerator: Accelerator) -> TrainBatches:
     """The training split, as data.streaming says. Raises ConfigError, ValueError or FileNotFoundError with advice."""
-    if config.data.batch_size < accelerator.num_processes:
-        raise ConfigError(
-            f"data.batch_size={config.data.batch_size} leaves some of {accelerator.num_processes} processes without a "
-            "pair; raise it"
-        )
+    size, world = config.data.batch_size, accelerator.num_processes
+    require(size >= world, f"data.batch_size={size} leaves some of {world} processes without a pair; raise it")
     return StreamBatches(config, accelerator) if config.data.streaming else MapBatches(config, accelerator)
 
 

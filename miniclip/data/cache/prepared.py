@@ -57,7 +57,7 @@ def prepare(
 ) -> Prepared:
     """The store of a source, built if there is none, or if its files or settings have changed.
 
-    folder: as cache_folder takes it. label: what tells this source and split from others, for the key and for messages.
+    folder: data.cache_dir. label: what tells this source and split from others, for the key and for messages.
     allowed: data.max_bad_fraction. Of several processes that want the same store, one builds it and the others wait.
     Raises TooManyBad; ValueError with advice if the folder cannot be written, or the disk is too small.
     """
@@ -71,8 +71,7 @@ def prepare(
     try:
         prepared = Prepared(directory, stamp)  # finished stores need no lock: they may lie where nobody can write
     except Unusable:
-        label = one_line(label, 80)
-        prepared = _Build(source, augment, tokenizer, directory, stamp, label, bad).alone(progress)
+        prepared = _Build(source, augment, tokenizer, directory, stamp, one_line(label, 80), bad, progress).alone()
     bad.add(prepared.bad)
     return prepared
 
@@ -81,8 +80,7 @@ def prepare(
 class _Build:
     """One go at a store: the parts that are there are kept, the others are made.
 
-    problem: the first reason why something that is there cannot be used. missing: images that this build decodes.
-    sizes: bytes of the first of them.
+    missing: images that this build decodes. sizes: bytes of the first of them.
     """
 
     source: PairSource
@@ -92,7 +90,7 @@ class _Build:
     stamp: str
     label: str
     bad: BadCount
-    problem: str = ""
+    progress: bool
     missing: int = 0
     sizes: list[int] = field(default_factory=list)
 
@@ -101,44 +99,51 @@ class _Build:
         every = range(len(self.source))
         self.parts = [every[start : start + self.part] for start in every[:: self.part]]
 
-    def alone(self, progress: bool) -> Prepared:
+    def alone(self) -> Prepared:
         """Build while no other process does; if another has just done so, its store."""
         with _writing(self.directory):
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.directory.with_suffix(".lock"))
-            self._wait(lock, progress)
+            with self._bar("waiting for another run that prepares these images", delay=1.0) as bar:
+                while not lock.is_locked:
+                    try:
+                        lock.acquire(timeout=0.5)
+                    except Timeout:
+                        done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.parts)))
+                        bar.n = min(done * self.part, len(self.source))
+                        bar.refresh()
         try:
             return Prepared(self.directory, self.stamp)
         except Unusable as error:
-            self.problem = str(error)
-            self._build(progress)
+            self._build(str(error))
             return Prepared(self.directory, self.stamp)
         finally:
             lock.release()
 
-    def _wait(self, lock: FileLock, progress: bool) -> None:
-        title = "waiting for another run that prepares these images"
-        with self._bar(title, progress, delay=1.0) as bar:
-            while not lock.is_locked:
-                try:
-                    lock.acquire(timeout=0.5)
-                except Timeout:
-                    done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.parts)))
-                    bar.n = min(done * self.part, len(self.source))
-                    bar.refresh()
-
-    def _bar(self, title: str, progress: bool, **options: Any) -> Any:
+    def _bar(self, title: str, **options: Any) -> Any:
         from tqdm import tqdm
 
-        return tqdm(total=len(self.source), desc=title, unit="", leave=False, disable=not progress, **options)
+        return tqdm(total=len(self.source), desc=title, unit="", leave=False, disable=not self.progress, **options)
 
-    def _build(self, progress: bool) -> None:
-        parts = self._finished()
-        if self.problem:
-            log.warning("%s %s; preparing again", self.label, self.problem)
+    def _build(self, problem: str) -> None:
+        """problem: why the store that is there cannot be used."""
+        parts: dict[int, tuple[dict[str, Any], Arrays]] = {}
+        for i, rows in enumerate(self.parts):
+            try:
+                parts[i] = load_part(self.directory / part_name(i), self.stamp, len(rows))
+            except Unusable as error:
+                problem = problem or str(error)
+        keep = {part_name(i) for i in parts}
+        with _writing(self.directory):
+            self.directory.mkdir(exist_ok=True)
+            for path in list(self.directory.iterdir()):
+                if path.name not in keep:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if problem:
+            log.warning("%s %s; preparing again", self.label, problem)
         done = sum(about["rows"] for about, _ in parts.values())
         self.missing = len(self.source) - done
-        with self._bar("preparing images", progress, initial=done) as bar, ThreadPoolExecutor(_cores()) as pool:
+        with self._bar("preparing images", initial=done) as bar, ThreadPoolExecutor(_cores()) as pool:
             for i, rows in enumerate(self.parts):
                 if i in parts:
                     self.bad.add(parts[i][0]["bad"])
@@ -146,34 +151,14 @@ class _Build:
                 with self._new(part_name(i)) as temporary:
                     parts[i] = self._make(temporary, rows, pool, bar.update)
         ordered = [parts[i] for i in range(len(self.parts))]
+        abouts = [about for about, _ in ordered]
         if not any(len(arrays.places) for _, arrays in ordered):
             raise BadImage(f"{self.label}: no image can be read; check data.source and data.image_column")
-        about = {
-            "stamp": self.stamp,
-            "label": self.label,  # for people who look for what to delete
-            "part": self.part,
-            "pixels": [about["pixels"] for about, _ in ordered],
-            "bad": [name for about, _ in ordered for name in about["bad"]],
-        }
         whole = Arrays(*map(np.concatenate, zip(*(arrays for _, arrays in ordered), strict=True))).summed()
+        about = {"stamp": self.stamp, "label": self.label, "part": self.part}  # the label for people who tidy up
+        about |= {"pixels": [a["pixels"] for a in abouts], "bad": [name for a in abouts for name in a["bad"]]}
         with self._new(ALL) as temporary, _writing(self.directory):
             save_part(temporary, about, whole)
-
-    def _finished(self) -> dict[int, tuple[dict[str, Any], Arrays]]:
-        """The parts that can be used; everything else goes."""
-        parts = {}
-        for i, rows in enumerate(self.parts):
-            try:
-                parts[i] = load_part(self.directory / part_name(i), self.stamp, len(rows))
-            except Unusable as error:
-                self.problem = self.problem or str(error)
-        keep = {part_name(i) for i in parts}
-        with _writing(self.directory):
-            self.directory.mkdir(exist_ok=True)
-            for path in list(self.directory.iterdir()):
-                if path.name not in keep:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return parts
 
     def _make(
         self, path: Path, rows: range, pool: ThreadPoolExecutor, update: Callable[[int], Any]
@@ -222,10 +207,8 @@ class _Build:
         self.sizes.append(size)
         needed, free = sum(self.sizes) / SAMPLED * self.missing, shutil.disk_usage(self.directory).free
         if len(self.sizes) == SAMPLED and needed > free:
-            raise ValueError(
-                f"preparing {self.missing} images takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-                f"free in {self.directory.parent}; {ADVICE}"
-            )
+            takes = f"preparing {self.missing} images takes about {needed / 1e9:.1f} GB"
+            raise ValueError(f"{takes}, and {free / 1e9:.1f} GB are free in {self.directory.parent}; {ADVICE}")
 
     @contextmanager
     def _new(self, name: str) -> Iterator[Path]:

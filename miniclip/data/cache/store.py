@@ -64,13 +64,12 @@ class Arrays(NamedTuple):
 class Prepared:
     """A finished store, mapped read-only. Cheap to pickle: a process that unpickles it maps the files itself.
 
-    rows: int64 (images,), the position in the source of each image that could be read, ascending. bad: why the
-    others could not. directory: where it lies.
+    stamp: what the store must have been made from. rows: int64 (images,), the position in the source of each image that
+    could be read, ascending. bad: why the others could not. Raises Unusable.
     """
 
     @_refusing()
     def __init__(self, directory: Path, stamp: str) -> None:
-        """stamp: what the store must have been made from. Raises Unusable."""
         self.directory, self._stamp = directory, stamp
         about, self._arrays = _load(directory / ALL, stamp, mapped=True)
         self._arrays.check_sums()
@@ -137,7 +136,7 @@ def load_part(path: Path, stamp: str, rows: int) -> tuple[dict[str, Any], Arrays
 
 
 def _load(path: Path, stamp: str, mapped: bool) -> tuple[dict[str, Any], Arrays]:
-    """What save_part has written. Raises Unusable if there is none, or if it was made from something else."""
+    """What save_part has written."""
     if not path.is_dir():
         raise Unusable
     about = json.loads((path / "about.json").read_text(encoding="ascii"))

@@ -48,9 +48,7 @@ LONGEST = 20  # words a caption
 
 class Draws:
     """Random numbers that depend on the key alone; the same on every machine, since NumPy fixes the raw Philox stream.
-
-    seed: 0 <= seed < 2**64. stream: which use of the seed, 0 <= stream < 2**15. index: 0 <= index < 2**48.
-    """
+    seed: 0 <= seed < 2**64. stream: which use of the seed, 0 <= stream < 2**15. index: 0 <= index < 2**48."""
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
         self._bits = np.random.Philox(key=np.array([seed, stream << 48 | index], dtype=np.uint64))
@@ -107,7 +105,6 @@ class Scene:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -131,8 +128,7 @@ def places(thing: SceneObject) -> list[str]:
         return [f"on the {side}", f"on the {side} side"]
     if half:
         return [f"at the {edge}", f"in the {half} half"]
-    middle = abs(thing.x) < 0.15 and abs(thing.y) < 0.15
-    return ["in the middle", "in the centre"] if middle else []
+    return ["in the middle", "in the centre"] if abs(thing.x) < 0.15 and abs(thing.y) < 0.15 else []
 
 
 def _describe(draws: Draws, thing: SceneObject, detail: float, names: str = "both") -> str:
@@ -162,35 +158,30 @@ def _related(draws: Draws, things: Sequence[SceneObject], phrases: Sequence[str]
     """A sentence on the first two objects and a mention of the third; None if the two stand in no clear relation."""
     if (where := relation(things[0], things[1])) is None:
         return None
-    words = draws.pick(RELATIONS[where])
-    inverted = draws.chance(0.25)
-    sentence = f"{words} {phrases[1]} is {phrases[0]}" if inverted else f"{phrases[0]} {words} {phrases[1]}"
-    return f"{phrases[2]}, and {sentence}" if len(phrases) == 3 else sentence
+    words, (a, b, *third) = draws.pick(RELATIONS[where]), phrases
+    sentence = f"{words} {b} is {a}" if draws.chance(0.25) else f"{a} {words} {b}"
+    return f"{third[0]}, and {sentence}" if third else sentence
 
 
 def _count(draws: Draws, count: int) -> str:
-    words = COUNTS[count - 1]
-    return words.replace("object", "shape") if draws.chance(0.25) else words
+    return COUNTS[count - 1].replace("object", "shape") if draws.chance(0.25) else COUNTS[count - 1]
 
 
 def _body(draws: Draws, scene: Scene) -> str:
     count = len(scene.objects)
     things = draws.sample(scene.objects, count)
     detail = (0.3, 0.15, 0.08)[count - 1]  # more objects, fewer adjectives: captions stay short
-    names = "both"
-    if count == 1:
-        # enough captions without a colour to make the shape count by itself: the colour alone explains much of a batch
-        share = draws.uniform()
-        names = "shape" if share < 0.2 else "colour" if share < 0.3 else "both"
+    # enough captions without a colour to make the shape count by itself: the colour alone explains much of a batch
+    share = draws.uniform() if count == 1 else 1.0
+    names = "shape" if share < 0.2 else "colour" if share < 0.3 else "both"
     phrases = [_describe(draws, thing, detail, names) for thing in things]
     style = draws.uniform()
     if count > 1 and style < 0.4 and (sentence := _related(draws, things, phrases)) is not None:
         return sentence
     if draws.chance((0.35, 0.25, 0.1)[count - 1]):
-        phrases = [
-            f"{phrase} {draws.pick(options)}" if (options := places(thing)) else phrase
-            for thing, phrase in zip(things, phrases, strict=True)
-        ]
+        for k, thing in enumerate(things):
+            if options := places(thing):
+                phrases[k] += f" {draws.pick(options)}"
     before = f"{_count(draws, count)}{draws.pick((':', ','))} " if style > 0.85 else ""
     return before + (phrases[0] if count == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1])
 

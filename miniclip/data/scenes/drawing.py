@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from miniclip.data.scenes.captions import SHAPES, Background, Scene, SceneObject
+from miniclip.data.scenes.captions import Background, Scene, SceneObject
 
 RGB = {
     "red": (0.86, 0.10, 0.12),
@@ -88,7 +88,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         fold = np.maximum(b * 0.5877853 - a * 0.8090170, 0) * 2
         a, b = np.abs(a + fold * 0.8090170), b - fold * 0.5877853
         return a * 0.9184542 - (b + 1) * 0.3955274
-    raise ValueError(f"unknown shape {shape!r}; use one of {', '.join(SHAPES)}")
+    raise AssertionError(shape)
 
 
 def _texture(texture: str, x: np.ndarray, y: np.ndarray, sharpness: float) -> np.ndarray:
@@ -103,14 +103,13 @@ def _texture(texture: str, x: np.ndarray, y: np.ndarray, sharpness: float) -> np
 
 
 def _paint(canvas: np.ndarray, thing: SceneObject) -> None:
-    image_size = canvas.shape[-1]
-    half = image_size / 2
+    half = canvas.shape[-1] / 2
     reach = thing.radius + 1 / half
     (left, right), (top, bottom) = (
-        [max(0, min(image_size, int((centre + d) * half + half))) for d in (-reach, reach + 1 / half)]
+        [max(0, min(canvas.shape[-1], int((centre + d) * half + half))) for d in (-reach, reach + 1 / half)]
         for centre in (thing.x, thing.y)
     )
-    axis = _axis(image_size)
+    axis = _axis(canvas.shape[-1])
     x, y = axis[left:right] - thing.x, (axis[top:bottom] - thing.y)[:, None]
     cosine, sine = _turn(thing.tilt)
     x, y = x * cosine + y * sine, y * cosine - x * sine

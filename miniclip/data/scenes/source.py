@@ -10,24 +10,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from miniclip.common.fingerprint import digest
-from miniclip.data.scenes.captions import (
-    BACKGROUNDS,
-    COLOURS,
-    COUNTS,
-    HELD_OUT,
-    SEEN,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    TONES,
-    Background,
-    Draws,
-    Scene,
-    SceneObject,
-    relation,
-    with_article,
-    write_captions,
-)
+from miniclip.data.scenes import captions as words
+from miniclip.data.scenes.captions import Background, Draws, Scene, SceneObject, relation, with_article, write_captions
 from miniclip.data.scenes.drawing import CELLS, RGB, TONE_RGB, render
 
 SPLITS = ("train", "validation", "test")
@@ -41,21 +25,21 @@ GAP = 0.04  # between the discs that hold two objects, in half sides
 CROWDED = 1.25  # radii that add up to more hardly ever fit side by side, in half sides
 
 CLASSES = {
-    "shape": SHAPES,
-    "colour": COLOURS,
-    "unseen": tuple(f"{colour} {shape}" for shape, colour in HELD_OUT),
-    "unseen_all": tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS),
-    "count": COUNTS,
+    "shape": words.SHAPES,
+    "colour": words.COLOURS,
+    "unseen": tuple(f"{colour} {shape}" for shape, colour in words.HELD_OUT),
+    "unseen_all": tuple(f"{colour} {shape}" for shape in words.SHAPES for colour in words.COLOURS),
+    "count": words.COUNTS,
     "relation": ("first sentence", "second sentence"),
 }
 # All of them the grammar's own, so that they ask for nothing the text tower has not read.
 NAMED = ("a {}", "one {}", "a picture of a {}", "a photo of a {}", "a drawing of a {}", "one object: a {}")
 TEMPLATES = {
-    "shape": (*NAMED, *(f"{with_article(colour)} {{}}" for colour in COLOURS)),
+    "shape": (*NAMED, *(f"{with_article(colour)} {{}}" for colour in words.COLOURS)),
     "colour": ("a {} object", "a {} shape", "a picture of a {} object", "a drawing of a {} shape"),
     "unseen": NAMED,
     "unseen_all": NAMED,
-    "count": tuple(f"{{}} on a {kind} {tone} background" for kind in BACKGROUNDS for tone in TONES),
+    "count": tuple(f"{{}} on a {kind} {tone} background" for kind in words.BACKGROUNDS for tone in words.TONES),
     "relation": ("{}",),
 }
 
@@ -64,17 +48,17 @@ def sample_scene(draws: Draws, combos: Sequence[tuple[str, str]]) -> Scene:
     """A scene with one object for each (shape, colour) in combos, one to three: inside the frame, none touching."""
     centres: list[tuple[float, float]] = []
     while len(centres) < len(combos):
-        sizes = [draws.pick(SIZES) for _ in combos]
+        sizes = [draws.pick(words.SIZES) for _ in combos]
         radii = [draws.uniform(*RADII[size]) for size in sizes]
         centres = _arrange(draws, radii) if sum(radii) <= CROWDED else []
     objects = tuple(
         SceneObject(
-            *(shape, colour, size, draws.pick(TEXTURES), x, y, radius, draws.uniform(-0.09, 0.09)),
+            *(shape, colour, size, draws.pick(words.TEXTURES), x, y, radius, draws.uniform(-0.09, 0.09)),
             rgb=_jitter(draws, RGB[colour]),
         )
         for (shape, colour), size, (x, y), radius in zip(combos, sizes, centres, radii, strict=True)
     )
-    kind, tone, level = draws.pick(BACKGROUNDS), draws.pick(TONES), draws.uniform(-0.05, 0.05)
+    kind, tone, level = draws.pick(words.BACKGROUNDS), draws.pick(words.TONES), draws.uniform(-0.05, 0.05)
     red, green, blue = (value + level for value in TONE_RGB[tone])
     cells = tuple(draws.uniform(-1, 1) for _ in range(CELLS * CELLS)) if kind == "cloudy" else ()
     return Scene(objects, Background(kind, tone, (red, green, blue), draws.uniform(-1, 1), cells))
@@ -116,12 +100,9 @@ class _Scenes:
     def __len__(self) -> int:
         return self.size
 
-    def _check(self, index: int) -> None:
+    def _draws(self, index: int, use: int = 0) -> Draws:
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self._name} asked for; there are 0 to {self.size - 1}")
-
-    def _draws(self, index: int, use: int = 0) -> Draws:
-        self._check(index)
         return Draws(self.seed, SCENE_STREAMS[self._name] + use, index)
 
     def scene(self, index: int) -> Scene:
@@ -151,7 +132,7 @@ class SceneSource(_Scenes):
     def scene(self, index: int) -> Scene:
         draws = self._draws(index)
         share = draws.uniform()
-        return sample_scene(draws, draws.sample(SEEN, 1 if share < 0.5 else 2 if share < 0.82 else 3))
+        return sample_scene(draws, draws.sample(words.SEEN, 1 if share < 0.5 else 2 if share < 0.82 else 3))
 
     def column(self, name: str) -> list[object]:
         raise ValueError(f"the built-in scenes have no column {name}; data.weights needs a source of your own")
@@ -181,33 +162,29 @@ class SceneTask(_Scenes):
 
     def label(self, index: int) -> int:
         """The class of the image; for "relation" the place of the true sentence in prompts(index)."""
-        self._check(index)
-        if self._name == "unseen_all":
-            shape, colour = HELD_OUT[index % len(HELD_OUT)]
-            return self.classes.index(f"{colour} {shape}")
-        return index % len(self.classes)
+        self._draws(index)  # an index of none is refused
+        classes = CLASSES["unseen"] if self._name == "unseen_all" else self.classes
+        return self.classes.index(classes[index % len(classes)])
 
     def scene(self, index: int) -> Scene:
         draws, label = self._draws(index), self.label(index)
         if self._name.startswith("unseen"):
-            return sample_scene(draws, [HELD_OUT[index % len(HELD_OUT)]])
+            return sample_scene(draws, [words.HELD_OUT[index % len(words.HELD_OUT)]])
         if self._name == "count":
-            return sample_scene(draws, draws.sample(SEEN, label + 1))
+            return sample_scene(draws, draws.sample(words.SEEN, label + 1))
         if self._name != "relation":
-            return sample_scene(draws, [draws.pick([combo for combo in SEEN if self.classes[label] in combo])])
+            return sample_scene(draws, [draws.pick([combo for combo in words.SEEN if self.classes[label] in combo])])
         # every second pair of images is "left": neither the order nor the word gives the answer away
         wanted, mirrored = ("left", "right") if index // 2 % 2 == 0 else ("right", "left")
-        combos = draws.sample(SEEN, 2)
+        combos = draws.sample(words.SEEN, 2)
         while (where := relation(*(scene := sample_scene(draws, combos)).objects)) not in (wanted, mirrored):
             pass
         return scene if where == wanted else Scene(scene.objects[::-1], scene.background)
 
     def class_prompts(self) -> list[list[str]]:
         """One list of prompts a class, the templates filled in with the right article ("an orange ring")."""
-        return [
-            [template.replace("a {}", with_article(name)).replace("{}", name) for template in self.templates]
-            for name in self.classes
-        ]
+        fill = [(name, with_article(name)) for name in self.classes]
+        return [[t.replace("a {}", phrase).replace("{}", name) for t in self.templates] for name, phrase in fill]
 
     def prompts(self, index: int) -> list[str] | None:
         """The two sentences to choose from if this is "relation", else None: the prompts are those of the classes."""

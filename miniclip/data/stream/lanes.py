@@ -49,10 +49,7 @@ def lane_count(shards: int) -> int:
 
 class Pool:
     """Shards that are drawn from alike. number: tells several pools apart. buffer: samples of all blocks together.
-
-    lanes: how many. sharing: lanes that share a shard; each takes every sharing-th sample of it. groups: lanes that do
-    not.
-    """
+    sharing: lanes that share a shard; each takes every sharing-th sample of it. groups: lanes that do not."""
 
     def __init__(self, shards: Sequence[Shard], *, seed: int, number: int, buffer: int) -> None:
         self.shards, self.seed, self.number = shards, seed, number
@@ -104,21 +101,14 @@ class _Pass:
         except MemoryError:
             raise
         except Exception as error:  # of tarfile, pyarrow, fsspec, zlib and more
-            if _is_network(error):
-                raise StreamLost(
-                    f"{self.name}: the connection was lost ({reason(error)}); run.resume=true goes on from the last "
-                    "checkpoint"
-                ) from error
+            by_network = type(error).__module__.split(".")[0] in ("aiohttp", "httpx", "httpcore", "requests", "urllib3")
+            by_network = by_network or isinstance(error, ConnectionError | TimeoutError)
+            if by_network and not isinstance(error, FileNotFoundError):  # the other shards may be there
+                lost, advice = f"the connection was lost ({reason(error)})", "goes on from the last checkpoint"
+                raise StreamLost(f"{self.name}: {lost}; run.resume=true {advice}") from error
             self.error = f"{self.name}: cannot be read beyond sample {self.row} ({reason(error)})"
             log.warning("%s; going on with the next shard", self.error)
             return None
-
-
-def _is_network(error: Exception) -> bool:
-    if isinstance(error, FileNotFoundError):
-        return False  # that shard is not there: the others may be
-    packages = ("aiohttp", "httpx", "httpcore", "requests", "urllib3")
-    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in packages
 
 
 class Group:
@@ -192,9 +182,7 @@ class Lane:
         self._barren = 0 if block or self.start else self._barren + 1
         if self._barren == BARREN:
             few = f"{samples.name} has too few samples for the {self.pool.sharing} lanes that share it"
-            raise ValueError(
-                f"{BARREN} shards in a row gave no sample, the last: {samples.error or few}; check data.source, or set "
-                "data.streaming to false"
-            )
+            none = f"{BARREN} shards in a row gave no sample, the last: {samples.error or few}"
+            raise ValueError(f"{none}; check data.source, or set data.streaming to false")
         random.Random(mix(self.pool.seed, self.pool.number, self.number, self.turn, self.start)).shuffle(block)
         return block

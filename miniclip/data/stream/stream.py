@@ -24,7 +24,7 @@ from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import token_rows
 from miniclip.data.images import BadImage, decode_image
-from miniclip.data.loader import Batch, Example, as_it_is, collate, ignore_signals
+from miniclip.data.loader import LOADING, Batch, Example, collate
 from miniclip.data.sampler import apportion, mix, number_of
 from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import training_shards
@@ -56,9 +56,8 @@ class _Part(NamedTuple):
 class TrainStream:
     """This process's share of every global batch.
 
-    shards: in pools that are drawn from alike. mixing: share of every batch for each pool. lanes: of all processes; a
-    checkpoint holds a cursor for each. Raises ValueError if there is not a lane for each worker, or not a pair for each
-    process.
+    shards: in pools that are drawn from alike. mixing: share of every batch for each pool. lanes: of all processes.
+    Raises ValueError if there is not a lane for each worker, or not a pair for each process.
     """
 
     shards: Sequence[Sequence[Shard]]
@@ -115,16 +114,10 @@ class TrainStream:
     def batches(
         self, first_step: int, steps: int, cursors: Mapping[int, Cursor] | None = None
     ) -> Iterator[StreamBatch]:
-        """From first_step until steps. cursors: as of first_step, of the lanes of all processes; none at the start.
-
-        Raises StreamLost if the network fails.
-        """
+        """From first_step until steps. cursors: as of first_step, of all processes' lanes. Raises StreamLost."""
         cursors = dict.fromkeys(range(self.lanes), START) if cursors is None else cursors
         reader = _Reader(self, first_step, steps, cursors)
-        options: dict[str, Any] = {"collate_fn": as_it_is, "worker_init_fn": ignore_signals}
-        options["generator"] = torch.Generator()  # each start draws a number: not from the training's
-        loader: DataLoader[_Part] = DataLoader(reader, batch_size=None, num_workers=self.workers, **options)
-        parts = iter(loader)
+        parts: Iterator[_Part] = iter(DataLoader(reader, batch_size=None, num_workers=self.workers, **LOADING))
         for _ in range(first_step, steps):
             mine = [next(parts) for _ in range(max(1, self.workers))]
             after = {lane: cursor for part in mine for lane, cursor in part.cursors.items()}
@@ -154,15 +147,12 @@ class TrainStream:
 
     def _next(self, lane: Lane, bad: list[str]) -> Example:
         for _ in range(HOPELESS):
-            drawn = lane.take(bad)
             try:
-                return self._example(lane.pool.number, drawn)
+                return self._example(lane.pool.number, lane.take(bad))
             except BadImage as error:
                 bad.append(str(error))
-        raise BadImage(
-            f"{HOPELESS} samples in a row cannot be used, the last: {bad[-1]}; check data.image_column and "
-            "data.caption_column"
-        )
+        advice = "check data.image_column and data.caption_column"
+        raise BadImage(f"{HOPELESS} samples in a row cannot be used, the last: {bad[-1]}; {advice}")
 
     def _example(self, pool: int, drawn: Drawn) -> Example:
         """Raises BadImage if the sample cannot be used."""
@@ -187,12 +177,12 @@ class _Reader(IterableDataset[_Part]):
     cursors: Mapping[int, Cursor]
 
     def __iter__(self) -> Iterator[_Part]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        if info is not None:
+        worker, workers = 0, 1
+        if (info := get_worker_info()) is not None:
             import fsspec.asyn  # type: ignore[import-untyped]
 
             fsspec.asyn.reset_lock()  # the thread that the parent reads URLs with has not been forked
+            worker, workers = info.id, info.num_workers
         lanes = self.stream.own_lanes(worker, workers, self.cursors)
         try:
             for step in range(self.first_step, self.steps):
@@ -203,23 +193,11 @@ class _Reader(IterableDataset[_Part]):
 
 
 def open_stream(config: DataConfig, augment: Augment, tokenizer: Tokenizer, *, seed: int, **share: Any) -> TrainStream:
-    """The training split of a configuration. share: rank, world and pin, as TrainStream takes them.
-
-    Raises ValueError or FileNotFoundError that names the option to change.
-    """
+    """The training split of a configuration; share: rank, world and pin. Raises ValueError or FileNotFoundError."""
     pools = training_shards(config)
-    return TrainStream(
-        pools if config.mixing else [[shard for shards in pools for shard in shards]],
-        augment,
-        tokenizer,
-        config.batch_size,
-        seed,
-        config.shuffle_buffer,
-        config.captions_per_image,
-        config.mixing or (1.0,),
-        workers=config.workers,
-        **share,
-    )
+    shards = pools if config.mixing else [[shard for shards in pools for shard in shards]]
+    share |= {"captions": config.captions_per_image, "mixing": config.mixing or (1.0,), "workers": config.workers}
+    return TrainStream(shards, augment, tokenizer, config.batch_size, seed, config.shuffle_buffer, **share)
 
 
 def usable_captions(sample: Sample) -> list[str]:
@@ -228,9 +206,8 @@ def usable_captions(sample: Sample) -> list[str]:
     texts = [text.strip() for text in cells if isinstance(text, str) and text.strip()]
     if not texts:
         other = next((c for c in cells if c is not None and not isinstance(c, str)), None)
-        raise BadImage(
-            f"{sample.name}: " + ("no caption" if other is None else f"the caption is {other!r:.80}, not text")
-        )
+        said = "no caption" if other is None else f"the caption is {other!r:.80}, not text"
+        raise BadImage(f"{sample.name}: {said}")
     return texts
 
 
