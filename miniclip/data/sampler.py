@@ -24,10 +24,9 @@ Draw = tuple[int, ...]
 class TrainSampler:
     """This process's share of every global batch, epoch after epoch, from first_step until steps.
 
-    Each epoch is a new permutation of the rows; what is left over after the last whole batch is dropped, since
-    filling it up would repeat pairs, which are then false negatives of one another. With draw_weights (rows,), an epoch
-    is as many independent draws instead, each row as likely as its weight. With mixing, the rows are those of several
-    sources, sizes[i] of the i-th, which gives the share mixing[i] of every batch and has epochs of its own.
+    Each epoch is a new permutation of the rows; what is left over after the last whole batch is dropped. With
+    draw_weights (rows,), an epoch is as many independent draws instead, each row as likely as its weight. With mixing,
+    the rows are those of several sources, sizes[i] of the i-th, which gives the share mixing[i] of every batch.
     """
 
     rows: int

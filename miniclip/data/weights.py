@@ -15,18 +15,14 @@ from miniclip.data.captioned import PairSource
 
 
 def class_weights(classes: Sequence[str], kind: str) -> list[float]:
-    """Weight of each of N items by the n of its class: N / n (kind inverse: equal totals of all classes) or ln(N / n)
-    (kind log: it lifts the rare classes less)."""
+    """Weight of each of N items by the n of its class: N / n (kind inverse) or ln(N / n) (kind log)."""
     counts = Counter(classes)
     ratios = {name: len(classes) / count for name, count in counts.items()}
     return [ratios[c] if kind == "inverse" else math.log(ratios[c]) for c in classes]
 
 
 def image_weights(source: PairSource, config: DataConfig) -> Tensor | None:
-    """data.weights for each image of a source: (len(source),) float32, of mean 1, or None for equal ones.
-
-    Raises ValueError that names the row of a weight that is no number of 0 or more, or of a class that is missing.
-    """
+    """data.weights for each image of a source: (len(source),) float32, of mean 1, or None. Raises ValueError."""
     if config.weight_column is None:
         return None
     column, values = config.weight_column, source.column(config.weight_column)

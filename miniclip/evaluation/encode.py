@@ -1,7 +1,6 @@
 """Images and texts -> embeddings, in batches. Axes: N items, E embedding.
 
-Several processes can share the work: each takes every so many-th batch, whole, so that a batch holds the same items
-whatever their number, and the embeddings are those of one process.
+Several processes can share the work: each takes every so many-th batch, whole, so the embeddings are those of one.
 """
 
 from __future__ import annotations

@@ -36,11 +36,9 @@ NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 # CLIP, appendix A.3: C from 1e-6 to 1e6 in eighths of a decade, 1000 steps of L-BFGS at most.
 _EIGHTHS = 96
 _MAX_STEPS = 1000
-# Entries of the training features. A step of a smaller fit is so short that BLAS's threads mostly wait for each other:
-# 1,200 x 256 on two cores, one of them busy, took more than 20 times as long with two threads as with one.
+# Entries of the training features: in a smaller fit BLAS's threads mostly wait for each other, up to 20 times as long.
 _WORTH_THREADS = 2**23
-# Of the gradient. scikit-learn's 1e-4 is loose on vectors of length 1, and changed which C was chosen.
-_TOLERANCE = 1e-6
+_TOLERANCE = 1e-6  # of the gradient: scikit-learn's 1e-4 is loose on vectors of length 1
 
 
 class Labelled(NamedTuple):
@@ -71,10 +69,8 @@ def open_parts(
     train, validation, test = known
     tested = test or validation
     if train is None or tested is None:
-        raise ValueError(
-            f"{data}: a probe needs the splits train and test, and it has {', '.join(splits)}; rename them, or give "
-            "data with one split, which is then divided"
-        )
+        lacks = f"{data}: a probe needs the splits train and test, and it has {', '.join(splits)}"
+        raise ValueError(f"{lacks}; rename them, or give data with one split, which is then divided")
     if test is not None and validation is not None:
         return [open_split(name) for name in (train, validation, test)]
     lacking = "validation" if test else "test"
@@ -94,7 +90,6 @@ def probe_model(
 ) -> Evaluation:
     """Embed parts (train, validation, test; the last two may be one, which flatters) and probe; settings: see `probe`.
 
-    With options.shared only the main process has the figures of few shots.
     Raises ValueError unless the parts have the same classes, and if none of a part's images can be read.
     """
     classes = parts[0].classes
@@ -102,10 +97,9 @@ def probe_model(
     for role, part in zip(ROLES, parts, strict=True):
         if list(part.classes) != list(classes):
             raise ValueError(f"{task}: {role} has the classes {first_few(part.classes)}, train {first_few(classes)}")
-    for part in parts:
-        if id(part) not in encoded:
-            images = encode_readable(model, part, preprocess, options, task)
-            encoded[id(part)] = images, labels_of(part, task)[images.rows]
+    for part in {id(part): part for part in parts}.values():
+        images = encode_readable(model, part, preprocess, options, task)
+        encoded[id(part)] = images, labels_of(part, task)[images.rows]
     if options.shared and place()[0]:
         shots = ()  # the processes have shared the images; the same fits in each would only hold each other up
     found = [encoded[id(part)] for part in parts]
@@ -126,10 +120,8 @@ def divide(labels: Tensor, shares: Sequence[float], seed: int, classes: Sequence
     for label in np.unique(found):
         rows = np.flatnonzero(found == label)
         if len(rows) < len(shares):
-            raise ValueError(
-                f"class {classes[label]!r} has {len(rows)} images, and {len(shares)} parts need one each; add images, "
-                "leave the class out, or bring splits of your own"
-            )
+            few = f"class {classes[label]!r} has {len(rows)} images, and {len(shares)} parts need one each"
+            raise ValueError(f"{few}; add images, leave the class out, or bring splits of your own")
         # whole numbers of at least 1 that sum to n, as near to the shares as that allows
         n, exact = len(rows), len(rows) * np.asarray(shares)
         counts = np.maximum(np.floor(exact), 1)
@@ -160,19 +152,17 @@ def probe(
 ) -> Evaluation:
     """Fit on train, choose on validation, count on test. The validation images are never fitted.
 
-    linear: logistic regression; C is the one with the best validation accuracy, of equals the smallest (the strongest
-    penalty). Embeddings are centred and divided by the root mean square of their distances from the training mean
-    ("spread" in the details). The intercept is free, so that changes nothing but the unit of C, which then suits every
-    width and the narrow cones that CLIP's embeddings lie in: on them as they are, scikit-learn's C is C / spread**2.
+    linear: logistic regression; C is the one with the best validation accuracy, of equals the smallest. Embeddings are
+    centred and divided by the root mean square of their distances from the training mean ("spread" in the details),
+    which changes nothing but the unit of C: on embeddings as they are, scikit-learn's C is C / spread**2.
     linear_balanced_accuracy: the mean of its recall over the classes that have test images.
     linear_K_shot: mean accuracy over draws of K training images a class, each with a C of its own, chosen on all of
-    validation; that is more than K images a class, so it flatters. A draw's K images are among those of a larger K.
+    validation, which flatters. A draw's K images are among those of a larger K.
     knn: majority of the k nearest by cosine, of equals the lowest label; k is the one of NEIGHBOURS with the best
     validation accuracy, of equals the largest.
 
-    notes: what its notes begin with. resamples: of the intervals. Equal seeds give equal results. Raises ValueError for
-    features that are not finite or not of length 1, fewer than two classes to train on, and a class with validation or
-    test images but none to train on, since it could never be predicted.
+    notes: what its notes begin with. Raises ValueError for features that are not of length 1, fewer than two classes to
+    train on, and a class with validation or test images but none to train on.
     """
     from threadpoolctl import threadpool_limits
     from tqdm import tqdm
@@ -181,7 +171,7 @@ def probe(
     x = {split: _unit(images.features, f"{task}, {split}") for split, images in splits.items()}
     y = {split: np.asarray(images.labels) for split, images in splits.items()}
     counts = {split: np.bincount(labels, minlength=len(classes)) for split, labels in y.items()}
-    said = [*notes, *_class_notes(task, classes, counts), *_shot_notes(shots, counts["training"])]
+    said = [*notes, *_notes(task, classes, counts, shots)]
     filled = [shot for shot in sorted(set(shots)) if shot <= counts["training"].max()]
     steps = 2 + draws * len(filled)
     bar = tqdm(total=steps, desc=f"probe {task}", leave=False, disable=not progress)
@@ -319,35 +309,28 @@ def _unit(features: Tensor | np.ndarray, where: str) -> np.ndarray:
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
     if len(bad):
-        raise ValueError(
-            f"{where}: the embedding in row {bad[0]} has length {lengths[bad[0], 0]:.3g} instead of 1, as have "
-            f"{len(bad)} of {len(found)} in all; normalise them, or look for NaN in the model"
-        )
+        wrong = f"the embedding in row {bad[0]} has length {lengths[bad[0], 0]:.3g} instead of 1"
+        every = f"as have {len(bad)} of {len(found)} in all"
+        raise ValueError(f"{where}: {wrong}, {every}; normalise them, or look for NaN in the model")
     return found / lengths
 
 
-def _class_notes(task: str, classes: Sequence[str], counts: dict[str, np.ndarray]) -> list[str]:
-    lacking = counts["training"] == 0
+def _notes(task: str, classes: Sequence[str], counts: dict[str, np.ndarray], shots: Sequence[int]) -> list[str]:
+    """On classes without images, on shots that no class can fill, and on classes with fewer images."""
+    sizes = counts["training"]
     for split in ("validation", "test"):
-        wanted = np.flatnonzero(lacking & (counts[split] > 0))
+        wanted = np.flatnonzero((sizes == 0) & (counts[split] > 0))
         if len(wanted):
-            name, n = classes[wanted[0]], counts[split][wanted[0]]
-            raise ValueError(
-                f"{task}: class {name!r} has {n} {split} images and none to train on, so it could never be predicted "
-                f"({len(wanted)} such classes); leave it out, or give it training images"
-            )
-    if len(classes) - lacking.sum() < 2:
+            has = f"{task}: class {classes[wanted[0]]!r} has {counts[split][wanted[0]]} {split} images"
+            why = f"none to train on, so it could never be predicted ({len(wanted)} such classes)"
+            raise ValueError(f"{has} and {why}; leave it out, or give it training images")
+    if (sizes > 0).sum() < 2:
         raise ValueError(f"{task}: fewer than two classes have training images; a probe needs two")
-    return [
-        f"{len(absent)} of {len(classes)} classes have no {split} images, e.g. {classes[absent[0]]!r}"
-        for split, found in counts.items()
-        if len(absent := np.flatnonzero(found == 0))
-    ]
-
-
-def _shot_notes(shots: Sequence[int], sizes: np.ndarray) -> list[str]:
-    """On shots that no class can fill, and on classes with fewer images."""
     notes = []
+    for split, found in counts.items():
+        if len(absent := np.flatnonzero(found == 0)):
+            example = f"e.g. {classes[absent[0]]!r}"
+            notes.append(f"{len(absent)} of {len(classes)} classes have no {split} images, {example}")
     for shot in sorted(set(shots)):
         few = int(((sizes > 0) & (sizes < shot)).sum())
         if shot > sizes.max():

@@ -15,6 +15,7 @@ from miniclip.data.classes import known_sets
 if TYPE_CHECKING:
     from miniclip.data.captioned import LabelledSource
 
+Templates = str | Sequence[str]
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 
 
@@ -45,7 +46,7 @@ def templates_of(source: LabelledSource) -> tuple[str, ...]:
     return SIMPLE_TEMPLATES if templates is None else templates
 
 
-def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+def resolve_templates(templates: Templates) -> tuple[str, ...]:
     """What a user writes -> templates, each with {} where the class name goes.
 
     "simple": "a photo of a {}."; "openai80": the 80 of CLIP for ImageNet, and "simple7": seven of them that do nearly
@@ -69,11 +70,9 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         return (templates,)
     path = Path(templates).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"templates {templates!r}: no such file, and not a template, since it lacks {{}} for the class name; "
-            f"use simple, simple7, openai80, a usual set ({', '.join(known_sets())}), a file, "
-            'or e.g. "a photo of a {}."'
-        )
+        known = f"simple, simple7, openai80, a usual set ({', '.join(known_sets())}), a file"
+        lacks = "no such file, and not a template, since it lacks {} for the class name"
+        raise FileNotFoundError(f'templates {templates!r}: {lacks}; use {known}, or e.g. "a photo of a {{}}."')
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -88,9 +87,8 @@ def _checked(file: str, templates: Iterable[tuple[str, str]]) -> tuple[str, ...]
     seen: dict[str, str] = {}
     for where, template in templates:
         if "{}" not in template:
-            raise ValueError(
-                f"{file}{where}: {template!r} lacks {{}} for the class name; write e.g. 'a photo of a {{}}.'"
-            )
+            advice = "write e.g. 'a photo of a {}.'"
+            raise ValueError(f"{file}{where}: {template!r} lacks {{}} for the class name; {advice}")
         first = seen.setdefault(template.strip(), where)
         if first != where:
             raise ValueError(f"{file}{where}: {template!r} stands in {first} already; keep one of the two")
@@ -103,9 +101,7 @@ def fill_templates(names: Sequence[Sequence[str]], templates: Sequence[str]) -> 
     return [[template.replace("{}", name) for name in many for template in templates] for many in names]
 
 
-def prompts_of(
-    source: LabelledSource, templates: str | Sequence[str] | None
-) -> tuple[list[list[str]], tuple[str, ...]]:
+def prompts_of(source: LabelledSource, templates: Templates | None) -> tuple[list[list[str]], tuple[str, ...]]:
     """C lists of prompts, and the templates that they come of; None takes a source's own prompts or `templates_of`."""
     if templates is None and isinstance(source, PromptedSource):
         return source.class_prompts(), ()
@@ -119,7 +115,5 @@ def check_classes(task: str, classes: Sequence[str]) -> None:
         raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(classes)}")
     repeated = sorted(name for name, count in Counter(classes).items() if count > 1)
     if repeated:
-        raise ValueError(
-            f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}, and prompts "
-            "cannot tell those apart; name the classes differently, or merge them"
-        )
+        alike = f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}"
+        raise ValueError(f"{alike}, and prompts cannot tell those apart; name the classes differently, or merge them")

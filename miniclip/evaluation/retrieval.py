@@ -164,10 +164,7 @@ def _statistic(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Statistic:
 
 
 def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> list[list[RankedCaption]]:
-    """For each of the images (rows) the k nearest of all captions, best first, own ones after others of equal cosine.
-
-    Equal captions are shown once.
-    """
+    """For each of the images (rows) the k nearest of all captions, each text once; of equal cosines own ones last."""
     result = []
     for index in images:
         similarity = cosine_matrix(pairs.image[index : index + 1], pairs.text)[0]

@@ -1,7 +1,4 @@
-"""The evaluation that belongs to a run: its tasks during training; the tables, files and images at the end.
-
-Every process of the run calls `open_suite`, `evaluate` and `final_evaluation`, and shares the work.
-"""
+"""The evaluation that belongs to a run, during training and at the end; every process calls it, and shares the work."""
 
 from __future__ import annotations
 
@@ -44,8 +41,7 @@ def open_suite(config: Config, role: Role) -> Suite:
     """Open every task of eval.tasks, on images of that role, and read every image once.
 
     Raises ConfigError for a task that is neither known nor a folder and for an eval.best that no task counts,
-    ValueError for classes that cannot be told apart, and TooManyBad if more images than data.max_bad_fraction cannot
-    be read; up to there they are left out.
+    ValueError for classes that cannot be told apart, and TooManyBad above data.max_bad_fraction.
     """
     tasks, best = config.eval.own_tasks, config.eval.best
     if tasks is None:

@@ -69,10 +69,7 @@ def classifier_of(by_class: Sequence[Tensor]) -> Tensor:
 
 
 def predict(image: Tensor, classifier: Tensor, scale: float, labels: Tensor | None = None) -> Predictions:
-    """(N, E) images and (C, E) classes, unit length -> what their cosines say. labels: (N,) int64, if there are any.
-
-    Cosines are taken as in `metrics.retrieval.cosine_matrix`, so that equal embeddings tie exactly.
-    """
+    """(N, E) images and (C, E) classes, unit length -> what their cosines say. labels: (N,) int64, if there are any."""
     size = max(1, _CHUNK_ELEMENTS // len(classifier))
     parts = []
     for start in range(0, len(image), size):

@@ -1,10 +1,9 @@
 """Bootstrap 95 % intervals of figures that are counted over images, and of their differences between two models.
 
-The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13): the images are drawn anew with
-replacement, every figure is counted again, and the interval runs between the 2.5th and the 97.5th percentile. A
-resample is a weight an image (how often it was drawn), so figures that are no means (a median, a mean of class recalls)
-need no formula of their own; scipy's bootstrap would want one vectorised statistic a figure. It says what other images
-of the same kind would have given, and nothing of another seed of the training. Axes: N units (images) that are drawn.
+The bootstrap (Efron and Tibshirani, 1993, ch. 13): the images are drawn anew with replacement, every figure is counted
+again, and the interval runs between the 2.5th and the 97.5th percentile. A resample is a weight an image (how often it
+was drawn), so figures that are no means need no formula of their own; scipy's would want one statistic a figure. It
+says what other images of the same kind would have given, and nothing of another seed. Axes: N images that are drawn.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Retrieval and classification metrics: pure functions of plain tensors.
-
-Axes: N images, M texts (or samples and classes), E embedding.
+"""Retrieval metrics: pure functions of plain tensors. Axes: N images, M texts, E embedding.
 
 Ties count against the model everywhere: a collapsed model, which gives every candidate the same score, misses every
 time instead of scoring 100%. A score that is not a number counts as a miss, too.

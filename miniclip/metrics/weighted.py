@@ -1,9 +1,7 @@
 """Figures over images that count as often as their weights say: what a bootstrap recounts a thousand times.
 
-Weights are (N,) float64, whole numbers from 0, one a image; with ones each figure is the plain one. What does not
-depend on them, sorting above all, is done once, when an object is made.
-
-Axes: N images (n of them in the classes, m foreign, in `Detection`), C classes.
+Weights are (N,) float64, whole numbers from 0. What does not depend on them, sorting above all, is done once, when an
+object is made. Axes: N images (n of them in the classes, m foreign, in `Detection`), C classes.
 """
 
 from __future__ import annotations
@@ -39,11 +37,8 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: 
 
 
 class ClassScores(NamedTuple):
-    """(C,) float64 each, in [0, 1].
-
-    precision: NaN for a class that was never predicted. recall: NaN for one without images. f1: their harmonic mean,
-    2 hits / (images + predictions), 0 without a hit; NaN only if there are neither images nor predictions.
-    """
+    """(C,) float64 each, in [0, 1]. precision: NaN for a class that was never predicted. recall: NaN for one without
+    images. f1: 2 hits / (images + predictions), NaN only if there are neither."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -62,10 +57,7 @@ def class_scores(confusion: np.ndarray) -> ClassScores:
 
 
 class Calibration:
-    """How well the confidence of a prediction says how often it is right.
-
-    Bins of equal width on (0, 1], closed above; a confidence of 0 falls into the first.
-    """
+    """How well the confidence of a prediction says how often it is right, in bins of equal width on (0, 1]."""
 
     def __init__(self, confidence: np.ndarray, hit: np.ndarray, bins: int = 15) -> None:
         """(N,) each: float in [0, 1]; bool, or 0 and 1."""

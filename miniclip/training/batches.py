@@ -71,10 +71,7 @@ def check_enough(data: DataConfig, images: int) -> None:
 
 
 class MapBatches:
-    """Batches of images that are known beforehand, in a permutation of their own for each epoch.
-
-    steps: of the whole run. bad: images that this process could not use.
-    """
+    """Batches of images that are known beforehand. steps: of the whole run. bad: images that cannot be used here."""
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         data, seed, main, world = config.data, config.run.seed, accelerator.is_main_process, accelerator.num_processes
@@ -84,7 +81,7 @@ class MapBatches:
         weights = image_weights(source, data)
         # of a cache every process counts all, else its own part of them
         self.bad = BadCount(len(source) if data.cache else -(-len(source) // world), data.max_bad_fraction)
-        augment, tokenizer, prepared = build_augment(config), _tokenizer(config), None
+        augment, tokenizer, prepared = build_augment(config), Tokenizer(config.model.context_length or 0), None
         if data.cache:
             label, progress, allowed = _label(config), config.log.progress and main, data.max_bad_fraction
             options: dict[str, Any] = {"folder": data.cache_dir, "label": label, "allowed": allowed}
@@ -143,7 +140,9 @@ class StreamBatches:
         self.config, self.accelerator, self.steps = config, accelerator, config.train.max_steps
         share: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes}
         share |= {"seed": config.run.seed, "pin": accelerator.device.type == "cuda"}
-        self.stream = open_stream(config.data, build_augment(config), _tokenizer(config), **share)
+        self.stream = open_stream(
+            config.data, build_augment(config), Tokenizer(config.model.context_length or 0), **share
+        )
         self.bad = BadCount(SEEN, config.data.max_bad_fraction)
         self._cursors: dict[int, Cursor] = {}
         self._epoch = 0
@@ -163,11 +162,9 @@ class StreamBatches:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         cursors, rank, world = None, self.stream.rank, self.stream.world
         if first_step:
-            require(
-                state.get("layout") == self.stream.layout,
-                f"{self.config.run.dir} stands at step {first_step} of another stream: its shards, or "
-                "data.shuffle_buffer, have changed since; go on with what it began with, or start a new run",
-            )
+            other = f"{self.config.run.dir} stands at step {first_step} of another stream: its shards"
+            advice = "have changed since; go on with what it began with, or start a new run"
+            require(state.get("layout") == self.stream.layout, f"{other}, or data.shuffle_buffer, {advice}")
             cursors = {int(lane): (turn, start, done) for lane, (turn, start, done) in state["cursors"].items()}
             self._cursors = {lane: cursors[lane] for lane in range(rank, self.stream.lanes, world)}
         steps = ((step.batch, step) for step in self.stream.batches(first_step, self.steps, cursors))
@@ -198,8 +195,7 @@ def open_batches(config: Config, accelerator: Accelerator) -> TrainBatches:
 def on_device(batches: Iterator[tuple[Batch, T]], device: torch.device) -> Iterator[tuple[Batch, T]]:
     """The same batches on a device; on a GPU the next ones are copied while a step computes, on their own stream."""
     if device.type != "cuda":
-        for batch, rest in batches:
-            yield batch.to(device), rest
+        yield from ((batch.to(device), rest) for batch, rest in batches)
         return
     stream = torch.cuda.Stream(device)
 
@@ -216,11 +212,6 @@ def on_device(batches: Iterator[tuple[Batch, T]], device: torch.device) -> Itera
             if isinstance(tensor, torch.Tensor):
                 tensor.record_stream(current)  # else its memory could be handed out again too early
         yield batch, rest
-
-
-def _tokenizer(config: Config) -> Tokenizer:
-    assert config.model.context_length is not None
-    return Tokenizer(context_length=config.model.context_length)
 
 
 def _label(config: Config) -> str:

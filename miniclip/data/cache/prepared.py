@@ -1,7 +1,6 @@
 """The prepared cache: images decoded and shrunk once, captions tokenised once, in files that are mapped into memory.
 
-There is one store (store.py) for a source and its settings. A part of it becomes visible by one rename, so whatever
-ends a build early, the next one goes on with the parts that are there.
+A part of a store (store.py) becomes visible by one rename: whatever ends a build early, the next goes on from there.
 """
 
 from __future__ import annotations

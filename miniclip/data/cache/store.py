@@ -1,8 +1,7 @@
 """The files of a prepared cache, and how they are mapped into memory.
 
-A store is one folder. It holds numbered parts (pixels one after another, and small arrays that say where each image
-lies), and "all", which is written last and holds the small arrays of the whole. Everything is raw bytes, JSON and .npy
-without pickles. prepared.py builds it.
+A store is one folder: numbered parts (pixels one after another, and small arrays that say where each image lies), and
+"all", written last, with the small arrays of the whole. Everything is raw bytes, JSON and .npy without pickles.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class Unusable(ValueError):
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What is wrong with a file, as Unusable."""
     try:
         yield
     except Unusable:
@@ -76,7 +74,12 @@ class Prepared:
         self.bad: list[str] = about["bad"]
         self._part: int = about["part"]
         # All at once: were a file opened only when it is needed, another run could have replaced it by then.
-        self._pixels = [_mapped(directory / part_name(i) / "pixels", size) for i, size in enumerate(about["pixels"])]
+        self._pixels: list[mmap.mmap | bytes] = []
+        for i, size in enumerate(about["pixels"]):
+            with (directory / part_name(i) / "pixels").open("rb") as file:
+                _check(os.fstat(file.fileno()).st_size == size, "its pixels have another size")
+                # nothing cannot be mapped
+                self._pixels.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
         self.rows = np.ascontiguousarray(self._arrays.places[:, 0])
 
     def __len__(self) -> int:
@@ -147,12 +150,6 @@ def _load(path: Path, stamp: str, mapped: bool) -> tuple[dict[str, Any], Arrays]
     _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 4, "an array has another shape")
     _check([a.dtype for a in arrays] == [np.int64] * 3 + [np.uint16], "an array has another type")
     return about, arrays
-
-
-def _mapped(path: Path, size: int) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        _check(os.fstat(file.fileno()).st_size == size, "its pixels have another size")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""  # nothing cannot be mapped
 
 
 def _check(condition: bool, problem: str) -> None:

@@ -1,7 +1,4 @@
-"""The built-in captioned scenes: their layout, the source of image-caption pairs and the zero-shot tasks over it.
-
-Images and captions depend on (split or task, seed, index) alone.
-"""
+"""The built-in captioned scenes, which depend on (split or task, seed, index) alone: pairs and zero-shot tasks."""
 
 from __future__ import annotations
 
@@ -148,9 +145,9 @@ class SceneSource(_Scenes):
 class SceneTask(_Scenes):
     """A zero-shot task over scenes, a LabelledSource; the labels run 0, 1, ... over the classes in turn.
 
-    name: "shape" and "colour": one object, a seen combination. "unseen": one object, a held-out combination, among the
-    16 held-out ones; "unseen_all": the same images, among all 64. "count": one to three objects. "relation": two
-    objects, and two sentences to choose from, which depend on the image. Raises ValueError for any other name.
+    name: "shape" and "colour": one object, a seen combination. "unseen": a held-out one, among the 16 of those;
+    "unseen_all": the same images, among all 64. "count": one to three objects. "relation": two objects, and two
+    sentences to choose from. Raises ValueError for any other name.
     """
 
     def __init__(self, name: str, size: int, seed: int = 0, image_size: int = 64) -> None:

@@ -2,9 +2,8 @@
 
 The shards of an epoch are permuted, and the epochs follow one another as one endless row of shards. Lanes are dealt
 these shards in turn, and the samples of the run are dealt from the lanes in turn. How many lanes there are depends on
-the data alone, so the order does not depend on who reads them: a process owns some lanes, and so does each of its
-workers. A lane that has finished its shard takes its next one without asking the others: the end of an epoch is
-blurred, by what the lengths of shards differ, but every epoch has every sample once.
+the data alone, so the order does not depend on who reads them. A lane that has finished its shard takes its next one
+without asking the others: the end of an epoch is blurred, but every epoch has every sample once.
 """
 
 from __future__ import annotations
@@ -154,10 +153,7 @@ class Lane:
         return self.pool.place(self.group.number, self.turn)[0]
 
     def take(self, bad: list[str]) -> Drawn:
-        """The next sample. bad: gains the names of shards that cannot be read on.
-
-        Raises StreamLost, or ValueError if there is no sample in BARREN shards in a row.
-        """
+        """The next sample. bad: gains what cannot be read on. Raises StreamLost, or ValueError after BARREN shards."""
         while True:
             block = self._block = self._fill(bad) if self._block is None else self._block
             if self.done < len(block):

@@ -2,8 +2,7 @@
 
 Position p of a pool of shards is the next sample of lane p modulo its lanes (lanes.py), and step s takes the positions
 from s B on, B the global batch. So a batch does not depend on the number of processes and loader workers, nor on where
-a run was stopped: the cursors of the lanes are all that there is to remember. With data.mixing each source is a pool of
-its own; without it the shards of all sources make up one.
+a run was stopped: the lanes' cursors are all there is to remember. With data.mixing each source is a pool of its own.
 """
 
 from __future__ import annotations
@@ -79,11 +78,10 @@ class TrainStream:
         self.pools = [Pool(one, seed=self.seed, number=i, buffer=buffer) for i, one in enumerate(self.shards)]
         *self.firsts, self.lanes = accumulate((pool.lanes for pool in self.pools), initial=0)
         if self.world * max(1, self.workers) > self.lanes:
-            raise ValueError(
-                f"{self.world} processes with {self.workers} workers each are more than the {self.lanes} lanes into "
-                f"which {sum(map(len, self.shards))} shards are dealt; use data.workers={self.lanes // self.world}, "
-                "fewer processes, or more shards"
-            )
+            readers, dealt = f"{self.world} processes with {self.workers} workers each", sum(map(len, self.shards))
+            lanes = f"the {self.lanes} lanes into which {dealt} shards are dealt"
+            advice = f"use data.workers={self.lanes // self.world}, fewer processes, or more shards"
+            raise ValueError(f"{readers} are more than {lanes}; {advice}")
         # those of one pool come round after as many steps; of several, nearly all that can happen does in 2,000
         for step in range(min(self.lanes, 100) if count == 1 else 2000 if self.world > 1 else 0):
             self.shares_at(step)
@@ -105,11 +103,10 @@ class TrainStream:
         """Pairs of each process in a step. Raises ValueError if one has none."""
         counts = np.bincount(self.lanes_at(step) % self.world, minlength=self.world)
         if counts.min() < 1:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} leaves process {int(counts.argmin())} of {self.world} without a "
-                f"pair in step {step}; use at least {2 * self.world * len(self.pools)}, or fewer processes"
-            )
-        return [int(count) for count in counts]
+            lacking = f"process {int(counts.argmin())} of {self.world} without a pair in step {step}"
+            advice = f"use at least {2 * self.world * len(self.pools)}, or fewer processes"
+            raise ValueError(f"data.batch_size={self.batch_size} leaves {lacking}; {advice}")
+        return counts.tolist()
 
     def batches(
         self, first_step: int, steps: int, cursors: Mapping[int, Cursor] | None = None
@@ -136,11 +133,9 @@ class TrainStream:
 
     def part(self, lanes: Mapping[int, Lane], step: int) -> _Part:
         """What those lanes bring to a step."""
-        examples, places, bad = list[Example](), list[int](), list[str]()
-        for place, number in enumerate(self.lanes_at(step).tolist()):
-            if number in lanes:
-                examples.append(self._next(lanes[number], bad))
-                places.append(place)
+        bad, numbers = list[str](), self.lanes_at(step).tolist()
+        places = [place for place, number in enumerate(numbers) if number in lanes]
+        examples = [self._next(lanes[numbers[place]], bad) for place in places]
         batch = collate(examples, None, []) if examples else None
         after = {number: lane.cursor for number, lane in lanes.items()}
         return _Part(batch, places, bad, after, min(lane.epoch for lane in lanes.values()))
@@ -212,19 +207,18 @@ def usable_captions(sample: Sample) -> list[str]:
 
 
 def image_id(data: bytes) -> int:
-    """In [0, 2^63), equal for equal bytes."""
     return number_of(data) & (2**63 - 1)
 
 
 def _merge(parts: Sequence[_Part], pin: bool) -> Batch:
     """The parts of all workers, as one worker alone would have brought them."""
     bad = [name for part in parts for name in part.bad]
-    full = [(part.batch, part.places) for part in parts if part.batch is not None]
-    batches = [batch for batch, _ in full]
-    if len(full) == 1 and not pin:
+    batches = [part.batch for part in parts if part.batch is not None]
+    if len(batches) == 1 and not pin:
         return batches[0]._replace(bad=bad)
-    ranks = np.concatenate([places for _, places in full]).argsort().argsort()
-    rows = torch.from_numpy(ranks).split([len(places) for _, places in full])
+    places = [part.places for part in parts if part.places]
+    ranks = np.concatenate(places).argsort().argsort()
+    rows = torch.from_numpy(ranks).split(list(map(len, places)))
     width = max(batch.text.shape[1] for batch in batches)
 
     def joined(tensors: Iterable[Tensor]) -> Tensor:
