@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import known_sets
-
-if TYPE_CHECKING:
-    from miniclip.data.captioned import LabelledSource
 
 Templates = str | Sequence[str]
 SIMPLE_TEMPLATES = ("a photo of a {}.",)

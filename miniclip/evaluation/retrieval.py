@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from miniclip.common.fingerprint import digest
 from miniclip.common.processes import place, total
+from miniclip.data.captioned import PairSource
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable, encode_texts, model_device
 from miniclip.evaluation.result import Evaluation
 from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
@@ -29,9 +30,6 @@ from miniclip.metrics.retrieval import (
 from miniclip.metrics.weighted import Median, mean
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
-
-if TYPE_CHECKING:
-    from miniclip.data.captioned import PairSource
 
 
 class PairEmbeddings(NamedTuple):

@@ -6,7 +6,7 @@ Axes: N images, C classes, T templates, E embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip.common.fingerprint import digest
+from miniclip.data.captioned import LabelledSource
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, Images, encode_readable, encode_texts
 from miniclip.evaluation.prompts import PromptedSource, brings_sentences, check_classes, prompts_of
 from miniclip.evaluation.result import Evaluation
@@ -24,9 +25,6 @@ from miniclip.metrics.retrieval import cosine_matrix
 from miniclip.metrics.weighted import Calibration, Detection, class_scores, confusion, mean
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
-
-if TYPE_CHECKING:
-    from miniclip.data.captioned import LabelledSource
 
 _CHUNK_ELEMENTS = 2**22  # of the (N, C) scores that are alive at a time
 _CLASS_FIGURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")

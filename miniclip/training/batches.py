@@ -7,10 +7,12 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, DataConfig
@@ -26,9 +28,6 @@ from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
 from miniclip.losses.matrix import shares
 from miniclip.models.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 T = TypeVar("T")
 READ_BY = ("name", "revision", "train_split", "validation_split", "test_split", "image_column", "caption_column")
@@ -176,8 +175,6 @@ class StreamBatches:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to remember besides the step; every process calls it."""
-        from accelerate.utils import gather_object
-
         cursors = dict(gather_object(list(self._cursors.items())))
         return {"layout": self.stream.layout, "cursors": cursors}
 

@@ -6,8 +6,7 @@ Lengths are in half sides of the image: the frame is [-1, 1] x [-1, 1], x to the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -72,8 +71,7 @@ class Draws:
         return [rest.pop(int(self.uniform() * len(rest))) for _ in range(count)]
 
 
-@dataclass(frozen=True, slots=True)
-class SceneObject:
+class SceneObject(NamedTuple):
     """One thing in a scene. rgb: in [0, 1]. tilt: the tangent of half the angle by which it is turned."""
 
     shape: str
@@ -87,8 +85,7 @@ class SceneObject:
     rgb: tuple[float, float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Background:
+class Background(NamedTuple):
     """What lies behind. rgb and tilt: as in SceneObject. cells: a square grid of values in [-1, 1] if cloudy."""
 
     kind: str
@@ -98,8 +95,7 @@ class Background:
     cells: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(NamedTuple):
     objects: tuple[SceneObject, ...]
     background: Background
 

@@ -48,17 +48,15 @@ def sample_scene(draws: Draws, combos: Sequence[tuple[str, str]]) -> Scene:
         sizes = [draws.pick(words.SIZES) for _ in combos]
         radii = [draws.uniform(*RADII[size]) for size in sizes]
         centres = _arrange(draws, radii) if sum(radii) <= CROWDED else []
-    objects = tuple(
-        SceneObject(
-            *(shape, colour, size, draws.pick(words.TEXTURES), x, y, radius, draws.uniform(-0.09, 0.09)),
-            rgb=_jitter(draws, RGB[colour]),
-        )
-        for (shape, colour), size, (x, y), radius in zip(combos, sizes, centres, radii, strict=True)
-    )
+    objects = []
+    for (shape, colour), size, (x, y), radius in zip(combos, sizes, centres, radii, strict=True):
+        texture, tilt = draws.pick(words.TEXTURES), draws.uniform(-0.09, 0.09)
+        red, green, blue = (min(max(value + draws.uniform(-0.03, 0.03), 0.0), 1.0) for value in RGB[colour])
+        objects.append(SceneObject(shape, colour, size, texture, x, y, radius, tilt, (red, green, blue)))
     kind, tone, level = draws.pick(words.BACKGROUNDS), draws.pick(words.TONES), draws.uniform(-0.05, 0.05)
     red, green, blue = (value + level for value in TONE_RGB[tone])
     cells = tuple(draws.uniform(-1, 1) for _ in range(CELLS * CELLS)) if kind == "cloudy" else ()
-    return Scene(objects, Background(kind, tone, (red, green, blue), draws.uniform(-1, 1), cells))
+    return Scene(tuple(objects), Background(kind, tone, (red, green, blue), draws.uniform(-1, 1), cells))
 
 
 def _arrange(draws: Draws, radii: Sequence[float]) -> list[tuple[float, float]]:
@@ -66,20 +64,15 @@ def _arrange(draws: Draws, radii: Sequence[float]) -> list[tuple[float, float]]:
     centres: list[tuple[float, float]] = []
     for radius in radii:
         room = 1 - radius
+        gaps = [radius + other + GAP for other in radii[: len(centres)]]
         for _ in range(8):
             x, y = draws.uniform(-room, room), draws.uniform(-room, room)
-            gaps = [radius + other + GAP for other in radii[: len(centres)]]
             if all((x - a) * (x - a) + (y - b) * (y - b) >= d * d for (a, b), d in zip(centres, gaps, strict=True)):
                 centres.append((x, y))
                 break
         else:
             break
     return centres
-
-
-def _jitter(draws: Draws, rgb: tuple[float, float, float]) -> tuple[float, float, float]:
-    red, green, blue = (min(max(value + draws.uniform(-0.03, 0.03), 0.0), 1.0) for value in rgb)
-    return red, green, blue
 
 
 class _Scenes:
