@@ -17,10 +17,11 @@ import torch
 from support.sources import FakePairs, noise
 from torch import Tensor
 
+from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.images import BadImage
-from miniclip.data.loader import Batch, TrainingPairs, ahead, training_loader
+from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import Draw, TrainSampler, apportion
 from miniclip.models.tokenizer import Tokenizer
 

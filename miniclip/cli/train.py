@@ -58,9 +58,8 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
 
 
 def train_main(arguments: list[str] | None = None, program: str = "train.py") -> int:
-    """Returns 0, or 2 after a line on standard error about what cannot be run as asked. program: what it begins with.
+    """0, 2 after a line about what cannot be run as asked, 130 or 143 after one on how to go on from a signal.
 
-    130 or 143, after a line on what was saved and how to go on, if Ctrl-C or a scheduler's signal ended the run.
     MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of a line.
     """
     try:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import random
 import signal
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +23,6 @@ from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.sampler import Draw, TrainSampler, mix, number_of
 from miniclip.models.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -156,17 +152,3 @@ LOADING: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _as_it_
 def training_loader(pairs: TrainingPairs, sampler: TrainSampler, workers: int, pin: bool) -> DataLoader[Batch]:
     """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
     return DataLoader(pairs, batch_sampler=sampler, pin_memory=pin, num_workers=workers, **LOADING)
-
-
-def ahead(items: Iterator[T], depth: int = 3) -> Iterator[T]:
-    """The same items, so many of them taken ahead in a thread; what they raise is raised here, in its place."""
-    end: Any = object()
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, items, end) for _ in range(depth))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(next, items, end))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()

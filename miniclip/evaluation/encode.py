@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place, total
+from miniclip.data.ahead import in_order
 from miniclip.data.images import BadCount, BadImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
@@ -100,10 +102,9 @@ def encode_readable(
     # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
     batches = _own_batches(n, options)
     with ThreadPoolExecutor(4) as pool, _evaluating(model, options, batches, "images") as advance:
-        upcoming = [[pool.submit(read, index) for index in rows] for rows in batches[:1]]
-        for k, rows in enumerate(batches):
-            found = dict(zip(rows, (future.result() for future in upcoming.pop()), strict=True))
-            upcoming += [[pool.submit(read, index) for index in following] for following in batches[k + 1 : k + 2]]
+        reading = in_order(pool, read, chain(*batches), options.batch_size)
+        for rows in batches:
+            found = dict(zip(rows, reading, strict=False))  # strict would take one more
             lost |= {row: str(one) for row, one in found.items() if isinstance(one, BadImage)}
             bad.add(lost.values())
             good = {row: one for row, one in found.items() if not isinstance(one, BadImage)}

@@ -30,8 +30,7 @@ _WAYS = ("image_to_text", "text_to_image")
 class Task(ABC):
     """What one evaluation needs to know.
 
-    kind: its name. figures: what eval.best may name. headline: what a comparison of models is about. in_run: options
-    that differ where it belongs to a run.
+    figures: what eval.best may name. headline: what a comparison of models is about. in_run: options within a run.
 
     Args:
         data: where the images are
@@ -70,10 +69,7 @@ class Task(ABC):
 
     @abstractmethod
     def open(self, image_size: int, role: str = "test", max_bad_fraction: float = 0.0) -> list[Any]:
-        """The data, for images of that side. Raises ValueError or OSError for what cannot be evaluated.
-
-        role: validation leaves the images of the final tables alone.
-        """
+        """The data; role: validation leaves the images of the final tables alone. Raises ValueError or OSError."""
 
     def counted(self, data: list[Any]) -> tuple[str, ...]:
         """Which of figures such data has."""

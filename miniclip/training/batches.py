@@ -17,11 +17,12 @@ from accelerate.utils import gather_object
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, DataConfig
 from miniclip.config.sections import require
+from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import open_source
 from miniclip.data.images import BadCount, BadImage
-from miniclip.data.loader import Batch, TrainingPairs, ahead, training_loader
+from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.stream.lanes import Cursor
 from miniclip.data.stream.stream import open_stream

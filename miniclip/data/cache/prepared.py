@@ -11,9 +11,8 @@ import logging
 import math
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ import PIL
 from filelock import FileLock, Timeout
 
 from miniclip.common.printing import one_line
+from miniclip.data.ahead import in_order
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part, token_rows
 from miniclip.data.captioned import PairSource
@@ -168,7 +168,7 @@ class _Build:
             # unbuffered: closing must write nothing, or a full disk would raise once more, without the advice
             file = (path / "pixels").open("wb", buffering=0)
         with file:
-            for row, found in zip(rows, _in_order(pool, self._read, rows, 4 * _cores()), strict=True):
+            for row, found in zip(rows, in_order(pool, self._read, rows, 4 * _cores()), strict=True):
                 update(1)
                 if isinstance(found, BadImage):
                     self.bad.add([found])
@@ -221,17 +221,6 @@ class _Build:
                 path.replace(self.directory / name)
         finally:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _in_order(pool: ThreadPoolExecutor, read: Callable[[int], Any], rows: Iterable[int], ahead: int) -> Iterator[Any]:
-    """Not pool.map, which would decode on while the disk falls behind, and keep it all in memory."""
-    waiting: deque[Future[Any]] = deque()
-    for row in rows:
-        waiting.append(pool.submit(read, row))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _cores() -> int:
