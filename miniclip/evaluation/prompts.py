@@ -39,7 +39,7 @@ def names_of(source: LabelledSource) -> list[list[str]]:
 
 
 def templates_of(source: LabelledSource) -> tuple[str, ...]:
-    """The templates that a source brings, being one of the usual sets (see data.known), else SIMPLE_TEMPLATES."""
+    """The templates that a source brings, being one of the usual sets (see data.classes), else SIMPLE_TEMPLATES."""
     templates: tuple[str, ...] | None = getattr(source, "templates", None)
     return SIMPLE_TEMPLATES if templates is None else templates
 
@@ -48,7 +48,7 @@ def resolve_templates(templates: Templates) -> tuple[str, ...]:
     """What a user writes -> templates, each with {} where the class name goes.
 
     "simple": "a photo of a {}."; "openai80": the 80 of CLIP for ImageNet, and "simple7": seven of them that do nearly
-    as well, both from open_clip; a usual set of data.known, e.g. "cifar10"; any other string is a template if it holds
+    as well, both from open_clip; a usual set of data.classes, e.g. "cifar10"; any other string is a template if it holds
     {}, else a file with one template a line. Raises FileNotFoundError or ValueError.
     """
     if not isinstance(templates, str):
