@@ -48,8 +48,8 @@ def resolve_templates(templates: Templates) -> tuple[str, ...]:
     """What a user writes -> templates, each with {} where the class name goes.
 
     "simple": "a photo of a {}."; "openai80": the 80 of CLIP for ImageNet, and "simple7": seven of them that do nearly
-    as well, both from open_clip; a usual set of data.classes, e.g. "cifar10"; any other string is a template if it holds
-    {}, else a file with one template a line. Raises FileNotFoundError or ValueError.
+    as well, both from open_clip; a usual set, e.g. "cifar10"; any other string is a template if it holds {}, else a
+    file with one template a line. Raises FileNotFoundError or ValueError.
     """
     if not isinstance(templates, str):
         if not templates:

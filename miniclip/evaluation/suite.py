@@ -71,7 +71,7 @@ def evaluate(
 
 
 def scalars(results: dict[str, Evaluation]) -> dict[str, float]:
-    """What the log and a tracker take: "eval/retrieval/image_to_text_r10", "eval/shape/top1", ..."""
+    """What the log takes: "eval/retrieval/image_to_text_r10", ..."""
     return {f"eval/{name}/{k}": figure.value for name, one in results.items() for k, figure in one.figures.items()}
 
 

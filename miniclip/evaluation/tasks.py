@@ -131,11 +131,10 @@ class Zeroshot(_Labelled):
         from miniclip.data.scenes.source import TASKS as SCENES
 
         super().__post_init__()
-        if (self.data is None) == (self.task is None):
-            both = self.data is not None
-            raise ValueError(
-                "--task: not allowed with argument --data" if both else "one of --data and --task is required"
-            )
+        if self.data is None and self.task is None:
+            raise ValueError("one of --data and --task is required")
+        if self.data is not None and self.task is not None:
+            raise ValueError("--task: not allowed with argument --data")
         if self.task is not None and self.task not in SCENES:
             raise ValueError(f"--task: invalid choice: {self.task!r} (choose from {', '.join(SCENES)})")
         data_only = ("classnames", "label_column", "image_column", "name", "revision")

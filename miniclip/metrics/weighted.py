@@ -60,7 +60,6 @@ class Calibration:
     """How well the confidence of a prediction says how often it is right, in bins of equal width on (0, 1]."""
 
     def __init__(self, confidence: np.ndarray, hit: np.ndarray, bins: int = 15) -> None:
-        """(N,) each: float in [0, 1]; bool, or 0 and 1."""
         self._confidence, self._hit = np.asarray(confidence, np.float64), np.asarray(hit, np.float64)
         self._edges = np.arange(bins + 1) / bins
         self._bin = np.clip(np.searchsorted(self._edges, self._confidence, side="left") - 1, 0, bins - 1)
@@ -81,10 +80,10 @@ class Calibration:
 
 
 class Detection:
-    """How well a score tells images of the classes from foreign ones. Both have weights of their own."""
+    """How well a score, higher = more familiar, tells (n,) images of the classes from (m,) foreign ones."""
 
     def __init__(self, inside: np.ndarray, outside: np.ndarray) -> None:
-        """inside: (n,), outside: (m,) float scores, higher = more familiar. One that is NaN counts against."""
+        # a NaN counts against
         inside, outside = np.where(np.isnan(inside), -np.inf, inside), np.where(np.isnan(outside), np.inf, outside)
         self._inside, self._outside = np.argsort(-inside, kind="stable"), np.argsort(outside, kind="stable")
         best_first, lowest_first = inside[self._inside], outside[self._outside]
