@@ -102,6 +102,9 @@ def test_pair_loss_by_hand() -> None:
     assert hinge.pair_loss.tolist() == [pytest.approx([0, 0]), pytest.approx([0.1, 0])]
     assert hinge.gradient.tolist() == [pytest.approx([0, 0]), pytest.approx([0.25, -0.25])]
     assert (hinge.unit, hinge.scale, hinge.bias) == ("cosine", 1.0, None)
+    sigmoid = found.losses["sigmoid"]  # whose entries are the same both ways
+    torch.testing.assert_close(sigmoid.pair_loss.sum(1), sigmoid.row_loss)
+    torch.testing.assert_close(sigmoid.pair_loss.sum(0), sigmoid.column_loss)
 
 
 def test_a_sigmoid_loss_without_a_bias_gets_the_best_one() -> None:

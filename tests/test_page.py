@@ -260,17 +260,12 @@ def curve_text(page: Screen) -> list[float]:
 
 
 def at_scale(found: Inspection, scale: float) -> list[float]:
-    """What the page says: between two scales that were computed, along a straight line in the logarithm."""
-    curves = found.temperature
-    negatives = (curves.effective_negatives_of_rows + curves.effective_negatives_of_columns) / 2
-    along = [negatives, (curves.entropy_of_rows + curves.entropy_of_columns) / 2, curves.loss["softmax"]]
-    said = [float(np.interp(math.log(scale), curves.scales.log().numpy(), curve.numpy())) for curve in along]
+    """The same of the matrix itself."""
     logits = scale * found.cosine
-    exact = [sum(float(side.mean()) for side in effective_negatives(logits, found.positives)) / 2]
-    exact.append(sum(float(torch.special.entr(logits.softmax(d)).sum(d).mean()) for d in (0, 1)) / 2)
-    exact.append(float(LOSSES["softmax"](logits, found.positives, **found.losses["softmax"].settings)))
-    assert said == pytest.approx(exact, rel=0.01)
-    return said
+    negatives = [float(side.mean()) for side in effective_negatives(logits, found.positives)]
+    entropies = [float(torch.special.entr(logits.softmax(d)).sum(d).mean()) for d in (0, 1)]
+    loss = LOSSES["softmax"](logits, found.positives, **found.losses["softmax"].settings)
+    return [sum(negatives) / 2, sum(entropies) / 2, float(loss)]
 
 
 def test_the_temperature_moves_the_probabilities(page: Screen, found: Inspection) -> None:
