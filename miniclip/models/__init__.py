@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+from miniclip.common.printing import did_you_mean
 from miniclip.config import ConfigError, ModelConfig
 from miniclip.models.clip import DualEncoder
-from miniclip.models.presets import PRESETS, TOWERS, nearest, resolve, tower_of
+from miniclip.models.presets import PRESETS, TOWERS, resolve, tower_of
 
 __all__ = ["PRESETS", "TOWERS", "DualEncoder", "create_model", "resolve", "tower_of"]
 
@@ -22,6 +23,6 @@ def create_model(preset: str | ModelConfig, **overrides: Any) -> DualEncoder:
     names = [f.name for f in fields(ModelConfig)]
     for name in overrides:
         if name not in names:
-            raise ConfigError(f"model.{name} does not exist; {nearest(name, names)}")
+            raise ConfigError(f"model.{name} does not exist{did_you_mean(name, names)}; known: {', '.join(names)}")
     config = ModelConfig(preset=preset) if isinstance(preset, str) else preset
     return DualEncoder(replace(config, **overrides))

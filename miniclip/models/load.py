@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from miniclip.config import ModelConfig, load_config_file
+from miniclip.config import Config, ModelConfig, load_config_file
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, with_scalars
@@ -56,17 +56,9 @@ def load_unfinished(run_dir: str | Path, device: str | torch.device = "cpu") -> 
 
     Raises FileNotFoundError if there is none, and ValueError, naming the file, if it cannot be read.
     """
-    run_dir = Path(run_dir)
-    found, file = _checkpoint_weights(run_dir), run_dir / "config.yaml"
-    if not found or not file.is_file():
-        raise FileNotFoundError(
-            f"{run_dir} holds neither a model nor a checkpoint with {WEIGHTS}; name the directory of a run, or one "
-            "that miniclip.save_model wrote"
-        )
-    config = load_config_file(file)
-    assert config.model.image_size is not None  # a run saves its config resolved
-    preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
-    return _loaded(found[-1], str(file), config.model, preprocess, device)
+    weights, config = _unfinished(Path(run_dir))
+    preprocess = Preprocess(_image_size(config), resize=config.data.resize)
+    return _loaded(weights, str(Path(run_dir) / "config.yaml"), config.model, preprocess, device)
 
 
 def _loaded(
@@ -98,16 +90,9 @@ def image_size_of(checkpoint: str) -> int:
     """Side of the images that the model of load_model takes, in pixels; no weights are read."""
     if library := _library(checkpoint):
         return int(library.image_size(checkpoint))
-    folder, config = _finished(checkpoint), Path(checkpoint) / "config.yaml"
-    if folder is None and _checkpoint_weights(Path(checkpoint)) and config.is_file():
-        size = load_config_file(config).model.image_size
-        assert size is not None  # a run saves its config resolved
-        return size
+    folder = _finished(checkpoint)
     if folder is None:
-        raise FileNotFoundError(
-            f"{checkpoint}: no {WEIGHTS} there, nor in its model folder, nor a checkpoint; name the "
-            "directory of a run, or one that miniclip.save_model wrote"
-        )
+        return _image_size(_unfinished(Path(checkpoint))[1])
     try:
         return int(read_json(folder / PREPROCESS)["image_size"])
     except (KeyError, TypeError, ValueError) as error:
@@ -117,6 +102,22 @@ def image_size_of(checkpoint: str) -> int:
 def _library(checkpoint: str) -> Any:
     names = [name for start, name in _LIBRARIES.items() if checkpoint.startswith(start)]
     return import_module(f"miniclip.models.external.{names[0]}") if names else None
+
+
+def _unfinished(run_dir: Path) -> tuple[Path, Config]:
+    """The newest checkpoint's weights and the run's config."""
+    found, file = _checkpoint_weights(run_dir), run_dir / "config.yaml"
+    if not found or not file.is_file():
+        raise FileNotFoundError(
+            f"{run_dir} holds neither a model nor a checkpoint with {WEIGHTS}; name the directory of a run, or one "
+            "that miniclip.save_model wrote"
+        )
+    return found[-1], load_config_file(file)
+
+
+def _image_size(config: Config) -> int:
+    assert config.model.image_size is not None  # a run saves its config resolved
+    return config.model.image_size
 
 
 def _finished(directory: str) -> Path | None:

@@ -5,11 +5,11 @@ The sizes are those of CLIP (arXiv:2103.00020, tables 19 and 20). All heads are 
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from miniclip.common.printing import did_you_mean
 from miniclip.config import ConfigError, ModelConfig
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.tower import ImageTower, check_divides, is_size
@@ -59,21 +59,15 @@ DEFAULTS: dict[str, Any] = {
     "logit_scale_init": math.log(1 / 0.07),  # CLIP section 2.5
 }
 
-_SIZES: tuple[str, ...] = ("embed_dim", "image_size", "image_width", "image_heads", "context_length", "vocab_size")
-_SIZES += ("text_width", "text_heads", "text_layers")
-
-
-def nearest(name: str, choices: list[str]) -> str:
-    """The end of an error message: the closest choice, if there is one, and all of them."""
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(choices)}"
+_SIZES = ["embed_dim", "image_size", "image_width", "image_heads", "context_length", "vocab_size"]
+_SIZES += ["text_width", "text_heads", "text_layers"]
 
 
 def _preset_fields(name: str) -> dict[str, Any]:
     base = name.removesuffix(_QUICKGELU)
     if base not in PRESETS:
-        raise ConfigError(f"model.preset={name!r} is unknown; {nearest(base, list(PRESETS))}")
+        known = f"; known: {', '.join(PRESETS)}"
+        raise ConfigError(f"model.preset={name!r} is unknown{did_you_mean(base, PRESETS)}{known}")
     # OpenAI's released weights were trained with QuickGELU; the suffix is how such weights are named elsewhere.
     return {**PRESETS[base], **({"activation": "quick_gelu"} if base != name else {})}
 
@@ -101,9 +95,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
         if not is_size(filled[name]):
             raise ConfigError(f"model.{name}={filled[name]!r} must be a whole number of at least 1")
     if isinstance(filled.get("logit_bias_init"), str):
-        raise ConfigError(
-            "model.logit_bias_init=balanced depends on the batch of a training run; write the number here"
-        )
+        raise ConfigError("model.logit_bias_init=balanced depends on the batch of a training run; write the number")
     if filled["activation"] not in ACTIVATIONS:
         raise ConfigError(f"model.activation={filled['activation']!r} must be 'gelu' or 'quick_gelu'")
     if tower is None:

@@ -54,8 +54,7 @@ def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
         norms = squares.sqrt()
     image, text, rest = norms.tolist()
     share = total / (math.hypot(image, text, rest) or 1.0)
-    image, text = image * share, text * share
-    return {"grad_norm_image": image, "grad_norm_text": text}
+    return {"grad_norm_image": image * share, "grad_norm_text": text * share}
 
 
 def tower_of(parameter: str) -> Literal["image", "text"] | None:

@@ -1,8 +1,7 @@
 """How much arithmetic a model needs, and how much the machine can do: their quotient is the MFU.
 
-Operations are those of torch's FlopCounterMode: a multiply-add counts as two, and only matrix products, convolutions
-and attention count. Attention counts in full though it is causal, as everybody counts it, and so does a caption whose
-beginning another one has, too.
+Counted by torch's FlopCounterMode: a multiply-add is two, and only matrix products, convolutions and attention count;
+attention in full though it is causal, as everybody counts it, and so a caption whose beginning another one has.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,10 +39,7 @@ class Flops(NamedTuple):
 
 
 def forward_flops(config: ModelConfig, patch_dropout: float = 0.0) -> Flops:
-    """What the towers of a model compute, counted on tensors without memory; config may leave fields to its preset.
-
-    patch_dropout: that of the images, in [0, 1). Raises ConfigError for a config that no model can have.
-    """
+    """What a model's towers compute. Raises ConfigError for a config that no model can have."""
     return _forward_flops(resolve(config), patch_dropout)
 
 
@@ -88,10 +84,9 @@ def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float =
         out = torch.empty_like(a)
         _timed(device, 1, a, b, out)
         until = time.perf_counter() + (end - time.perf_counter()) / (len(sizes) - number)
-        while True:
+        best = max(best, cost / _timed(device, repeats, a, b, out))
+        while time.perf_counter() < until:
             best = max(best, cost / _timed(device, repeats, a, b, out))
-            if time.perf_counter() >= until:
-                break
     return best
 
 
@@ -106,5 +101,4 @@ def _timed(device: torch.device, repeats: int, a: Tensor, b: Tensor, out: Tensor
 
 def _finish(device: torch.device) -> None:
     if device.type != "cpu":
-        backend: Any = getattr(torch, device.type)
-        backend.synchronize()
+        getattr(torch, device.type).synchronize()

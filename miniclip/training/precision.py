@@ -57,8 +57,7 @@ def choose(wanted: Wanted, device: torch.device, encoder: ImageEncoderKind = "vi
 
 def agreed(wanted: Wanted, device: torch.device, encoder: ImageEncoderKind = "vit") -> Precision:
     """What `choose` says on the first of the processes, which all call this."""
-    first: Precision = gathered([choose(wanted, device, encoder)])[0]
-    return first
+    return Precision(*gathered([choose(wanted, device, encoder)])[0])
 
 
 def for_encoding(name: Wanted) -> Literal["fp32", "bf16"]:
@@ -71,8 +70,7 @@ def speed_of_bf16(encoder: ImageEncoderKind) -> float:
     """How many times as fast as in fp32 the CPU computes in bf16, under autocast, forward and backward.
 
     A product as in a Transformer and, for a ResNet, a convolution: a small trial, and a larger one unless that says
-    enough. A fraction of a second, once a process, on one thread and by its own clock: what else runs on the machine
-    tells nothing of the format.
+    enough. A fraction of a second, once a process, on one thread and by its own clock, whatever else runs beside it.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

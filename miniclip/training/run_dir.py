@@ -52,7 +52,7 @@ def precision_before(config: Config) -> Format | None:
 
 
 def _is_run(run_dir: Path) -> bool:
-    """Whether its config.yaml is a run's; a folder without one, or with another, is somebody else's."""
+    """Whether its config.yaml is a run's."""
     try:
         load_config_file(run_dir / "config.yaml")
     except ConfigError:
@@ -119,8 +119,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; what is neither number nor string becomes JSON, as trackers want it."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            result.update(flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
+        plain = value if isinstance(value, int | float | str | bool) else json.dumps(value)
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: plain}
     return result

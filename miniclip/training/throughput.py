@@ -78,12 +78,9 @@ class Throughput:
 
     def expected(self, batch: Batch, seconds: float, phases: Sequence[tuple[int, int]]) -> str:
         """How long (image side, steps) in turn will take, by the work of each; seconds: of a step with this batch."""
-
-        def work(side: int) -> float:
-            return self.flops(side).step(len(batch.image), batch.lengths)
-
-        scale = seconds / work(batch.image.shape[-1])
-        return expected_time([(steps, work(side) * scale) for side, steps in phases])
+        work = {side: self.flops(side).step(len(batch.image), batch.lengths) for side, _ in phases}
+        whole = self.flops(batch.image.shape[-1]).step(len(batch.image), batch.lengths)
+        return expected_time([(steps, work[side] * (seconds / whole)) for side, steps in phases])
 
 
 def measured_throughput(config: Config, accelerator: Accelerator) -> Throughput:
