@@ -109,7 +109,7 @@ def test_a_model_of_open_clip(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_said(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, named in (
-        ("none --data shapes", "none holds neither"),
+        ("none --data shapes", "none: no model.safetensors"),
         ("{run} --name x", "--name belongs to --data"),
         ("{run} --out {run}/config.yaml", "is a file"),
         ("{run}/model", "add --data"),
