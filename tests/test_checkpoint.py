@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import miniclip
 from miniclip.models import DualEncoder
@@ -63,28 +63,18 @@ def test_missing_file(model: DualEncoder, tmp_path: Path) -> None:
 
 def test_damaged_files(model: DualEncoder, tmp_path: Path) -> None:
     miniclip.save_model(tmp_path, model, Preprocess(64))
-    weights = tmp_path / "model.safetensors"
-    state = load_file(weights)
-
-    save_file({k: v for k, v in state.items() if k != "logit_scale"}, weights)
-    with pytest.raises(ValueError, match=r"(?s)model\.safetensors does not hold the model.*logit_scale"):
-        miniclip.load(tmp_path)
-    save_file({**state, "ln_final.weight": torch.zeros(3)}, weights)
-    with pytest.raises(ValueError, match=r"(?s)model\.safetensors.*ln_final\.weight"):
-        miniclip.load(tmp_path)
-    weights.write_bytes(weights.read_bytes()[: 1 << 16])
-    with pytest.raises(ValueError, match=r"model\.safetensors does not hold"):
-        miniclip.load(tmp_path)
-    weights.write_bytes(b"\x80\x04cos\nsystem\n")  # a pickle is not even opened as one
-    with pytest.raises(ValueError, match=r"model\.safetensors does not hold"):
-        miniclip.load(tmp_path)
-
-    save_file(state, weights)
-    config = tmp_path / "model.json"
+    weights, config = tmp_path / "model.safetensors", tmp_path / "model.json"
+    whole, state = weights.read_bytes(), load_file(weights)
     values = json.loads(config.read_text())
-    config.write_text(json.dumps({**values, "future_key": 1}))
-    with pytest.raises(ValueError, match="future_key"):
-        miniclip.load(tmp_path)
-    config.write_text("{")
-    with pytest.raises(ValueError, match=r"model\.json is not valid JSON"):
-        miniclip.load(tmp_path)
+    for file, content, message in (
+        (weights, save({k: v for k, v in state.items() if k != "logit_scale"}), "(?s)not hold the model.*logit_scale"),
+        (weights, save({**state, "ln_final.weight": torch.zeros(3)}), r"(?s)model\.safetensors.*ln_final\.weight"),
+        (weights, whole[: 1 << 16], r"model\.safetensors does not hold"),
+        (weights, b"\x80\x04cos\nsystem\n", r"model\.safetensors does not hold"),  # a pickle is not even opened as one
+        (config, json.dumps({**values, "future_key": 1}).encode(), "future_key"),
+        (config, b"{", r"model\.json is not valid JSON"),
+    ):
+        weights.write_bytes(whole)
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            miniclip.load(tmp_path)

@@ -85,22 +85,24 @@ def test_pictures_draw_for_themselves_and_all_patches_alike() -> None:
 
 
 def test_evaluation_and_zero_leave_all_and_draw_nothing() -> None:
-    whole = tower(0.0)
-    dropping = tower(0.5)
+    whole, dropping = tower(0.0), tower(0.5)
     before = torch.get_rng_state()
     expected = whole(IMAGE)
     assert torch.equal(dropping.eval()(IMAGE), expected)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.allclose(dropping.train()(IMAGE), expected)
-
-
-def softmax(e: Embeddings) -> torch.Tensor:
-    return LOSSES["softmax"](e.scale * e.image @ e.text.T)
+    first, second = dropping.train()(IMAGE), dropping(IMAGE)
+    assert not torch.allclose(first, expected) and not torch.allclose(second, first)
+    torch.set_rng_state(before)
+    assert torch.equal(dropping(IMAGE), first)  # the same seed, the same patches
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_cached_gradient_is_that_of_the_loss_it_reports(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both passes over a chunk leave out the same patches: the whole batch at once, with the chunks' draws, agrees."""
+
+    def softmax(e: Embeddings) -> torch.Tensor:
+        return LOSSES["softmax"](e.scale * e.image @ e.text.T)
+
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(10, 3, 32, 32, dtype=torch.float64, generator=generator)
     text = torch.randint(1, 58, (10, 6), generator=generator)
@@ -118,12 +120,3 @@ def test_cached_gradient_is_that_of_the_loss_it_reports(checkpointing: bool, mon
     assert embeddings.image.shape == (10, 256)
     for (name, ours), theirs in zip(cached.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
-
-
-def test_same_seed_same_patches_but_not_twice() -> None:
-    visual = tower()
-    torch.manual_seed(1)
-    first, second = visual(IMAGE), visual(IMAGE)
-    torch.manual_seed(1)
-    assert torch.equal(visual(IMAGE), first)
-    assert not torch.allclose(second, first)

@@ -109,8 +109,8 @@ def _unfinished(run_dir: Path) -> tuple[Path, Config]:
     found, file = _checkpoint_weights(run_dir), run_dir / "config.yaml"
     if not found or not file.is_file():
         raise FileNotFoundError(
-            f"{run_dir}: no {WEIGHTS} there, nor in its model folder, nor in a checkpoint; name the directory of a run, "
-            "or one that miniclip.save_model wrote"
+            f"{run_dir}: no {WEIGHTS} there, nor in its model folder, nor in a checkpoint; name the directory of a "
+            "run, or one that miniclip.save_model wrote"
         )
     return found[-1], load_config_file(file)
 
