@@ -140,12 +140,11 @@ def open_split(config: DataConfig, split: str, **options: int) -> PairSource:
 def open_source(
     config: DataConfig, split: str, *, seed: int = 0, image_size: int = 64, eval_size: int = 1000
 ) -> PairSource:
-    """One split of data.source; of several sources, one after the other, a Concat.
+    """One split of data.source, train, validation or test; of several sources, one after the other, a Concat.
 
-    split: train, validation or test; data.train_split and its kin say what the source calls them. image_size: side that
-    the encoder takes, in pixels; a JPEG at least four times as large is decoded smaller, to no less than twice that.
-    seed, eval_size: of the built-in scenes alone.
-    A missing split is carved off the training split (see splits.py), with a logged note.
+    image_size: side that the encoder takes, in pixels; a JPEG at least four times as large is decoded smaller, to no
+    less than twice that. seed, eval_size: of the built-in scenes alone. A missing split is carved off the training
+    split (see splits.py), with a logged note.
     Raises FileNotFoundError, or ValueError that names the option to change; TooManyBad if more rows than
     data.max_bad_fraction have no image or no caption, and NoCaptions, which is one, if it is the captions alone.
     """

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from miniclip.data.tables.csv_jsonl import read_text
 from miniclip.data.tables.source import FILE_EXTENSIONS, SPLIT_NAMES
 
 _ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
@@ -33,19 +34,14 @@ def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]
     file: lines `key<TAB>name` or a JSON object; or lines or a JSON list of names alone, which go by name if one of them
     is a key (underscores being spaces), else by order. A line may give further names after |, JSON a list of names.
     None: the keys with spaces for underscores.
-    Raises FileNotFoundError if there is no such file, ValueError that names the line of a class or a name that comes
-    twice, and the classes that the file lacks or has too many.
+    Raises FileNotFoundError, or ValueError that names the lines or classes.
     """
     if file is None:
         return [[spoken(key)] for key in keys]
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"class-names file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
-    entries = (_read_json if path.suffix.lower() == ".json" else _read_lines)(path, text)
+    entries = (_read_json if path.suffix.lower() == ".json" else _read_lines)(path, read_text(path))
     _check_apart(path, entries)
     if entries[0].key is None:
         by_name = {spoken(key): key for key in keys}
@@ -59,8 +55,9 @@ def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]
     missing = [key for key in keys if key not in names]
     extra = [f"{entry.key} ({entry.where})" for entry in entries if entry.key not in keys]
     if missing or extra:
-        problems = [f"lacks {_short(missing)}"] if missing else []
-        problems += [f"names {_short(extra)} without images"] if extra else []
+        problems = [f"lacks {_short(missing)}"] * bool(missing) + [f"names {_short(extra)} without images"] * bool(
+            extra
+        )
         raise ValueError(f"{path} {' and '.join(problems)}; it has to name the {len(keys)} classes, each once")
     return [names[key] for key in keys]
 
@@ -191,12 +188,16 @@ def find_known(source: str, labels: Sequence[str]) -> KnownSet | None:
     """The usual set that a source of labelled images is, or None.
 
     source: folder, file or Hub name, of which the last part counts that is not the name of a split. labels: folder
-    names, or what stands in the label column; numbers as text. Labels that are all WordNet numbers (n01440764) make
-    it ImageNet under any name.
+    names, or what stands in the label column; numbers as text. WordNet numbers (n01440764) alone are ImageNet's.
     """
     if labels and all(_WNID.fullmatch(label) for label in labels):
         return known_sets()["imagenet"]
-    name = _last_part(source)
+    path = Path(source).expanduser()
+    path = path.resolve() if path.exists() else path
+    if path.suffix.lower() in FILE_EXTENSIONS:
+        path = path.with_suffix("")
+    part = next((part for part in reversed(path.parts) if part.lower() not in _ASIDE and not set(part) & set("*{")), "")
+    name = re.sub(r"^(wds|vtab)+", "", _squeezed(part))  # as CLIP_benchmark's copies on the Hub begin
     found = next((known for known in known_sets().values() if name in (_squeezed(known.name), *known.aliases)), None)
     return found if found is not None and found.fits(labels) else None
 
@@ -204,15 +205,6 @@ def find_known(source: str, labels: Sequence[str]) -> KnownSet | None:
 def wordless(labels: Sequence[str]) -> bool:
     """Whether the labels are numbers, plain or WordNet's, which say nothing in a prompt."""
     return all(label.isdecimal() or _WNID.fullmatch(label) for label in labels)
-
-
-def _last_part(source: str) -> str:
-    path = Path(source).expanduser()
-    path = path.resolve() if path.exists() else path
-    if path.suffix.lower() in FILE_EXTENSIONS:
-        path = path.with_suffix("")
-    name = next((part for part in reversed(path.parts) if part.lower() not in _ASIDE and not set(part) & set("*{")), "")
-    return re.sub(r"^(wds|vtab)+", "", _squeezed(name))  # as CLIP_benchmark's copies on the Hub begin
 
 
 def _squeezed(text: str) -> str:

@@ -20,20 +20,17 @@ Source = TypeVar("Source", bound=ImageSource)
 class Subset:
     """Row i is row rows[i] of source, a PairSource, a LabelledSource or any images; it is what the source is."""
 
+    classes: list[str]
+    names: list[list[str]]
+    templates: tuple[str, ...] | None
+
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
         self.source, self.rows = source, rows
 
-    @property
-    def classes(self) -> list[str]:
-        return self.source.classes
-
-    @property
-    def names(self) -> list[list[str]]:
-        return self.source.names
-
-    @property
-    def templates(self) -> tuple[str, ...] | None:
-        return self.source.templates
+    def __getattr__(self, name: str) -> Any:
+        if name in ("classes", "names", "templates"):
+            return getattr(self.source, name)
+        raise AttributeError(name)
 
     def __len__(self) -> int:
         return len(self.rows)

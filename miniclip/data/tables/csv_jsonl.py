@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -37,15 +38,20 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
     return {"train": read_file(Path(source.files[0]))}
 
 
+def read_text(file: Path) -> str:
+    """Line ends as they are. Raises ValueError for what is not UTF-8."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+
+
 def read_file(file: Path) -> RecordTable:
     """Read a CSV, TSV or JSONL file (UTF-8). Raises ValueError that names the line."""
     if file.suffix.lower() not in TABLE_EXTENSIONS:
         raise ValueError(f"{file}: expected a file that ends in one of {', '.join(TABLE_EXTENSIONS)}, or a folder")
-    try:
-        read = _read_jsonl if file.suffix.lower() in (".jsonl", ".ndjson") else _read_delimited
-        records, columns, lines = read(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    read = _read_jsonl if file.suffix.lower() in (".jsonl", ".ndjson") else _read_delimited
+    records, columns, lines = read(file)
     if not records:
         raise ValueError(f"{file} has no rows")
     places, told = [f"{file.name} line {line}" for line in lines], (os.path.realpath(file), stamp(file))
@@ -54,52 +60,51 @@ def read_file(file: Path) -> RecordTable:
 
 def _read_jsonl(file: Path) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     records, lines = [], []
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, text in enumerate(stream, 1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file} line {number}: not JSON ({error.msg}); write one object a line") from None
-            if not isinstance(record, dict):
-                raise ValueError(f'{file} line {number}: expected an object, {{"file_name": …, "text": …}}')
-            records.append(record)
-            lines.append(number)
+    for number, text in enumerate(io.StringIO(read_text(file), newline=None), 1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} line {number}: not JSON ({error.msg}); write one object a line") from None
+        if not isinstance(record, dict):
+            raise ValueError(f'{file} line {number}: expected an object, {{"file_name": …, "text": …}}')
+        records.append(record)
+        lines.append(number)
     return records, nested_columns(records), lines
 
 
 def _read_delimited(file: Path) -> tuple[list[dict[str, Any]], list[str], list[int]]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        header = stream.readline()
-        # Names of columns hold no delimiters, captions do: the header alone decides.
-        delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
-        stream.seek(0)
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        records, lines, line = [], [], 1
-        try:
-            columns = [field.strip() for field in next(reader, [])]
-            if len(columns) < 2:
-                raise ValueError(
-                    f"{file}: the header has the one column {columns[0] if columns else ''!r}; expected at least two, "
-                    "separated by commas, tabs, semicolons or |"
-                )
-            twice = sorted({c for c in columns if columns.count(c) > 1})
-            if twice:
-                raise ValueError(f"{file}: the header names {', '.join(twice)} more than once")
-            line = reader.line_num + 1
-            for fields in reader:
-                if fields and len(fields) != len(columns):
-                    raise ValueError(
-                        f"{file} line {line}: {len(fields)} fields, but the header has {len(columns)} "
-                        f"(delimiter {delimiter!r}); put quotes around text that holds the delimiter"
-                    )
-                if fields:
-                    records.append(dict(zip(columns, fields, strict=True)))
-                    lines.append(line)
-                line = reader.line_num + 1
-        except csv.Error as error:
+    stream = io.StringIO(read_text(file), newline="")
+    # Names of columns hold no delimiters, captions do: the header alone decides.
+    header = stream.readline()
+    delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
+    stream.seek(0)
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    records, lines, line = [], [], 1
+    try:
+        columns = [field.strip() for field in next(reader, [])]
+        if len(columns) < 2:
             raise ValueError(
-                f"{file} line {line}: {error} (delimiter {delimiter!r}); inside a quoted field, write a quote twice"
-            ) from None
+                f"{file}: the header has the one column {columns[0] if columns else ''!r}; expected at least two, "
+                "separated by commas, tabs, semicolons or |"
+            )
+        twice = sorted({c for c in columns if columns.count(c) > 1})
+        if twice:
+            raise ValueError(f"{file}: the header names {', '.join(twice)} more than once")
+        line = reader.line_num + 1
+        for fields in reader:
+            if fields and len(fields) != len(columns):
+                raise ValueError(
+                    f"{file} line {line}: {len(fields)} fields, but the header has {len(columns)} "
+                    f"(delimiter {delimiter!r}); put quotes around text that holds the delimiter"
+                )
+            if fields:
+                records.append(dict(zip(columns, fields, strict=True)))
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{file} line {line}: {error} (delimiter {delimiter!r}); inside a quoted field, write a quote twice"
+        ) from None
     return records, columns, lines
