@@ -168,8 +168,6 @@ def test_images_of_tables(tmp_path: Path) -> None:
     lines = [("path", "text"), (files[2], "one"), (files[2], "two"), (files[0], "three"), ("", "four")]
     source = open_images(write_csv(tmp_path / "captions.csv", lines))
     assert numbers(source) == [2, 0] and source.name(1) == "0.png (captions.csv line 4)"
-    with pytest.raises(ValueError, match=r"no column kind \(image_column\)"):
-        open_images(tmp_path / "captions.csv", image_column="kind")
     write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", {"img": [*cells(2, 5), None]})
     assert numbers(open_images(tmp_path / "set")) == [5, 6]
     with pytest.raises(ValueError, match=r"t\.csv: no row has an image"):

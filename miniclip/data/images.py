@@ -62,13 +62,11 @@ class BadCount:
             )
 
 
-def decode_image(
-    value: bytes | str | Path, name: str, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def decode_image(value: bytes | str | Path, name: str, *, at_least: int | None = None) -> Image.Image:
     """Encoded bytes or a path -> RGB image, upright, on white where it was clear; of an animation the first frame.
 
     name: file or row, for messages. at_least: shorter side in pixels that is enough; a JPEG is then decoded at 1/2, 1/4
-    or 1/8 of its size where that leaves as much. max_pixels is compared with the header before any pixel is decoded.
+    or 1/8 of its size where that leaves as much. MAX_PIXELS is compared with the header before any pixel is decoded.
     info["file"] of the image has the size in pixels, format, mode and bytes of what was decoded. Raises BadImage.
     """
     try:
@@ -81,8 +79,8 @@ def decode_image(
             raise BadImage(f"{name}: no such file: {value}")
         with Image.open(source, formats=_known_formats()) as image:
             width, height = image.size
-            if width * height > max_pixels:
-                raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {max_pixels:,} pixels")
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {MAX_PIXELS:,} pixels")
             file = {"size": image.size, "format": image.format, "mode": image.mode, "bytes": count}
             if at_least is not None and min(width, height) > at_least:
                 factor = at_least / min(width, height)

@@ -87,16 +87,8 @@ def open_labelled(
     return LabelledImages(images, rows, labels, names or name_classes(keys, None), templates)
 
 
-def open_images(
-    path_or_name: str | Path,
-    *,
-    split: str = "test",
-    image_column: str | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    image_size: int | None = None,
-) -> ImageSource:
-    """The images of any source, each once, whatever is said of them.
+def open_images(path_or_name: str | Path, *, split: str = "test", image_size: int | None = None) -> ImageSource:
+    """The images of any source, each once, whatever is said of them. Raises FileNotFoundError or ValueError.
 
     path_or_name: a folder of images, searched to the bottom (one folder a class, or none); or what read_tables takes,
     labelled or captioned. The rest as in open_labelled.
@@ -110,9 +102,9 @@ def open_images(
             root = splits[choose_split(splits, split, source.label)]
             found = files_below(root, EXTENSIONS)
         return ImageRows(images_in(root, found, at_least), np.arange(len(found)))
-    parts = read_parts(source.text, name, image_column, "image_column", revision)
+    parts = read_parts(source.text, option="image_column")
     table, rows = parts[choose_split(parts, split, source.text)]
-    images = images_of(table, find_image_column(table, image_column, "image_column"), at_least)
+    images = images_of(table, find_image_column(table, None, "image_column"), at_least)
     rows = rows[~images.missing()[rows]]
     if isinstance(images, FileImages):  # one row a caption
         rows = np.array(list(dict(zip(images.keys(rows), rows, strict=True)).values()))

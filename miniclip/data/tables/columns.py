@@ -24,16 +24,12 @@ LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "fine_label
 def image_column(table: Table, wanted: str | None, option: str = "data.image_column") -> str:
     """Column of the images: the one asked for, else the only one of image type, else one with a usual name."""
     if wanted is not None:
-        _check(table, [wanted], ("image", "text"), "images or paths", option)
-        return wanted
-    found = [c for c in table.columns if table.kind(c) == "image"]
-    if len(found) > 1 and "image" in found:
-        return "image"
+        return _checked(table, [wanted], ("image", "text"), "images or paths", option)[0]
+    found, first = [c for c in table.columns if table.kind(c) == "image"], "image"
     if not found:
         found = [c for c in _named(table.columns, IMAGE_NAMES) if "." not in c and table.kind(c) == "text"]
-        if len(found) > 1 and "file_name" in found:  # the imagefolder format's own name
-            return "file_name"
-    return _the_one(table, found, "image", option)
+        first = "file_name"  # the imagefolder format's own name
+    return first if first in found else _the_one(table, found, "image", option)
 
 
 def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str) -> list[str]:
@@ -43,8 +39,7 @@ def caption_columns(table: Table, wanted: str | Sequence[str] | None, image: str
         columns = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
         if not columns:
             raise ValueError(f"{option} is an empty list; name a column, or leave the option out")
-        _check(table, columns, ("text", "texts"), "text or lists of text", option)
-        return columns
+        return _checked(table, columns, ("text", "texts"), "text or lists of text", option)
     every = [c for c in table.columns if c != image and table.kind(c) in ("text", "texts")]
     texts, nested = [c for c in every if "." not in c], [c for c in every if "." in c]
     family = {c: match for c in texts if (match := CAPTION_FAMILY.fullmatch(c))}
@@ -67,8 +62,7 @@ def label_column(table: Table, wanted: str | None, image: str) -> str:
 
 def value_column(table: Table, wanted: str, option: str) -> str:
     """Column of a number or a class for each row."""
-    _check(table, [wanted], ("text", "other"), "numbers or classes", option)
-    return wanted
+    return _checked(table, [wanted], ("text", "other"), "numbers or classes", option)[0]
 
 
 def _named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -82,7 +76,7 @@ def _the_one(table: Table, found: list[str], what: str, option: str) -> str:
     raise ValueError(f"{table.label}: {problem}; set {option} to one of its columns: {', '.join(table.columns)}")
 
 
-def _check(table: Table, columns: Sequence[str], kinds: Sequence[Kind], what: str, option: str) -> None:
+def _checked(table: Table, columns: list[str], kinds: Sequence[Kind], what: str, option: str) -> list[str]:
     have = ", ".join(table.columns)
     for column in columns:
         if column not in table.columns:
@@ -90,3 +84,4 @@ def _check(table: Table, columns: Sequence[str], kinds: Sequence[Kind], what: st
             raise ValueError(f"{table.label} has no column {column} ({option}), but {have}{near}")
         if table.kind(column) not in kinds:
             raise ValueError(f"{table.label}: {option}={column} does not hold {what}; the columns are {have}")
+    return columns
