@@ -41,19 +41,15 @@ def write_table(folder: Path, *rows: tuple[str, ...]) -> Path:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train: 10 images, of which copy.jpg is the file t0.jpg, half.jpg is t1.jpg shrunk and saved again, and one is
-    broken. validation: v0, a copy of t2.jpg, and one that is missing. test: e0, and leak.png, which is t3.jpg as PNG at
-    double size."""
+    """As the rows below say: copies, t1.jpg shrunk and saved again, t3.jpg as PNG at double size, no image, no file."""
     folder = tmp_path_factory.mktemp("planted")
-    for i in range(7):
-        image(i).save(folder / f"t{i}.jpg")
+    for seed, name in enumerate(("t0", "t1", "t2", "t3", "t4", "t5", "t6", "v0", "e0")):
+        image(seed).save(folder / f"{name}.jpg")
     shutil.copy(folder / "t0.jpg", folder / "copy.jpg")
-    Image.open(folder / "t1.jpg").resize((48, 32)).save(folder / "half.jpg", quality=75)
-    (folder / f"bad{ESCAPE}.jpg").write_bytes(b"no picture")
-    image(100).save(folder / "v0.jpg")
     shutil.copy(folder / "t2.jpg", folder / "v1.jpg")
-    image(200).save(folder / "e0.jpg")
+    Image.open(folder / "t1.jpg").resize((48, 32)).save(folder / "half.jpg", quality=75)
     Image.open(folder / "t3.jpg").resize((192, 128)).save(folder / f"leak{ESCAPE}.png")
+    (folder / f"bad{ESCAPE}.jpg").write_bytes(b"no picture")
     write_table(
         folder,
         *((f"t{i}.jpg", f"picture number {i} of train", "train") for i in range(7)),
@@ -294,9 +290,8 @@ def test_outputs(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_usage(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in ("data", "revision", "caption_column", "validation_split", "limit"))
+    shown, names = capsys.readouterr().out, ("data", "revision", "caption_column", "validation_split", "limit")
+    assert stop.value.code == 0 and all(f"--{name}" in shown for name in names)
     data = ["--data", str(planted)]
     for options, said in (
         ([], "required: data"),
@@ -317,8 +312,8 @@ def test_usage(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert said in error and "\x1b" not in error
 
 
-def test_nothing_readable_and_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All images broken is a finding, no failure; and the figure is drawn."""
+def test_nothing_readable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finding, no failure; and the figure is drawn."""
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
     values = found(write_table(tmp_path, *((f"{i}.jpg", f"c{i}") for i in range(3))), png=str(tmp_path / "a.png"))

@@ -15,15 +15,7 @@ from torch.nn import functional as F
 
 from miniclip.config import LossConfig
 from miniclip.losses import LOSSES, matrix, tiles
-from miniclip.losses.matrix import (
-    Embeddings,
-    GlobalBatch,
-    Positives,
-    chance_loss,
-    gather,
-    global_loss,
-    shares,
-)
+from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, gather, global_loss, shares
 
 N, E = 13, 6
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -72,31 +64,29 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_positives_by_hand(kind: str) -> None:
+def test_positives_by_hand() -> None:
     weight = torch.tensor([1.0, 2.0, 0.0, 1.0])
-    batch = GlobalBatch.gathered(kind, IMAGE, TEXT, weight, [4])
-    found, expected = batch.positives, torch.tensor([[character == "1" for character in row] for row in MASKS[kind]])
-    for rows in map(slice, (0, 0, 1, 3), (8, 1, 3, 4)):
-        assert torch.equal(found.of_images(rows), expected[rows])
-        assert torch.equal(found.of_texts(rows), expected.T[rows])
-    assert found.captions == 2 and not found.only_diagonal()
-    assert batch.weight is weight and batch.divided() == [4]
-    assert GlobalBatch.gathered(kind, IMAGE, TEXT, None, [4]).weight is None
+    for kind, mask in MASKS.items():
+        batch = GlobalBatch.gathered(kind, IMAGE, TEXT, weight, [4])
+        found, expected = batch.positives, torch.tensor([[character == "1" for character in row] for row in mask])
+        for rows in map(slice, (0, 0, 1, 3), (8, 1, 3, 4)):
+            assert torch.equal(found.of_images(rows), expected[rows])
+            assert torch.equal(found.of_texts(rows), expected.T[rows])
+        assert found.captions == 2 and not found.only_diagonal()
+        assert batch.weight is weight and batch.divided() == [4]
+        assert GlobalBatch.gathered(kind, IMAGE, TEXT, None, [4]).weight is None
 
 
 def test_only_diagonal() -> None:
-    for kind, image, text, expected in [
-        ("identity", [1, 2, 3], [4, 5, 6], True),
-        ("identity", [1, 2, 1], [4, 5, 6], False),
-        ("identity", [1, 2, 3], [4, 5, 4], False),
-        ("text", [1, 2, 1], [4, 5, 6], True),
-        ("text", [1, 2, 3], [4, 5, 4], False),
-        ("diagonal", [1, 1, 1], [4, 4, 4], True),
+    eye = torch.eye(3, dtype=torch.bool)
+    for image, text, expected in [
+        ([1, 2, 3], [4, 5, 6], ("identity", "text", "diagonal")),
+        ([1, 2, 1], [4, 5, 6], ("text", "diagonal")),
+        ([1, 2, 3], [4, 5, 4], ("diagonal",)),
     ]:
-        found = Positives.of(kind, torch.tensor(image), torch.tensor(text)[:, None])
-        assert found.only_diagonal() == expected
-        assert torch.equal(found.of_images(slice(None)), torch.eye(3, dtype=torch.bool)) == expected
+        for kind in KINDS:
+            found = Positives.of(kind, torch.tensor(image), torch.tensor(text)[:, None])
+            assert found.only_diagonal() == torch.equal(found.of_images(slice(None)), eye) == (kind in expected)
 
 
 # ---- the loss
@@ -118,13 +108,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def embeddings(captions: int = 1) -> Embeddings:
     generator = torch.Generator().manual_seed(captions)
-
-    def unit(rows: int) -> Tensor:
-        given = torch.randn(rows, E, generator=generator, dtype=torch.float64)
-        return F.normalize(given, dim=-1).requires_grad_()
-
+    given = (torch.randn(n, E, generator=generator, dtype=torch.float64) for n in (N, N * captions))
     scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (7.0, -2.0))
-    return Embeddings(unit(N), unit(N * captions), scale, bias)
+    return Embeddings(*(F.normalize(one, dim=-1).requires_grad_() for one in given), scale, bias)
 
 
 def batch(kind: str, captions: int = 1, weighted: bool = False) -> GlobalBatch:
@@ -199,10 +185,10 @@ def test_is_the_loss_of_the_matrix(variant: str) -> None:
 
 
 def test_one_direction_is_cross_entropy() -> None:
-    e = embeddings()
-    known = GlobalBatch(Positives.of("diagonal", torch.arange(N), torch.arange(N)[:, None]), torch.arange(1.0, N + 1))
+    e, numbers, weight = embeddings(), torch.arange(N), torch.arange(1.0, N + 1)
+    known = GlobalBatch(Positives.of("diagonal", numbers, numbers[:, None]), weight)
     for share, queries, keys in ((1.0, e.image, e.text), (0.0, e.text, e.image)):
-        theirs = F.cross_entropy(e.scale * queries @ keys.T + e.bias, torch.arange(N), known.weight.double())
+        theirs = F.cross_entropy(e.scale * queries @ keys.T + e.bias, numbers, weight.double())
         assert_same(global_loss(e, known, LossConfig(image_to_text=share)), theirs, e)
 
 
