@@ -165,16 +165,12 @@ def test_parts_rows_and_columns_equal_the_definition(name: str, settings: Settin
     to_text = 2 * settings.get("image_to_text", 0.5)
     for positives, spread in itertools.product(POSITIVES, (0.0, 3.0, 50.0)):
         logits = draw(*positives.shape, seed=1, spread=spread).clamp(-100, 100)
-        full, given = filled(name, settings, logits), settings and filled(name, settings, logits)
-        rest = of_rows(name, settings, logits)
-        by_row, by_column = LOSSES[name].both_ways(logits, positives, parts=True, **full)
+        full, rest = filled(name, settings, logits), of_rows(name, settings, logits)
         rows = to_text * by_loop(name, logits, positives, rest)
         columns = (2 - to_text) * by_loop(name, logits.T, positives.T, moved(rest, torch.t))
-        close(by_row, rows)
-        close(by_column, columns)
-        expected = torch.cat([rows.sum(1), columns.sum(1)])
-        close(LOSSES[name](logits, positives, reduction="none", **given), expected)
-        close(torch.cat(LOSSES[name].both_ways(logits, positives, **full)), expected)
+        close(LOSSES[name].both_ways(logits, positives, parts=True, **full), (rows, columns))
+        values = LOSSES[name](logits, positives, reduction="none", **(full if settings else {}))
+        close(values, torch.cat([rows.sum(1), columns.sum(1)]))
         of = partial(LOSSES[name].rows, logits, positives, **rest)
         close(of(parts=True).sum(1), of(), rtol=1e-12)
     # a column for each row's only positive, instead of a mask
@@ -220,7 +216,7 @@ def test_by_hand() -> None:
         ("hinge", {"margin": 1.0}, (1 - LN(3 / 2) + 1 - LN(2)) / 4),
         ("decoupled", {}, LN(1 / 4 * 2 / 3 * 2 / 4 * 1 / 3) / 4),
         ("soft", {"targets": targets, "share": 0.4}, -(soft_rows + soft_columns) / 4),
-        # at the end x/(1/2 - x) is the root of the cross ratio 6 (test_transport.py); after one iteration not yet
+        # scaling keeps the cross ratio 4 * 3 / (1 * 2) = 6, at the end (x / (1/2 - x))^2; after one iteration not yet
         ("transport", {"iterations": 60}, LN(1 + 6**-0.5)),
         ("transport", {"iterations": 1}, LN(11 / 8 * 13 / 9 * 3 / 2 * 4 / 3) / 4),
     ]:
