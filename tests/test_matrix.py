@@ -184,24 +184,6 @@ def test_is_the_loss_of_the_matrix(variant: str) -> None:
     assert found[0][4].norm() > 1e-6
 
 
-def test_one_direction_is_cross_entropy() -> None:
-    e, numbers, weight = embeddings(), torch.arange(N), torch.arange(1.0, N + 1)
-    known = GlobalBatch(Positives.of("diagonal", numbers, numbers[:, None]), weight)
-    for share, queries, keys in ((1.0, e.image, e.text), (0.0, e.text, e.image)):
-        theirs = F.cross_entropy(e.scale * queries @ keys.T + e.bias, numbers, weight.double())
-        assert_same(global_loss(e, known, LossConfig(image_to_text=share)), theirs, e)
-
-
-def test_unique_pairs_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without duplicates the short cut gives what the mask gives."""
-    e, numbers, loss = embeddings(), torch.arange(N), LossConfig()
-    batches = [GlobalBatch(Positives.of(kind, 3 * numbers, numbers[:, None])) for kind in ("diagonal", "identity")]
-    short = [global_loss(e, known, loss) for known in batches]
-    torch.testing.assert_close(short, [on_matrix(e, torch.eye(N, dtype=torch.bool), None, loss)] * 2)
-    monkeypatch.setattr(Positives, "only_diagonal", lambda self: False)
-    torch.testing.assert_close(short, [global_loss(e, known, loss) for known in batches], rtol=1e-14, atol=0)
-
-
 def test_hinge_is_on_cosines_and_warms_up() -> None:
     """Its margin is one of cosines, so scale and bias must not matter; DDP wants their gradient none the less."""
     e, known = embeddings(), batch("identity")
