@@ -55,8 +55,7 @@ def doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr("miniclip.doctor.fit.FEWEST_STEPS", 60)
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) * STEP / 3)  # which is asked three times a step
-    for module in ("trial", "speed"):
-        monkeypatch.setattr(f"miniclip.doctor.{module}.time", clock)
+    monkeypatch.setattr("miniclip.doctor.trial.time", clock)
     gc.freeze()  # each training collects garbage, and all that is imported need not be looked through
     config, run_dir, file = (tmp_path / name for name in ("small.yaml", "run", "found.json"))
     config.write_text(SMALL)
@@ -231,8 +230,8 @@ def test_the_time_of_a_run(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> N
         return step(self, batch)
 
     clock = SimpleNamespace(perf_counter=lambda: sum(seconds[size] for size in seen))
-    monkeypatch.setattr("miniclip.doctor.speed.Trial", type("Timed", (Trial,), {"step": timed}))
-    monkeypatch.setattr("miniclip.doctor.speed.time", clock)
+    monkeypatch.setattr("miniclip.doctor.trial.Trial", type("Timed", (Trial,), {"step": timed}))
+    monkeypatch.setattr("miniclip.doctor.trial.time", clock)
     options = ["--train.low_image_size", "16", "--train.low_share", "0.5", "--train.small_vocabulary", "true"]
     found = doctor(*options, "--train.max_steps", "100", "--model.patch_size", "16")
     told = found["stages"]["speed"]["figures"]["training"]

@@ -89,8 +89,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.doctor.data import DATA_TITLE, Stage, check_data, constant_images, empty_captions
     from miniclip.doctor.fit import check_fit
     from miniclip.doctor.pairs import check_pairs
-    from miniclip.doctor.speed import check_speed
-    from miniclip.doctor.trial import Setting, fixed_batch, trial_pairs
+    from miniclip.doctor.trial import Setting, check_speed, fixed_batch, trial_pairs
     from miniclip.models import resolve
     from miniclip.training.accelerator import build_accelerator, check_possible
     from miniclip.training.batches import check_enough, planned_steps

@@ -7,29 +7,35 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from miniclip.config import Config
-from miniclip.data.augment import Augment
+from miniclip.data.augment import Augment, shrink
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainingPairs
+from miniclip.data.sampler import TrainSampler
 from miniclip.data.subset import Subset
+from miniclip.doctor.data import Stage
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
 from miniclip.models.tokenizer import Tokenizer
-from miniclip.training.batches import build_augment
+from miniclip.training.batches import build_augment, phases
 from miniclip.training.diagnostics import tower_of
 from miniclip.training.optim import learning_rate
+from miniclip.training.precision import Precision
 from miniclip.training.step import Learner, Taken
+from miniclip.training.throughput import expected_time
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WARMUP = 20  # steps at most
+TIMED = 3  # steps of each image side, after one to warm up
 LONGEST = 3  # times the time, for what cannot be told before
 TOO_SLOW = "Too few steps to tell. Give it more time (--seconds), or try it on a faster machine."
 
@@ -143,3 +149,21 @@ class Trial:
         parts = [model(self.learner.inputs(image), text) for image, text in chunks]
         model.train()
         return parts[0]._replace(image=torch.cat([p.image for p in parts]), text=torch.cat([p.text for p in parts]))
+
+
+def check_speed(setting: Setting, pairs: TrainingPairs, steps: int, precision: Precision) -> Stage:
+    """How long the training will take: some steps at each of its image sides. steps: of the whole run."""
+    config, size, found = setting.config, min(setting.config.data.batch_size, len(pairs)), []
+    trial = Trial(setting, config.optim.lr, pairs.vocabulary() if config.train.small_vocabulary else None)
+    draws = iter(TrainSampler(len(pairs), size, seed=config.run.seed, steps=2**40))
+    for side, count in phases(0, steps, config):
+        times = []
+        for _ in range(1 + TIMED):
+            start = time.perf_counter()
+            batch = pairs.__getitems__(next(draws))
+            trial.step(batch._replace(image=shrink(batch.image, side)))
+            times.append(time.perf_counter() - start)
+        found.append((count, median(times[1:]) * config.data.batch_size / size))
+    figures = {"training": expected_time(found), "precision": f"{precision.name}: {precision.why}"}
+    note = "Preparing the images and evaluating come on top."
+    return Stage("speed", "how long the training will take here", figures, [], [note])

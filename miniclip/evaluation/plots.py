@@ -1,7 +1,7 @@
 """Figures -> PNG: confusion, templates, calibration, k-shot curves, models side by side, a run over its steps.
 
 Colours: Okabe and Ito's, which people who are colour-blind can tell apart; models differ in their markers as well.
-Names come from data: one printable line of each, in which a $ is a dollar, not the start of a formula (parse_math).
+Names come from data: one printable line of each, in which a $ is a dollar, not the start of a formula.
 """
 
 from __future__ import annotations
@@ -40,18 +40,26 @@ _TRAINING = {
     "samples_per_s": "pairs per second",
 }
 
+_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _FAINT, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8,
+    "text.parse_math": False,
+}  # fmt: skip
+
 
 @contextmanager
 def _drawing(path: str | Path, title: str, width: float, height: float) -> Iterator[Sheet]:
     """A sheet of so many inches, saved with its title when everything is drawn."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure as New
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    sheet = New(figsize=(width, height), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))  # inches
-    yield sheet
-    lines = wrap(one_line(title, 160), max(20, int(width * 9)))
-    sheet.suptitle("\n".join(lines), fontsize=12, color=_INK, parse_math=False)
-    _save(sheet, path)
+    with rc_context(_STYLE):
+        sheet = New(figsize=(width, height), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))  # inches
+        yield sheet
+        lines = wrap(one_line(title, 160), max(20, int(width * 9)))
+        sheet.suptitle("\n".join(lines), fontsize=12, color=_INK)
+        _save(sheet, path)
 
 
 def _save(sheet: Sheet, path: str | Path) -> None:
@@ -60,31 +68,15 @@ def _save(sheet: Sheet, path: str | Path) -> None:
         sheet.savefig(path, format="png")
 
 
-@contextmanager
-def _chart(path: str | Path, title: str, width: float, height: float) -> Iterator[Axes]:
-    """A sheet with one pair of axes."""
-    with _drawing(path, title, width, height) as sheet:
-        yield _tidy(sheet.add_subplot())
-
-
-def _tidy(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.grid(color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    return axes
-
-
 def _look(k: int) -> dict[str, Any]:
     return {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]}
 
 
 def _legend(of: Any, handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
     """Names as they are: matplotlib would leave out one that begins with _."""
-    legend = of.legend(handles, ["-"] * len(handles), **{"frameon": False, "fontsize": 8, **options})
+    legend = of.legend(handles, ["-"] * len(handles), **options)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(one_line(name, 60))
-        text.set_parse_math(False)
 
 
 def _readable(name: str) -> str:
@@ -106,8 +98,9 @@ def confusion_png(
         shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         sheet.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046, pad=0.02)
         axes.set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])
+        axes.grid(visible=False)
         if c <= _NAMED_CLASSES:
-            text: dict[str, Any] = {"fontsize": 9 if c <= 40 else 7, "parse_math": False}
+            text: dict[str, Any] = {"fontsize": 9 if c <= 40 else 7}
             names = [one_line(name, 24) for name in classes]
             axes.set_xticks(range(c), names, rotation=90, **text)
             axes.set_yticks(range(c), names, **text)
@@ -128,17 +121,18 @@ def templates_png(templates: Sequence[Mapping[str, Any]], together: float, path:
     values = np.asarray([100 * one["top1"] for one in ordered])
     mean, deviation, n = values.mean(), values.std(ddof=1), len(ordered)
     shown = np.arange(n) if n <= 2 * _ENDS else np.r_[:_ENDS, n - _ENDS : n]
-    with _chart(path, title, 9, 1.6 + 0.24 * len(shown)) as axes:
+    with _drawing(path, title, 9, 1.6 + 0.24 * len(shown)) as sheet:
+        axes = sheet.add_subplot()
         axes.axvspan(mean - deviation, mean + deviation, color=_BAND, zorder=0)
         axes.axvline(mean, color=_FAINT, linestyle=":", zorder=1, label=f"mean {mean:.1f} %")
         axes.axvline(100 * together, color=_COLOURS[1], zorder=1, label=f"all together {100 * together:.1f} %")
         axes.plot(values[shown], range(len(shown)), "o", color=_COLOURS[0], markersize=5, zorder=3)
         named = [one_line(ordered[k]["template"], 60) for k in shown]
-        axes.set_yticks(range(len(shown)), named, fontsize=8, parse_math=False)
+        axes.set_yticks(range(len(shown)), named, fontsize=8)
         left_out = f"\n{n - len(shown)} more between" if n > len(shown) else ""
         spread = f"from {values.min():.1f} to {values.max():.1f}, standard deviation {deviation:.1f} (band)"
         axes.set_xlabel(f"top-1 accuracy, %; {spread}{left_out}")
-        axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def calibration_png(bins: Sequence[Mapping[str, Any]], ece: float | None, path: str | Path, title: str) -> None:
@@ -149,13 +143,13 @@ def calibration_png(bins: Sequence[Mapping[str, Any]], ece: float | None, path: 
     with _drawing(path, title, 6, 6.8) as sheet:
         top, below = sheet.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
         for axes, heights, colour in ((top, accuracy, "#a9cfe6"), (below, counts, _FAINT)):
-            _tidy(axes).bar(lefts, heights, widths, align="edge", color=colour, edgecolor="white", zorder=2)
+            axes.bar(lefts, heights, widths, align="edge", color=colour, edgecolor="white", zorder=2)
         top.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1.2, zorder=3, label="calibrated")
         top.vlines(confidence, accuracy, confidence, color=_COLOURS[1], linewidth=2, zorder=4, label="gap")
         top.plot(confidence, accuracy, "o", color=_COLOURS[0], markersize=5, zorder=5, label="mean of a bin")
         top.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy: share that is right")
         said = f"expected calibration error {100 * ece:.1f} %" if ece is not None and is_number(ece) else None
-        top.legend(frameon=False, fontsize=9, loc="upper left", title=said, alignment="left")
+        top.legend(fontsize=9, loc="upper left", title=said, alignment="left")
         below.set(xlabel="confidence: probability of the chosen class", ylabel="images")
         below.margins(y=0.15)
 
@@ -171,7 +165,8 @@ def shots_png(curve: Sequence[Mapping[str, Any]], path: str | Path, title: str) 
     x = [math.log2(one["shots"]) for one in points if one["shots"] != "full"]
     x += [x[-1] + 1.2 if x else 0.0] * (len(points) - len(x))
     mean, std = (100 * np.asarray([one[key] for one in points], dtype=float) for key in ("mean", "std"))
-    with _chart(path, title, 7.5, 5) as axes:
+    with _drawing(path, title, 7.5, 5) as sheet:
+        axes = sheet.add_subplot()
         axes.fill_between(x, mean - std, mean + std, color=_COLOURS[0], alpha=0.15, linewidth=0)
         axes.errorbar(x, mean, std, color=_COLOURS[0], marker="o", markersize=6, capsize=3, elinewidth=1)
         axes.set_xticks(x, [str(one["shots"]) for one in points])
@@ -187,7 +182,8 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
     if not names:
         raise ValueError("there are no figures to compare")
     # a model takes a sixth of an inch, so that its value can stand beside it
-    with _chart(path, title, 7.2, 1.5 + (0.17 * len(results) + 0.22) * len(names)) as axes:
+    with _drawing(path, title, 7.2, 1.5 + (0.17 * len(results) + 0.22) * len(names)) as sheet:
+        axes = sheet.add_subplot()
         beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 7}
         handles = []
         for k, figures in enumerate(results.values()):
@@ -203,10 +199,10 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
         for y in range(0, len(names), 2):
             axes.axhspan(y - 0.5, y + 0.5, color=_BAND, zorder=0)
         told = [_readable(name) + "\N{NO-BREAK SPACE}↓" * lower_is_better(name) for name in names]
-        axes.set_yticks(range(len(names)), ["\n".join(wrap(name, 26)) for name in told], parse_math=False)
+        axes.set_yticks(range(len(names)), ["\n".join(wrap(name, 26)) for name in told])
         axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="%, 95 % interval; ↓ lower is better")
         axes.grid(visible=False, axis="y")
-        _legend(axes.figure, handles, list(results), loc="outside lower left", ncols=2, fontsize=9)
+        _legend(sheet, handles, list(results), loc="outside lower left", ncols=2, fontsize=9)
 
 
 def curves_png(lines: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
@@ -230,9 +226,9 @@ def curves_png(lines: Sequence[Mapping[str, Any]], path: str | Path, title: str)
     margin = 0.02 * (last - first) or 0.5
     with _drawing(path, title, 5.2 * columns, 0.5 + 3.5 * rows) as sheet:
         for k, (heading, keys) in enumerate(panels.items()):
-            axes = _tidy(sheet.add_subplot(rows, columns, k + 1))
+            axes = sheet.add_subplot(rows, columns, k + 1)
             _curves(axes, lines, keys)
-            axes.set_title("\n".join(wrap(one_line(heading, 110), 56)), fontsize=10, loc="left", parse_math=False)
+            axes.set_title("\n".join(wrap(one_line(heading, 110), 56)), fontsize=10, loc="left")
             axes.set_xlabel("step", fontsize=8)
             axes.set_xlim(first - margin, last + margin)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -279,12 +275,13 @@ def foreign_png(inside: Scores, outside: Scores, path: str | Path, title: str, *
     if not len(own) or not len(foreign):
         raise ValueError(f"a histogram needs scores of both kinds; got {len(own)} own and {len(foreign)} foreign")
     edges = np.histogram_bin_edges(np.concatenate([own, foreign]), 40)
-    with _chart(path, title, 7.5, 4.2) as axes:
+    with _drawing(path, title, 7.5, 4.2) as sheet:
+        axes = sheet.add_subplot()
         for values, name, colour in ((own, "of the classes", _COLOURS[0]), (foreign, "foreign", _COLOURS[1])):
             style: dict[str, Any] = {"bins": edges, "weights": np.full(len(values), 100 / len(values)), "color": colour}
             axes.hist(values, histtype="stepfilled", alpha=0.25, **style)
             axes.hist(values, histtype="step", linewidth=1.5, label=f"{name} ({len(values):,})", **style)
             axes.axvline(float(np.median(values)), color=colour, linestyle="--", linewidth=1)
-        axes.set_xlabel(one_line(f"{score}; dashed: median", 90), parse_math=False)
+        axes.set_xlabel(one_line(f"{score}; dashed: median", 90))
         axes.set_ylabel("% of the images")
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(fontsize=9)
