@@ -111,8 +111,7 @@ def test_zero_shot_on_a_task_equals_python(checkpoint: str, tmp_path: Path, caps
     assert written["command"] == f"eval.py {words} --out {out} --device cpu"
     assert torch.__version__.startswith(written["versions"]["torch"]) and "miniclip" in written["versions"]
     assert names_in(out) == {"results.json", "confusion.png", "calibration.png"}
-    with Image.open(out / "confusion.png") as image:
-        assert image.format == "PNG"
+    assert Image.open(out / "confusion.png").format == "PNG"
     shown, complaints = capsys.readouterr()
     for word in ("zeroshot: shapes: shape, test", f"{100 * expected['top1']:.1f}", "crescent", str(out)):
         assert word in shown
@@ -194,7 +193,7 @@ def test_a_model_does_not_differ_from_its_copy(
         assert "compare.png" in names_in(out) and f"difference from {models[0]}" in capsys.readouterr().out
 
 
-def test_differences_of_several_models(models: list[str], tmp_path: Path, capsys: Shown) -> None:
+def test_differences_of_several_models(models: list[str], tmp_path: Path) -> None:
     names = [models[0], models[2], models[1]]
     base = ["zeroshot", "--checkpoint", names[0], "--compare", *names[1:]]
     assert main([*base, "--task", "shape", "--size", "30", "--out", str(tmp_path)]) == 0
@@ -209,8 +208,6 @@ def test_differences_of_several_models(models: list[str], tmp_path: Path, capsys
     assert all(f == expected[name]._asdict() for name, f in written["differences"][0]["figures"].items())
     fingerprints = [result["model"]["fingerprint"] for result in written["results"]]
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
-    out = capsys.readouterr().out
-    assert names[0] in out and names[1] in out
 
 
 # Retrieval
@@ -221,7 +218,6 @@ def test_retrieval_equals_python(checkpoint: str, captioned: Path, tmp_path: Pat
     result = evaluated(tmp_path / "out", f"{base} shapes --size 20 --seed 2")
     expected = retrieval(*load(checkpoint), SceneSource("test", 20, 2, 32), task="shapes")
     assert equal(result, expected)
-    assert result["data"] == {"source": "shapes", "split": "test", "fingerprint": expected.fingerprint}
     assert result["figures"]["image_to_text_r1"]["n"] == 20 and result["figures"]["text_to_image_map"]["n"] == 100
     assert names_in(tmp_path / "out") >= {"results.json", "examples.html"}
     out = capsys.readouterr().out
@@ -440,9 +436,8 @@ def test_a_model_of_open_clip(tmp_path: Path, capsys: Shown) -> None:
     torch.save(open_clip.create_model("ViT-S-32-alt").state_dict(), tmp_path / "weights.pt")
     words, name = "retrieval --data shapes --checkpoint", f"open_clip:ViT-S-32-alt:{tmp_path / 'weights.pt'}"
     found = evaluated(tmp_path / "out", f"{words} {name} --size 6")
-    assert equal(
-        found, retrieval(*load_model(name, torch.device("cpu")), SceneSource("test", 6, image_size=224), task="shapes")
-    )
+    model = load_model(name, torch.device("cpu"))
+    assert equal(found, retrieval(*model, SceneSource("test", 6, image_size=224), task="shapes"))
     assert found["model"]["name"] == name and len(found["model"]["fingerprint"]) == 32
     capsys.readouterr()
     assert "ViT-S-32-alt" in refused([*words.split(), "open_clip:ViT-S-32-alt"], capsys)

@@ -119,10 +119,7 @@ def test_pairing_narrows_the_interval() -> None:
 
 def test_resamples_without_a_figure_are_passed_over() -> None:
     # Only where the first image is drawn is there a figure, and then it is 2.
-    figures = with_intervals(
-        lambda w: {"now and then": 2.0 if w[0] else float("nan"), "never": float("nan"), "endless": float("inf")}, [5]
-    )
-    assert figures["now and then"] == Figure(2.0, 2.0, 2.0, 5)
-    for name in ("never", "endless"):
-        assert isnan(figures[name].low) and isnan(figures[name].high)
-    assert isnan(figures["never"].value)
+    nan, inf = float("nan"), float("inf")
+    found = with_intervals(lambda w: {"now and then": 2.0 if w[0] else nan, "never": nan, "endless": inf}, [5])
+    assert found["now and then"] == Figure(2.0, 2.0, 2.0, 5)
+    assert np.isnan([*found["never"][:3], *found["endless"][1:3]]).all()

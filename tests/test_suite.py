@@ -96,10 +96,8 @@ def test_tasks_on_other_data(data: Data, tmp_path: Path) -> None:
     assert train_main(["--config", path, "--run.dir", str(directory)]) == 0
     logged = [line for line in lines(directory) if "loss" not in line]
     assert [line["step"] for line in logged] == [3, 6]
-    wanted = (
-        "retrieval/text_to_image_r10 count/top1 colours/top1 others/image_to_text_mean_rank probed/linear probed/knn"
-    )
-    assert {f"eval/{name}" for name in wanted.split()} < set(logged[0])
+    wanted = {"retrieval/text_to_image_r10", "count/top1", "colours/top1", "others/image_to_text_map", "probed/knn"}
+    assert {f"eval/{name}" for name in wanted} < set(logged[0])
     assert not any("shot" in name for name in logged[0])  # draws of a few images take long and say little here
 
     results = json.loads((directory / "results.json").read_text())
@@ -137,9 +135,8 @@ def test_tasks_on_other_data(data: Data, tmp_path: Path) -> None:
 
 def test_a_folder_alone_is_a_zero_shot_task(data: Data, tmp_path: Path) -> None:
     """A plain path, and a mapping of the path: the same figures, filed under path and name."""
-    config = load_config(
-        ["--config", config_file(tmp_path, {"tasks": [str(data.classes), *task("zeroshot", data.classes)]})]
-    )
+    tasks = [str(data.classes), *task("zeroshot", data.classes)]
+    config = load_config(["--config", config_file(tmp_path, {"tasks": tasks})])
     found = evaluate(config, open_suite(config, "test"), miniclip.create_model(config.model).eval(), Preprocess(32))
     plain, mapped = found[str(data.classes)], found["colours"]
     assert scalar_pairs(plain) == scalar_pairs(mapped)
@@ -192,7 +189,6 @@ def test_refused_before_the_first_step(data: Data, tmp_path: Path, capsys: pytes
         (task("probe", broken), [".png", "images cannot be used"]),
         (task("retrieval", captioned), [".png", "1 of 4 images cannot be used"]),
         (task("probe", write_colours(tmp_path / "few", each=2)), ["has 2 images, and 3 parts need one each"]),
-        (task("zeroshot", data.classes, templates="a photo"), ["'a photo'", "lacks {} for the class name"]),
         (task("zeroshot", data.classes, templates=["a {}.", "a photo"]), ["'a photo' lacks {} for the class name"]),
         (task("zeroshot", data.classes, templates=str(bad_lines)), ["templates.txt", "line 2", "lacks {}"]),
         (task("zeroshot", data.classes, templates=[]), ["the list of templates is empty"]),
@@ -211,18 +207,6 @@ def test_refused_before_the_first_step(data: Data, tmp_path: Path, capsys: pytes
         assert message.startswith("train.py: error: ") and "\n" not in message, message
         assert all(word in message for word in words), (words, message)
         assert not directory.exists(), tasks
-
-
-def test_a_few_bad_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Up to the allowed share: a class then has fewer images, and the run goes on."""
-    broken = write_colours(tmp_path / "broken")
-    first = min((broken / "red").iterdir())
-    first.write_bytes(b"no image")
-    path = config_file(tmp_path, {"tasks": [str(broken), *task("probe", broken)], "every": 3})
-    assert train_main(["--config", path, "--run.dir", str(tmp_path / "run"), "--data.max_bad_fraction", "0.4"]) == 0
-    assert f"1 evaluation images cannot be read and are left out: red/{first.name}" in capsys.readouterr().out
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert result_of(results, str(broken))["figures"]["top1"]["n"] == 14
 
 
 # ---- several processes
@@ -286,8 +270,11 @@ def test_processes_agree_on_what_cannot_be_read(tmp_path: Path, kind: str) -> No
     arguments = ["--config", path, "--run.dir"]
     ended = together(2, train_main, [*arguments, str(directory), "--data.max_bad_fraction", "0.3"])
     assert [code for code, _, _ in ended] == [0, 0], ended
-    said = [output.count("evaluation images cannot be read and are left out") for _, output, _ in ended]
-    assert said[0] >= 1 and said[1] == 0
+    named = [
+        f"1 evaluation images cannot be read and are left out: {bad.relative_to(folder)}" in output
+        for _, output, _ in ended
+    ]
+    assert named == [True, False]
     result = result_of(json.loads((directory / "results.json").read_text()), "mine")
     expected = alone(directory, directory, "test")["mine"]
     told = {name: (figure["value"], figure["n"]) for name, figure in result["figures"].items()}
