@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
@@ -79,6 +79,10 @@ def fakes(*sizes: int, first: int = 0) -> list[Any]:
     return [Fake(f"shard-{i}", range(a, b)) for i, (a, b) in enumerate(pairwise(ends))]
 
 
+def three_sources() -> list[list[Any]]:
+    return [fakes(*(40,) * 30), fakes(*(25,) * 26, first=10_000), fakes(500, first=20_000)]
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded, the identity of a sample is its number and its epoch; workers take turns in this process."""
@@ -103,23 +107,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DataLoader", loader)
 
 
-def stream(
-    pools: Sequence[Sequence[Shard]], rank: int = 0, world: int = 1, workers: int = 0, **more: Any
-) -> TrainStream:
+def stream(pools: Any, rank: int = 0, world: int = 1, workers: int = 0, **more: Any) -> TrainStream:
     settings: dict[str, Any] = {"batch_size": 50, "seed": 3, "buffer": 400, **more}
     return TrainStream(pools, Augment(4), Tokenizer(), rank=rank, world=world, workers=workers, **settings)
 
 
-def run(
-    pools: Sequence[Sequence[Shard]],
-    steps: int,
-    world: int = 1,
-    workers: int = 0,
-    first_step: int = 0,
-    cursors: dict[int, Cursor] | None = None,
-    **options: Any,
-) -> list[list[StreamBatch]]:
-    """Step -> what each process gets."""
+def run(pools: Any, steps: int, world: int = 1, *begin: Any, **options: Any) -> list[list[StreamBatch]]:
+    """Step -> what each process gets. begin: workers, the first step and the cursors there."""
+    workers, first_step, cursors = (*begin, *(0, 0, None)[len(begin) :])
     streams = [stream(pools, rank, world, workers, **options) for rank in range(world)]
     found = list(zip(*(one.batches(first_step, steps, cursors) for one in streams), strict=True))
     for step, parts in enumerate(found, first_step):
@@ -138,9 +133,7 @@ def all_cursors(parts: Sequence[StreamBatch]) -> dict[int, Cursor]:
     return merged
 
 
-def opened(
-    config: DataConfig, augment: Augment | None = None, seed: int = 1, steps: int = 4, **share: Any
-) -> list[Batch]:
+def opened(config: DataConfig, augment: Any = None, seed: int = 1, steps: int = 4, **share: Any) -> list[Batch]:
     """The first batches of a configuration."""
     one = open_stream(config, augment or Augment(4), Tokenizer(), seed=seed, **share)
     return [step.batch for step in one.batches(0, steps)]
@@ -148,6 +141,25 @@ def opened(
 
 def config_of(source: Path | str, **options: Any) -> DataConfig:
     return DataConfig(source=str(source), streaming=True, **options)
+
+
+def write_splits(folder: Path, *train: Any) -> None:
+    """Tars of samples for training, and some for validation and test."""
+    parts = {f"train-{i}": rows for i, rows in enumerate(train)}
+    for name, rows in (parts | dict.fromkeys(("validation-0", "test-0"), samples(900, 903))).items():
+        write_tar(folder / f"{name}.tar", rows)
+
+
+def images_of(*numbers: Iterable[int]) -> set[int]:
+    return {image_id(png(n)) for n in chain(*numbers)}
+
+
+def seen_in(batches: Sequence[Batch]) -> set[int]:
+    return {i for batch in batches for i in batch.image_id.tolist()}
+
+
+def files(shards: Sequence[Shard]) -> list[str]:
+    return [Path(shard.name).name for shard in shards]
 
 
 # --- the order
@@ -178,42 +190,29 @@ def test_an_epoch_has_every_id_once_whoever_reads_and_wherever_it_stops(sizes: t
 
 
 def test_the_order_is_that_of_earlier_releases(quick: None) -> None:
-    """Runs of those go on: change these only where the checkpoints' layout changes as well."""
-    mixed = [fakes(*(40,) * 30), fakes(*(25,) * 26, first=10_000), fakes(500, first=20_000)]
+    """Shards mixed, each shuffled, and anew in the second epoch. Runs of those releases go on: change these only where
+    the checkpoints' layout changes as well."""
     for pools, mixing, layout, wanted in (
         ([fakes(*(37,) * 30)], [1.0], "2cfaabee9dd8c60e", "5ca9dd94702e0473"),
         ([fakes(9, 300, 41)], [1.0], "6081f7fbca2d69b5", "cebadeaf5836b6d7"),
-        (mixed, [0.5, 0.3, 0.2], "2af78fc270187b61", "abd09b0e7f60ed60"),
+        (three_sources(), [0.5, 0.3, 0.2], "2af78fc270187b61", "abd09b0e7f60ed60"),
     ):
         found = [step[0].batch.image_id.tolist() for step in run(pools, 40, mixing=mixing)]
         assert hashlib.sha256(repr(found).encode()).hexdigest()[:16] == wanted
         assert stream(pools, mixing=mixing).layout == layout
 
 
-def test_epochs_differ_and_mix_shards(quick: None) -> None:
-    one = [n for batch in run([fakes(*(50,) * 24)], 48) for n in batch[0].batch.image_id.tolist()]
-    first, second = one[:1200], [n - EPOCH for n in one[1200:]]
-    assert sorted(first) == sorted(second) == list(range(1200)) and first != second
-    assert len({n // 50 for n in first[:24]}) == 24  # one of each shard
-    by_shard = [n % 50 for n in first if n // 50 == 7]
-    assert by_shard != sorted(by_shard)  # shuffled within it
-
-
-@pytest.mark.parametrize(("sizes", "times"), [((400,) * 48, 1), ((3000,) * 5, 2)])
-def test_no_more_is_read_than_the_buffer_and_no_file_stays_open(
-    sizes: tuple[int, ...], times: int, quick: None
-) -> None:
-    shards = fakes(*sizes)
-    batches = stream([shards], buffer=1000).batches(0, 90)
-    for step, _ in enumerate(batches, 1):
-        # lanes that share a shard keep what they come across for one another
-        assert sum(s.seen["rows"] for s in shards) - 50 * step <= times * 1000
-        if step == 60:
-            break
-    assert sum(s.seen["opened"] - s.seen["closed"] for s in shards) > 0
-    batches.close()  # type: ignore[attr-defined]
-    assert all(s.seen["opened"] == s.seen["closed"] for s in shards)
-    assert all(s.seen["rows"] <= len(s.numbers) for s in shards)  # lanes that share a shard read it once
+def test_no_more_is_read_than_the_buffer_and_no_file_stays_open(quick: None) -> None:
+    for sizes, times in (((400,) * 48, 1), ((3000,) * 5, 2)):
+        shards = fakes(*sizes)
+        batches = stream([shards], buffer=1000).batches(0, 90)
+        for step, _ in zip(range(1, 61), batches, strict=False):
+            # lanes that share a shard keep what they come across for one another
+            assert sum(s.seen["rows"] for s in shards) - 50 * step <= times * 1000
+        assert sum(s.seen["opened"] - s.seen["closed"] for s in shards) > 0
+        batches.close()  # type: ignore[attr-defined]
+        assert all(s.seen["opened"] == s.seen["closed"] for s in shards)
+        assert all(s.seen["rows"] <= len(s.numbers) for s in shards)  # lanes that share a shard read it once
 
 
 def test_shards_that_all_lanes_have_left_are_let_go(quick: None) -> None:
@@ -229,28 +228,25 @@ def test_how_many_lanes() -> None:
 
 
 def test_mixing_gives_each_source_its_share(quick: None) -> None:
-    pools = [fakes(*(40,) * 30), fakes(*(25,) * 26, first=10_000), fakes(500, first=20_000)]
-    found = ids(run(pools, 60, mixing=[0.5, 0.3, 0.2], batch_size=30))
-    assert ids(run(pools, 60, 3, 2, mixing=[0.5, 0.3, 0.2], batch_size=30)) == found
-    for batch in found:
-        assert Counter(i % EPOCH // 10_000 for i in batch) == {0: 15, 1: 9, 2: 6}
+    pools = three_sources()
+    found = ids(run(pools, 60, 3, 2, mixing=[0.5, 0.3, 0.2], batch_size=30))
+    assert ids(run(pools, 60, mixing=[0.5, 0.3, 0.2], batch_size=30)) == found
+    assert all(Counter(i % EPOCH // 10_000 for i in batch) == {0: 15, 1: 9, 2: 6} for batch in found)
     seen = Counter(chain(*found))
     assert max(seen.values()) == 1  # each source has epochs of its own
-    first = Counter(i // 10_000 for i in seen if i < EPOCH)
-    assert first == {0: 900, 1: 540, 2: 360}
+    assert Counter(i // 10_000 for i in seen if i < EPOCH) == {0: 900, 1: 540, 2: 360}
     uneven = ids(run(pools, 40, mixing=[2, 1, 1], batch_size=7))
     assert Counter(i % EPOCH // 10_000 for batch in uneven for i in batch) == {0: 140, 1: 70, 2: 70}
 
 
 def test_without_mixing_sources_are_one_data_set(tmp_path: Path) -> None:
-    for name, first, count, column in (("a", 0, 60, "text"), ("b", 100, 20, "caption")):
-        for split, start, size in (("train-0", first, count), ("validation-0", 900, 1), ("test-0", 901, 1)):
-            columns = {"image": cells(size, start), column: ["an image"] * size}
+    for name, first, last, column in (("a", 0, 60, "text"), ("b", 100, 120, "caption")):
+        for split, start, end in (("train-0", first, last), ("validation-0", 900, 901), ("test-0", 901, 902)):
+            columns = {"image": cells(end - start, start), column: ["an image"] * (end - start)}
             write_parquet(tmp_path / name / f"{split}.parquet", columns)
     config = replace(config_of("-", batch_size=8), source=[str(tmp_path / "a"), str(tmp_path / "b")])
     assert open_stream(config, Augment(4), Tokenizer(), seed=0).lanes == lane_count(2)
-    found = Counter(i for batch in opened(config, steps=20) for i in batch.image_id.tolist())
-    assert set(found) == {image_id(png(n)) for n in (*range(60), *range(100, 120))}
+    assert seen_in(opened(config, steps=20)) == images_of(range(60), range(100, 120))
 
 
 # --- what a batch holds
@@ -266,22 +262,24 @@ def tars(tmp_path: Path) -> DataConfig:
     return config_of(tmp_path, batch_size=30, shuffle_buffer=60)
 
 
-def same(a: Batch, b: Batch) -> bool:
-    tensors = zip(a[:5], b[:5], strict=True)
-    return all(torch.equal(x, y) for x, y in tensors) and (a.lengths, a.weight) == (b.lengths, b.weight)
+def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    return all(
+        all(map(torch.equal, one[:5], two[:5])) and (one.lengths, one.weight) == (two.lengths, two.weight)
+        for one, two in zip(a, b, strict=True)
+    )
 
 
 @pytest.mark.parametrize("captions", [1, 2])
 def test_batches_are_equal_bit_by_bit_whoever_reads(tars: DataConfig, captions: int) -> None:
     config, augment = replace(tars, captions_per_image=captions), Augment(4, flip=0.5, colour_jitter=0.2)
     alone = opened(config, augment, steps=8)
-    assert all(map(same, alone, opened(replace(config, workers=2), augment, steps=8)))
-    assert not any(same(a, b) for a, b in pairwise(alone))
-    for first in alone:
-        assert first.image.shape == (30, 3, 4, 4) and first.look.shape == (30, 4)
-        assert first.image.is_contiguous(memory_format=torch.channels_last)
-        assert first.text.shape[0] == 30 * captions and first.text_id.shape == (30, captions)
-        assert first.lengths == [int((row > 0).sum()) for row in first.text]
+    assert same(alone, opened(replace(config, workers=2), augment, steps=8))
+    assert not any(same([a], [b]) for a, b in pairwise(alone))
+    for one in alone:
+        shapes = [tuple(x.shape) for x in (one.image, one.look, one.text[:, 0], one.text_id)]
+        assert shapes == [(30, 3, 4, 4), (30, 4), (30 * captions,), (30, captions)]
+        assert one.image.is_contiguous(memory_format=torch.channels_last)
+        assert one.lengths == [int((row > 0).sum()) for row in one.text]
 
 
 def test_captions_stay_with_their_images_and_each_epoch_has_its_own_look(tars: DataConfig) -> None:
@@ -299,7 +297,7 @@ def test_pinned_batches_are_the_same(tars: DataConfig) -> None:
     if not torch.cuda.is_available():
         pytest.skip("memory is pinned for a GPU")
     pinned = opened(tars, pin=True)
-    assert all(map(same, opened(tars), pinned)) and all(batch.image.is_pinned() for batch in pinned)
+    assert same(opened(tars), pinned) and all(batch.image.is_pinned() for batch in pinned)
 
 
 # --- what is broken
@@ -313,26 +311,19 @@ def test_five_percent_broken_are_named_and_the_others_seen(tmp_path: Path, worke
         {"png": b"not an image", "txt": b"text"},
         {"txt": b"no image at all"},
         {"png": png(1001)},
-        {"png": png(1002), "txt": b""},
-        {"png": png(1003), "txt": b"  \n "},
-        {"png": png(1004), "txt": "café".encode("latin-1")},
         {"png": png(1005), "json": b'{"caption": "elsewhere"}'},
-        {"png": png(1006), "txt": b"\xff\xfe"},
+        *({"png": png(1002), "txt": text} for text in (b"", b"  \n ", "café".encode("latin-1"), b"\xff\xfe")),
     ]
     rows = samples(0, 400)
     for i, bad in enumerate(broken * 2):
         rows[i * 20 + 7] = (f"{i * 20 + 7:05d}", bad)
-    for i in range(4):
-        write_tar(tmp_path / f"train-{i}.tar", rows[100 * i : 100 * i + 100])
-    for split in ("validation", "test"):
-        write_tar(tmp_path / f"{split}-0.tar", samples(900, 903))
+    write_splits(tmp_path, *(rows[i : i + 100] for i in range(0, 400, 100)))
     batches = opened(config_of(tmp_path, batch_size=20, workers=workers, shuffle_buffer=50), steps=20)
     names = {name.split(":")[0] for batch in batches for name in batch.bad}
     assert names == {f"train-{i // 100}.tar sample {i:05d}" for i in range(7, 400, 20)}
-    assert all(len(batch.image_id) == 20 for batch in batches)
     seen = Counter(i for batch in batches for i in batch.image_id.tolist())
-    assert set(seen) == {image_id(png(n)) for n in range(400) if n % 20 != 7}
-    assert max(seen.values()) == 2  # 380 of the first epoch, 20 of the second
+    assert set(seen) == images_of(n for n in range(400) if n % 20 != 7)
+    assert seen.total() == 400 and max(seen.values()) == 2  # 380 of the first epoch, 20 of the second
 
 
 CUTS = {"in an image": 700, "in a header": 512 * 9 + 100, "between samples": 512 * 8, "between members": 512 * 10}
@@ -341,22 +332,17 @@ CUTS = {"in an image": 700, "in a header": 512 * 9 + 100, "between samples": 512
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_truncated_tar_is_named_once_and_the_others_go_on(tmp_path: Path, cut: str) -> None:
     """A sample takes four blocks of 512 bytes: header and image, header and text."""
-    for i in range(3):
-        write_tar(tmp_path / f"train-{i}.tar", samples(30 * i, 30 * i + 30))
-    for split in ("validation", "test"):
-        write_tar(tmp_path / f"{split}-0.tar", samples(900, 903))
+    write_splits(tmp_path, *(samples(30 * i, 30 * i + 30) for i in range(3)))
     whole, damaged = CUTS[cut] // 2048, tmp_path / "train-1.tar"
     assert damaged.stat().st_size >= 30 * 4 * 512
     damaged.write_bytes(damaged.read_bytes()[: CUTS[cut]])
     config = config_of(tmp_path, batch_size=24, shuffle_buffer=48, workers=2 if cut == "in a header" else 0)
     batches = opened(config, seed=2, steps=30)
-    bad = [name for batch in batches for name in batch.bad]
-    found = {name for name in bad if "cannot be read beyond" in name}
-    assert [name.startswith(f"{damaged}: cannot be read beyond sample") for name in found] == [True]
-    others = [name for name in bad if name not in found]
-    assert all(name.startswith(f"train-1.tar sample {30 + whole:05d}: no caption") for name in others)
-    good = {image_id(png(n)) for n in (*range(30 + whole), *range(60, 90))}
-    assert {i for batch in batches for i in batch.image_id.tolist()} == good
+    bad = {name for batch in batches for name in batch.bad}
+    (beyond,) = (name for name in bad if "cannot be read beyond" in name)
+    assert beyond.startswith(f"{damaged}: cannot be read beyond sample")
+    assert all(name.startswith(f"train-1.tar sample {30 + whole:05d}: no caption") for name in bad - {beyond})
+    assert seen_in(batches) == images_of(range(30 + whole), range(60, 90))
 
 
 def test_a_missing_shard_is_bad_and_a_lost_connection_stops(quick: None) -> None:
@@ -382,12 +368,13 @@ def test_a_shard_of_broken_samples_is_told_once_after_a_resume(quick: None) -> N
 
 
 def test_nothing_usable_ends_with_advice(quick: None) -> None:
-    with pytest.raises(BadImage, match=r"1000 samples in a row cannot be used, the last: shard.*data\.image_column"):
-        run([[Fake("shard", [-1] * 5000)]], 1)
-    with pytest.raises(ValueError, match=r"50 shards in a row gave no sample, the last: a: cannot.*EOFError"):
-        run([[Fake("a", [], EOFError("cut"))]], 1)
-    with pytest.raises(ValueError, match=r"small has too few samples for the 24 lanes that share it"):
-        run([[Fake("small", range(10))]], 1)
+    for shard, told in (
+        (Fake("shard", [-1] * 5000), r"1000 samples in a row cannot be used, the last: shard.*data\.image_column"),
+        (Fake("a", [], EOFError("cut")), r"50 shards in a row gave no sample, the last: a: cannot.*EOFError"),
+        (Fake("small", range(10)), "small has too few samples for the 24 lanes that share it"),
+    ):
+        with pytest.raises(BadImage if shard.name == "shard" else ValueError, match=told):
+            run([[shard]], 1)
 
 
 # --- sources
@@ -400,38 +387,44 @@ def test_tars_behind_a_url(tars: DataConfig, tmp_path: Path, workers: int) -> No
         # there is no 003: named, and not the end of the run
         source = f"{address}/{{train-{{000..003}},validation-000,test-000}}.tar"
         batches = opened(replace(tars, source=source, workers=workers), steps=8)
-    assert {i for batch in batches for i in batch.image_id.tolist()} == {image_id(png(n)) for n in range(120)}
+    assert seen_in(batches) == images_of(range(120))
     assert {name.split(": ")[0] for batch in batches for name in batch.bad} == {f"{address}/train-003.tar"}
 
 
 def test_parquet_files(tmp_path: Path) -> None:
-    """The last of three files is for validation and test, where no split is."""
+    """The last of three files is for the splits that are not there."""
+
+    def held(config: DataConfig, role: Any) -> set[bytes]:
+        return set(streamed_eval_pairs(config, role, 100, 4).images)
+
+    last, train = {png(n) for n in range(100, 150)}, [f"train-{i}.parquet" for i in range(2)]
     for i in range(3):
-        write_shard(tmp_path / f"part-{i}.parquet", 50 * i, 50 * i + 50)
-    for source in (tmp_path, tmp_path / "part-[0-2].parquet"):
+        write_shard(tmp_path / f"train-{i}.parquet", 50 * i, 50 * i + 50)
+    for source in (tmp_path, tmp_path / "train-[0-2].parquet"):
         config = config_of(source, batch_size=24)
-        assert [Path(shard.name).name for shard in training_shards(config)[0]] == ["part-0.parquet", "part-1.parquet"]
-        seen = {i for batch in opened(config, steps=6) for i in batch.image_id.tolist()}
-        assert seen == {image_id(png(n)) for n in range(100)}
-        held = [set(streamed_eval_pairs(config, role, 100, 4).images) for role in ("validation", "test")]
-        assert not held[0] & held[1] and held[0] | held[1] == {png(n) for n in range(100, 150)}
-        assert 10 < len(held[0]) < 40
+        assert files(training_shards(config)[0]) == train
+        assert seen_in(opened(config, steps=6)) == images_of(range(100))
+        validation, test = held(config, "validation"), held(config, "test")
+        assert not validation & test and validation | test == last and 10 < len(test) < 40
+    write_shard(tmp_path / "validation-0.parquet", 300, 310)
+    config = config_of(tmp_path)
+    assert (held(config, "validation"), held(config, "test")) == ({png(n) for n in range(300, 310)}, last)
+    assert files(split_shards(config, str(tmp_path), "train")[0]) == train
     with pytest.raises(ValueError, match=r"one shard and no split for validation or test.*data\.validation_split"):
-        training_shards(config_of(tmp_path / "part-0.parquet"))
+        training_shards(config_of(tmp_path / "train-0.parquet"))
 
 
 def test_the_image_feature_and_lists_of_captions(tmp_path: Path) -> None:
     import datasets
 
     images = [*cells(3), {"bytes": None, "path": "elsewhere.png"}, {"bytes": b"broken", "path": None}, *cells(25, 5)]
+    features = datasets.Features({"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))})
+    table = pa.table({"image": images, "captions": [["one", " ", "two"]] * 30}, schema=features.arrow_schema)
     for name in ("train", "validation", "test"):
-        features = datasets.Features({"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))})
-        rows = {"image": images, "captions": [["one", " ", "two"]] * 30}
-        pq.write_table(pa.table(rows, schema=features.arrow_schema), tmp_path / f"{name}-0.parquet")
+        pq.write_table(table, tmp_path / f"{name}-0.parquet")
     for workers in (0, 2):
         batches = opened(config_of(tmp_path, batch_size=14, captions_per_image=2, workers=workers))
-        good = {image_id(png(n)) for n in range(30) if n not in (3, 4)}
-        assert {i for b in batches for i in b.image_id.tolist()} == good
+        assert seen_in(batches) == images_of(n for n in range(30) if n not in (3, 4))
         assert {name.split(":")[0] for b in batches for name in b.bad} == {f"train-0.parquet row {n}" for n in (3, 4)}
         assert all(len(set(row.tolist())) == 2 for b in batches for row in b.text_id)
 
@@ -440,78 +433,57 @@ def test_a_hub_set_is_streamed(tars: DataConfig, tmp_path: Path, monkeypatch: py
     """The library reads a folder of this layout as it does a set of the Hub."""
     import datasets
 
-    for i in range(2):
-        write_shard(tmp_path / "hub" / f"train-{i:05d}-of-00002.parquet", 50 * i, 50 * i + 50)
-    real: dict[str, Callable[..., Any]] = {f: getattr(datasets, f) for f in ("load_dataset", "load_dataset_builder")}
+    names = [f"train-{i:05d}-of-00002.parquet" for i in range(2)]
+    for i, name in enumerate(names):
+        write_shard(tmp_path / "hub" / name, 50 * i, 50 * i + 50)
+    folders = {"some/pairs": str(tmp_path / "hub"), "some/tars": tars.sources[0]}
     asked = []
 
-    def local(function: str, name: str, *args: Any, revision: str | None = None, **options: Any) -> Any:
+    def local(real: Any, name: str, *args: Any, revision: str | None = None, **options: Any) -> Any:
         asked.append((name, *args, revision))
-        return real[function]({"some/pairs": str(tmp_path / "hub"), "some/tars": tars.sources[0]}[name], **options)
+        return real(folders[name], **options)
 
-    for function in real:
-        monkeypatch.setattr(datasets, function, partial(local, function))
+    for function in ("load_dataset", "load_dataset_builder"):
+        monkeypatch.setattr(datasets, function, partial(local, getattr(datasets, function)))
     shards = find_shards("some/pairs", "small", "main")["train"]
-    assert asked == [("some/pairs", "small", "main")] * 2
-    assert [Path(shard.name).name for shard in shards] == [f"train-{i:05d}-of-00002.parquet" for i in range(2)]
+    assert asked == [("some/pairs", "small", "main")] * 2 and files(shards) == names
     found = [s.image for s in replace(shards[1], image="image", captions=["caption"]).read()]
     assert found == [png(n) for n in range(50, 100)]
     assert [len(shards) for shards in find_shards("some/tars").values()] == [3, 1, 1]
 
 
 def test_images_of_several_formats_and_captions_in_json(tmp_path: Path) -> None:
-    jpegs = [encoded(Image.new("RGB", (9, 9), (n, n, n)), "jpeg") for n in range(40)]
-    images = [png(n) if n % 2 else jpegs[n] for n in range(40)]
+    jpeg = encoded(Image.new("RGB", (9, 9), (9, 9, 9)), "jpeg")
+    images = [(("jpg", jpeg), ("PNG", png(n)))[n % 2] for n in range(40)]
     texts = [json.dumps({"caption": f"number {n}", "width": 9}).encode() for n in range(40)]
-    kinds = ("jpg", "PNG")
-    rows = [(f"{n:05d}", {kinds[n % 2]: images[n], "json": texts[n], "cls": b"3"}) for n in range(40)]
+    rows = [(f"{n:05d}", dict([images[n], ("json", texts[n]), ("cls", b"3")])) for n in range(40)]
     for i in range(2):
         write_tar(tmp_path / f"train-{i}.tar", rows)
     both = config_of(tmp_path)
     (shard,) = training_shards(both)[0]
     assert (shard.image, shard.captions) == ("image", ("json.caption",))  # type: ignore[attr-defined]
-    assert [s.captions for s in shard.read()] == [[f"number {n}"] for n in range(40)]
-    assert [s.image for s in shard.read()] == images
-    with pytest.raises(
-        ValueError, match=r"no column json\.captoin \(data\.caption_column\).*did you mean json\.caption"
+    assert [(s.image, s.captions) for s in shard.read()] == [(images[n][1], [f"number {n}"]) for n in range(40)]
+    for change, told in (
+        ({"caption_column": "json.captoin"}, r"json\.captoin \(data\.caption_column\).*did you mean json\.caption"),
+        ({"image_column": "jpeg"}, "jpeg"),
     ):
-        training_shards(replace(both, caption_column="json.captoin"))
-    with pytest.raises(ValueError, match=r"no column jpeg"):
-        training_shards(replace(both, image_column="jpeg"))
-
-
-def test_held_out_pairs_come_from_their_split(tars: DataConfig) -> None:
-    pairs = streamed_eval_pairs(tars, "test", 4, 8)
-    assert [pairs.captions(i) for i in range(len(pairs))] == [[f"text {600 + i}"] for i in range(4)]
-    assert number_of(pairs.image(2)) == 602
-    assert pairs.name(1) == "test-000.tar sample 00601"
-    with pytest.raises(ValueError, match="not kept"):
-        pairs.column("cls")
+        with pytest.raises(ValueError, match="no column " + told):
+            training_shards(replace(both, **change))  # type: ignore[arg-type]
 
 
 def test_rows_with_one_image_are_one_held_out_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = [None, "  ", *(f"caption {n}" for n in range(2, 50))]
     for split in ("train", "validation", "test"):
         write_parquet(tmp_path / f"{split}-0.parquet", {"image": [png(n // 5) for n in range(50)], "text": texts})
-    config = config_of(tmp_path)
     with caplog.at_level(logging.WARNING):
-        pairs = streamed_eval_pairs(config, "validation", 100, 4)
-    assert len(pairs) == 10
-    assert pairs.captions(0) == [f"caption {n}" for n in range(2, 5)]
-    assert pairs.captions(9) == [f"caption {n}" for n in range(45, 50)]
+        pairs = streamed_eval_pairs(config_of(tmp_path), "validation", 100, 4)
+    found = [(number_of(pairs.image(i)), pairs.captions(i)) for i in range(len(pairs))]
+    assert found == [(i, texts[max(2, 5 * i) : 5 * i + 5]) for i in range(10)]
+    assert pairs.name(1) == "validation-0.parquet row 5"
     assert "2 samples for validation cannot be used: validation-0.parquet row 0: no caption" in caplog.text
-    assert set(streamed_eval_pairs(config, "validation", 3, 4).images) == {png(0), png(1), png(2)}
-
-
-def test_only_the_missing_split_is_held_out(tmp_path: Path) -> None:
-    for i in range(3):
-        write_shard(tmp_path / f"train-{i}.parquet", 20 * i, 20 * i + 20)
-    write_shard(tmp_path / "validation-0.parquet", 100, 110)
-    config = config_of(tmp_path)
-    assert set(streamed_eval_pairs(config, "validation", 50, 4).images) == {png(n) for n in range(100, 110)}
-    assert set(streamed_eval_pairs(config, "test", 50, 4).images) == {png(n) for n in range(40, 60)}
-    kept = split_shards(config, str(tmp_path), "train")[0]
-    assert [Path(s.name).name for s in kept] == ["train-0.parquet", "train-1.parquet"]
+    assert set(streamed_eval_pairs(config_of(tmp_path), "validation", 3, 4).images) == {png(0), png(1), png(2)}
+    with pytest.raises(ValueError, match="not kept"):
+        pairs.column("cls")
 
 
 # --- messages
@@ -519,36 +491,35 @@ def test_only_the_missing_split_is_held_out(tmp_path: Path) -> None:
 
 def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", [{"file_name": "a.png", "text": "a"}])
-    with pytest.raises(ValueError, match=r"pairs\.jsonl names files of the kind \.jsonl; data\.streaming reads tars"):
-        find_shards(str(tmp_path / "pairs.jsonl"))
-    with pytest.raises(ValueError, match=r"holds neither tars nor Parquet files; data\.streaming reads"):
-        find_shards(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"pairs\.jsonl"):
-        find_shards(str(tmp_path / "pears.jsonl"))
+    (tmp_path / "none").mkdir()
     (tmp_path / "broken").mkdir()
     for i in range(2):
         (tmp_path / "broken" / f"train-{i}.tar").write_bytes(b"nothing of a tar" * 100)
         write_parquet(tmp_path / "paths" / f"{i}.parquet", {"image": ["a.png"] * 9, "text": ["a"] * 9})
-    with pytest.raises(ValueError, match=r"image holds paths.*set data\.streaming to false"):
-        training_shards(config_of(tmp_path / "paths"))
-    with pytest.raises(ValueError, match=r"train-0\.tar: cannot be read \(ReadError"):
-        training_shards(config_of(tmp_path / "broken"))
+    for name, told in (
+        ("pairs.jsonl", r"pairs\.jsonl names files of the kind \.jsonl; data\.streaming reads tars"),
+        ("none", "holds neither tars nor Parquet files; data\\.streaming reads"),
+        ("pears.jsonl", r"pears\.jsonl.*pairs\.jsonl"),
+        ("paths", r"image holds paths.*set data\.streaming to false"),
+        ("broken", r"train-0\.tar: cannot be read \(ReadError"),
+    ):
+        with pytest.raises(FileNotFoundError if name == "pears.jsonl" else ValueError, match=told):
+            training_shards(config_of(tmp_path / name))
 
 
 def test_too_many_readers_and_too_small_batches_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"3 processes with 9 workers each are more than the 24 lanes.*data\.workers=8"
+    for shards, workers, size, told in (
+        (1, 9, 50, r"3 processes with 9 workers each are more than the 24 lanes.*data\.workers=8"),
+        (1, 0, 2, r"data\.batch_size=2 leaves process 2 of 3 without a pair in step 0; use"),
+        (25, 0, 3, "without a pair"),  # lanes 24, 0, 1 are of processes 0, 0 and 1
     ):
-        stream([fakes(5)], 0, 3, 9)
-    with pytest.raises(ValueError, match=r"data\.batch_size=2 leaves process 2 of 3 without a pair in step 0; use"):
-        stream([fakes(5)], 0, 3, batch_size=2)
-    with pytest.raises(ValueError, match="without a pair"):  # lanes 24, 0, 1 are of processes 0, 0 and 1
-        stream([fakes(*(5,) * 25)], 0, 3, batch_size=3)
+        with pytest.raises(ValueError, match=told):
+            stream([fakes(*(5,) * shards)], 0, 3, workers, batch_size=size)
     assert stream([fakes(*(5,) * 25)], 0, 3, batch_size=6).shares_at(4) == [3, 2, 1]
 
 
 def test_the_layout_tells_other_data() -> None:
-    one = stream([fakes(50, 60)])
-    assert one.layout == stream([fakes(50, 60)], 1, 2, 2).layout
+    one = stream([fakes(50, 60)]).layout
+    assert one == stream([fakes(50, 60)], 1, 2, 2).layout
     others = [stream([fakes(50, 60)], seed=4), stream([fakes(50, 60)], buffer=900), stream([fakes(50, 60, 9)])]
-    assert one.layout not in {other.layout for other in others}
+    assert one not in {other.layout for other in others}
