@@ -15,17 +15,18 @@ from miniclip import create_model
 from miniclip.training.accelerator import keep_freed_memory, share_cores, tune_for_device
 
 
-def threads(asked: int | None, processes: int) -> int:
-    share_cores(asked, processes)
-    return torch.get_num_threads()
+def threads() -> list[int]:
+    found = []
+    for asked, processes in ((None, 1), (None, 10_000), (3, 1)):
+        share_cores(asked, processes)
+        found.append(torch.get_num_threads())
+    return found
 
 
 def test_threads_do_not_follow_the_launcher() -> None:
     """The launchers set OMP_NUM_THREADS=1 for their children, as conftest.py does; all cores are used nevertheless."""
     cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False))
-    for asked, processes, expected in ((None, 1, cores), (None, 10_000, 1), (3, 1, 3)):
-        (outcome,) = together(1, threads, asked, processes)
-        assert outcome.value == expected
+    assert together(1, threads)[0].value == [cores, 1, 3]
 
 
 @pytest.mark.parametrize("preset", ["tiny-resnet", "tiny-vit"])
@@ -42,24 +43,22 @@ def test_tuning_changes_no_result(preset: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
-def faults(rounds: int) -> float:
-    """Page faults of each round of taking 64 MiB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
-        torch.ones(64 << 18)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / rounds
+def faults() -> tuple[bool, float, float]:
+    """Whether freed memory is kept, and the page faults of ten rounds of taking 64 MiB, before and after."""
 
+    def counted(rounds: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(rounds):
+            torch.ones(64 << 18)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-def faults_before_and_after() -> tuple[bool, float, float]:
-    plain, kept = faults(10), keep_freed_memory()
-    faults(20)
-    return kept, plain, faults(10)
+    plain, kept, _ = counted(10), keep_freed_memory(), counted(20)
+    return kept, plain, counted(10)
 
 
 def test_freed_memory_is_kept() -> None:
     """Where glibc is, blocks that were freed come back without page faults, once the heap has grown to its size."""
-    (outcome,) = together(1, faults_before_and_after)
-    kept, plain, after = outcome.value
+    kept, plain, after = together(1, faults)[0].value
     if not kept:
         pytest.skip("another C library than glibc")
     assert after < plain / 4

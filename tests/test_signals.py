@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import signal
@@ -29,7 +30,7 @@ from miniclip.training import run as run_module
 
 TIMED = {"samples_per_s", "data_wait", "tokens_per_s", "pixels_per_s", "mfu", "memory_peak_gb"}
 PATIENCE = 300  # seconds, for processes on a busy machine
-UNEVALUATED = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
+ENDLESS = ["--eval.tasks", "[]", "--optim.schedule", "constant", "--train.max_steps", "100000"]
 
 
 @pytest.fixture
@@ -53,14 +54,11 @@ def before(monkeypatch: Any, name: str, call: int, *numbers: int) -> None:
     """Send this process signals just before the call-th time that a function of training.py is called."""
     owner = next(owner for owner in (loop, run_module, suite, loop.Loop) if hasattr(owner, name))
     original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
+    calls = itertools.count(1)
 
     def counted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+        for number in numbers if next(calls) == call else ():
+            os.kill(os.getpid(), number)
         return original(*arguments)
 
     monkeypatch.setattr(owner, name, counted)
@@ -72,10 +70,10 @@ def test_stopped_thrice_and_resumed_equals_an_unbroken_run(
     """What comes due at the step comes before its checkpoint, and the log's means reach back over the stop."""
     monkeypatch.setattr(loop, "at_clamp", lambda scale: int(scale * 1e4) % 2 == 1)
     options = ["--config", config_file, "--log.every", "3", "--log.matrix_every", "2", "--eval.tasks", "[retrieval]"]
-    options += ["--eval.every", "2", "--eval.best", "retrieval/text_to_image_r10"]
-    assert train_main([*options, "--run.dir", str(tmp_path / "whole")]) == 0
-    broken = tmp_path / "broken"
-    arguments = [*options, "--run.dir", str(broken)]
+    options += ["--eval.every", "2", "--eval.best", "retrieval/text_to_image_r10", "--run.dir"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_main([*options, str(whole)]) == 0
+    arguments, resumed = [*options, str(broken)], [*options, str(broken), "--run.resume", "true"]
     handlers = {number: signal.getsignal(number) for number in CODES}
     steps = [0, 2, 4, 5]
     for first, step, (number, code) in zip(steps, steps[1:], CODES.items(), strict=False):
@@ -84,41 +82,41 @@ def test_stopped_thrice_and_resumed_equals_an_unbroken_run(
             capsys.readouterr()
             assert train_main(arguments) == code
         assert {number: signal.getsignal(number) for number in CODES} == handlers
-        folder = broken / "checkpoints" / f"step_{step:08d}"
-        arguments = [*options, "--run.dir", str(broken), "--run.resume", "true"]
+        folder, arguments = broken / "checkpoints" / f"step_{step:08d}", resumed
         told = f"train.py: stopped after step {step} of 6; the last checkpoint is {folder}; go on with: "
-        assert capsys.readouterr().err == f"{told}{shlex.join(['train.py', *arguments])}\n"
-        assert folder.is_dir()
-    assert train_main(arguments) == 0
-    assert exact(broken) == exact(tmp_path / "whole")
-    assert_same_weights(broken / "model/model.safetensors", tmp_path / "whole/model/model.safetensors")
-    for path in (tmp_path / "whole" / "matrix").glob("*.safetensors"):
-        assert_same_weights(broken / "matrix" / path.name, path)
+        assert capsys.readouterr().err == f"{told}{shlex.join(['train.py', *resumed])}\n" and folder.is_dir()
+    assert train_main(resumed) == 0
+    assert exact(broken) == exact(whole)
+    for path in (whole / "model/model.safetensors", *(whole / "matrix").glob("*.safetensors")):
+        assert_same_weights(broken / path.relative_to(whole), path)
+
+
+AT_ONCE = "stopped at once; "
+UNSAVED = "stopped before the first step; nothing was saved"
 
 
 @pytest.mark.parametrize(
     ("name", "numbers", "told"),
     [
-        ("open_batches", [signal.SIGINT], "stopped before the first step; nothing was saved"),
-        ("open_batches", [signal.SIGTERM], "stopped before the first step; nothing was saved"),
+        ("open_batches", [signal.SIGINT], UNSAVED),
+        ("open_batches", [signal.SIGTERM], UNSAVED),
         # the evaluation ends, and one more step
         ("evaluate", [signal.SIGTERM, signal.SIGTERM], "stopped after step 5 of 6; the last checkpoint is "),
-        ("evaluate", [signal.SIGINT, signal.SIGINT], "stopped at once; the last checkpoint is "),
-        ("append_metrics", [signal.SIGINT, signal.SIGINT], "stopped at once; nothing was saved"),
+        ("evaluate", [signal.SIGINT, signal.SIGINT], AT_ONCE + "the last checkpoint is "),
+        ("append_metrics", [signal.SIGINT, signal.SIGINT], AT_ONCE + "nothing was saved"),
         ("final_evaluation", [signal.SIGINT], "stopped after the last step, in the final evaluation; the last "),
     ],
 )
 def test_outside_of_a_step(
-    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, numbers: list[int], told: str
+    config_file: str, tmp_path: Path, monkeypatch: Any, name: str, numbers: list[Any], told: str
 ) -> None:
     before(monkeypatch, name, 1, *numbers)
     options = ["--eval.tasks", "[retrieval]", "--eval.every", "4", "--run.checkpoint_every", "3"]
-    with pytest.raises(KeyboardInterrupt, match=told) as stop:
+    with pytest.raises(Stopped, match=told) as stop:
         run(config_file, tmp_path / "run", *options)
-    assert isinstance(stop.value, Stopped)
-    assert stop.value.code == CODES[numbers[0]]  # type: ignore[index]
+    assert isinstance(stop.value, KeyboardInterrupt)
     found = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))
-    assert stop.value.checkpoint == (found[-1] if found else None)
+    assert (stop.value.code, stop.value.checkpoint) == (CODES[numbers[0]], found[-1] if found else None)
 
 
 def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,20 +182,19 @@ def test_signals_that_reach_all_processes(config_file: str, tmp_path: Path) -> N
     """As a scheduler's and a terminal's do: the loader's leave neither a traceback nor themselves behind."""
     directory = tmp_path / "my run"
     command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
-    command += [*UNEVALUATED, "--train.max_steps", "100000", "--data.workers", "2"]
-    process = subprocess.Popen(
-        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
-    )
-    try:
-        wait_for(2, directory, process)
-        loaders = psutil.Process(process.pid).children(recursive=True)
-        assert len(loaders) >= 2
-        for loader in loaders:
-            loader.terminate()
-        os.killpg(process.pid, signal.SIGINT)
-        _, complaints = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
+    command += [*ENDLESS, "--data.workers", "2"]
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env=environment(), start_new_session=True, **pipes) as process:
+        try:
+            wait_for(2, directory, process)
+            loaders = psutil.Process(process.pid).children(recursive=True)
+            assert len(loaders) >= 2
+            for loader in loaders:
+                loader.terminate()
+            os.killpg(process.pid, signal.SIGINT)
+            _, complaints = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
     assert process.returncode == 130, complaints
     assert not psutil.wait_procs(loaders, timeout=10)[1]
     assert complaints.startswith("train.py: stopped after step") and complaints.count("\n") == 1
@@ -209,7 +206,7 @@ def test_signals_that_reach_all_processes(config_file: str, tmp_path: Path) -> N
 def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
     """Whether torchrun hands a signal on to all, or it reaches one alone; then the run goes on to the same bits."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    arguments = ["--config", config_file, *UNEVALUATED, "--train.max_steps", "100000", "--run.dir"]
+    arguments = ["--config", config_file, *ENDLESS, "--run.dir"]
     with launched(2, ROOT / "train.py", [*arguments, str(broken)]) as launcher:
         wait_for(1, broken, launcher)
         _, other = [p for p in psutil.Process(launcher.pid).children() if str(ROOT / "train.py") in p.cmdline()]
@@ -217,19 +214,14 @@ def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
         _, complaints = launcher.communicate(timeout=PATIENCE)
     assert complaints.count(": 143 (pid") == 2 and "exitcode  : -" not in complaints, complaints
     assert told_command(complaints) == [*launcher.args, "--run.resume", "true"]
-
     with launched(2, ROOT / "train.py", [*arguments, str(whole)]) as launcher:
         wait_for(len(lines(broken)) + 4, whole, launcher)
         launcher.send_signal(signal.SIGTERM)
         _, complaints = launcher.communicate(timeout=PATIENCE)
-    (checkpoint,) = (whole / "checkpoints").iterdir()
     assert "forcefully" not in complaints and told_command(complaints)
-
-    steps = str(len(lines(whole)))
-    resume = [*arguments, str(broken), "--run.resume", "true", "--train.max_steps", steps]
+    resume = [*arguments, str(broken), "--run.resume", "true", "--train.max_steps", str(len(lines(whole)))]
     main, other = together(2, train_main, resume)
     assert main.value == other.value == 0 and f"resuming {broken} at step" in main.output, main.complaints
     assert exact(broken) == exact(whole)
-    assert_same_weights(
-        broken / "checkpoints" / checkpoint.name / "model.safetensors", checkpoint / "model.safetensors"
-    )
+    (weights,) = whole.glob("checkpoints/*/model.safetensors")
+    assert_same_weights(broken / weights.relative_to(whole), weights)
