@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ FSDP_TRAIN = Path(__file__).parent / "support" / "fsdp_train.py"
 LAUNCHER = {"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_SYNC_MODULE_STATES": "true"}
 
 
-def options_of(config_file: str, directory: Path, options: tuple[str, ...]) -> list[str]:
+def options_of(config_file: str, directory: Path, options: Sequence[str]) -> list[str]:
     return ["--config", config_file, "--run.dir", str(directory), *options]
 
 
@@ -50,6 +51,10 @@ def sharded(config_file: str, directory: Path, *options: str) -> None:
 
 def whole(config_file: str, directory: Path, *options: str) -> None:
     train(load_config(options_of(config_file, directory, options)))
+
+
+def logged_by(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -74,39 +79,34 @@ def test_sharded_equals_one_process(config_file: str, tmp_path: Path) -> None:
 
 def assert_same_run(sharded: Path, whole: Path) -> None:
     assert_same_weights(sharded, whole)
-    two, one = ([json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (sharded, whole))
     figures = ("loss", "grad_norm", "grad_norm_image", "grad_norm_text", "cosine_positive", "rank_text", "logit_scale")
     for name in (*figures, "eval/retrieval/text_to_image_r10"):
-        expected = [line[name] for line in one if name in line]
-        assert expected
-        assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-5)
+        found, expected = ([line[name] for line in logged_by(d) if name in line] for d in (sharded, whole))
+        assert expected and found == pytest.approx(expected, rel=1e-5)
     ours, theirs = read_history(sharded), read_history(whole)
     assert ours is not None and theirs is not None and ours.steps == theirs.steps == [0, 3, 6]
     torch.testing.assert_close(ours.cosines.float(), theirs.cosines.float(), rtol=0, atol=2e-3)
-    model, _, _ = miniclip.load(sharded)
-    assert model.logit_scale.shape == ()
+    assert miniclip.load(sharded)[0].logit_scale.shape == ()
 
 
 def test_sharded_run_keeps_the_best(config_file: str, tmp_path: Path) -> None:
     """The kept model is whole, and one process finds the figures with it that two found with their shares."""
     options = ["--eval.tasks", "[retrieval, shape]", "--eval.every", "2", "--eval.best", "shape/ece"]
-    sharded(config_file, tmp_path / "two", *options, "--train.max_steps", "5", "--optim.lr", "1e-2")
-    text = (tmp_path / "two" / "metrics.jsonl").read_text()
-    logged = {line.pop("step"): line for line in map(json.loads, text.splitlines()) if "loss" not in line}
+    two = tmp_path / "two"
+    sharded(config_file, two, *options, "--train.max_steps", "5", "--optim.lr", "1e-2")
+    logged = {line.pop("step"): line for line in logged_by(two) if "loss" not in line}
     assert list(logged) == [2, 4, 5]
     step = min(logged, key=lambda step: logged[step]["eval/shape/ece"])
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    results = json.loads((two / "results.json").read_text())
     found = results["training"]["best"]
     assert (found["figure"], found["step"], found["value"]) == ("shape/ece", step, logged[step]["eval/shape/ece"])
-    best, model = (load_file(tmp_path / "two" / name / "model.safetensors") for name in ("best", "model"))
+    best, model = (load_file(two / name / "model.safetensors") for name in ("best", "model"))
     assert best.keys() == model.keys() and all(torch.equal(best[name], model[name]) for name in best)
-    config = load_config_file(tmp_path / "two" / "config.yaml")
-    loaded, preprocess, _ = miniclip.load(tmp_path / "two")
+    config = load_config_file(two / "config.yaml")
+    loaded, preprocess, _ = miniclip.load(two)
+    tested = {f"eval/{e['task']}/{k}": f["value"] for e in results["results"] for k, f in e["figures"].items()}
     # rounding shows in the probabilities alone; a single hit would be 1e-3 at least
-    for role, found in (
-        ("validation", logged[step]),
-        ("test", {f"eval/{e['task']}/{k}": f["value"] for e in results["results"] for k, f in e["figures"].items()}),
-    ):
+    for role, found in (("validation", logged[step]), ("test", tested)):
         expected = scalars(evaluate(config, open_suite(config, role), loaded, preprocess))  # type: ignore[arg-type]
         assert found == pytest.approx(expected, rel=0, abs=1e-6)
 
@@ -121,15 +121,12 @@ def test_sharded_run_resumes(config_file: str, tmp_path: Path) -> None:
 
 def test_sharded_bf16_equals_one_process(config_file: str, tmp_path: Path) -> None:
     """Accelerate leaves autocast out for FSDP; then the losses would be float32's, a thousandth off."""
-    options = ["--eval.tasks", "[]", "--train.precision", "bf16"]
-    sharded(config_file, tmp_path / "two", *options)
-    whole(config_file, tmp_path / "one", *options)
+    bf16 = ["--eval.tasks", "[]", "--train.precision", "bf16"]
+    sharded(config_file, tmp_path / "two", *bf16)
+    whole(config_file, tmp_path / "one", *bf16)
     whole(config_file, tmp_path / "fp32", "--eval.tasks", "[]")
-    two, one, fp32 = (
-        json.loads((tmp_path / d / "metrics.jsonl").read_text().splitlines()[0])["loss"] for d in ("two", "one", "fp32")
-    )
-    assert two == pytest.approx(one, rel=1e-6)
-    assert abs(two - fp32) > 1e-4
+    two, one, fp32 = (logged_by(tmp_path / name)[0]["loss"] for name in ("two", "one", "fp32"))
+    assert two == pytest.approx(one, rel=1e-6) and abs(two - fp32) > 1e-4
 
 
 def test_sharded_wants_equal_shares(config_file: str, tmp_path: Path) -> None:
@@ -142,21 +139,16 @@ def test_sharded_wants_equal_shares(config_file: str, tmp_path: Path) -> None:
 def test_checkpoints_are_one_readable_file() -> None:
     """Also refused: the first version, whose parameters have no shapes, and fp16."""
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    accelerator: Any = SimpleNamespace(is_fsdp2=True, mixed_precision="bf16", state=SimpleNamespace(fsdp_plugin=plugin))
-    tune_fsdp(accelerator)
-    assert "FULL" in plugin.state_dict_type.name
-    assert "Full" in type(plugin.optim_state_dict_config).__name__
+    settings = {"is_fsdp2": True, "mixed_precision": "bf16", "state": SimpleNamespace(fsdp_plugin=plugin)}
+    tune_fsdp(SimpleNamespace(**settings))  # type: ignore[arg-type]
+    assert "FULL" in plugin.state_dict_type.name and "Full" in type(plugin.optim_state_dict_config).__name__
     assert plugin.mixed_precision_policy is None
-    for change, told in (
-        ({"mixed_precision": "fp16"}, "fp16 does not go with FSDP"),
-        ({"is_fsdp2": False}, "--fsdp_v"),
-    ):
+    for name, value, told in (("mixed_precision", "fp16", "fp16 does not go"), ("is_fsdp2", False, "--fsdp_v")):
         with pytest.raises(ConfigError, match=told):
-            tune_fsdp(SimpleNamespace(**{**vars(accelerator), **change}))  # type: ignore[arg-type]
+            tune_fsdp(SimpleNamespace(**{**settings, name: value}))  # type: ignore[arg-type]
 
 
 def test_flat_scalars_change_nothing() -> None:
-    torch.manual_seed(0)
     config = ModelConfig(preset="tiny-vit", vocab_size=60, logit_bias_init=-3.0, image_layers=1, text_layers=1)
     model = create_model(config)
     image, text = torch.rand(2, 3, 64, 64), torch.tensor([[1, 59], [2, 59]])
@@ -164,5 +156,4 @@ def test_flat_scalars_change_nothing() -> None:
     model.flatten_scalars_()
     after = model(image, text)
     assert model.logit_scale.shape == model.logit_bias.shape == (1,)  # type: ignore[union-attr]
-    assert after.scale.shape == after.bias.shape == ()
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert after.scale.shape == after.bias.shape == () and all(map(torch.equal, before, after))

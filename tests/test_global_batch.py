@@ -176,7 +176,6 @@ def plain(name: str, dtype: torch.dtype) -> Result:
 
 def by_part(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
     """Errors of the image tower, the text tower, scale and bias."""
-    assert ours.keys() == theirs.keys()
     grouped: dict[str, list[str]] = {}
     for name in ours:
         part = name if name.startswith("logit") else "image" if name.startswith("visual.") else "text"
@@ -184,15 +183,16 @@ def by_part(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, flo
     return {part: error([ours[n] for n in names], [theirs[n] for n in names]) for part, names in grouped.items()}
 
 
+def assert_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: float, times: int, name: str) -> None:
+    """times: what a single parameter may be off, where few entries' rounding does not average out."""
+    for found, limit in ((by_parameter(ours, theirs), times * most), (by_part(ours, theirs), most)):
+        assert max(found.values()) <= limit, f"{name}: {found}"
+
+
 def assert_same_training(name: str, dtype: torch.dtype, ours: Result) -> None:
     theirs, tolerance = plain(name, dtype), TOLERANCE[dtype]
     for what in ("gradient", "weights"):
-        a, b = getattr(ours, what), getattr(theirs, what)
-        for part, found in by_part(a, b).items():
-            assert found <= tolerance, f"{name}, {dtype}: {what} of {part}: {found:.1e}"
-        # where a parameter has few entries, their rounding does not average out
-        for parameter, found in by_parameter(a, b).items():
-            assert found <= 2 * tolerance, f"{name}, {dtype}: {what} of {parameter}: {found:.1e}"
+        assert_alike(getattr(ours, what), getattr(theirs, what), tolerance, 2, f"{name}, {dtype}: {what}")
     assert ours.losses == pytest.approx(theirs.losses, rel=tolerance), name
     # of weights that differ by rounding already
     assert ours.norms == pytest.approx(theirs.norms, rel=10 * tolerance), name
@@ -260,8 +260,5 @@ def test_command_line(loss: str, tmp_path: Path) -> None:
         name = f"{processes} processes, micro {micro}"
         found, logged = trained(tmp_path / name, processes, [*options, "--train.micro_batch_size", micro])
         assert logged == pytest.approx(figures, rel=5e-6), name
-        for part, off in by_part(found, expected).items():
-            assert off <= 1e-6, f"{name}: {part} {off:.1e}"
         # the biases start at 0, and their norm is that of the few steps that they took
-        for parameter, off in by_parameter(found, expected).items():
-            assert off <= 1e-5, f"{name}: {parameter} {off:.1e}"
+        assert_alike(found, expected, 1e-6, 10, name)

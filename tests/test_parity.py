@@ -123,7 +123,9 @@ def test_train_mode_outputs_gradients_and_statistics(config: ModelConfig) -> Non
         # A key's bias shifts every score of a query alike, so its true gradient is 0 and what is left is rounding.
         assert (gradient - reference).norm() < 1e-4 * reference.norm() + 1e-6, name
     # BatchNorm used, and counted, this batch once.
-    torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()), rtol=1e-5, atol=1e-6)
+    buffers = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_bias_is_named_alike() -> None:
