@@ -6,6 +6,7 @@ One item is one image with all of its captions, so that splits go by image. Labe
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -193,7 +194,7 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
     keys: Sequence[Any] = images.keys(range(len(table))) if isinstance(images, FileImages) else range(len(table))
     first: dict[Any, int] = {}  # key -> first row, in their order
     captions: dict[int, list[str]] = {}  # by first row
-    blank: dict[int, list[str]] = {}  # by first row, a message for each caption that is none
+    blank, odd = Counter[int](), dict[int, str]()  # by first row, captions that are none, and what is there instead
     bad: dict[int, str] = {}
     for row, values in enumerate(zip(*(table.values(c) for c in columns), strict=True)):
         if not wanted[row]:
@@ -207,13 +208,16 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and text.strip():
                     own.append(text.strip())
-                else:
-                    but = "" if text is None or isinstance(text, str) else f", but {one_line(repr(text), 40)}"
-                    blank.setdefault(row, []).append(f"no text in column {column}{but}")
+                    continue
+                blank[row] += 1
+                if text is not None and not isinstance(text, str):
+                    odd[row] = f"no text in column {column}, but {one_line(repr(text), 40)}"
+                elif row not in odd:
+                    odd[row] = f"no text in column {column}"
     error = TooManyBad if bad else NoCaptions
     for row, own in captions.items():
         if not own:
-            bad[row] = max(blank.get(row, [f"no text in column {', '.join(columns)}"])[::-1], key=len)
+            bad[row] = odd.get(row, f"no text in column {', '.join(columns)}")
     count = BadCount(len(part.rows), config.max_bad_fraction)
     try:
         count.add(f"{table.where(row)}: {bad[row]}" for row in sorted(bad))
@@ -222,7 +226,7 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
     if bad:
         named = first_few(count.names) + ("; …" if len(bad) > 5 else "")
         log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), count.total, named)
-    beside = sum(len(found) for row, found in blank.items() if row not in bad)
+    beside = sum(number for row, number in blank.items() if row not in bad)
     if beside:
         log.warning("%s: %d captions are empty or no text; their images have others", table.label, beside)
     kept = [row for row in captions if row not in bad]

@@ -37,15 +37,13 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
     for path in images:
         first, slash, _ = path.partition(os.sep)
         splits.setdefault(first if slash and first.lower() in SPLIT_NAMES else "", []).append(path)
-    if splits.keys() == {""}:
-        return {"train": _read(folder, "", images, texts)}
-    if "" in splits:
+    if "" in splits and len(splits) > 1:
         named = ", ".join(sorted(s for s in splits if s))
         raise ValueError(
             f"{folder}: images lie in folders of splits ({named}) and outside of them, e.g. {splits[''][0]}; "
             "move those into a split, or name one folder as the source"
         )
-    return {name.lower(): _read(folder, name + os.sep, paths, texts) for name, paths in splits.items()}
+    return {s.lower() or "train": _read(folder, s and s + os.sep, paths, texts) for s, paths in splits.items()}
 
 
 def _read(folder: Path, split: str, images: list[str], texts: set[str]) -> RecordTable:

@@ -86,11 +86,10 @@ class Source:
         """
         if not self.is_folder:
             return {}
-        own = _only_table(self.path)
-        if own:
-            return own
         splits = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name.lower() in SPLIT_NAMES)
-        return {split.name.lower(): next(iter(found.values())) for split in splits if (found := _only_table(split))}
+        return _only_table(self.path) or {
+            split.name.lower(): next(iter(found.values())) for split in splits if (found := _only_table(split))
+        }
 
     @property
     def label(self) -> str:

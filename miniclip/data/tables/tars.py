@@ -249,7 +249,8 @@ class TarShard(Shard):
         records: list[dict[str, Any]] = []
         try:
             for _, fields in islice(self._samples(), LOOKED_AT // 10):
-                records.append({f: _shown(f, data) for f, data in fields.items()})
+                texts = {f: decode_field(f, data) if _is_text(f) else 0 for f, data in fields.items()}
+                records.append({f: data if is_image(f) else texts[f] for f, data in fields.items()})
         except Exception:
             if not records:
                 raise
@@ -290,8 +291,3 @@ class TarShard(Shard):
 
 def _is_text(field: str) -> bool:
     return extension_of(field) in (*TEXT, *JSON)
-
-
-def _shown(field: str, data: bytes) -> Any:
-    """By which kind_of tells images and texts from others."""
-    return data if is_image(field) else decode_field(field, data) if _is_text(field) else 0
