@@ -19,7 +19,7 @@ from support.broken import bad_files, good_files
 from support.files import encoded, write_jsonl, write_tar
 from support.group import together
 from support.sources import noise
-from test_training import TINY, lines, losses, run
+from test_training import TINY, lines, run
 
 from miniclip.cli.train import train_main
 from miniclip.config import Config, ConfigError, DataConfig, load_config
@@ -30,6 +30,10 @@ from miniclip.training.accelerator import build_accelerator
 from miniclip.training.batches import open_batches
 
 # ---- in the loop
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in lines(run_dir) if "loss" in line]
 
 
 def write_config(path: Path, **sections: Any) -> str:
