@@ -61,7 +61,7 @@ PHOTOS = COMMON | {
 
 
 def write_photos(folder: Path) -> None:
-    """Coarse patterns with two or three captions each, some of them equal, one picture unreadable."""
+    """Coarse patterns with two or three captions each, some of them equal, one image unreadable."""
     folder.mkdir()
     noise, rows = np.random.default_rng(0), []
     for k in range(56):
@@ -110,10 +110,12 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 def kept(value: Any) -> Any:
-    """Without what differs from time to time."""
+    """Without what differs from time to time: a float64 dot product hangs, at its end, on where its arrays lie."""
     if isinstance(value, dict):
         return {k: kept(v) for k, v in value.items() if k not in TIMED}
-    return [kept(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [kept(v) for v in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def digests(found: dict[str, Any]) -> dict[str, str]:
