@@ -81,7 +81,9 @@ def _sizes(axes: Axes, found: dict[str, Any]) -> None:
     axes.axhline(side, color=_ALARM, linestyle="--", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set(xlabel="width, pixels", ylabel="height, pixels")
+    numbers = [side, *(int(number) for split in splits for size in split["sizes"] for number in size.split(" x "))]
+    limits = (min(numbers) / 1.3, max(numbers) * 1.3)  # with a power of two among them, which has a tick
+    axes.set(xlim=limits, ylim=limits, xlabel="width, pixels", ylabel="height, pixels")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:.0f}")
     smaller, count, bad = (sum(split[key] for split in splits) for key in ("smaller", "pictures", "unreadable"))
