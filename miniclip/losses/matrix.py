@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from miniclip.common.processes import place
 from miniclip.config import LossConfig
 from miniclip.losses.losses import LOSSES
 from miniclip.losses.tiles import tiled_loss
@@ -52,10 +53,6 @@ def shares(total: int, world: int) -> list[int]:
     return [total // world + (rank < total % world) for rank in range(world)]
 
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 class _AllGather(torch.autograd.Function):
     """All-gather whose gradient is exact when the processes' losses have the mean L and DDP averages the gradients.
 
@@ -86,7 +83,7 @@ def gather(local: Tensor, sizes: Sequence[int]) -> Tensor:
 
     sizes: B of each process. With one process the input itself comes back.
     """
-    return local if world_size() == 1 else _AllGather.apply(local, sizes)
+    return local if place()[1] == 1 else _AllGather.apply(local, sizes)
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ class GlobalBatch:
 
     def divided(self) -> list[int]:
         """Images of each process."""
-        return self.sizes or shares(len(self.positives.image), world_size())
+        return self.sizes or shares(len(self.positives.image), place()[1])
 
 
 def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int = 0) -> Tensor:
@@ -169,7 +166,7 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
     share = settings.pop("image_to_text", 0.5)
     positives, captions, sizes = batch.positives, batch.positives.captions, batch.divided()
     text_sizes = [size * captions for size in sizes]
-    rank = dist.get_rank() if len(sizes) > 1 else 0
+    rank = place()[0]
     if loss.on_cosines:
         # zero times, rather than without them: DDP wants every parameter in the graph
         bias = None if embeddings.bias is None else 0 * embeddings.bias

@@ -67,9 +67,8 @@ class Learner:
             self.model.flatten_scalars_()
         self.prepared, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config.optim))
         if sharded:
-            self.prepared.forward = accelerator.autocast()(
-                self.prepared.forward
-            )  # which Accelerate leaves out for FSDP
+            # which Accelerate leaves out for FSDP
+            self.prepared.forward = accelerator.autocast()(self.prepared.forward)
         self.prepared.train()
 
     def inputs(self, image: Tensor) -> Tensor:
