@@ -39,7 +39,7 @@ from miniclip.data.subset import Subset
 from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.kinds import find_shards, read_tables
 from miniclip.data.tables.parquet import ArrowTable
-from miniclip.data.tables.source import braces, by_split
+from miniclip.data.tables.source import braces, by_split, told_split
 
 
 def test_names_of_files() -> None:
@@ -76,6 +76,36 @@ def test_names_of_files() -> None:
 
 
 # ---- Parquet
+
+
+def test_the_split_that_the_name_of_a_folder_tells() -> None:
+    told = {
+        "train": "train seg_train train_images images_train trainset TrainImages a_train train2017 trainA",
+        "training": "Training training_set fruits-360_Training",
+        "test": "TEST test1 seg_test Test_Data ILSVRC2012_img_test test-multiple",
+        "testing": "Testing",
+        "val": "val2014 Val img.val valSet",
+        "validation": "validation_images",
+        "dev": "dev",
+        "eval": "eval_0",
+    }
+    for split, names in told.items():
+        for name in names.split():
+            assert told_split(name) == split, name
+    for name in (
+        "contest",
+        "trains",
+        "restrain",
+        "train_test",
+        "a test of it",
+        "unlabeled",
+        "seg_pred",
+        "images",
+        "",
+        "1",
+    ):
+        assert told_split(name) is None, name
+    assert told_split("my test set") == "test"
 
 
 def test_parquet_files_and_patterns(tmp_path: Path) -> None:

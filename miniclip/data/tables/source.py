@@ -126,6 +126,18 @@ def _only_table(folder: Path) -> dict[str, Path]:
     raise ValueError(f"{folder} holds several tables: {', '.join(p.name for p in named)}; name one as the source")
 
 
+def told_split(name: str) -> str | None:
+    """The split that the name of a folder tells by its first or last word, in lower case; None if it tells none.
+
+    "Val", "seg_train", "testing_images", "train2017", "TrainSet", "my test set" do; "contest" and "train_test" do not.
+    Of a folder among classes the name alone is not enough, as of "bullet_train".
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    words = [word for word in (re.sub(r"(set|data|images)$", "", word.lower()) for word in words) if word]
+    found = {word for word in (*words[:1], *words[-1:]) if word in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else None
+
+
 def split_folders(root: Path) -> dict[str, Path]:
     """Split, in lower case -> sub-folder, if all sub-folders bear names of splits; else empty."""
     level = {folder.name.lower(): folder for folder in sub_folders(root)}
