@@ -60,7 +60,8 @@ MASKS = {
     "diagonal": ["11......", "..11....", "....11..", "......11"],
     # the caption 13 stands under images 1 and 2
     "text": ["11......", "..111...", "...111..", "......11"],
-    "identity": ["11..11..", "..111...", "11.111..", "......11"],
+    # and so under image 0, which is image 2
+    "identity": ["11.111..", "..111...", "11.111..", "......11"],
 }
 
 
@@ -75,6 +76,22 @@ def test_positives_by_hand() -> None:
         assert found.captions == 2 and not found.only_diagonal()
         assert batch.weight is weight and batch.divided() == [4]
         assert GlobalBatch.gathered(kind, IMAGE, TEXT, None, [4]).weight is None
+
+
+def test_copies_agree_and_nothing_else_is_said() -> None:
+    """An image has each caption that any of its copies has; whether it suits another caption of that one's other image,
+    nobody knows."""
+    found = Positives.of("identity", torch.tensor([0, 0, 1]), torch.tensor([[0], [1], [0]]))
+    expected = torch.tensor([[True, True, True], [True, True, True], [True, False, True]])
+    assert torch.equal(found.of_images(slice(None)), expected) and torch.equal(found.of_texts(slice(None)), expected.T)
+    for captions, seed in itertools.product((1, 2, 3), range(20)):
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randint(0, 6, (12,), generator=generator)
+        text = torch.randint(0, 9, (12, captions), generator=generator)
+        known, flat = Positives.of("identity", image, text).of_images(slice(None)), text.flatten()
+        edges = {(int(image[j // captions]), int(flat[j])) for j in range(len(flat))}
+        for i, j in itertools.product(range(12), range(len(flat))):
+            assert known[i, j] == ((int(image[i]), int(flat[j])) in edges)
 
 
 def test_only_diagonal() -> None:
@@ -128,7 +145,7 @@ def mask(kind: str, captions: int = 1) -> Tensor:
     of: dict[str, Callable[[int, int], bool]] = {
         "diagonal": lambda i, j: j // captions == i,
         "text": lambda i, j: text[j] in own[i],
-        "identity": lambda i, j: text[j] in own[i] or image[j // captions] == image[i],
+        "identity": lambda i, j: any(text[j] in own[k] for k in range(N) if image[k] == image[i]),
     }
     return torch.tensor([[of[kind](i, j) for j in range(N * captions)] for i in range(N)])
 

@@ -90,7 +90,9 @@ def gather(local: Tensor, sizes: Sequence[int]) -> Tensor:
 class Positives:
     """Which texts of the global batch belong to which images, for any of its rows, without a matrix of them all.
 
-    image: (N,) int64, equal for the same image. text: (N, K) int64, equal for equal captions.
+    A text belongs to an image if some row of the batch has both: copies of an image share their captions, and copies of
+    a caption their images. No further: two images of one caption need not suit each other's other captions.
+    image: (N,) int64, numbers from 0, equal for the same image. text: (N, K) int64, so for equal captions.
     """
 
     image: Tensor
@@ -102,6 +104,7 @@ class Positives:
         own = torch.arange(len(image), device=image.device)
         if kind == "diagonal":
             return cls(own, torch.arange(text.numel(), device=text.device).view_as(text))
+        image, text = (x.unique(return_inverse=True)[1] for x in (image, text))
         return cls(own if kind == "text" else image, text)
 
     @property
@@ -113,18 +116,20 @@ class Positives:
         return self.captions == 1 and len(self.image.unique()) == len(self.text.unique()) == len(self.image)
 
     def of_images(self, rows: slice) -> Tensor:
-        """(b, M) bool, images against texts: equal images, or any of the image's captions equal to the text."""
-        same = self.image[rows, None] == self.image.repeat_interleave(self.captions)
-        for captions in self.text[rows].unbind(1):
-            same |= captions[:, None] == self.text.flatten()
-        return same
+        """(b, M) bool, images against texts."""
+        image, texts = self.image[rows], self.text.flatten()
+        row, copy = (image[:, None] == self.image).nonzero(as_tuple=True)
+        has = torch.zeros(len(texts), len(image), dtype=torch.bool, device=image.device)  # rows: fast to look up
+        has[self.text[copy], row[:, None]] = True
+        return has[texts].T.contiguous()
 
     def of_texts(self, rows: slice) -> Tensor:
         """(b, N) bool, texts against images: the transpose of the above."""
-        same = self.image.repeat_interleave(self.captions)[rows, None] == self.image
-        for captions in self.text.unbind(1):
-            same |= self.text.flatten()[rows, None] == captions
-        return same
+        texts = self.text.flatten()
+        row, copy = (texts[rows, None] == texts).nonzero(as_tuple=True)
+        has = torch.zeros(len(self.image), len(texts[rows]), dtype=torch.bool, device=texts.device)
+        has[self.image[copy // self.captions], row] = True
+        return has[self.image].T.contiguous()
 
 
 @dataclass(frozen=True)
