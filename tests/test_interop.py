@@ -27,7 +27,7 @@ from support.photos import PHOTOS, Photos, unit, word_tokenizer
 from torch import Tensor
 
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
-from miniclip.models.external.open_clip import OpenClipPreprocess
+from miniclip.models.external.open_clip import OpenClipPreprocess, _find
 from miniclip.models.load import image_size_of, load_model
 from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from miniclip.models.tokenizer import Tokenizer, trim_padding
@@ -167,6 +167,42 @@ def test_open_clips_architectures(tmp_path: Path) -> None:
         equals_open_clip(f"open_clip:{arch}:{path}", arch, str(path))
 
 
+def test_a_tag_brings_its_quick_gelu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the name says so or not, once with a note; where the download fails, the advice names the right ARCH."""
+    file = saved(tmp_path, "oc-vit-quickgelu")
+    quick = {"quick": {"url": "https://nowhere.invalid/w", "quick_gelu": True, "mean": (0.5, 0.4, 0.3)}}
+    tags = {"oc-vit": quick | {"plain": {"url": "https://nowhere.invalid/w"}}, "oc-vit-quickgelu": quick}
+    monkeypatch.setattr(open_clip.pretrained, "_PRETRAINED", tags)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(file))
+    for name, arch, tag in (
+        ("open_clip:oc-vit:quick", "oc-vit-quickgelu", "quick"),
+        ("open_clip:oc/vit/quick", "oc-vit-quickgelu", "quick"),
+        ("open_clip:oc-vit-quickgelu:quick", "oc-vit-quickgelu", "quick"),
+        ("open_clip:oc-vit:plain", "oc-vit", "plain"),
+    ):
+        caplog.clear()
+        equals_open_clip(name, arch, tag)
+        notes = [record.getMessage() for record in caplog.records if record.name.startswith("miniclip")]
+        said = f"{name}: its weights were trained with QuickGELU, so they are used as oc-vit-quickgelu"
+        assert notes == [said] * ("quickgelu" not in name and tag == "quick")
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: 1 / 0)
+    refused("open_clip:oc-vit:quick", "name what was fetched: open_clip:oc-vit-quickgelu:FILE$", weights=True)
+
+
+def test_every_tag_of_open_clip_is_taken_with_its_activation() -> None:
+    found = {}
+    for arch, tag in open_clip.list_pretrained():
+        source = _find(f"open_clip:{arch}:{tag}")
+        found[arch, tag] = source.config.get("quick_gelu", False)
+        told = open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False)
+        # a config that asks for QuickGELU by itself is right without the tag's word
+        assert found[arch, tag] == (told or open_clip.get_model_config(arch).get("quick_gelu", False)), (arch, tag)
+        assert source.config == open_clip.get_model_config(source.arch)
+    assert found["ViT-B-32", "openai"] and found["ViT-B-16", "dfn2b"] and not found["ViT-B-32", "laion2b_s34b_b79k"]
+
+
 def test_open_clips_other_files(tmp_path: Path) -> None:
     """A state dict, and a checkpoint of open_clip_train. A name may hold a slash for the colon, and a path both."""
     state = weights("oc-vit")
@@ -276,6 +312,8 @@ def test_open_clips_weights_that_do_not_fit(
     refused(f"open_clip:oc-vit:{other}", "cannot be loaded as weights of oc-vit", weights=True)
     empty.touch()
     refused(f"open_clip:oc-vit:{empty}", r"empty\.pt: the file cannot be loaded", weights=True)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(script := tmp_path / "ViT-B-32.pt")
+    refused(f"open_clip:oc-vit:{script}", "a TorchScript archive, .* the tag openai", weights=True)
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise OSError("[Errno -3] Temporary failure\nin name resolution")
@@ -543,7 +581,6 @@ IMPOSSIBLE = [
     ("open_clip:ViT-B-32/", "open_clip:ViT-B-32:PRETRAINED with one of the tags"),
     ("open_clip:ViT-B/32/nowhere", "'nowhere' is neither a known tag nor a file; ViT-B-32 takes the tags"),
     ("open_clip:ViT-B32/openai", "no architecture 'ViT-B32-openai'; did you mean .*ViT-B-32"),
-    ("open_clip:ViT-B-32:openai", "trained with QuickGELU; use open_clip:ViT-B-32-quickgelu:openai$"),
     ("open_clip:hf-hub:nobody/nothing", "no open_clip_config.json can be read there .*internet connection"),
     ("open_clip:local-dir:/nowhere/at/all", "no open_clip_config.json can be read there .*check the folder"),
     ("open_clip:oc-wide:random", r"\[32, 48\] pixels; only square"),

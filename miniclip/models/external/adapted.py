@@ -19,6 +19,7 @@ from miniclip.common.printing import one_line
 _REASONS = {
     "trust_remote_code": "it brings code of its own, which is not run",
     "use_safetensors": "there is no such file, and only safetensors are read",
+    "TorchScript": "it is a TorchScript archive, which may hold code; OpenAI's are the tag openai, too",
 }
 
 

@@ -6,14 +6,16 @@
     open_clip:hf-hub:ORG/NAME             config, preprocessing, tokenizer and weights from the Hub
     open_clip:local-dir:FOLDER            the same from a folder
 
-A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai. Weights are read as
-safetensors or with `weights_only=True`, and a tokenizer that brings Python files is refused.
+A slash may stand for the colon behind ARCH, and for a dash in it: open_clip:ViT-B/32/openai. A TAG whose weights were
+trained with QuickGELU gets it, whatever ARCH says. Weights are read as safetensors or with `weights_only=True`, and a
+tokenizer that brings Python files is refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ from miniclip.models.tokenizer import Tokenizer
 
 RANDOM = "random"
 _FOLDERS = ("hf-hub:", "local-dir:")  # what brings its own config
+_QUICK = "-quickgelu"  # open_clip's name of an architecture with QuickGELU
+
+log = logging.getLogger(__name__)
 
 
 class OpenClipModel(AdaptedModel):
@@ -78,6 +83,8 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[OpenClipModel, 
     Raises ValueError with one line that says what to do.
     """
     source = _find(name)
+    if source.arch.endswith(_QUICK) and _QUICK[1:] not in name:
+        log.warning("%s: its weights were trained with QuickGELU, so they are used as %s", name, source.arch)
     side = _side(source)
     tokenizer, length = _tokenizer(source)  # may refuse, so before the weights are fetched
     open_clip, random = _open_clip(), source.pretrained == RANDOM
@@ -135,9 +142,9 @@ def _find(name: str) -> _Source:
         )
     if open_clip.is_pretrained_cfg(arch, pretrained):
         # open_clip only warns, and evaluates the weights with the other activation
-        quick, twin = open_clip.get_pretrained_cfg(arch, pretrained).get("quick_gelu", False), f"{arch}-quickgelu"
-        if quick and not config.get("quick_gelu", False) and twin in known:
-            raise ValueError(f"{name}: these weights were trained with QuickGELU; use open_clip:{twin}:{pretrained}")
+        quick = open_clip.get_pretrained_cfg(arch, pretrained).get("quick_gelu", False)
+        if quick and not config.get("quick_gelu", False):
+            return _Source(name, arch + _QUICK, pretrained, open_clip.get_model_config(arch + _QUICK))
     elif not Path(pretrained).is_file():
         raise ValueError(f"{name}: {pretrained!r} is neither a known tag nor a file; {arch} takes {choices}")
     return _Source(name, arch, pretrained, config)
@@ -193,9 +200,10 @@ def _trouble(source: _Source, reason: str) -> str:
         return f"{name}: the folder's weights cannot be loaded ({reason})"
     if pretrained and Path(pretrained).is_file():
         return f"{name}: the file cannot be loaded as weights of {arch} ({reason})"
+    form = "local-dir:FOLDER" if pretrained is None else f"{arch}:FILE"
     return (
         f"{name}: its weights cannot be fetched or loaded ({reason}); check the internet connection, or fetch them "
-        "elsewhere and name the file: open_clip:ARCH:FILE"
+        f"elsewhere and name what was fetched: open_clip:{form}"
     )
 
 
