@@ -22,7 +22,7 @@ from support.opened import numbers
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import name_classes
 from miniclip.data.images import BadImage
-from miniclip.data.labelled import LabelledImages, open_images, open_labelled
+from miniclip.data.labelled import LabelledImages, labelled_splits, open_images, open_labelled
 from miniclip.data.subset import Subset, readable
 
 
@@ -83,6 +83,92 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
             with pytest.raises(BadImage, match=f"^{name}{message}"):
                 source.image(names.index(name))
         assert numbers(readable(source, 0.5)) == [1, 2]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [  # folders, a comma for each image: image i lies in the i-th of them
+        "train/a train/b test/a test/b unlabeled",
+        "seg_train/seg_train/a seg_train/seg_train/b seg_test/seg_test/a seg_test/seg_test/b seg_pred/seg_pred",
+        "Training/a Training/b Testing/a Testing/b",
+        "x/train_images/a x/train_images/b x/test_images/a x/test_images/b",
+        "train/images/a train/images/b test/images/a test/images/b masks docs",
+        "training_set/training_set/a training_set/training_set/b test_set/test_set/a test_set/test_set/b",
+        "set/set/train/a set/set/train/b set/set/test/a set/set/test/b",
+        "train/a train/b test/a test/b extra/a extra/b",
+        "train/a train/b/deep test/a/a test/b",
+        "train/a train/b test/a test/b val/unknown",
+        "train/a train/b test/a test/b test-multiple",
+    ],
+)
+def test_splits_under_many_names(tmp_path: Path, layout: str) -> None:
+    folders = layout.split()
+    for number, where in enumerate(folders):
+        write_image(tmp_path / where / f"{number}.png", number)
+    assert contents(open_labelled(tmp_path)) == {2: "a", 3: "b"}
+    assert contents(open_labelled(tmp_path, split="train")) == {0: "a", 1: "b"}
+    assert [numbers(open_images(tmp_path, split=split)) for split in ("train", "test")] == [[0, 1], [2, 3]]
+    assert len(labelled_splits(tmp_path)) == (3 if "extra" in layout else 2)
+
+
+def test_folders_that_are_classes_though_their_names_tell_a_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (layout, classes) in enumerate(
+        {
+            "bus car train": "bus car train",
+            "a b test unlabeled": "a b test",
+            "bullet_train cat test_tube": "bullet_train cat test_tube",
+            "bus/x car/y train/z": "bus car train",
+            "steam_train/x toy_train/y": "steam_train toy_train",
+            "dog/images train/images": "dog train",
+            "set/bus set/train": "bus train",
+        }.items()
+    ):
+        root = tmp_path / str(number)
+        for n, where in enumerate(layout.split()):
+            write_image(root / where / f"{n}.png", n)
+        caplog.clear()
+        assert contents(open_labelled(root)) == dict(enumerate(name.replace("_", " ") for name in classes.split()))
+        assert "taken for a class, like the folders beside it: " in caplog.text and labelled_splits(root) == ["all"]
+        assert ("left out: unlabeled" in caplog.text) == ("unlabeled" in layout)
+
+
+def test_divisions_with_names_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for n, where in enumerate(("set/split-1/a", "set/split-1/b", "set/split-2/a", "set/split-2/b")):
+        write_image(tmp_path / where / "x.png", n)
+    with pytest.raises(ValueError, match="no split 'test'; choose one of split-1, split-2"):
+        open_labelled(tmp_path / "set")
+    assert contents(open_labelled(tmp_path / "set", split="split-2")) == {2: "a", 3: "b"}
+    for where in ("Art/chair", "Art/lamp", "Photo/chair", "Photo/lamp"):
+        write_image(tmp_path / "home" / where / "x.png", len(where))
+    assert open_labelled(tmp_path / "home").classes == ["Art", "Photo"]
+    assert "(Art, Photo) are taken for the classes, and hold the same folders each (chair, lamp)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("a b set/a set/b", r"set/set holds the folders a, b, and so does .*set: unpacked into itself"),
+        ("a b test/a test/b", r"set/test holds folders, as a split does \(a, b\), and those beside it hold none"),
+        (
+            "train/a train/b train/train/a train/train/b test/a test/b",
+            "train/train holds the folders a, b, and so does",
+        ),
+        ("a/train a/test b/train b/test", "class folder .*set/a holds splits"),
+        ("train test", r"set: test, train are splits by their names, and hold no folders of classes"),
+        ("train_images test_images unlabeled", r"are splits by their names, and hold no folders of classes"),
+        ("train/a train/b test", r"no folders of classes in its split 'test' \(.*set/test\)"),
+        ("train/a train/b test/unknown", r"no folders of classes in its split 'test'"),
+        ("train/a train/b val/a val/b", "no split 'test'; choose one of train, val"),
+        ("train_1/a train_1/b train_2/a train_2/b", "no split 'test'; choose one of train_1, train_2"),
+    ],
+)
+def test_folders_that_can_be_read_in_two_ways(tmp_path: Path, layout: str, message: str) -> None:
+    for number, where in enumerate(layout.split()):
+        write_image(tmp_path / "set" / where / f"{number}.png", number)
+    with pytest.raises(ValueError, match=message):
+        open_labelled(tmp_path / "set")
 
 
 def test_numbers_go_by_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 from miniclip.common.printing import first_few
 from miniclip.data.captioned import ImageSource, LabelledSource
 from miniclip.data.classes import find_known, name_classes, sorted_keys, wordless
+from miniclip.data.folders import Layout, class_folders, read_layout
 from miniclip.data.images import EXTENSIONS
-from miniclip.data.splits import Part, choose_split, read_parts
+from miniclip.data.splits import ALIASES, Part, choose_split, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_in, images_of
 from miniclip.data.tables.parquet import ArrowTable
-from miniclip.data.tables.source import Source, files_below, split_folders, sub_folders
+from miniclip.data.tables.source import Source, files_below
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     at_least = None if image_size is None else 2 * image_size
     found = source.below(*EXTENSIONS)
     if found and not (source.tables or source.has(".tar") or source.has(".parquet")):
-        root, splits = source.path, split_folders(source.path)
+        root, layout = source.path, read_layout(source.path)
+        splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
         if splits:
             root = splits[choose_split(splits, split, source.label)]
             found = files_below(root, EXTENSIONS)
@@ -117,7 +119,7 @@ def labelled_splits(path_or_name: str | Path, name: str | None = None, revision:
     """The splits that `open_labelled` can open; of folders that are not divided the one word "all"."""
     path = Path(path_or_name).expanduser()
     if _holds_folders(path):
-        return list(split_folders(path)) or ["all"]
+        return list(_labelled_layout(path).splits) or ["all"]
     return list(read_parts(str(path_or_name), name, revision=revision))
 
 
@@ -127,6 +129,18 @@ def _holds_folders(path: Path) -> bool:
         return False
     inside = [file for folder in (path, path / "data") if folder.is_dir() for file in folder.iterdir()]
     return not any(file.suffix.lower() in DATA_EXTENSIONS and file.is_file() for file in inside)
+
+
+def _labelled_layout(root: Path) -> Layout:
+    """As `read_layout`. Raises ValueError, too, if there are splits without classes alone."""
+    layout = read_layout(root)
+    if layout.unlabelled and not layout.splits:
+        bare = ", ".join(str(folder.relative_to(root)) for folder in layout.unlabelled.values())
+        raise ValueError(
+            f"{root}: {bare} are splits by their names, and hold no folders of classes; expected one a class"
+        )
+    splits = {split: class_folders(folders) for split, folders in layout.splits.items()}
+    return Layout(splits, layout.unlabelled, class_folders(layout.classes))
 
 
 def _prompting(
@@ -149,14 +163,21 @@ def _prompting(
 
 def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[str], np.ndarray, ImageColumn]:
     """What the classes are called, in order; of each image the place in it; and the images."""
-    splits = split_folders(root)
-    if splits:
-        root = splits[choose_split(splits, split, str(root))]
-    folders = {folder.name: folder for folder in sub_folders(root)}
-    if len(folders) < 2:
-        raise ValueError(f"{root} has {len(folders)} sub-folders; expected one a class, with images in it")
+    layout = _labelled_layout(root)
+    chosen = layout.classes
+    if layout.splits:
+        bare = next((name for name in (split, *ALIASES.get(split, ())) if name in layout.unlabelled), None)
+        if bare is not None:
+            raise ValueError(
+                f"{root} has no folders of classes in its split {bare!r} ({layout.unlabelled[bare]}), so that its "
+                f"images have no labels; choose one of {', '.join(layout.splits)}"
+            )
+        chosen = layout.splits[choose_split(layout.splits, split, str(root))]
+    if len(chosen) < 2:
+        raise ValueError(f"{root} has {len(chosen)} sub-folders; expected one a class, with images in it")
+    root, folders = chosen[0].parent, {folder.name: folder for folder in chosen}
     # Every split counts, so that a class which one of them lacks has the same number in all.
-    keys = sorted_keys({f.name for other in splits.values() for f in sub_folders(other)} | set(folders))
+    keys = sorted_keys({f.name for other in layout.splits.values() for f in other} | set(folders))
     absent = [key for key in keys if key not in folders]
     if absent:
         log.warning("%s has no folder for %s, which another split has", root, first_few(absent))

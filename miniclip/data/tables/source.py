@@ -138,15 +138,11 @@ def told_split(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Split, in lower case -> sub-folder, if all sub-folders bear names of splits; else empty."""
-    level = {folder.name.lower(): folder for folder in sub_folders(root)}
-    return level if set(level) <= set(SPLIT_NAMES) else {}
-
-
 def sub_folders(root: Path) -> list[Path]:
     """Folders right below, hidden ones left out."""
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    with os.scandir(root) as entries:  # a folder of many images: no look at each of them
+        names = [entry.name for entry in entries if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+    return [root / name for name in sorted(names)]
 
 
 def is_url(source: str) -> bool:
