@@ -241,9 +241,10 @@ def test_balanced_is_no_start_of_a_model_by_itself() -> None:
 
 FULL = {
     "zeroshot": {"task": "z", "split": "val", "name": "n", "classnames": "c.txt", "templates": ["a {}.", "the {}."]}
-    | {"label_column": "l", "image_column": "i"},
+    | {"label_column": "l", "image_column": "i", "classnames_by": "order"},
     "retrieval": {"task": "r", "split": "val", "name": "n", "image_column": "i", "caption_column": ["a", "b"]},
-    "probe": {"task": "p", "name": "n", "classnames": "c.txt", "label_column": "l", "image_column": "i"},
+    "probe": {"task": "p", "name": "n", "classnames": "c.txt", "label_column": "l", "image_column": "i"}
+    | {"classnames_by": "name"},
 }
 
 
@@ -287,6 +288,7 @@ BAD_TASKS = """
 {kind: probe, data: [x, y]} -> of a task must be text
 {kind: zeroshot, data: x, split: 2024} -> split=2024 of a task must be text
 {kind: zeroshot, data: x, templates: 3} -> templates=3 of a task must be text or a list
+{kind: zeroshot, data: x, classnames_by: number} -> classnames_by='number' must be name or order
 {kind: zeroshot, data: x, task: a/b} -> task='a/b' may not hold a slash"""
 
 

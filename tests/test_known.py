@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.files import write_classes, write_image, write_jsonl
@@ -138,11 +139,11 @@ def test_templates_and_aliases() -> None:
 
 
 def test_opened_folders_carry_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def folder(name: str, classes: Iterable[str], **options: Path) -> tuple[LabelledImages, str]:
+    def folder(name: str, classes: Iterable[str], **options: Any) -> tuple[LabelledImages, str]:
         """The source, and what was logged when it was opened."""
         caplog.clear()
         root = write_classes(tmp_path / name, **{name: [0] for name in classes})
-        source = open_labelled(root, **options)  # type: ignore[arg-type]
+        source = open_labelled(root, **options)
         assert isinstance(source, LabelledImages)
         return source, caplog.text
 
@@ -152,7 +153,7 @@ def test_opened_folders_carry_it(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert log.count("\n") == 1 and "EuroSAT is taken for eurosat: its class names, and 3 templates of it" in log
     assert "--templates simple, --classnames FILE" in log
     (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(10)))
-    source, log = folder("EuroSAT", EUROSAT, classnames_file=tmp_path / "names.txt")
+    source, log = folder("EuroSAT", EUROSAT, classnames_file=tmp_path / "names.txt", classnames_by="order")
     assert source.classes[2] == "name 2" and source.templates == templates
     assert "is taken for eurosat: 3 templates of it" in log and "FILE" not in log
     source, log = folder("pets", ["Abyssinian", "american_bulldog", "hamster"])

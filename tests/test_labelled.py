@@ -232,7 +232,8 @@ def test_parquet_with_named_written_and_numbered_labels(tmp_path: Path) -> None:
     for message, folder in cases.items():
         with pytest.raises(ValueError, match=message):
             open_labelled(folder)
-    assert contents(open_labelled(tmp_path / "e", classnames_file=names)) == {0: "ten", 1: "nine", 2: "ten"}
+    source = open_labelled(tmp_path / "e", classnames_file=names, classnames_by="order")
+    assert contents(source) == {0: "ten", 1: "nine", 2: "ten"}
 
 
 # ---- images alone
@@ -300,6 +301,73 @@ def test_class_names(tmp_path: Path) -> None:
     assert name_classes(["a_b", "c"], None) == [["a b"], ["c"]]
     with pytest.raises(FileNotFoundError, match=r"none\.txt does not exist"):
         name_classes(KEYS, tmp_path / "none.txt")
+
+
+def test_names_alone_go_by_name_and_by_no_order_that_nothing_confirms(tmp_path: Path) -> None:
+    for keys, text, expected in (
+        (["cat", "dog", "water"], "water\ndog\ncat\n", "cat dog water"),  # the user's order
+        (["Big_Cat", "x-ray"], "X Ray\nbig cat\n", "big cat;X Ray"),
+        (
+            ["n02085620-Chihuahua", "n02085782-Japanese_spaniel"],
+            "Japanese spaniel\nchihuahua",
+            "chihuahua;Japanese spaniel",
+        ),
+        (["001.Black_tern", "002.Ovenbird"], "ovenbird\nblack tern", "black tern;ovenbird"),
+        (["AnnualCrop", "SeaLake"], "sea lake\nannual crop", "annual crop;sea lake"),
+        (["cafe\u0301", "bar"], "caf\u00e9\nbar", "caf\u00e9;bar"),  # as macOS writes it
+        (["bigcat", "big_cat"], "big cat\nbigcat", "bigcat;big cat"),  # to the letter before all else
+        (["0", "1", "2"], "a\nb\nc", "a b c"),
+        (["1", "10", "2", "3", "4", "5", "6", "7", "8", "9"], "a\nb\nc\nd\ne\nf\ng\nh\ni\nj", "a j b c d e f g h i"),
+        (
+            ["class_1", "class_10", *(f"class_{n}" for n in range(2, 10))],
+            "a\nb\nc\nd\ne\nf\ng\nh\ni\nj",
+            "a j b c d e f g h i",
+        ),
+    ):
+        found = name_classes(keys, write(tmp_path, "names.txt", text))
+        assert found == [[name] for name in expected.split(";" if ";" in expected else " ")], keys
+    for keys, text, message in (
+        (
+            ["cat", "dog"],
+            "hound\nkitty\n",
+            r"none of its names is .* --classnames_by order if this is right: cat -> hound, dog -> kitty",
+        ),
+        (["9", "10"], "a\nb\n", "none of its names"),
+        (["cats", "dogs"], "cat\ndog\n", "none of its names"),
+        (["cat", "dog"], "cat\nhound\n", r"lacks dog and names hound \(line 2\) without images"),
+        (["big_cat", "dog"], "big cat | big-cat\nBig-Cat!\n", "line 2: class 'big_cat' stands in line 1 already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            name_classes(keys, write(tmp_path, "names.txt", text))
+    names = write(tmp_path, "names.txt", "hound\nkitty\n")
+    assert name_classes(["cat", "dog"], names, by="order") == [["hound"], ["kitty"]]
+
+
+def test_class_names_are_cleaned_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folders, classes in (
+        ("001.Black_footed_Albatross 002.Laysan_Albatross", ["Black footed Albatross", "Laysan Albatross"]),
+        ("n02085620-Chihuahua n02113712-miniature_poodle", ["Chihuahua", "miniature poodle"]),
+        ("01-cat 03_dog", ["cat", "dog"]),
+    ):
+        write_classes(tmp_path / classes[0], **dict(zip(folders.split(), ([1], [2]), strict=True)))
+        caplog.clear()
+        source = open_labelled(tmp_path / classes[0])
+        assert contents(source) == {1: classes[0], 2: classes[1]}
+        assert isinstance(source, LabelledImages) and source.keys == folders.split()
+        first = f"are cleaned for prompts: {folders.split()[0]} -> {classes[0]}; "
+        assert first in caplog.text and caplog.text.count(" for prompts: ") == 1
+    for keys in (
+        ["7_eleven", "cat"],
+        ["3d", "2d"],
+        ["t-shirt", "cat"],
+        ["1", "2"],
+        ["2_a", "2_b"],
+        ["n01440764", "cat"],
+    ):
+        assert name_classes(keys, None) == [[key.replace("_", " ")] for key in keys]
+    write_classes(tmp_path / "set", **{"001.cat": [1], "002.cat": [2]})
+    with pytest.raises(ValueError, match=r"'001.cat' and '002.cat' are both 'cat' without what stands before it"):
+        open_labelled(tmp_path / "set")
 
 
 def test_sources_carry_all_names(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_tar_that_changes_or_goes(tmp_path: Path) -> None:
 def test_classes_in_tars(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "t.tar", samples(0, 3, cls=lambda i: str([10, 9, 10][i]).encode()))
     (tmp_path / "names.txt").write_text("nine\nten\n")
-    source = open_labelled(file, classnames_file=tmp_path / "names.txt")
+    source = open_labelled(file, classnames_file=tmp_path / "names.txt", classnames_by="order")
     assert [source.classes[source.label(i)] for i in range(3)] == ["ten", "nine", "ten"]
     assert number_of(source.image(1)) == 1
 

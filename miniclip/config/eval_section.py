@@ -11,9 +11,9 @@ from miniclip.config.sections import at_least, require
 
 # which options of a task belong to which evaluation, see miniclip.evaluation.tasks
 OPTIONS = {
-    "zeroshot": ("split", "name", "classnames", "templates", "label_column", "image_column"),
+    "zeroshot": ("split", "name", "classnames", "classnames_by", "templates", "label_column", "image_column"),
     "retrieval": ("split", "name", "image_column", "caption_column"),
-    "probe": ("name", "classnames", "label_column", "image_column"),
+    "probe": ("name", "classnames", "classnames_by", "label_column", "image_column"),
 }
 _LISTS = ("templates", "caption_column")
 
@@ -29,6 +29,7 @@ class EvalTask:
         split: of data; none takes validation during the training and test at the end.
         name: configuration of a Hub data set.
         classnames: file that says what the classes are called.
+        classnames_by: name, or order for names alone that stand in the alphabetical order of the classes.
         templates: as eval.py takes them.
         label_column: column of the class; found by itself if left out.
         image_column: column of the images; found by itself if left out.
@@ -41,6 +42,7 @@ class EvalTask:
     split: str | None = None
     name: str | None = None
     classnames: str | None = None
+    classnames_by: str | None = None
     templates: str | list[str] | None = None
     label_column: str | None = None
     image_column: str | None = None
@@ -50,6 +52,8 @@ class EvalTask:
         known = OPTIONS[self.kind]
         stray = [f.name for f in fields(self)[3:] if f.name not in known and getattr(self, f.name) is not None]
         require(not stray, f"eval.tasks: {', '.join(stray)} has no meaning for {self.kind} on {self.data}")
+        by = self.classnames_by
+        require(by in (None, "name", "order"), f"eval.tasks: classnames_by={by!r} must be name or order")
         require("/" not in self.label, f"eval.tasks: task={self.label!r} may not hold a slash; use e.g. flowers")
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +21,8 @@ from miniclip.data.tables.source import FILE_EXTENSIONS, SPLIT_NAMES
 
 _ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
 _WNID = re.compile(r"n\d{8}")
+_BEFORE = re.compile(r"n\d{8}[\W_]+(?=\w)")  # n02085620-Chihuahua
+_NUMBER = re.compile(r"(\d+)[\W_]+(?=[^\W\d_])")  # 001.Black_footed_Albatross
 
 
 class _Entry(NamedTuple):
@@ -28,28 +31,35 @@ class _Entry(NamedTuple):
     names: list[str]
 
 
-def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]]:
+def name_classes(keys: Sequence[str], file: str | Path | None, by: str = "name") -> list[list[str]]:
     """Folder names or labels -> all names of each for prompts, in the same order; the first is the one to show.
 
     file: lines `key<TAB>name` or a JSON object; or lines or a JSON list of names alone, which go by name if one of them
-    is a key (underscores being spaces), else by order. A line may give further names after |, JSON a list of names.
-    None: the keys with spaces for underscores.
+    is a key but for case and what is no letter or digit; by number where the keys are the numbers from 0 or 1 on,
+    perhaps behind one word; and else by order, with by="order" alone. A line may give further names after |, JSON a
+    list of names. None: what `cleaned` makes of the keys.
     Raises FileNotFoundError, or ValueError that names the lines or classes.
     """
     if file is None:
-        return [[spoken(key)] for key in keys]
+        return [[name] for name in cleaned(keys)]
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"class-names file {path} does not exist")
     entries = (_read_json if path.suffix.lower() == ".json" else _read_lines)(path, read_text(path))
     _check_apart(path, entries)
     if entries[0].key is None:
-        by_name = {spoken(key): key for key in keys}
-        found = [next((by_name[s] for n in entry.names if (s := spoken(n)) in by_name), None) for entry in entries]
+        found = [None] * len(entries) if by == "order" else _by_name(path, keys, entries)
         if not any(found):
             if len(entries) != len(keys):
                 raise ValueError(f"{path} has {len(entries)} names for {len(keys)} classes: {_short(keys)}")
-            return [entry.names for entry in entries]
+            places = range(len(keys)) if by == "order" else _numbers(keys)
+            if places is None:
+                pairs = ", ".join(f"{key} -> {e.names[0]}" for key, e in zip(keys[:3], entries, strict=False))
+                raise ValueError(
+                    f"{path}: none of its names is that of a class ({_short(keys)}), so that nothing says whose they "
+                    f"are; write `folder<TAB>name`, or say --classnames_by order if this is right: {pairs}, ..."
+                )
+            return [entries[place].names for place in places]
         entries = [e._replace(key=e.names[0] if key is None else key) for e, key in zip(entries, found, strict=True)]
     names = {entry.key: entry.names for entry in entries}
     missing = [key for key in keys if key not in names]
@@ -62,14 +72,55 @@ def name_classes(keys: Sequence[str], file: str | Path | None) -> list[list[str]
     return [names[key] for key in keys]
 
 
+def cleaned(keys: Sequence[str]) -> list[str]:
+    """Folder names or labels as prompts have them, without WordNet's number before a word, nor one that stands before
+    each. Raises ValueError that names two which are then the same."""
+    numbers = [found[1] for key in keys if (found := _NUMBER.match(key))]
+    numbered = len(set(numbers)) == len(keys) > 1
+    names = [spoken((_NUMBER if numbered else _BEFORE).sub("", key, count=1)) for key in keys]
+    first: dict[str, str] = {}
+    for key, name in zip(keys, names, strict=True):
+        if name != spoken(key) and first.get(name, key) != key:
+            raise ValueError(
+                f"{first[name]!r} and {key!r} are both {name!r} without what stands before it; give a class-names file"
+            )
+        first.setdefault(name, key)
+    return names
+
+
 def spoken(key: str) -> str:
     """A folder name or label as a prompt would have it."""
-    return key.replace("_", " ").strip()
+    return " ".join(key.replace("_", " ").split())
 
 
 def sorted_keys(keys: Collection[str]) -> list[str]:
     """In alphabetical order; numbers by value, so that class 10 does not come before class 2."""
     return sorted(keys, key=lambda k: (int(k), k)) if all(map(str.isdecimal, keys)) else sorted(keys)
+
+
+def _by_name(path: Path, keys: Sequence[str], entries: Sequence[_Entry]) -> list[str | None]:
+    """Of each entry the key that one of its names is; a name that is one to the letter goes before others."""
+    owners: dict[str, list[str]] = {}
+    for key, name in zip(keys, cleaned(keys), strict=True):
+        for same in {_squeezed(key), _squeezed(name)} - {""}:
+            owners.setdefault(same, []).append(key)
+    exact = {spoken(key): key for key in keys}
+    loose = {same: own[0] for same, own in owners.items() if len(own) == 1}
+    found, first = [], dict[str, str]()
+    for entry in entries:
+        own = (exact.get(spoken(name)) or loose.get(_squeezed(name)) for name in entry.names)
+        found.append(next(filter(None, own), None))
+        if found[-1] is not None and first.setdefault(found[-1], entry.where) != entry.where:
+            raise ValueError(f"{path}, {entry.where}: class {found[-1]!r} stands in {first[found[-1]]} already")
+    return found
+
+
+def _numbers(keys: Sequence[str]) -> list[int] | None:
+    """The place of each key if they are the numbers from 0 or 1 on, perhaps behind one word; else None."""
+    word = keys[0].rstrip("0123456789")
+    rest = [key.removeprefix(word) for key in keys]
+    first = next((first for first in (0, 1) if _numbered(rest, len(rest), first)), None)
+    return None if first is None else [int(number) - first for number in rest]
 
 
 def _read_lines(path: Path, text: str) -> list[_Entry]:
@@ -208,7 +259,8 @@ def wordless(labels: Sequence[str]) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"[\W_]", "", text.lower())
+    # composed, since macOS takes names of files apart: e and an accent
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _numbered(labels: Sequence[str], count: int, first: int = 0) -> bool:

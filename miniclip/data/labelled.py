@@ -12,7 +12,7 @@ import numpy as np
 
 from miniclip.common.printing import first_few
 from miniclip.data.captioned import ImageSource, LabelledSource
-from miniclip.data.classes import find_known, name_classes, sorted_keys, wordless
+from miniclip.data.classes import find_known, name_classes, sorted_keys, spoken, wordless
 from miniclip.data.folders import Layout, class_folders, read_layout
 from miniclip.data.images import EXTENSIONS
 from miniclip.data.splits import ALIASES, Part, choose_split, read_parts
@@ -31,11 +31,12 @@ DATA_EXTENSIONS = (".parquet", ".arrow", ".tar", ".zip", ".json", ".gz")
 class LabelledImages(ImageRows):
     """A LabelledSource over a table or a folder. labels: of each image a place in names.
 
-    names: all names of each class, the first being the one in `classes`. templates: what the CLIP paper prompts this
-    set with, None for a set that is not one of the usual ones.
+    keys: what the source calls the classes. names: all names of each, the first being the one in `classes`. templates:
+    what the CLIP paper prompts this set with, None for a set that is not one of the usual ones.
     """
 
     labels: np.ndarray
+    keys: list[str]
     names: list[list[str]]
     templates: tuple[str, ...] | None
 
@@ -52,6 +53,7 @@ def open_labelled(
     *,
     split: str = "test",
     classnames_file: str | Path | None = None,
+    classnames_by: str = "name",
     image_column: str | None = None,
     label_column: str | None = None,
     name: str | None = None,
@@ -62,9 +64,9 @@ def open_labelled(
 
     path_or_name: a folder with one sub-folder a class, perhaps below a level of splits; or what read_tables takes.
     split: "train", "validation", "test" or the source's own word; a source with one split only is taken whole.
-    classnames_file: what the classes are called in a prompt, see `name_classes`; names alone that do not equal the
-    labels go by the order of the classes. Without the file, underscores in the labels become spaces. name, revision: of
-    a Hub set. image_size: side that the encoder takes, in pixels; large JPEGs are decoded smaller, as in open_source.
+    classnames_file, classnames_by: what the classes are called in a prompt, see `name_classes`; without the file the
+    labels, cleaned. name, revision: of a Hub set. image_size: side that the encoder takes, in pixels; large JPEGs are
+    decoded smaller, as in open_source.
     The classes of the result are the sorted labels of all splits, numbers by value, or a Hub set's own order. Of a
     usual set (see classes.py) the class names and templates come by themselves.
     Raises FileNotFoundError or ValueError.
@@ -82,10 +84,18 @@ def open_labelled(
         column = find_label_column(table, label_column, image)
         images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
         keys, labels = _read_labels(list(parts.values()), chosen, column)
-    names, templates = _prompting(source, [str(key) for key in keys], classnames_file)
+    said = [str(key) for key in keys]
+    names, templates = _prompting(source, said, classnames_file, classnames_by)
     if names is None and not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{holds} numbers without names; give a class-names file")
-    return LabelledImages(images, rows, labels, names or name_classes(keys, None), templates)
+    if names is None:
+        names = name_classes(said, None)
+        changed = [f"{key} -> {own}" for key, (own,) in zip(said, names, strict=True) if own != spoken(key)]
+        if changed:
+            log.warning(
+                "%s: class names are cleaned for prompts: %s; --classnames says others", source, first_few(changed)
+            )
+    return LabelledImages(images, rows, labels, said, names, templates)
 
 
 def open_images(path_or_name: str | Path, *, split: str = "test", image_size: int | None = None) -> ImageSource:
@@ -144,11 +154,11 @@ def _labelled_layout(root: Path) -> Layout:
 
 
 def _prompting(
-    source: str, keys: Sequence[str], file: str | Path | None
+    source: str, keys: Sequence[str], file: str | Path | None, by: str
 ) -> tuple[list[list[str]] | None, tuple[str, ...] | None]:
     """Names of the classes, None where nothing says more than the keys; and the templates of a usual set."""
     known = find_known(source, keys)
-    names = name_classes(keys, file) if file is not None else known.names(keys) if known is not None else None
+    names = name_classes(keys, file, by) if file is not None else known.names(keys) if known is not None else None
     if known is not None:
         log.warning(
             "%s is taken for %s: %s%d %s of it unless others are given (--templates simple%s)",

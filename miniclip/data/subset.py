@@ -21,6 +21,7 @@ class Subset:
     """Row i is row rows[i] of source, a PairSource, a LabelledSource or any images; it is what the source is."""
 
     classes: list[str]
+    keys: list[str]
     names: list[list[str]]
     templates: tuple[str, ...] | None
 
@@ -28,7 +29,7 @@ class Subset:
         self.source, self.rows = source, rows
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("classes", "names", "templates"):
+        if name in ("classes", "keys", "names", "templates"):
             return getattr(self.source, name)
         raise AttributeError(name)
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from miniclip.common.arguments import check_range
 
@@ -90,18 +90,26 @@ class _Labelled(Task):
 
     Args:
         classnames: file that says what the classes are called in the prompts
+        classnames_by: name, or order for names alone that stand in the alphabetical order of the classes
         label_column: column of the class; found by itself if left out
     """
 
     classnames: str | None = None
+    classnames_by: Literal["name", "order"] = "name"
     label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classnames_by == "order" and self.classnames is None:
+            raise ValueError("--classnames_by belongs to --classnames, which is left out")
 
     def _open(self, split: str, image_size: int) -> LabelledSource:
         from miniclip.data.labelled import open_labelled
 
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        where = {"name": self.name, "revision": self.revision, "classnames_file": self.classnames}
-        return open_labelled(self.source, split=split, image_size=image_size, **columns, **where)
+        columns: dict[str, Any] = {"image_column": self.image_column, "label_column": self.label_column}
+        names: dict[str, Any] = {"classnames_file": self.classnames, "classnames_by": self.classnames_by}
+        where: dict[str, Any] = {"name": self.name, "revision": self.revision, "image_size": image_size}
+        return open_labelled(self.source, split=split, **columns, **names, **where)
 
 
 @dataclass(frozen=True, kw_only=True)
