@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support.files import cells, number_of, png, write_csv, write_images, write_jsonl, write_parquet
-from support.opened import SPLITS, contents, everything, numbers, opened, refused
+from support.files import cells, number_of, png, write_csv, write_images, write_jsonl, write_parquet, write_tar
+from support.opened import SPLITS, contents, everything, numbers, opened, refused, whole
 
 from miniclip.config import DataConfig
 from miniclip.data.captioned import NoCaptions, open_source
@@ -353,3 +355,48 @@ def test_text_lists() -> None:
     apart = ([["ab"], ["c"]], [["a"], ["bc"]], [["ab", "c"]], [["ab"], ["c"], []], [["ab"], ["d"]])
     assert len({TextLists(one).fingerprint() for one in apart}) == len(apart)
     assert TextLists(apart[0]).firsts() == ["ab", "c"]
+
+
+# ---- text as people store it
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        str,
+        json.dumps,
+        lambda texts: json.dumps(texts, indent=1),
+        lambda texts: str(tuple(texts)),
+        lambda texts: str(np.array(texts)),  # no commas
+        lambda texts: repr(np.array(texts, dtype=object)),
+    ],
+)
+def test_a_list_in_one_text_is_its_captions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, written: Callable[[list[str]], str]
+) -> None:
+    names, lists = write_images(tmp_path, 3), [["a dog", "one dog"], ['it\'s "one"', "b, [c]"], ["Grüße", "x"]]
+    rows = {"image": names, "text": list(map(written, lists))}
+    expected = dict(enumerate(lists))
+    assert everything(write_csv(tmp_path / "l.csv", [rows, *zip(*rows.values(), strict=True)])) == expected
+    assert "l.csv, text: 3 rows hold a list written as text, the first l.csv line 2; its texts are" in caplog.text
+    assert everything(table(tmp_path / "l.jsonl", names, rows["text"])) == expected
+    assert everything(table(tmp_path / "m.jsonl", names, [[text] for text in rows["text"]])) == expected
+    write_parquet(tmp_path / "p" / "x.parquet", {"image": cells(3), "text": rows["text"]})
+    assert everything(tmp_path / "p") == expected
+    members = [(f"{i}", {"png": png(i), "json": json.dumps({"text": t}).encode()}) for i, t in enumerate(rows["text"])]
+    assert everything(write_tar(tmp_path / "j.tar", members)) == expected
+    members = [(f"{i}", {"png": png(i), "txt": text.encode()}) for i, text in enumerate(rows["text"])]
+    assert everything(write_tar(tmp_path / "t.tar", members)) == expected
+    write_images(tmp_path / "beside", 3)
+    for i, text in enumerate(rows["text"]):
+        (tmp_path / "beside" / f"{i}.txt").write_text(text, encoding="utf-8")
+    assert everything(tmp_path / "beside") == expected
+
+
+def test_captions_in_brackets_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = ["[sic] a dog", "(a) dog", "['a'] and more", "array of dogs"]
+    odd = ["['a', 3]", "['a dog', 'one", "[1, 2]", "{'raw': 'a dog'}", "['a' ... 'b']", "[music]"]
+    names = write_images(tmp_path, len(plain + odd))
+    source = whole(table(tmp_path / "l.jsonl", names, plain + odd))
+    assert contents(source) == {i: [text] for i, text in enumerate(plain + odd)}
+    assert "text: 7 rows hold a list written as text, the first l.jsonl line 3; which cannot be read" in caplog.text

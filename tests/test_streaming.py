@@ -41,7 +41,7 @@ from miniclip.data.stream import stream as module
 from miniclip.data.stream.held_out import streamed_eval_pairs
 from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.stream.shards import split_shards, training_shards
-from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream
+from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream, usable_captions
 from miniclip.data.tables.kinds import find_shards
 from miniclip.data.tables.table import Sample, Shard, Table
 from miniclip.models.tokenizer import Tokenizer
@@ -427,6 +427,11 @@ def test_the_image_feature_and_lists_of_captions(tmp_path: Path) -> None:
         assert seen_in(batches) == images_of(n for n in range(30) if n not in (3, 4))
         assert {name.split(":")[0] for b in batches for name in b.bad} == {f"train-0.parquet row {n}" for n in (3, 4)}
         assert all(len(set(row.tolist())) == 2 for b in batches for row in b.text_id)
+
+
+def test_a_list_in_one_text_is_its_captions() -> None:
+    cells = ["['a dog', 'one dog']", ["[sic] a cat", '["b", null]']]
+    assert usable_captions(Sample(b"", cells, "x")) == ["a dog", "one dog", "[sic] a cat", "b"]
 
 
 def test_a_hub_set_is_streamed(tars: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

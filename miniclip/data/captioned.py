@@ -23,6 +23,7 @@ from miniclip.data.tables.columns import caption_columns, image_column, value_co
 from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_of
 from miniclip.data.tables.table import Table, TextLists
+from miniclip.data.tables.texts import tell_lists, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -196,16 +197,20 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
     captions: dict[int, list[str]] = {}  # by first row
     blank, odd = Counter[int](), dict[int, str]()  # by first row, captions that are none, and what is there instead
     bad: dict[int, str] = {}
-    for row, values in enumerate(zip(*(table.values(c) for c in columns), strict=True)):
-        if not wanted[row]:
+    written: dict[str, list[int]] = {}  # rows with a list in one text
+    for at, values in enumerate(zip(*(table.values(c) for c in columns), strict=True)):
+        if not wanted[at]:
             continue
-        if missing[row]:
-            bad[row] = f"no image in column {image}"
+        if missing[at]:
+            bad[at] = f"no image in column {image}"
             continue
-        row = first.setdefault(keys[row], row)
+        row = first.setdefault(keys[at], at)
         own = captions.setdefault(row, [])
         for column, value in zip(columns, values, strict=True):
-            for text in value if isinstance(value, list) else [value]:
+            texts, lists = texts_of(value)
+            if lists:
+                written.setdefault(lists, []).append(at)
+            for text in texts:
                 if isinstance(text, str) and text.strip():
                     own.append(text.strip())
                     continue
@@ -214,6 +219,7 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
                     odd[row] = f"no text in column {column}, but {one_line(repr(text), 40)}"
                 elif row not in odd:
                     odd[row] = f"no text in column {column}"
+    tell_lists(f"{table.label}, {', '.join(columns)}", {how: list(map(table.where, at)) for how, at in written.items()})
     error = TooManyBad if bad else NoCaptions
     for row, own in captions.items():
         if not own:

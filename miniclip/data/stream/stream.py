@@ -28,6 +28,7 @@ from miniclip.data.sampler import apportion, mix, number_of
 from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import training_shards
 from miniclip.data.tables.table import Sample, Shard
+from miniclip.data.tables.texts import texts_of
 from miniclip.models.tokenizer import Tokenizer
 
 HOPELESS = 1000  # bad samples in a row, after which no step would ever be full
@@ -197,7 +198,7 @@ def open_stream(config: DataConfig, augment: Augment, tokenizer: Tokenizer, *, s
 
 def usable_captions(sample: Sample) -> list[str]:
     """Captions that are text and not blank. Raises BadImage if there is none."""
-    cells = [text for cell in sample.captions for text in (cell if isinstance(cell, list) else [cell])]
+    cells = [text for cell in sample.captions for text in texts_of(cell).texts]
     texts = [text.strip() for text in cells if isinstance(text, str) and text.strip()]
     if not texts:
         other = next((c for c in cells if c is not None and not isinstance(c, str)), None)

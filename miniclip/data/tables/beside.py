@@ -9,6 +9,7 @@ from pathlib import Path
 from miniclip.data.images import EXTENSIONS
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
+from miniclip.data.tables.texts import like_a_list, listed
 
 LONGEST = 1 << 20  # bytes of a caption file
 
@@ -66,6 +67,7 @@ def _lines(root: str, name: str) -> list[str] | None:
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would block
             return None
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return None
+    return [text] if like_a_list(text) and listed(text) is not None else text.splitlines()  # it may take several lines
