@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.files import cells, number_of, png, write_csv, write_images, write_jsonl, write_parquet, write_tar
-from support.opened import SPLITS, contents, everything, numbers, opened, refused, whole
+from support.files import (
+    cells,
+    number_of,
+    png,
+    write_csv,
+    write_image,
+    write_images,
+    write_jsonl,
+    write_parquet,
+    write_tar,
+)
+from support.opened import SPLITS, contents, everything, numbers, opened, refused, texts, whole
 
 from miniclip.config import DataConfig
 from miniclip.data.captioned import NoCaptions, open_source
@@ -55,7 +66,9 @@ def test_jsonl_with_a_split_column_and_a_folder_for_each_split(tmp_path: Path) -
         folder = tmp_path / "folder" / split
         lines = [(name, f"{split} {name}") for name in write_images(folder, n + 2)]
         write_csv(folder / "metadata.csv", [("file_name", "text"), *lines])
+        shutil.copytree(folder, tmp_path / "seg" / f"seg_{split}")
     assert [len(opened(tmp_path / "folder", split)) for split in SPLITS] == [2, 3, 4]
+    assert [len(opened(tmp_path / "seg", split)) for split in SPLITS] == [2, 3, 4]
     assert opened(tmp_path / "folder", "validation").captions(1) == ["val 1.png"]
 
 
@@ -355,6 +368,61 @@ def test_text_lists() -> None:
     apart = ([["ab"], ["c"]], [["a"], ["bc"]], [["ab", "c"]], [["ab"], ["c"], []], [["ab"], ["d"]])
     assert len({TextLists(one).fingerprint() for one in apart}) == len(apart)
     assert TextLists(apart[0]).firsts() == ["ab", "c"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "train/{}.png val/{}.png test/{}.png",
+        "images/Train/a/{}.png images/Val/a/{}.png images/Test/b/{}.png",
+        "./train/{}.png ./dev/{}.png test/../test/{}.png",
+        "seg_train/{}.png seg_val/{}.png seg_test/{}.png",
+        "train2017/{}.png val2017/{}.png test2017/{}.png",
+    ],
+)
+def test_folders_in_the_paths_of_one_table_tell_the_split(tmp_path: Path, layout: str) -> None:
+    paths = [layout.split()[(i > 5) + (i > 7)].format(i) for i in range(10)]
+    for i, path in enumerate(paths):
+        write_image(tmp_path / path, i)
+    captions = [f"text {i}" for i in range(10)]
+    members = [(path[:-4], {"png": png(i), "txt": captions[i].encode()}) for i, path in enumerate(paths)]
+    for source in (
+        write_csv(tmp_path / "l.csv", [("file_name", "text"), *zip(paths, captions, strict=True)]),
+        table(tmp_path / "l.jsonl", paths, captions),
+        write_parquet(tmp_path / "l.parquet", {"file_name": paths, "text": captions}),
+        write_tar(tmp_path / "l.tar", members),
+    ):
+        found = [contents(opened(source, split, max_bad_fraction=0)) for split in SPLITS]
+        assert found == [texts(0, 6), texts(6, 8), texts(8, 10)], source
+    for path, caption in zip(paths, captions, strict=True):
+        (tmp_path / path).with_suffix(".txt").write_text(caption)
+    for file in tmp_path.glob("l.*"):
+        file.unlink()
+    assert [contents(opened(tmp_path, split)) for split in SPLITS] == [texts(0, 6), texts(6, 8), texts(8, 10)]
+
+
+def test_folders_that_tell_a_split_of_some_images(tmp_path: Path) -> None:
+    def source(*paths: str, **columns: Any) -> str:
+        for i, path in enumerate(paths):
+            if path:
+                write_image(tmp_path / path, i)
+        return table(tmp_path / "l.jsonl", paths, [f"text {i}" for i in range(len(paths))], **columns)
+
+    message = (
+        r"l\.jsonl: images lie in folders of splits \(test\) and outside of them, e\.g\. more/0\.png; .* column 's"
+    )
+    refused(message, source("more/0.png", *(f"test/{i}.png" for i in range(4))))
+    refused(r"\(seg_test, seg_train\) and outside", source("seg_train/0.png", "seg_test/1.png", "2.png"))
+    assert everything(source("bus/0.png", "train/1.png", "bus/2.png")) == texts(0, 3)  # vehicles
+    assert everything(source("bus/0.png", "test tube/1.png", "2.png")) == texts(0, 3)
+    assert contents(opened(source("test/0.png", "test/1.png"), "test")) == texts(0, 2)
+    refused("no split 'train', but test", source("test/0.png", "test/1.png"))
+    paths = ["a/0.png", "test/1.png", "", "train/3.png"]
+    told = source(*paths, split=["Test", "train", "train", "VAL"])  # a column says more than folders
+    assert [len(opened(told, split, max_bad_fraction=1)) for split in SPLITS] == [1, 1, 1]
+    assert contents(opened(source(*paths[:2], set=["train", "test"]), "test")) == {1: ["text 1"]}
+    assert len(opened(source("train/0.png", "", "train/2.png", "test/3.png"), "test")) == 1
+    refused(r"1 of 3 images .* line 2: no image", source("train/0.png", "", "train/2.png", "test/3.png"))
 
 
 # ---- text as people store it

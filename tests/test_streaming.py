@@ -501,11 +501,17 @@ def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / "broken" / f"train-{i}.tar").write_bytes(b"nothing of a tar" * 100)
         write_parquet(tmp_path / "paths" / f"{i}.parquet", {"image": ["a.png"] * 9, "text": ["a"] * 9})
+        split = {"image": cells(4), "text": ["a"] * 4, "split": ["train", "train", "train", "test"]}
+        write_parquet(tmp_path / "column" / f"{i}.parquet", split)
+        inside = [(f"{'test' if n % 4 else 'train'}/{key}", fields) for n, (key, fields) in enumerate(samples(0, 9))]
+        write_tar(tmp_path / "members" / f"{i}.tar", inside)
     for name, told in (
         ("pairs.jsonl", r"pairs\.jsonl names files of the kind \.jsonl; data\.streaming reads tars"),
         ("none", "holds neither tars nor Parquet files; data\\.streaming reads"),
         ("pears.jsonl", r"pears\.jsonl.*pairs\.jsonl"),
         ("paths", r"image holds paths.*set data\.streaming to false"),
+        ("column", r"column 'split' tells the splits, and a stream takes shards as a whole"),
+        ("members", "folders inside the tar tell the splits, and a stream takes"),
         ("broken", r"train-0\.tar: cannot be read \(ReadError"),
     ):
         with pytest.raises(FileNotFoundError if name == "pears.jsonl" else ValueError, match=told):

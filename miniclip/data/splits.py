@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from miniclip.common.printing import did_you_mean
 from miniclip.config import DataConfig
 from miniclip.data.tables.columns import image_column
-from miniclip.data.tables.image_column import FileImages, images_of
+from miniclip.data.tables.image_column import FileImages, TarImages, images_of
 from miniclip.data.tables.kinds import read_tables
+from miniclip.data.tables.source import SPLIT_NAMES, splits_of
 from miniclip.data.tables.table import Table
 
 log = logging.getLogger(__name__)
 
 ALIASES = {"train": ("training",), "validation": ("val", "valid", "dev"), "test": ("testing", "eval")}
+LIKE_SPLIT = ("set", "subset", "partition", "data_split", "phase", "fold")
 SHARE = 0.05
 LARGEST = 5000
 
@@ -37,20 +39,25 @@ def read_parts(
     option: str = "data.image_column",
     revision: str | None = None,
 ) -> dict[str, Part]:
-    """Split name -> rows, by the source's own splits or, if it has one only, by a column called "split".
+    """Split name -> rows, by the source's own splits; or if it has one only, by a column called "split" (or "set", …),
+    else by the folders of the images.
 
     Raises what read_tables does, and ValueError if a row names no split, or an image lies in two.
     """
     tables = read_tables(source, name, revision)
     only = next(iter(tables.values()))
-    column = next((c for c in only.columns if c.lower() == "split" and only.kind(c) == "text"), None)
-    if len(tables) > 1 or column is None:
+    if len(tables) > 1:
         return {split: Part(table, np.arange(len(table))) for split, table in tables.items()}
+    column = split_column(only)
+    if column is None:
+        told = _told_by_folders(only, wanted_image, option) or {next(iter(tables)): list(range(len(only)))}
+        return {split: Part(only, np.array(numbers)) for split, numbers in told.items()}
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(only.values(column)):
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{only.label}, {only.where(row)}: column {column!r} is empty; name a split in every row")
-        rows.setdefault(value.strip(), []).append(row)
+        word = value.strip()
+        rows.setdefault(word.lower() if word.lower() in SPLIT_NAMES else word, []).append(row)
     images = images_of(only, image_column(only, wanted_image, option))
     seen: dict[str, str] = {}
     for split, numbers in rows.items() if isinstance(images, FileImages) else ():
@@ -61,6 +68,42 @@ def read_parts(
                     "keep all rows of an image in one split"
                 )
     return {split: Part(only, np.array(numbers)) for split, numbers in rows.items()}
+
+
+def split_column(table: Table) -> str | None:
+    """A text column called "split", or one with a like name that holds names of splits alone."""
+    named = {c.lower(): c for c in table.columns if c.lower() in ("split", *LIKE_SPLIT) and table.kind(c) == "text"}
+    like = (c for c in named.values() if _all_splits(table.values(c)))
+    return named.get("split") or next(like, None)
+
+
+def _all_splits(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) and value.strip().lower() in SPLIT_NAMES for value in values)
+
+
+def _told_by_folders(table: Table, wanted: str | None, option: str) -> dict[str, list[int]]:
+    """Split -> rows, where the folders of the images' files, or of members of a tar, tell it; else empty.
+
+    Raises what `splits_of` does.
+    """
+    try:
+        images = images_of(table, image_column(table, wanted, option))
+    except ValueError:  # raised again where the images are needed
+        return {}
+    if isinstance(images, TarImages):
+        paths = images.table.keys.firsts()
+    elif isinstance(images, FileImages):
+        paths = images.keys(range(len(table)))
+    else:
+        return {}
+    missing = images.missing()
+    told = splits_of([path for path, gone in zip(paths, missing, strict=True) if not gone], table.label)
+    rows: dict[str, list[int]] = {}
+    split = next(iter(told.values()), "")
+    for row, path in enumerate(paths if told else ()):
+        split = split if missing[row] else told[path.rpartition("/")[0]]  # a row without an image counts as bad
+        rows.setdefault(split, []).append(row)
+    return rows
 
 
 def choose_split(splits: Collection[str], split: str, source: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miniclip.config import DataConfig
-from miniclip.data.splits import resolve_splits
+from miniclip.data.splits import resolve_splits, split_column
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.data.tables.kinds import find_shards
-from miniclip.data.tables.table import Shard, reason
+from miniclip.data.tables.source import splits_of
+from miniclip.data.tables.table import RecordTable, Shard, reason
 
 
 def training_shards(config: DataConfig) -> list[list[Shard]]:
@@ -45,6 +46,13 @@ def split_shards(config: DataConfig, source: str, role: str) -> tuple[list[Shard
         raise ValueError(
             f"{source}: {image} holds paths, and what they name cannot be streamed; set data.streaming to false, or "
             "write the images themselves into Parquet files or tars"
+        )
+    inside = split_column(table) or (isinstance(table, RecordTable) and splits_of(table.places, source))
+    if inside and len(splits) == 1:
+        where = f"column {inside!r} tells" if isinstance(inside, str) else "folders inside the tar tell"
+        raise ValueError(
+            f"{source}: {where} the splits, and a stream takes shards as a whole; set data.streaming to false, or "
+            "write each split into shards of its own"
         )
     captions = tuple(caption_columns(table, config.caption_column, image))
     return [replace(shard, image=image, captions=captions) for shard in shards], missing

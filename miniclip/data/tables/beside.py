@@ -36,14 +36,9 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
         )
     splits: dict[str, list[str]] = {}
     for path in images:
-        first, slash, _ = path.partition(os.sep)
-        splits.setdefault(first if slash and first.lower() in SPLIT_NAMES else "", []).append(path)
-    if "" in splits and len(splits) > 1:
-        named = ", ".join(sorted(s for s in splits if s))
-        raise ValueError(
-            f"{folder}: images lie in folders of splits ({named}) and outside of them, e.g. {splits[''][0]}; "
-            "move those into a split, or name one folder as the source"
-        )
+        splits.setdefault(path.partition(os.sep)[0], []).append(path)
+    if not all(name.lower() in SPLIT_NAMES for name in splits):  # deeper folders may tell it: splits.py
+        splits = {"": images}
     return {s.lower() or "train": _read(folder, s and s + os.sep, paths, texts) for s, paths in splits.items()}
 
 

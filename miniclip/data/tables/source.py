@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -86,10 +86,15 @@ class Source:
         """
         if not self.is_folder:
             return {}
-        splits = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name.lower() in SPLIT_NAMES)
-        return _only_table(self.path) or {
-            split.name.lower(): next(iter(found.values())) for split in splits if (found := _only_table(split))
-        }
+        if own := _only_table(self.path):
+            return own
+        found: dict[str, Path] = {}
+        for folder in sub_folders(self.path):
+            split = told_split(folder.name)
+            for table in _only_table(folder).values() if split is not None else ():
+                if found.setdefault(str(split), table) != table:
+                    raise ValueError(f"{found[str(split)]} and {table} are both for {split}; name one as the source")
+        return found
 
     @property
     def label(self) -> str:
@@ -136,6 +141,31 @@ def told_split(name: str) -> str | None:
     words = [word for word in (re.sub(r"(set|data|images)$", "", word.lower()) for word in words) if word]
     found = {word for word in (*words[:1], *words[-1:]) if word in SPLIT_NAMES}
     return found.pop() if len(found) == 1 else None
+
+
+def splits_of(paths: Iterable[str], label: str) -> dict[str, str]:
+    """Relative folder of each path -> the split that its innermost part with a split's name tells; empty if none does.
+
+    A lone "train" among other folders may as well be a railway's, and a name such as "test_tube" counts only beside
+    another split's. Raises ValueError if some paths lie in folders of splits and some do not.
+    """
+    first: dict[str, str] = {}
+    for path in paths:
+        first.setdefault(path.rpartition("/")[0], path)
+    names = {f: next((n for n in reversed(f.split("/")) if told_split(n)), "") for f in first}
+    told = {folder: told_split(name) or "" for folder, name in names.items()}
+    splits = set(told.values()) - {""}
+    sure = any(re.sub(r"\d+$", "", name.lower()) in SPLIT_NAMES for name in names.values())
+    outside = next((path for folder, path in first.items() if not told[folder]), None)
+    if not (sure or len(splits) > 1) or (outside is not None and splits <= {"train", "training"}):
+        return {}
+    if outside is not None:
+        raise ValueError(
+            f"{label}: images lie in folders of splits ({', '.join(sorted(set(names.values()) - {''}))}) and outside "
+            f"of them, e.g. {outside}; move those into a split, name one folder as the source, or give the table a "
+            "column 'split'"
+        )
+    return told
 
 
 def sub_folders(root: Path) -> list[Path]:
@@ -214,7 +244,7 @@ def _split_of(name: str, folders: Sequence[str]) -> str:
     numbered = re.fullmatch(r"(\w+)-\d{5}-of-\d{5}", stem)  # how the Hub names the files of a split
     if numbered is not None:
         return numbered[1]
-    return next((f.lower() for f in reversed(folders) if f.lower() in SPLIT_NAMES), "train")
+    return next((told for folder in reversed(folders) if (told := told_split(folder))), "train")
 
 
 def near_file(path: str | Path) -> str:

@@ -246,18 +246,19 @@ class TarShard(Shard):
     """A tar to be read in order, here or behind a URL."""
 
     def table(self, label: str) -> tables.Table:
-        records: list[dict[str, Any]] = []
+        records, keys = list[dict[str, Any]](), list[str]()
         try:
-            for _, fields in islice(self._samples(), LOOKED_AT // 10):
+            for key, fields in islice(self._samples(), LOOKED_AT // 10):
                 texts = {f: decode_field(f, data) if _is_text(f) else 0 for f, data in fields.items()}
                 records.append({f: data if is_image(f) else texts[f] for f, data in fields.items()})
+                keys.append(key)
         except Exception:
             if not records:
                 raise
         formats = {f for record in records for f in record if f".{f}" in EXTENSIONS}
         if len(formats) > 1 and all(len(formats & record.keys()) < 2 for record in records):
             records = [{"image" if f in formats else f: v for f, v in record.items()} for record in records]
-        return RecordTable(label, records, tables.nested_columns(records), [])
+        return RecordTable(label, records, tables.nested_columns(records), keys)
 
     def read(self) -> Generator[Sample, None, None]:
         for key, fields in self._samples():

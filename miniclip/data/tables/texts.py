@@ -1,15 +1,102 @@
-"""Text as people store it: lists written into one cell."""
+"""Text as people store it: in older encodings, and lists written into one cell."""
 
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from miniclip.common.printing import one_line
+
 log = logging.getLogger(__name__)
+
+# UTF-32 before UTF-16, whose mark is the beginning of its own
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# what captions are found in; of all that there are, short texts fit too many
+OLDER = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp874"),
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+)
+
+
+def read_text(file: Path) -> str:
+    """Line ends as they are. Raises ValueError for what is no text."""
+    data = file.read_bytes()
+    if unicode_of(data)[0] is not None or b"\0" in data:
+        (text,) = decode_all([data], str(file), lambda _: "all of it")
+        lines = [text]
+    else:  # by lines, so that one which was pasted from elsewhere does not spoil the others
+        lines = decode_all(data.split(b"\n"), str(file), lambda line: f"line {line + 1}")
+    if None in lines:
+        raise ValueError(f"{file} is not text in an encoding that can be told; save it as UTF-8")
+    return "\n".join(line for line in lines if line is not None)
+
+
+def decode_all(items: Sequence[bytes | None], label: str, where: Callable[[int], str]) -> list[str | None]:
+    """Texts of one data set; None for what is none. What is not Unicode is taken to be in one encoding, found from all
+    of it together and told in a logged line. label, where(index): names for that line."""
+    found = [(None, "") if item is None else unicode_of(item) for item in items]
+    other = [i for i, item in enumerate(items) if item is not None and found[i][0] is None and b"\0" not in item]
+    encoding = _older(b"\n".join(items[i] or b"" for i in other)) if other else None
+    for i in other:
+        found[i] = ((items[i] or b"").decode(encoding), encoding) if encoding else (None, "unknown")
+    for kind in sorted({kind for _, kind in found} - {"", "utf-8", "utf-8-sig"}):
+        places = [i for i, (_, one) in enumerate(found) if one == kind]
+        first, shown = where(places[0]), one_line(found[places[0]][0] or repr(items[places[0]]), 60)
+        read = "text of no encoding that can be told, and left out" if kind == "unknown" else f"read as {spoken(kind)}"
+        log.warning("%s: not UTF-8 but %s: %d, the first %s (%s)", label, read, len(places), first, shown)
+    return [text for text, _ in found]
+
+
+def unicode_of(data: bytes) -> tuple[str | None, str]:
+    """Text and encoding of UTF-8, or of UTF-16 or UTF-32 that a mark or their zero bytes tell; (None, "") of others."""
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data:
+        even, odd = data[::2].count(0), data[1::2].count(0)
+        if max(even, odd) > max(4 * min(even, odd), len(data) / 40):
+            encoding = "utf-16-be" if even > odd else "utf-16-le"
+    try:
+        return data.decode(encoding), encoding
+    except UnicodeDecodeError:
+        return None, ""
+
+
+def spoken(encoding: str) -> str:
+    return encoding.replace("cp125", "Windows-125").replace("utf-", "UTF-")
+
+
+def _older(data: bytes) -> str | None:
+    """Windows-1252 unless another says clearly more."""
+    from charset_normalizer import from_bytes
+
+    matches = [match for match in from_bytes(data, cp_isolation=list(OLDER)) if _decodes(data, match.encoding)]
+    if not matches:
+        return None
+    best = matches[0]
+    western = any("cp1252" in m.could_be_from_charset and m.coherence >= best.coherence for m in matches)
+    return "cp1252" if western and _decodes(data, "cp1252") else best.encoding
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# ---- lists written as text
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _LIST = re.compile(rf"(?:array\()?[\[(]\s*(?:(?:{_QUOTED}|None)[\s,]*)*[\])](?:,\s*dtype=[\w<>']+\s*\))?\)?", re.DOTALL)
