@@ -128,9 +128,10 @@ def test_temperature_finds_the_lowest_loss_and_the_entropies() -> None:
         view = found.losses[name]
         assert float(curve[k]) == pytest.approx(view.value, rel=1e-5)
         settings = view.settings | ({} if view.targets is None else {"targets": view.targets})
+        chosen = min(curves.best[name], 100.0)  # infinite if the loss falls on
         best, *others = (
             float(LOSSES[name](scale * found.cosine + (view.bias or 0.0), found.positives, **settings))
-            for scale in (curves.best[name], *torch.linspace(0, math.log(100), 300).exp().tolist())
+            for scale in (chosen, *torch.linspace(0, math.log(100), 300).exp().tolist())
         )
         assert best <= min(others) + 1e-6
         assert float(curve.min()) == pytest.approx(best, abs=1e-5)
@@ -140,6 +141,32 @@ def test_temperature_finds_the_lowest_loss_and_the_entropies() -> None:
     # at a low scale all negatives push alike, at a high one hardly more than the hardest
     first, last = curves.effective_negatives_of_rows[[0, -1]].tolist()
     assert first > 20 > 4 > last >= 1
+
+
+def test_a_loss_that_falls_on_to_an_end_has_no_best_scale(tmp_path: Path) -> None:
+    """Pairs at right angles to all others: only soft targets ask for a little of the negatives. The losses tend to
+    their bounds, which rounding reaches far before the last scale."""
+    n = 16
+    text_of = {"apart": torch.eye(n), "swapped": torch.eye(n).roll(1, 0), "one point": torch.eye(n)[:1].repeat(n, 1)}
+    for kind, end in (("apart", math.inf), ("swapped", -math.inf), ("one point", math.nan)):
+        image = text_of[kind] if kind == "one point" else torch.eye(n)
+        pairs = inspecting.sample(n, captions=[f"caption {k}" for k in range(n)])
+        for bias in (None, -10.0):
+            found = build(pairs, image, text_of[kind], torch.eye(n, dtype=torch.bool), 14.0, bias)
+            for name, best in found.temperature.best.items():
+                if kind == "one point" and name == "sigmoid":  # which the scale lifts to the height that it wants
+                    bias = found.losses[name].bias or 0.0
+                    assert best + bias == pytest.approx(-math.log(n - 1), rel=1e-2)
+                elif kind == "apart" and name == "soft":
+                    # where a positive's share of the probability is its share of the target
+                    beside = 0.2 * (n - 1) * math.exp(-20) / (1 + (n - 1) * math.exp(-20))
+                    assert best == pytest.approx(math.log((n - 1) * (1 - beside) / beside), rel=1e-2)
+                else:
+                    assert best == pytest.approx(end, nan_ok=True), (kind, name, bias)
+            best = found.temperature.best[found.loss]
+            values = numbers(found, tmp_path)
+            assert values["temperature"]["best"]["softmax"] is None
+            assert values["figures"]["best_scale"] == (best if math.isfinite(best) else None)
 
 
 def test_figures_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ MANY = Repeats(0.01, 100)
 FLAT = {"loss_over_chance": [1.0, 1.01, 0.99]}
 AT_CHANCE = {"loss_over_chance": 0.995, "training_loss_over_chance": 0.99}
 AT_CHANCE |= {"r1_image_to_text": 0.02, "r1_text_to_image": 0.01}
+SURE = {"r1_image_to_text": 0.1}
 CLAMPED = {"scale_clamped": [0.0, 0.4, 1.0]}
 NAN = math.nan
 
@@ -72,6 +74,12 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
         ("collapsed", "images", {"rank_image": 1.2}, {}, {}),
         ("collapsed", "texts", {"uniformity_text": -0.01}, {}, {}),
         ("collapsed", "texts", {"rank_text": 1.9}, {}, {"texts": Repeats(0.5, 8)}),
+        # a loss that falls on to an end, or does not look at the scale, has no best one
+        ("overconfident", "20.0; 100 or more would be best.", AT_CHANCE | SURE | {"best_scale": math.inf}, FLAT, {}),
+        ("overconfident", "20.0; 1 or less would be best.", AT_CHANCE | SURE | {"best_scale": -math.inf}, FLAT, {}),
+        ("overconfident", "The logit scale is 20.0.", AT_CHANCE | SURE | {"best_scale": NAN}, FLAT, {}),
+        ("scale_clamped", "lowest at 100 or more", {"logit_scale": 100.0, "best_scale": math.inf}, CLAMPED, {}),
+        ("scale_clamped", "in 100 % of the last", {"logit_scale": 100.0, "best_scale": NAN}, CLAMPED, {}),
         ("one_tower", "text encoder", {}, still, {}),
         ("one_tower", "image encoder", {}, crept, {}),
         ("scale_clamped", "", {"logit_scale": 100.0}, CLAMPED, {}),
@@ -92,4 +100,5 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
         assert named in f"{found[0].title} {found[0].evidence}"
         for verdict in found:
             assert verdict.title and verdict.evidence and verdict.advice
+            assert not re.search(r"\b(nan|inf)\b", " ".join([verdict.title, *verdict.evidence, *verdict.advice]))
             assert all(sentence.endswith((".", "?")) for sentence in (*verdict.evidence, *verdict.advice))

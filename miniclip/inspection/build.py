@@ -56,15 +56,13 @@ def build(
     view = losses[opened]
     curves = temperature(cosine, positives, scale, losses)
     equal_text, equal_image = same_texts(sample.captions), same_images(sample.thumbnails)
-    # the best scale says nothing where the loss still falls at an end of the curve, or does not look at it
-    best, ends = curves.best.get(opened, math.nan), curves.scales[[0, -1]].tolist()
     values = {
         "loss": view.value,
         "loss_over_chance": view.value / (view.chance or 1.0),
         **batch_figures(image, text, scale, bias, positives),
         "unseen_duplicates": unseen_duplicates(positives, equal_text, equal_image),
         "logit_scale": scale,
-        "best_scale": math.nan if any(math.isclose(best, end, rel_tol=1e-3) for end in ends) else best,
+        "best_scale": curves.best.get(opened, math.nan),  # a loss on cosines has none
     }
     if training_loss_over_chance is not None:
         values["training_loss_over_chance"] = training_loss_over_chance

@@ -41,7 +41,8 @@ class Temperature:
 
     scales: Tensor  # (T,), rising, among them the learned one and the best of each loss
     learned: float
-    best: dict[str, float]  # the scale of the lowest loss
+    # the scale of the lowest loss; inf if it falls on to the last scale, -inf to the first, NaN if it stays as it is
+    best: dict[str, float]
     loss: dict[str, Tensor]  # with the bias of its LossView
     entropy_of_rows: Tensor  # mean entropy of the row probabilities, in nats
     entropy_of_columns: Tensor

@@ -74,7 +74,8 @@ def _learning(figures: Mapping[str, float], n: int, log: Log) -> Iterator[Verdic
         yield Verdict("diverged", "The model has lost what it had learnt", evidence, advice)
     elif recall > NEAR_CHANCE / n:
         evidence.append(f"But R@1 is {_percent(recall)}, {recall * n:.0f} times as much as by chance.")
-        evidence.append(f"The logit scale is {figures['logit_scale']:.1f}; {figures['best_scale']:.1f} would be best.")
+        best = _best(figures)
+        evidence.append(f"The logit scale is {figures['logit_scale']:.1f}{best and f'; {best} would be best'}.")
         advice = ["It knows something of these pairs, and is far too sure of it: see what the temperature does."]
         advice.append("Were the pairs that it was trained on like these? If so, it has learnt those by heart.")
         yield Verdict("overconfident", "The model is confident and often wrong", evidence, advice)
@@ -121,7 +122,7 @@ def _scale(figures: Mapping[str, float], log: Log) -> Iterator[Verdict]:
         evidence = [f"The logit scale is {scale:.1f}."]
         evidence.append(f"It stood at the clamp in {_percent(clamped)} of the last steps.")
         if scale > 2:
-            evidence.append(f"The loss of these pairs would be lowest at {figures['best_scale']:.1f}.")
+            evidence += [f"The loss of these pairs would be lowest at {best}." for best in [_best(figures)] if best]
             advice = ["Usual after long training on much data; on little data the model is learning it by heart."]
             advice.append("Stop earlier, augment more, or add label smoothing (loss.smoothing).")
             yield Verdict("scale_clamped", "The logit scale stands at its upper clamp", evidence, advice)
@@ -172,6 +173,14 @@ def _overfitting(figures: Mapping[str, float], log: Log, history: History | None
             "If it never fell on these pairs, are the captions shuffled? `python -m miniclip.doctor` tells.",
         ]
         yield Verdict("overfitting", "The model is learning its pairs by heart", evidence, advice)
+
+
+def _best(figures: Mapping[str, float]) -> str:
+    """The best scale in words, which is none where the loss does not depend on it."""
+    best, learned = figures["best_scale"], figures["logit_scale"]
+    if math.isinf(best):  # to an end of the temperature's curve
+        return f"{max(100.0, learned):.0f} or more" if best > 0 else f"{min(1.0, learned):.2g} or less"
+    return "" if math.isnan(best) else f"{best:.1f}"
 
 
 def _finite(log: Log, name: str) -> list[float]:

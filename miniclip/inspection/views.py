@@ -1,6 +1,6 @@
 """One matrix under every loss, and at other temperatures: values and gradients from the library's own losses.
 
-Everything is float64 but the curves over the temperature, which are computed in float32. Axes: N pairs.
+Everything is float64. Axes: N pairs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from miniclip.losses.matrix import chance_loss, likeness
 from miniclip.metrics.geometry import effective_negatives
 
 _SCALES = 25  # points of the temperature curves, evenly spaced in the logarithm
+_EQUAL = 1e-12  # losses that differ by less, or by that share of them, differ by rounding
 END = 2**62  # the step at which settings that move along the training have arrived
 
 
@@ -112,26 +113,30 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
     """What the probabilities and the losses of LossViews do as the scale moves, from 1 to 100 or as far as needed."""
     from scipy.optimize import minimize_scalar
 
-    cosine = cosine.float()
     low, high = math.log(min(1.0, learned)), math.log(max(100.0, learned))
 
     @cache
     def value(name: str, log_scale: float) -> float:
         view = losses[name]
-        settings = view.settings if view.targets is None else view.settings | {"targets": view.targets.float()}
+        settings = view.settings if view.targets is None else view.settings | {"targets": view.targets}
         return float(LOSSES[name](math.exp(log_scale) * cosine + (view.bias or 0.0), positives, **settings))
 
     scaled = [name for name in losses if not LOSSES[name].on_cosines]
     grid = [low + (high - low) * k / (_SCALES - 1) for k in range(_SCALES)]
-    best = {}
+    best = {}  # logarithms, but for the infinities
     for name in scaled:
         values = [value(name, at) for at in grid]
-        k = values.index(min(values))
+        equal = _EQUAL * max(1, abs(min(values)))
+        # the last of the lowest: a loss that tends to a bound reaches it by rounding before the end
+        k = max(i for i in range(_SCALES) if values[i] <= min(values) + equal)
         around = (grid[max(k - 1, 0)], grid[min(k + 1, _SCALES - 1)])
         found = minimize_scalar(partial(value, name), bounds=around, method="bounded", options={"xatol": 5e-3})
         # the search keeps inside its bounds, and the lowest may lie on one
-        best[name] = float(found.x) if float(found.fun) < values[k] else grid[k]
-    points = sorted({*grid, math.log(learned), *best.values()})
+        best[name] = float(found.x) if float(found.fun) < values[k] - equal else grid[k]
+        if best[name] in (low, high):
+            flat = max(values) <= min(values) + equal
+            best[name] = math.nan if flat else math.copysign(math.inf, best[name] - low - (high - low) / 2)
+    points = sorted({*grid, math.log(learned), *filter(math.isfinite, best.values())})
     curves = []
     for at in points:
         logits = math.exp(at) * cosine
@@ -143,7 +148,7 @@ def temperature(cosine: Tensor, positives: Tensor, learned: float, losses: Mappi
         # the learned one as it was given, not to the last bit of its logarithm
         double([learned if at == math.log(learned) else math.exp(at) for at in points]),
         learned,
-        {name: math.exp(at) for name, at in best.items()},
+        {name: math.exp(at) if math.isfinite(at) else at for name, at in best.items()},
         {name: double([value(name, at) for at in points]) for name in scaled},
         *double(curves).T,
     )

@@ -88,8 +88,9 @@ function drawTemperature() {
   const target = $("temperature-chart"), width = fit(target, 160), curve = loss[state.loss];
   const marks = [
     { x: learned, kind: "learned", label: `learned scale ${format(learned)}` },
-    { x: best[state.loss], kind: "best", label: `lowest ${state.loss} loss at ${format(best[state.loss])}` },
   ];
+  const lowest = best[state.loss];
+  if (known(lowest)) marks.push({ x: lowest, kind: "best", label: `lowest ${state.loss} loss at ${format(lowest)}` });
   if (state.scale !== learned) marks.push({ x: state.scale, kind: "now", label: `scale ${format(state.scale)}` });
   const ticksX = [1, 3, 10, 30, 100, 300].filter((x) => x >= scales[0] && x <= scales.at(-1));
   const common = { marks, logX: true, rangeX: scales };
@@ -105,10 +106,12 @@ function drawTemperature() {
     element("span", {}, `Effective negatives: ${format(at(mean(negatives_rows, negatives_columns)))}; entropy ${format(at(mean(entropy_rows, entropy_columns)))} nats. `),
   ];
   if (curve) {
-    parts.push(`${state.loss} loss: ${format(at(curve), 4)} here, lowest ${format(atScale(curve, best[state.loss]), 4)} at ${format(best[state.loss])}. `);
+    const falls = curve.at(-1) < curve[0], end = falls ? `${format(scales.at(-1))} or more` : `${format(scales[0])} or less`;
+    const least = known(lowest) ? `lowest ${format(atScale(curve, lowest), 4)} at ${format(lowest)}` : `lowest at ${end}`;
+    parts.push(`${state.loss} loss: ${format(at(curve), 4)} here, ${least}. `);
   } else parts.push(`The ${state.loss} loss works on cosines; the scale does not enter. `);
-  parts.push(element("span", { class: "learned" }, `Dashed: learned, ${format(learned)}`), curve ? "; " : ".");
-  if (curve) parts.push(element("span", { class: "best" }, "dotted: best"), ".");
+  parts.push(element("span", { class: "learned" }, `Dashed: learned, ${format(learned)}`), known(lowest) ? "; " : ".");
+  if (known(lowest)) parts.push(element("span", { class: "best" }, "dotted: best"), ".");
   $("temperature-text").replaceChildren(...parts);
   const late = state.scale !== learned && divides(state.view);
   $("temperature-note").hidden = !late;
