@@ -22,8 +22,11 @@ from support.files import write_jsonl, write_parquet
 
 from miniclip.data.loader import Batch
 from miniclip.data.scenes.source import SceneSource
+from miniclip.doctor.fit import Fit
+from miniclip.doctor.fit import _told as fit_words
 from miniclip.doctor.main import doctor_main
 from miniclip.doctor.pairs import Course, permutation_z
+from miniclip.doctor.pairs import _course as course_words
 from miniclip.doctor.trial import Trial
 from miniclip.models import DualEncoder, create_model
 
@@ -182,6 +185,17 @@ def test_rates(doctor: Doctor, options: list[str], kind: str) -> None:
     runs = found["stages"]["overfit"]["runs"]
     assert kinds(found) == [kind] and (kind != "no_overfit" or len(runs) == 3)
     assert kind != "not_finite" or {run["outcome"] for run in runs} == {"not finite"}
+
+
+def test_a_training_without_a_loss_says_so_in_words() -> None:
+    fit, course = Fit(1e38, outcome="not finite"), Course(1e38, finite=False)
+    told = "R@1 0% and 0% after 0 steps in 0.0 s: then no number"
+    assert [fit_words(fit), course_words(course)] == [
+        told,
+        "0.0 deviations above chance after 0 steps (0.0 epochs) in 0.0 s, then no number",
+    ]
+    fit.start = fit.end = 1.5
+    assert fit_words(fit) == f"loss 1.50 -> 1.50 of chance, {told}"
 
 
 @pytest.mark.parametrize("tower", ["text", "image"])

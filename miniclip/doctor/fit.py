@@ -113,8 +113,9 @@ def check_fit(setting: Setting, batch: Batch) -> Stage:
 def _told(run: Fit) -> str:
     end = {"fits": "learnt by heart", "stalled": "no longer falling", "not finite": "then no number"}
     still = "time is up" + ", still falling" * run.falling
+    loss = "" if math.isnan(run.end) else f"loss {run.start:.2f} -> {run.end:.2f} of chance, "  # no step was finite
     return (
-        f"loss {run.start:.2f} -> {run.end:.2f} of chance, R@1 {run.r1_image_to_text:.0%} and "
+        f"{loss}R@1 {run.r1_image_to_text:.0%} and "
         f"{run.r1_text_to_image:.0%} after {run.steps} steps in {run.seconds:.1f} s: {end.get(run.outcome, still)}"
     )
 

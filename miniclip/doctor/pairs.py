@@ -118,9 +118,10 @@ def check_pairs(setting: Setting, pairs: TrainingPairs, held_out: Batch, fits: b
 
 
 def _course(run: Course) -> str:
+    loss = f", loss {run.loss:.2f} of chance ({run.shuffled:.2f} with captions shuffled)"
     return (
-        f"{run.z:.1f} deviations above chance, loss {run.loss:.2f} of chance ({run.shuffled:.2f} with captions "
-        f"shuffled) after {run.steps} steps ({run.epochs:.1f} epochs) in {run.seconds:.1f} s"
+        f"{run.z:.1f} deviations above chance{loss if math.isfinite(run.loss + run.shuffled) else ''} "
+        f"after {run.steps} steps ({run.epochs:.1f} epochs) in {run.seconds:.1f} s"
         f"{'' if run.finite else ', then no number'}"
     )
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from miniclip.common.console import write_json
+from miniclip.common.console import json_safe, write_json
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError
 from miniclip.data.stream.held_out import open_pairs
@@ -78,7 +78,7 @@ class MatrixLog:
         figures |= batch_figures(image, text, scale, bias, self.positives)
         path = self.folder / f"step_{step:08d}.safetensors"
         part = path.with_suffix(".part")
-        save_file({"cosine": (image @ text.T).half()}, part, metadata={"figures": json.dumps(figures)})
+        save_file({"cosine": (image @ text.T).half()}, part, metadata={"figures": json.dumps(json_safe(figures))})
         part.replace(path)
 
 
@@ -95,7 +95,8 @@ def read_history(run_dir: Path) -> History | None:
         try:
             with safe_open(path, framework="pt") as stored:
                 cosines.append(stored.get_tensor("cosine"))
-                lines.append({k: float(v) for k, v in json.loads(stored.metadata()["figures"]).items()})
+                figures = json.loads(stored.metadata()["figures"])
+                lines.append({k: nan if v is None else float(v) for k, v in figures.items()})
                 lines[-1]["logit_scale"]  # which the page cannot do without
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a matrix of a training ({error}); delete it to do without it") from error
@@ -105,9 +106,9 @@ def read_history(run_dir: Path) -> History | None:
             raise ValueError(f"{len(captions)} captions and matrices {tuple(stacked.shape[1:])}")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{batch} does not go with the matrices beside it ({error}); delete {batch.parent}") from error
-    figures = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
+    series = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
     steps = [int(path.stem.removeprefix("step_")) for path in paths]
-    return History(steps, captions, figures, stacked, training_log(run_dir))
+    return History(steps, captions, series, stacked, training_log(run_dir))
 
 
 def _captions(batch: Path) -> list[str]:
