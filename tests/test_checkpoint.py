@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
+from support.models import tiny_model
 
 import miniclip
+from miniclip.config import load_config, save_config
 from miniclip.models import DualEncoder
+from miniclip.models.load import image_size_of
 from miniclip.models.preprocess import Preprocess
 
 
@@ -78,3 +84,110 @@ def test_damaged_files(model: DualEncoder, tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             miniclip.load(tmp_path)
+
+
+# A model by its name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished after step 6, with two checkpoints before and a best model; the learned scale tells which is which."""
+    root = tmp_path_factory.mktemp("home") / "runs" / "first"
+    model = tiny_model()
+    (root / "checkpoints").mkdir(parents=True)
+    save_config(
+        replace(load_config(["--data.resize", "squash", "--train.max_steps", "6"]), model=model.config),
+        root / "config.yaml",
+    )
+    for scale, place in enumerate(("checkpoints/step_00000002", "checkpoints/step_00000004", "best", "model"), 1):
+        torch.nn.init.constant_(model.logit_scale, scale)
+        miniclip.save_model(root / place, model, Preprocess(32, resize="squash"))
+        if place.startswith("checkpoints"):
+            for beside in ("model.json", "preprocess.json"):
+                (root / place / beside).unlink()
+    return root
+
+
+PARTS = {
+    # what is named -> the scale of the model that is meant
+    "": 4, "model": 4, "model/model.safetensors": 4, "model/model.json": 4, "config.yaml": 4, "best": 3,
+    "best/model.safetensors": 3, "checkpoints": 2, "checkpoints/step_00000004": 2, "checkpoints/step_00000002": 1,
+    "checkpoints/step_00000002/model.safetensors": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_any_part_of_a_run_names_its_model(run: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parents[1]))
+    monkeypatch.chdir(run.parent)
+    spelt: list[str | Path] = [run / part, f"first/{part}", f"./first/../first/{part}", f"~/runs/first/{part}"]
+    if (run / part).is_dir():
+        spelt.append(f"first/{part}/")
+        (link := run.parent / "link").unlink(missing_ok=True)
+        link.symlink_to(run / part)
+        spelt.append("link")
+    for name in spelt:
+        model, preprocess, tokenizer = miniclip.load(name)
+        assert model.logit_scale.item() == PARTS[part], name
+        assert preprocess == Preprocess(32, resize="squash") and tokenizer.context_length == 32
+    assert image_size_of(str(name)) == 32
+    if (run / part).is_dir():  # from where the user stands
+        monkeypatch.chdir(run / part)
+        assert miniclip.load(".")[0].logit_scale.item() == PARTS[part]
+
+
+def test_a_run_that_is_not_finished_is_its_newest_checkpoint(run: Path, tmp_path: Path) -> None:
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    shutil.rmtree(unfinished / "model")
+    assert miniclip.load(unfinished)[0].logit_scale.item() == 2
+    # one that went on after its end
+    going_on = shutil.copytree(run, tmp_path / "going_on")
+    os.utime(going_on / "checkpoints/step_00000004/model.safetensors")
+    assert miniclip.load(going_on)[0].logit_scale.item() == 2
+    assert miniclip.load(going_on / "model")[0].logit_scale.item() == 4
+
+
+def test_what_names_no_model_is_told_what_does(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = shutil.copytree(run.parents[1], tmp_path / "home", symlinks=True)
+    monkeypatch.chdir(home)
+    sharded, alone = Path("runs/sharded/checkpoints/step_00000004"), Path("step_00000004")
+    sharded.mkdir(parents=True)
+    shutil.copy("runs/first/config.yaml", "runs/sharded")
+    shutil.copytree("runs/first/checkpoints/step_00000004", alone)
+    os.utime("runs/first/config.yaml")
+    for folder, file in (("theirs", "config.json"), ("oc", "open_clip_config.json"), ("moved/checkpoints", "x")):
+        Path(folder).mkdir(parents=True)
+        Path(folder, file).touch()
+        shutil.copy(run / "model" / "model.safetensors", folder)
+    alone.rename("moved/checkpoints/step_00000004")
+    shutil.copytree("runs/first/model", "half")
+    Path("half/model.json").unlink()
+    Path("epoch_3.pt").touch()
+    lone = "no model.json beside its weights, nor the config.yaml of a run"
+    for name, said in {
+        "runs": "no model.safetensors there, .*; did you mean a run in it, such as runs/first[?]; name a run, ",
+        "runs/frist": "there is no such file or folder; did you mean runs/first",
+        "run/first": "did you mean runs",
+        "runs/first/checkpoints/step_00000006": "did you mean runs/first",
+        "runs/first/evaluation": "did you mean runs/first",
+        "runs/sharded": "no model.safetensors there",
+        str(sharded): "no model.safetensors there",
+        "moved": lone,
+        "moved/checkpoints/step_00000004": lone,
+        "half": lone,
+        "epoch_3.pt": "weights alone do not say of what; did you mean open_clip:ARCH:epoch_3.pt",
+        "runs/first/checkpoints/../../../epoch_3.pt": "weights alone",
+        "theirs": "its config.json is another library's; did you mean hf:theirs",
+        "theirs/model.safetensors": "did you mean hf:theirs",
+        "oc": "did you mean open_clip:local-dir:oc",
+        "ViT-B-32": "did you mean open_clip:ViT-B-32:TAG",
+        "ViT-B-32:openai": "did you mean open_clip:ViT-B-32:openai",
+        "openclip:ViT-B-32:openai": "did you mean open_clip:ViT-B-32:openai",
+        "openai/clip-vit-base-patch32": "of the Hub it is hf:openai/clip-vit-base-patch32",
+        "": "no model.safetensors there",
+    }.items():
+        for function in (miniclip.load, image_size_of):
+            with pytest.raises(FileNotFoundError, match=said) as caught:
+                function(name)
+            assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+            assert str(caught.value).endswith("open_clip:ARCH:TAG or hf:NAME")

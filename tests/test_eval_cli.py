@@ -30,7 +30,7 @@ from miniclip.evaluation.result import Evaluation, difference, header, to_json
 from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.tasks import TASKS
 from miniclip.evaluation.zeroshot import zero_shot
-from miniclip.models.load import load, load_model
+from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
 
@@ -302,8 +302,8 @@ def refused(words: list[str], capsys: Shown) -> str:
 
 
 REFUSED = """
-zeroshot --checkpoint {none} --task shape -> none: no model.safetensors
-zeroshot --checkpoint {ok} --compare {none} --task shape -> none: no model.safetensors
+zeroshot --checkpoint {none} --task shape -> none: there is no such file or folder
+zeroshot --checkpoint {ok} --compare {none} --task shape -> none: there is no such file or folder
 zeroshot --checkpoint {ok} --data {none} -> none
 zeroshot --checkpoint {ok} --data {folders} --templates {bad} -> bad.txt, line 2
 zeroshot --checkpoint {ok} --data {folders} --templates -> expected at least one argument
@@ -350,8 +350,7 @@ def test_errors_are_one_line_before_the_model_loads(
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    for name in ("load", "load_unfinished", "load_model"):
-        monkeypatch.setattr(f"miniclip.models.load.{name}", loaded)
+    monkeypatch.setattr("miniclip.models.load.load", loaded)
     places = {name: tmp_path / name for name in ("none", "empty", "single", "untested")}
     twice = "red\tcrimson\nblue\tazure\nlight_green\tCrimson\n"
     for name, text in (("bad", "a {}\na photo\n"), ("twice", twice)):
@@ -436,7 +435,7 @@ def test_a_model_of_open_clip(tmp_path: Path, capsys: Shown) -> None:
     torch.save(open_clip.create_model("ViT-S-32-alt").state_dict(), tmp_path / "weights.pt")
     words, name = "retrieval --data shapes --checkpoint", f"open_clip:ViT-S-32-alt:{tmp_path / 'weights.pt'}"
     found = evaluated(tmp_path / "out", f"{words} {name} --size 6")
-    model = load_model(name, torch.device("cpu"))
+    model = load(name)
     assert equal(found, retrieval(*model, SceneSource("test", 6, image_size=224), task="shapes"))
     assert found["model"]["name"] == name and len(found["model"]["fingerprint"]) == 32
     capsys.readouterr()
@@ -505,4 +504,4 @@ def test_the_script_runs_on_a_terminal_without_the_letters(checkpoint: str, fold
     done = run(checkpoint, "--data", str(folders), "--classnames", str(names))
     assert done.returncode == 0 and "vert p?le" in done.stdout, done.stderr
     done = run("none", "--task", "shape")
-    assert done.returncode == 2 and done.stderr.startswith("eval.py: error: none: no model") and done.stdout == ""
+    assert done.returncode == 2 and done.stderr.startswith("eval.py: error: none: there is no") and done.stdout == ""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
 from miniclip.models.external.open_clip import OpenClipPreprocess, _find
-from miniclip.models.load import image_size_of, load_model
+from miniclip.models.load import image_size_of, load
 from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from miniclip.models.tokenizer import Tokenizer, trim_padding
 
@@ -40,7 +40,7 @@ ALL = range(len(PHOTOS))
 
 
 def loaded(name: str) -> Any:
-    return load_model(name, torch.device("cpu"))
+    return load(name)
 
 
 def refused(name: str, message: str, weights: bool = False) -> None:
@@ -585,7 +585,7 @@ IMPOSSIBLE = [
     ("open_clip:local-dir:/nowhere/at/all", "no open_clip_config.json can be read there .*check the folder"),
     ("open_clip:oc-wide:random", r"\[32, 48\] pixels; only square"),
     (f"hf:{__file__}", rf"is a file; name its folder, .*hf:{Path(__file__).parent}$"),
-    *((f"hf:{place}", NO_FOLDER) for place in ("/nowhere/at/all", "clip", "./clip/there", "~/clip", "a/b/c", "")),
+    *((f"hf:{place}", NO_FOLDER) for place in ("/nowhere/at/all", "clip", "./clip/there", "a/b/c", "")),
     ("hf:nobody/nothing", r"its config.json cannot be fetched \(.*\); check the name and the internet connection"),
 ]
 
@@ -603,6 +603,20 @@ def test_tags_are_open_clips_and_a_slash_stands_for_the_colon_and_the_dash() -> 
     assert image_size_of("open_clip:ViT-B-32:laion2B-s34B-b79K") == 224  # open_clip takes it so, too
     assert image_size_of("open_clip:RN50x4-quickgelu:openai") == 288
     assert image_size_of("open_clip:ViT-H-14/378/quickgelu/dfn5b") == 378  # the longest name: ViT-H-14 is one as well
+
+
+@torch.no_grad()
+def test_a_name_at_home_and_the_call_of_both_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved(tmp_path, "oc-two-way")
+    save_clip(tmp_path / "clip")
+    for name in ("open_clip:oc-two-way:~/oc-two-way.safetensors", "hf:~/clip"):
+        model, preprocess, tokenizer = loaded(name)
+        image, text = preprocess(PHOTOS.image(0))[None], tokenizer(TEXTS[:2])
+        found = model(image, text)
+        close(found.image, unit(model.encode_image(image)), 1e-6)
+        close(found.text, unit(model.encode_text(text)), 1e-6)
+        assert found.scale == model.logit_scale.exp() and (found.bias is None) == (name[:2] == "hf")
 
 
 def test_import_costs_nothing() -> None:

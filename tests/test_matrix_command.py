@@ -20,7 +20,7 @@ from miniclip.cli.train import run as train
 from miniclip.config import load_config
 from miniclip.data.scenes.source import SceneSource
 from miniclip.inspection.sample import draw
-from miniclip.models.load import load, load_model, load_unfinished
+from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
 
 
@@ -68,7 +68,7 @@ def test_an_unfinished_run_is_read_from_its_newest_checkpoint(run_directory: Pat
     running.mkdir()
     for name in ("config.yaml", "checkpoints", "metrics.jsonl"):
         (running / name).symlink_to(run_directory / name)
-    one, two = load(run_directory)[0].state_dict(), load_unfinished(running)[0].state_dict()
+    one, two = load(run_directory)[0].state_dict(), load(running)[0].state_dict()
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
     assert matrix("--checkpoint", str(running), "--size", "4", out=tmp_path / "out")["pairs"]
     assert main(["retrieval", "--checkpoint", str(running), "--data", "shapes", "--size", "4"]) == 0
@@ -79,8 +79,23 @@ def test_an_unfinished_run_is_read_from_its_newest_checkpoint(run_directory: Pat
         patch.setattr("miniclip.training.run.save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(replace(config, train=replace(config.train, max_steps=8)))
-    found = load_model(str(run), torch.device("cpu"))[0].logit_scale
-    assert not torch.equal(found, load(run)[0].logit_scale) and torch.equal(found, load_unfinished(run)[0].logit_scale)
+    found = load(run)[0].logit_scale
+    assert not torch.equal(found, load(run / "model")[0].logit_scale)
+    assert torch.equal(found, load(run / "checkpoints")[0].logit_scale)
+
+
+def test_a_part_of_a_run_brings_the_data_of_the_run(run_directory: Path, tmp_path: Path) -> None:
+    """Each with files of its own, so that a checkpoint's are not taken for the finished model's."""
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    newest = max((run / "checkpoints").iterdir())
+    for part, folder in (("model", "."), ("config.yaml", "."), (f"checkpoints/{newest.name}", newest.name)):
+        assert main(["matrix", "--checkpoint", str(run / part), "--size", "4"]) == 0
+        assert main(["zeroshot", "--checkpoint", str(run / part), "--task", "count", "--size", "6"]) == 0
+        values = json.loads((run / "inspection" / folder / "matrix.json").read_text())
+        assert values["about"]["data"] == "shapes" and values["history"]["steps"] == [0, 3, 6]
+        evaluated = "zeroshot-count" + (f"-{folder}" if folder != "." else "")
+        assert (run / "evaluation" / evaluated / "results.json").exists()
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"zeroshot-count", f"zeroshot-count-{newest.name}"}
 
 
 def test_an_exported_model_on_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,10 +124,10 @@ def test_a_model_of_open_clip(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_said(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, named in (
-        ("none --data shapes", "none: no model.safetensors"),
+        ("none --data shapes", "none: there is no such file or folder"),
         ("{run} --name x", "--name belongs to --data"),
         ("{run} --out {run}/config.yaml", "is a file"),
-        ("{run}/model", "add --data"),
+        ("open_clip:ViT-S-32-alt:random", "add --data"),
         ("{run} --size 1", "at least 2"),
         ("{run} --size 4097", "at most 4096"),
         ("{run} --device cuda:9", "--device"),

@@ -305,7 +305,7 @@ def test_what_is_no_run_is_refused_with_advice(tmp_path: Path) -> None:
     new_run(tmp_path / "runs" / "second", 0)
     none = "name the directory that train.py wrote"
     told = {"plain": none, "run/model": f"did you mean {tmp_path / 'run'}?", "nowhere": none}
-    told["runs"] = f"name one of the runs in it, e.g. {tmp_path / 'runs' / 'second'}"
+    told["runs"] = f"did you mean a run in it, such as {tmp_path / 'runs' / 'second'}?"
     for folder, advice in told.items():
         if folder != "nowhere":
             (tmp_path / folder).mkdir(exist_ok=True)

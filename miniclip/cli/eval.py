@@ -45,7 +45,7 @@ def report(run: str) -> None:
     """
     from miniclip.evaluation.report.write import write_report
 
-    markdown, page = write_report(Path(run))
+    markdown, page = write_report(Path(run).expanduser())
     print(f"{page} is the page, {markdown} the same in Markdown")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from miniclip.common.arguments import check_folder
+from miniclip.common.runs import apart, run_of
 from miniclip.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def evaluate(
     line: the command, for results.json.
 
     Args:
-        checkpoint: run or model directory, open_clip:ARCH:TAG or FILE, hf:FOLDER or NAME
+        checkpoint: run, a checkpoint in it or a model directory; open_clip:ARCH:TAG or FILE, hf:FOLDER or NAME
         compare: other models, with the difference of each to --checkpoint on the same images
         out: folder for results.json and images (default: evaluation/ in the run; none for other models)
         max_bad_fraction: share of the images that may be unreadable; they are skipped, counted, named
@@ -60,7 +61,7 @@ def evaluate(
     from miniclip.evaluation.encode import EncodeOptions, fingerprint
     from miniclip.evaluation.result import header
     from miniclip.metrics.bootstrap import RESAMPLES
-    from miniclip.models.load import image_size_of, load_model
+    from miniclip.models.load import image_size_of, load
     from miniclip.training.precision import agreed, for_encoding
 
     options = EncodeOptions(batch_size, progress=sys.stderr.isatty(), shared=True, max_bad_fraction=max_bad_fraction)
@@ -75,7 +76,7 @@ def evaluate(
         failure: ValueError | OSError | None = None
         for name in names:
             try:
-                model = load_model(name, there)
+                model = load(name, there)
                 weights[name] = fingerprint(model[0]) if main else ""
                 found = task.run(model, data[sizes[name]], options, RESAMPLES if main else 0, task.label)
                 results[name] = replace(found, raw=None) if results else found  # the first alone is drawn
@@ -127,12 +128,13 @@ def _conclude(
 
 def _folder(task: Task, checkpoint: str, out: str | None) -> Path | None:
     """Where the files go, checked: --out, or beside the run; None for a model that is no run."""
+    run, part = run_of(checkpoint)
     if out is not None:
         folder = Path(out)
-    elif (Path(checkpoint) / "config.yaml").is_file():
-        words = (task.kind, task.label, *([] if task.split == "test" else [task.split]))
+    elif run is not None:
+        words = (task.kind, task.label, *([] if task.split == "test" else [task.split]), *apart(part))
         name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_.") or "data" for word in words)
-        folder = Path(checkpoint) / "evaluation" / name
+        folder = run / "evaluation" / name
     else:
         return None
     check_folder("--out", folder)

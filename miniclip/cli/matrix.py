@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from miniclip.common.arguments import check_folder, check_range
 from miniclip.common.printing import first_few
+from miniclip.common.runs import apart, run_of
 from miniclip.config import load_config_file
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def matrix(
     Raises ValueError or OSError for what cannot be done as asked.
 
     Args:
-        checkpoint: run (finished or still training) or model directory, or open_clip:ARCH:WEIGHTS
+        checkpoint: run (finished or still training), a checkpoint in it or a model directory; open_clip:ARCH:TAG or
+            FILE, hf:FOLDER or NAME
         data: shapes, or any source of captioned images that data.source takes (default: the run's own)
         split: split of the data
         name: configuration of a Hub data set that has several
@@ -59,9 +61,9 @@ def matrix(
     """
     check_range("--size", size, 2, 4096)
     check_range("--seed", seed, 0)
-    run_dir = Path(checkpoint)
-    trained = (run_dir / "config.yaml").is_file() and not checkpoint.startswith("open_clip:")
-    config = load_config_file(run_dir / "config.yaml") if trained else None
+    run, part = run_of(checkpoint)
+    run_dir = run or Path(checkpoint)
+    config = load_config_file(run / "config.yaml") if run else None
     given: dict[str, Any] = {"name": name, "revision": revision}
     given |= {"image_column": image_column, "caption_column": caption_column}
     stray = [f"--{option}" for option, value in given.items() if value is not None]
@@ -71,7 +73,7 @@ def matrix(
         raise ValueError(f"{stray[0]} belongs to --data; without it, the run's own data is read as its config says")
     if max_bad_fraction is None:
         max_bad_fraction = config.data.max_bad_fraction if data is None and config is not None else 0.0
-    folder = Path(out) if out else (run_dir if trained else Path()) / "inspection"
+    folder = Path(out) if out else (run or Path()) / "inspection" / Path(*apart(part))
     check_folder("--out", folder)
 
     from miniclip.cli.devices import device_of
@@ -84,13 +86,13 @@ def matrix(
     from miniclip.inspection.page.write import write_report
     from miniclip.inspection.sample import draw, scale_and_bias
     from miniclip.inspection.views import loss_figures
-    from miniclip.models.load import load_model
+    from miniclip.models.load import load
     from miniclip.training.precision import choose, for_encoding
 
     there = device_of(device)
     computed_in = for_encoding(choose(precision, there).name)
     options = EncodeOptions(batch_size, computed_in, progress=sys.stderr.isatty(), max_bad_fraction=max_bad_fraction)
-    model, preprocess, tokenizer = load_model(checkpoint, there)
+    model, preprocess, tokenizer = load(checkpoint, there)
     history, log = read_history(run_dir), training_log(run_dir)
     loss = None if config is None else config.loss
     kind = positives or ("identity" if loss is None else loss.positives)
@@ -118,7 +120,8 @@ def matrix(
         if len(trained_on) == count:
             learnt = loss_figures(*known, scale, bias, loss)["loss_over_chance"]
     shown = data or (config.data.label if config is not None else "")
-    title = f"{run_dir.resolve().name} on {count} pairs of {Path(shown).name or shown}, {split}"
+    named = " ".join((run_dir.resolve().name, *apart(part)))
+    title = f"{named} on {count} pairs of {Path(shown).name or shown}, {split}"
     about = {"checkpoint": checkpoint, "data": shown, "split": split, "pairs": str(count), "seed": str(seed)}
     about |= {"trained with": loss.name if loss else "not known", "positives": kind, "precision": computed_in}
     found: dict[str, Any] = {"training_loss_over_chance": learnt, "log": log, "history": history}

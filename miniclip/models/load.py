@@ -1,69 +1,43 @@
-"""Models from disk or another library, by their name on a command line: a run, a folder, `open_clip:` or `hf:`."""
+"""Models from disk or another library, by their name on a command line: a run, a part of one, `open_clip:` or `hf:`."""
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from miniclip.config import Config, ModelConfig, load_config_file
-from miniclip.models import DualEncoder
+from miniclip.common.printing import near_name
+from miniclip.common.runs import CONFIG, did_you_mean_run, run_of
+from miniclip.config import ModelConfig, load_config_file
 from miniclip.models.preprocess import Preprocess
+from miniclip.models.presets import PRESETS
 from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, with_scalars
 from miniclip.models.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from miniclip.models.protocols import TextTokenizer, TwoTowers
-
 _LIBRARIES = {"open_clip:": "open_clip", "hf:": "transformers_clip"}  # beginning of a name -> module of external
-Loaded = tuple[DualEncoder, Preprocess, Tokenizer]
+_FILES = (WEIGHTS, MODEL, PREPROCESS, CONFIG)  # each names the folder that it lies in
+_TAKEN = "a run, a checkpoint in it, a folder that miniclip.save_model wrote, open_clip:ARCH:TAG or hf:NAME"
 
 
-def load(directory: str | Path, device: str | torch.device = "cpu") -> Loaded:
-    """A run directory or its model directory -> the model in evaluation mode, its preprocessing and its tokenizer.
+def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[Any, Preprocess, Any]:
+    """A model in evaluation mode, its preprocessing and its tokenizer.
 
-    Raises FileNotFoundError if a file is missing and ValueError if one does not fit, both naming it.
-    """
-    directory = Path(directory)
-    if not (directory / WEIGHTS).exists() and (directory / "model").is_dir():
-        directory = directory / "model"
-    for name in (WEIGHTS, MODEL, PREPROCESS):
-        if not (directory / name).exists():
-            raise FileNotFoundError(
-                f"{directory / name} does not exist; name a run directory that has finished, or a directory "
-                f"with {WEIGHTS}, {MODEL} and {PREPROCESS}"
-            )
-    try:
-        values = read_json(directory / MODEL)
-        layers = values.get("image_layers")
-        config = ModelConfig(**{**values, "image_layers": tuple(layers) if isinstance(layers, list) else layers})
-        preprocess = Preprocess.from_dict(read_json(directory / PREPROCESS))
-    except TypeError as error:
-        raise ValueError(
-            f"{directory / MODEL} or {PREPROCESS} beside it has keys of another version: {error}"
-        ) from error
-    if preprocess.image_size != config.image_size:
-        raise ValueError(f"{directory}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
-    return _loaded(directory / WEIGHTS, f"{MODEL} beside it", config, preprocess, device)
-
-
-def load_unfinished(run_dir: str | Path, device: str | torch.device = "cpu") -> Loaded:
-    """What `load` gives, from the newest checkpoint of a run that is still training or was cut off.
-
+    checkpoint: a run (of one that is still training, was cut off or went on after its end, the newest checkpoint), its
+    model, best or checkpoints folder, one checkpoint, a model directory, or a file in one of these: a DualEncoder. A
+    name of another library (`open_clip:ARCH:TAG`, `hf:NAME`): an AdaptedModel, which is called alike.
     Raises FileNotFoundError if there is none, and ValueError, naming the file, if it cannot be read.
     """
-    weights, config = _unfinished(Path(run_dir))
-    preprocess = Preprocess(_image_size(config), resize=config.data.resize)
-    return _loaded(weights, str(Path(run_dir) / "config.yaml"), config.model, preprocess, device)
-
-
-def _loaded(
-    weights: Path, described: str, config: ModelConfig, preprocess: Preprocess, device: str | torch.device
-) -> Loaded:
+    name = str(checkpoint)
+    if library := _library(name):
+        loaded: tuple[Any, Preprocess, Any] = library.load(_at_home(name), device)
+        return loaded
+    weights, run = _find(name)
+    config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
     try:
         model = assemble(config, with_scalars(load_file(weights)), device)
     except (RuntimeError, SafetensorError) as error:
@@ -71,60 +45,102 @@ def _loaded(
     return model, preprocess, Tokenizer(context_length=model.context_length)
 
 
-def load_model(checkpoint: str, device: torch.device) -> tuple[TwoTowers, Preprocess, TextTokenizer]:
-    """A run, a model directory, or a model of open_clip or transformers.
-
-    Of a run that went on after its end, the newest checkpoint.
-    """
-    if library := _library(checkpoint):
-        loaded: tuple[TwoTowers, Preprocess, TextTokenizer] = library.load(checkpoint, device)
-        return loaded
-    finished = _finished(checkpoint)
-    newest = max((path.stat().st_mtime for path in _checkpoint_weights(Path(checkpoint))), default=0.0)
-    if finished is None or (finished / WEIGHTS).stat().st_mtime < newest:
-        return load_unfinished(checkpoint, device)
-    return load(checkpoint, device)
-
-
 def image_size_of(checkpoint: str) -> int:
-    """Side of the images that the model of load_model takes, in pixels; no weights are read."""
+    """Side of the images that the model of load takes, in pixels; no weights are read. Raises what load would."""
     if library := _library(checkpoint):
-        return int(library.image_size(checkpoint))
-    folder = _finished(checkpoint)
-    if folder is None:
-        return _image_size(_unfinished(Path(checkpoint))[1])
+        return int(library.image_size(_at_home(checkpoint)))
+    weights, run = _find(checkpoint)
+    return (_of_run(run) if run else _of_folder(weights.parent))[1].image_size
+
+
+class _Found(NamedTuple):
+    """run: whose checkpoint the weights are; None where MODEL and PREPROCESS lie beside them."""
+
+    weights: Path
+    run: Path | None
+
+
+def _find(name: str) -> _Found:
+    """Raises FileNotFoundError, with what could be named instead."""
+    path = Path(name).expanduser()
+    if path.is_file() and path.name in _FILES:
+        path = path.parent
+    if (path / MODEL).is_file():
+        return _Found(path / WEIGHTS, None)
+    run, part = run_of(path)
+    found = checkpoints(path)
+    if run and part[:1] == ("checkpoints",):
+        found = [path] if part[1:] else checkpoints(run)
+    # FSDP's hold theirs in another form
+    whole = [checkpoint / WEIGHTS for checkpoint in found if (checkpoint / WEIGHTS).is_file()]
+    finished = path / "model" / WEIGHTS
+    newest = max((weights.stat().st_mtime for weights in whole), default=0.0)
+    if finished.is_file() and finished.stat().st_mtime >= newest:
+        return _Found(finished, None)
+    if not whole or not run:
+        raise FileNotFoundError(f"{name}: {_lacking(path)}; name {_TAKEN}")
+    return _Found(whole[-1], run)
+
+
+def _lacking(path: Path) -> str:
+    """Why there is no model at a path, and what was meant, if that can be told."""
+    name, start = str(path), str(path).partition(":")[0]
+    if path.is_file():
+        weights = path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+        return (
+            f"weights alone do not say of what; did you mean open_clip:ARCH:{name}?" if weights else "that is no model"
+        )
+    if path.is_dir():
+        for file, form in (("open_clip_config.json", "open_clip:local-dir"), ("config.json", "hf")):
+            if (path / file).is_file():
+                return f"its {file} is another library's; did you mean {form}:{name}?"
+        if (path / WEIGHTS).is_file() or (not run_of(path)[0] and checkpoints(path)):
+            return f"no {MODEL} beside its weights, nor the {CONFIG} of a run that they are a checkpoint of"
+        did = did_you_mean_run(path)
+        return f"no {WEIGHTS} there, nor in its model folder, nor in a checkpoint" + (did and f"; {did}")
+    if start in PRESETS:
+        did = f"did you mean open_clip:{name}{'' if ':' in name else ':TAG'}?"
+    elif ":" in name and (near := near_name(start, (known[:-1] for known in _LIBRARIES))):
+        did = f"did you mean {near}:{name.partition(':')[2]}?"
+    else:
+        did = did_you_mean_run(path)
+        if not did and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            did = f"of the Hub it is hf:{name}"
+    return "there is no such file or folder" + (did and f"; {did}")
+
+
+def _of_folder(folder: Path) -> tuple[ModelConfig, Preprocess, str]:
+    """What a model directory says of its model, and where it says it."""
+    for name in (WEIGHTS, MODEL, PREPROCESS):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder / name} does not exist; a finished model is {WEIGHTS}, {MODEL} and {PREPROCESS} in one "
+                f"folder, and a checkpoint lies in the folder checkpoints of its run, beside {CONFIG}"
+            )
     try:
-        return int(read_json(folder / PREPROCESS)["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / PREPROCESS} does not say which image_size the model takes: {error}") from error
+        values = read_json(folder / MODEL)
+        layers = values.get("image_layers")
+        config = ModelConfig(**{**values, "image_layers": tuple(layers) if isinstance(layers, list) else layers})
+        preprocess = Preprocess.from_dict(read_json(folder / PREPROCESS))
+    except TypeError as error:
+        raise ValueError(f"{folder / MODEL} or {PREPROCESS} beside it has keys of another version: {error}") from error
+    if preprocess.image_size != config.image_size:
+        raise ValueError(f"{folder}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
+    return config, preprocess, f"{MODEL} beside it"
 
 
-def _library(checkpoint: str) -> Any:
-    names = [name for start, name in _LIBRARIES.items() if checkpoint.startswith(start)]
+def _of_run(run: Path) -> tuple[ModelConfig, Preprocess, str]:
+    """The same from the config of a run, which is saved resolved."""
+    config = load_config_file(run / CONFIG)
+    assert config.model.image_size is not None
+    return config.model, Preprocess(config.model.image_size, resize=config.data.resize), str(run / CONFIG)
+
+
+def _library(name: str) -> Any:
+    names = [module for start, module in _LIBRARIES.items() if name.startswith(start)]
     return import_module(f"miniclip.models.external.{names[0]}") if names else None
 
 
-def _unfinished(run_dir: Path) -> tuple[Path, Config]:
-    """The newest checkpoint's weights and the run's config."""
-    found, file = _checkpoint_weights(run_dir), run_dir / "config.yaml"
-    if not found or not file.is_file():
-        raise FileNotFoundError(
-            f"{run_dir}: no {WEIGHTS} there, nor in its model folder, nor in a checkpoint; name the directory of a "
-            "run, or one that miniclip.save_model wrote"
-        )
-    return found[-1], load_config_file(file)
-
-
-def _image_size(config: Config) -> int:
-    assert config.model.image_size is not None  # a run saves its config resolved
-    return config.model.image_size
-
-
-def _finished(directory: str) -> Path | None:
-    """Folder of the finished model in a run or model directory."""
-    return next((f for f in (Path(directory), Path(directory) / "model") if (f / WEIGHTS).is_file()), None)
-
-
-def _checkpoint_weights(run_dir: Path) -> list[Path]:
-    """Files of weights in a run's checkpoints, in the order of their steps; FSDP's hold theirs in another form."""
-    return [path / WEIGHTS for path in checkpoints(run_dir) if (path / WEIGHTS).is_file()]
+def _at_home(name: str) -> str:
+    """open_clip:ARCH:~/weights.pt -> open_clip:ARCH:/home/me/weights.pt"""
+    return name.replace(":~/", f":{Path.home()}/")

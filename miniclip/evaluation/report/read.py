@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from PIL import Image
 
 from miniclip.common.printing import printable
+from miniclip.common.runs import did_you_mean_run
 from miniclip.data.images import MAX_PIXELS
 from miniclip.evaluation.result import Evaluation, is_number
 from miniclip.evaluation.tables import Table, class_tables, difference_table, evaluation_tables, template_tables
@@ -56,7 +57,8 @@ class Run:
         self.directory = Path(os.path.realpath(run_dir))
         config = self.directory / "config.yaml"
         if not config.is_file():
-            raise ValueError(f"{run_dir} is no run: it holds no config.yaml; {_instead(self.directory)}")
+            instead = did_you_mean_run(run_dir) or "name the directory that train.py wrote (run.dir)"
+            raise ValueError(f"{run_dir} is no run: it holds no config.yaml; {instead}")
         self.left_out: list[str] = []
         self.has_model = (self.directory / "model" / "model.safetensors").is_file()
         readable = self.attempt(config.name, self._content, config.name) is not None
@@ -152,16 +154,6 @@ class Run:
                 continue
             made = [self.attempt(f"{file}, {key}[{k}]", read, name, entry) for k, entry in enumerate(values[key])]
             kept += [one for one in made if one]
-
-
-def _instead(directory: Path) -> str:
-    if directory.is_dir():
-        for parent in directory.parents:
-            if (parent / "config.yaml").is_file():
-                return f"did you mean {parent}?"
-        if runs := sorted(path.parent.name for path in directory.glob("*/config.yaml")):
-            return f"name one of the runs in it, e.g. {directory / runs[0]}"
-    return "name the directory that train.py wrote (run.dir)"
 
 
 def _clean(value: Any) -> Any:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from miniclip.common.printing import one_line
+from miniclip.losses.matrix import Embeddings
+from miniclip.models.text import unit_length
 
 # The libraries' advice would undo what keeps loading safe: a word of it -> what is said instead.
 _REASONS = {
@@ -33,7 +36,7 @@ class AdaptedConfig(NamedTuple):
     zero_padded: bool = False
 
 
-class AdaptedModel(nn.Module):
+class AdaptedModel(nn.Module, ABC):
     """Another library's model with the meaning of miniclip's: features as the towers give them, before unit length.
 
     encode_image: (B, 3, S, S) float, normalised -> (B, E). encode_text: (B, L) rows of the model's tokenizer -> (B, E).
@@ -47,6 +50,17 @@ class AdaptedModel(nn.Module):
         for name in ("logit_scale", "logit_bias"):  # SigLIP's have the shape (1,), and open_clip has an option for it
             value = getattr(model, name, None)
             setattr(model, name, None if value is None else nn.Parameter(value.detach().reshape(())))
+
+    @abstractmethod
+    def encode_image(self, image: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def encode_text(self, text: Tensor) -> Tensor: ...
+
+    def forward(self, image: Tensor, text: Tensor) -> Embeddings:
+        """Both towers, as a DualEncoder's; see encode_image and encode_text."""
+        images, texts = unit_length(self.encode_image(image)), unit_length(self.encode_text(text))
+        return Embeddings(images, texts, self.logit_scale.exp(), self.logit_bias)
 
     @property
     def logit_scale(self) -> nn.Parameter:
