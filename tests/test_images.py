@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.files import encoded, png_header
+from support.broken import good_files
+from support.files import encoded, png_header, write_csv
+from support.sources import noise
 
+from miniclip.config import DataConfig
+from miniclip.data.captioned import open_source
 from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
+from miniclip.models.preprocess import Preprocess, image_to_tensor
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on what is broken
@@ -128,6 +133,48 @@ def test_at_least_shrinks_jpegs_but_never_below() -> None:
     assert decode_image(encoded(image), "x", at_least=60).size == (640, 480)  # PNG has no such thing
     small = np.array(decode_image(data, "x", at_least=100)).astype(float)
     assert np.abs(small - np.array(image.resize((160, 120), Image.Resampling.BOX))).mean() < 2
+
+
+def kinds_of_files() -> dict[str, bytes]:
+    """Name -> content: every kind of pixels that a file may hold, none of them the same upright and as it lies."""
+    exif, photo = Image.Exif(), noise(3, (90, 60))
+    exif[0x0112] = 6
+    half = Image.merge("RGBA", (*photo.split(), Image.linear_gradient("L").resize((90, 60))))
+    wide = Image.fromarray(np.arange(5400, dtype=np.uint16).reshape(60, 90) * 12)
+    palette = photo.quantize(16)
+    files = {name: content for name, (content, _) in good_files().items()}
+    files |= {"turned.jpg": encoded(photo, "JPEG", exif=exif), "grey.jpg": encoded(photo.convert("L"), "JPEG")}
+    files |= {"large.jpg": encoded(noise(4, (900, 700)), "JPEG"), "cmyk.tif": encoded(photo.convert("CMYK"), "TIFF")}
+    files["large_turned.jpg"] = encoded(noise(4, (900, 700)), "JPEG", exif=exif)
+    files["two.mpo"] = encoded(noise(5, (900, 700)), "MPO", save_all=True, append_images=[photo], exif=exif)
+    files |= {"rgba.png": encoded(half, exif=exif), "la.webp": encoded(half.convert("LA").convert("RGBA"), "WEBP")}
+    files |= {"la2.png": encoded(half.convert("LA")), "wide2.png": encoded(wide, exif=exif)}
+    files |= {"wide.tif": encoded(wide, "TIFF"), "palette2.png": encoded(palette, transparency=3, exif=exif)}
+    files["key.png"] = encoded(photo, transparency=photo.getpixel((0, 0)))
+    first, *rest = (Image.new("RGB", (30, 20), colour) for colour in (RED, GREEN))
+    return files | {f"moving.{f}": encoded(first, f, save_all=True, append_images=rest) for f in ("gif", "png")}
+
+
+def test_an_image_opened_by_pillow_has_the_pixels_that_training_sees(tmp_path: Path) -> None:
+    files = kinds_of_files()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "empty.jpg").touch()
+    splits = dict.fromkeys(files, "train") | {"empty.jpg": "test"}
+    rows = [("file_name", "caption", "split"), *((name, name, split) for name, split in splits.items())]
+    config = DataConfig(write_csv(tmp_path / "all.csv", rows), validation_split="test")
+    trained = {side: open_source(config, "train", image_size=side) for side in (48, 7, 300)}
+    for row, name in enumerate(files):
+        given = Image.open(tmp_path / name)
+        before = given.size, given.mode, given.info.get("exif")
+        for side in (48, 7, 300):  # each as if it were the first
+            seen = trained[side].image(row)
+            square = Preprocess(side).to_uint8(given)
+            assert np.array_equal(square, image_to_tensor(Preprocess(side).to_square(seen))), (name, side)
+            assert np.array_equal(square, Preprocess(side).to_uint8(seen)), name  # twice is once
+        assert (given.size, given.mode, given.info.get("exif")) == before, name
+    with pytest.raises(ValueError, match="32-bit float"):
+        Preprocess(48)(Image.new("F", (9, 9)))
 
 
 def test_paths_stay_inside_their_folder(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from miniclip.common.pixels import draft, to_rgb
 from miniclip.common.printing import first_few
 
 # 64 Mpx are 192 MB as RGB: beyond any photograph worth shrinking, and below what fills a loader's memory.
@@ -82,11 +82,9 @@ def decode_image(value: bytes | str | Path, name: str, *, at_least: int | None =
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {MAX_PIXELS:,} pixels")
             file = {"size": image.size, "format": image.format, "mode": image.mode, "bytes": count}
-            if at_least is not None and min(width, height) > at_least:
-                factor = at_least / min(width, height)
-                image.draft("RGB", (round(width * factor), round(height * factor)))
-            image.load()
-            rgb = _to_rgb(image, name)
+            if at_least is not None:
+                draft(image, at_least)
+            rgb = to_rgb(image)
             rgb.info["file"] = file
             return rgb
     except BadImage:
@@ -102,25 +100,6 @@ def decode_image(value: bytes | str | Path, name: str, *, at_least: int | None =
 def _known_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(f for f in FORMATS if f in Image.OPEN)  # older Pillow lacks AVIF, some builds lack others
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    # malformed metadata says nothing against the pixels
-    with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        raise BadImage(f"{name}: 32-bit float pixels have no agreed range; save it with 8 or 16 bits a channel")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = image.convert("I")
-        low, high = wide.getextrema()
-        if low < 0 or high > 65535:  # type: ignore[operator]
-            raise BadImage(f"{name}: integer pixels outside 0..65535; save it with 8 or 16 bits a channel")
-        return wide.point(lambda v: v * (1 / 257)).convert("L").convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        page = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(page, layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def path_inside(root: str, path: str, name: str) -> str:

@@ -96,8 +96,9 @@ def encode_readable(
             if options.max_bad_fraction == 0:
                 raise
             return error
+        square = preprocess.to_uint8(image)  # before the whole image is read: of a large JPEG less is enough
         pixels = hashlib.blake2b(image.tobytes(), digest_size=8, salt=b"%d" % image.width).digest()
-        return preprocess.to_uint8(image), int.from_bytes(pixels, "little") >> 1 or 1  # 0 is for no image
+        return square, int.from_bytes(pixels, "little") >> 1 or 1  # 0 is for no image
 
     # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
     batches = _own_batches(n, options)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from miniclip.common.page import data_uri, render_page
+from miniclip.common.pixels import to_rgb
 from miniclip.common.printing import one_line
 from miniclip.data.images import BadImage
 from miniclip.evaluation.retrieval import PairEmbeddings, best_captions
@@ -119,7 +120,7 @@ def cosine_text(similarity: float) -> str:
 def readable_image(source: PairSource, row: int, side: int) -> Image.Image:
     """The image, its longer side of so many pixels; a grey square with its name if it cannot be read any more."""
     try:
-        image = source.image(row).convert("RGB")
+        image = to_rgb(source.image(row))
         width, height = (max(1, round(side * length / max(image.size))) for length in image.size)
         return image.resize((width, height), Image.Resampling.LANCZOS)
     except (BadImage, OSError):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.common.pixels import to_rgb
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadCount, BadImage
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_images, encode_texts
@@ -77,7 +78,7 @@ def draw(
             if len(sample) == size:
                 break
             try:
-                image = source.image(row)
+                image = to_rgb(source.image(row))
             except BadImage as error:
                 bad.add([error])
                 continue

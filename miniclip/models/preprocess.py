@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.common.pixels import to_rgb
+
 # Channel statistics of CLIP's own training set (OpenAI's release; also open_clip's OPENAI_DATASET_MEAN and _STD).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,8 +52,8 @@ class Preprocess:
         return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
     def to_uint8(self, image: Image.Image) -> Tensor:
-        """Image -> uint8 (3, S, S)."""
-        return image_to_tensor(self.to_square(image.convert("RGB")))
+        """Any image of PIL's, turned and on white as training sees it -> uint8 (3, S, S)."""
+        return image_to_tensor(self.to_square(to_rgb(image, 2 * self.image_size)))
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """0 to 255, (..., 3, H, W) -> float32 of the same shape and device, mean 0, deviation 1 over CLIP's data."""

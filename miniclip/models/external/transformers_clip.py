@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.common.pixels import to_rgb
 from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, reading, square_side
 from miniclip.models.preprocess import Preprocess
 
@@ -62,7 +63,8 @@ class TransformersPreprocess(Preprocess):
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         # a call keeps no state in the processor, so threads may share it
-        made = self.processor(images=image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt")
+        rgb = to_rgb(image, 2 * self.image_size)
+        made = self.processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="pt")
         return made["pixel_values"][0]
 
     def to_dict(self) -> dict[str, Any]:
