@@ -14,6 +14,7 @@ from support.sources import noise
 
 from miniclip.config import DataConfig
 from miniclip.data.captioned import open_source
+from miniclip.data.formats import known_formats
 from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
 from miniclip.models.preprocess import Preprocess, image_to_tensor
 
@@ -151,6 +152,8 @@ def kinds_of_files() -> dict[str, bytes]:
     files |= {"la2.png": encoded(half.convert("LA")), "wide2.png": encoded(wide, exif=exif)}
     files |= {"wide.tif": encoded(wide, "TIFF"), "palette2.png": encoded(palette, transparency=3, exif=exif)}
     files["key.png"] = encoded(photo, transparency=photo.getpixel((0, 0)))
+    known_formats()  # registers HEIF
+    files["turned.heic"] = encoded(photo, "HEIF", exif=exif.tobytes())
     first, *rest = (Image.new("RGB", (30, 20), colour) for colour in (RED, GREEN))
     return files | {f"moving.{f}": encoded(first, f, save_all=True, append_images=rest) for f in ("gif", "png")}
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from miniclip.common.pixels import draft, to_rgb
 from miniclip.common.printing import first_few
+from miniclip.data.formats import extensions, known_formats, why_unknown
 
 # 64 Mpx are 192 MB as RGB: beyond any photograph worth shrinking, and below what fills a loader's memory.
 MAX_PIXELS = 64_000_000
 
-# Named, since Pillow's full list starts other programs on some formats (Ghostscript on EPS).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".avif", ".jp2"),
-)
+
+def __getattr__(name: str) -> tuple[str, ...]:
+    if name == "EXTENSIONS":
+        return extensions()
+    raise AttributeError(name)
 
 
 class BadImage(ValueError):
@@ -77,7 +76,7 @@ def decode_image(value: bytes | str | Path, name: str, *, at_least: int | None =
             source, count = Path(value), Path(value).stat().st_size
         else:
             raise BadImage(f"{name}: no such file: {value}")
-        with Image.open(source, formats=_known_formats()) as image:
+        with Image.open(source, formats=known_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{name}: {width} x {height} pixels exceed the limit of {MAX_PIXELS:,} pixels")
@@ -90,16 +89,11 @@ def decode_image(value: bytes | str | Path, name: str, *, at_least: int | None =
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"{name}: not an image in any of the formats {', '.join(FORMATS)}") from None
+        start = value[:16] if isinstance(value, bytes) else Path(value).read_bytes()[:16]
+        raise BadImage(f"{name}: {why_unknown(start)}") from None
     # Pillow's decoders fail on corrupt data with SyntaxError, struct.error, zlib.error, EOFError and more.
     except Exception as error:
         raise BadImage(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-@cache
-def _known_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(f for f in FORMATS if f in Image.OPEN)  # older Pillow lacks AVIF, some builds lack others
 
 
 def path_inside(root: str, path: str, name: str) -> str:

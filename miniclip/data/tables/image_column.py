@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from miniclip.common.fingerprint import digest, stamp
-from miniclip.data.images import EXTENSIONS, BadImage, decode_image, leaves_folder, path_inside
+from miniclip.data.formats import extensions
+from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
 from miniclip.data.tables.parquet import ArrowTable
 from miniclip.data.tables.source import near_file
 from miniclip.data.tables.table import RecordTable, Table, TextLists
@@ -215,7 +216,7 @@ def images_of(table: Table, column: str, at_least: int | None = None) -> ImageCo
 def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> ImageColumn:
     """Files of a folder. Raises FileNotFoundError if there are none."""
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no image ({', '.join(EXTENSIONS)})")
+        raise FileNotFoundError(f"{folder} holds no image ({', '.join(extensions())})")
     table = RecordTable(str(folder), [], [], [""] * len(paths), (os.path.realpath(folder),))
     return FileImages(table, at_least, TextLists([path] for path in paths))
 

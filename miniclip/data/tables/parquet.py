@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from miniclip.common.fingerprint import digest
-from miniclip.data.images import EXTENSIONS
+from miniclip.data.formats import extensions
 from miniclip.data.tables.source import Source, is_url, literal_folder
 from miniclip.data.tables.table import Kind, Sample, Shard, Table, base_of, inside, reason
 
@@ -24,7 +24,7 @@ def accepts(source: Source) -> bool:
 def open_tables(source: Source) -> Mapping[str, ArrowTable]:
     """Image paths are relative to the folder. Raises ValueError if a file cannot be read."""
     # the library goes by the commonest kind of file: beside images it would miss the table that names them
-    if source.is_folder and not source.below(*EXTENSIONS):
+    if source.is_folder and not source.below(*extensions()):
         return load_local(source)
     folder = source.path if source.is_folder else Path(literal_folder(source.text)).expanduser()
     roots = library_caches() if is_url(source.text) else (os.path.realpath(folder),)

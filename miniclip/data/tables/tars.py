@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from miniclip.common.fingerprint import digest, stamp
-from miniclip.data.images import EXTENSIONS
+from miniclip.data.formats import looks_like_image
 from miniclip.data.tables import table as tables
 from miniclip.data.tables.source import Source, is_url
 from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, base_of, inside, reason
@@ -106,7 +106,12 @@ def extension_of(field: str) -> str:
 
 
 def is_image(field: str) -> bool:
-    return field == "image" or f".{extension_of(field)}" in EXTENSIONS
+    return field == "image" or looks_like_image(f".{field}")
+
+
+def _is_format(field: str) -> bool:
+    """jpg, png, …, not left.jpg."""
+    return "." not in field and looks_like_image(f".{field}")
 
 
 # ---- as a table: the members are listed once, and read where they lie
@@ -182,7 +187,7 @@ def _join(names: Sequence[str], files: Sequence[str], split: str, source: str) -
         for field in dict.fromkeys(field for _, own in listed for field in own)
     }
     # one column "image" of .jpg, .png, … if no sample has two of them
-    formats = [field for field in fields if f".{field}" in EXTENSIONS]
+    formats = [field for field in fields if _is_format(field)]
     if len(formats) > 1 and (np.stack([fields[f][:, 1] >= 0 for f in formats]).sum(0) <= 1).all():
         fields["image"] = np.maximum.reduce([fields.pop(f) for f in formats])  # where absent, all is -1
     rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(keys) for keys, _ in listed])
@@ -255,7 +260,7 @@ class TarShard(Shard):
         except Exception:
             if not records:
                 raise
-        formats = {f for record in records for f in record if f".{f}" in EXTENSIONS}
+        formats = {f for record in records for f in record if _is_format(f)}
         if len(formats) > 1 and all(len(formats & record.keys()) < 2 for record in records):
             records = [{"image" if f in formats else f: v for f, v in record.items()} for record in records]
         return RecordTable(label, records, tables.nested_columns(records), keys)
@@ -264,7 +269,7 @@ class TarShard(Shard):
         for key, fields in self._samples():
             image = fields.get(self.image)
             if image is None and is_image(self.image):  # another format than that of the first samples
-                image = next((data for f, data in fields.items() if f".{f}" in EXTENSIONS), None)
+                image = next((data for f, data in fields.items() if _is_format(f)), None)
             texts = {f: decode_field(f, data) for f, data in fields.items() if _is_text(f)}
             yield Sample(image, [inside(texts, c) for c in self.captions], f"{base_of(self.name)} sample {key}")
 
