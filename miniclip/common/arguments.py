@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from miniclip.common.printing import one_line, printable
+from miniclip.common.printing import did_you_mean, one_line, printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -48,6 +50,53 @@ def add_options(
             if default is not None and "default" not in settings["help"]:
                 settings["help"] += f" (default: {default})"
             parser.add_argument(f"--{name}", default=default, **settings)
+
+
+# of one value, and of several
+_KINDS = {
+    int: ("a whole number", "whole numbers such as [1, 2]"),
+    float: ("a number", "numbers such as [0.5, 0.5]"),
+    str: ("text", "texts such as [a, b]"),
+    bool: ("true or false", ""),
+    NoneType: ("null", ""),
+}
+
+
+def kind_words(hint: Any) -> str:
+    """What a value of that type is, in plain words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in _KINDS:
+        return _KINDS[hint][0]
+    if origin is Literal:
+        return f"one of {', '.join(parts)}" if len(parts) > 1 else str(parts[0])
+    if origin in (list, tuple):
+        count = f"{len(parts)} " if origin is tuple and ... not in parts else "a list of "
+        return count + _KINDS.get(parts[0], ("", "texts and mappings"))[1]
+    return " or ".join(kind_words(part) for part in parts)
+
+
+def wrong_kind(message: str, hints: Mapping[str, Any], given: Mapping[str, Any], shown: str = "{}={}") -> str:
+    """The parser's message of a value of the wrong type, in plain words; any other message nearly as it is.
+
+    hints: the type of each option. given: values as they were written, where they are known. shown: both together.
+    """
+    found = re.search(r'Parser key "([\w.]+)".*?(?:(?:Got|Given) value: (.*))?$', message, re.DOTALL)
+    if found is None or found[1] not in hints:
+        return re.sub(r"argument (\S+): expected .*argument", r"\1 lacks its value", message)
+    hint, value = hints[found[1]], given.get(found[1], found[2])
+    words = kind_words(hint)
+    quotes = "; put numbers in quotes" if "text" in words and not isinstance(value, str) else ""
+    names = [name for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for name in get_args(kind)]
+    return f"{shown.format(found[1], value)} is not {words}{quotes}{did_you_mean(str(value), names)}"
+
+
+def at_home(value: Any) -> Any:
+    """Paths spelt out that begin with ~, as a shell does it, but also in `--run.dir=~/x`, in lists and after hf:."""
+    if isinstance(value, str):
+        return ":".join(map(os.path.expanduser, value.split(":"))) if "~" in value else value
+    if isinstance(value, Mapping):
+        return {key: at_home(one) for key, one in value.items()}
+    return [at_home(one) for one in value] if isinstance(value, list) else value
 
 
 def data_words(arguments: Sequence[str] | None) -> list[str]:

@@ -6,16 +6,20 @@ do. Nothing here imports torch, so that `train.py --help` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from miniclip.common.printing import did_you_mean
+from miniclip.common.arguments import at_home, kind_words, wrong_kind
+from miniclip.common.printing import did_you_mean, near_name
 from miniclip.config.eval_section import EvalConfig
 from miniclip.config.loss import LossConfig
 from miniclip.config.sections import (
@@ -29,6 +33,7 @@ from miniclip.config.sections import (
     TrainConfig,
     require,
 )
+from miniclip.config.yaml_file import read_values, refuse_twice
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,18 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {f.name: globals()[str(f.type)] for f in fields(Config)}
+_FIRST = {name: fields(section)[0].name for name, section in SECTIONS.items()}  # an example of each
 
 
 def load_config(arguments: Sequence[str] | None = None) -> Config:
-    """Command line (default sys.argv[1:]) -> checked configuration. Raises ConfigError that names the key."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    """Command line (default sys.argv[1:]) -> checked configuration. Raises ConfigError that names the key.
 
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    for k, word in enumerate(words):
-        if k and words[k - 1] == "--config":
-            words[k] = _file_of(word)
-        elif word.startswith("--config="):
-            words[k] = f"--config={_file_of(word.removeprefix('--config='))}"
+    The command line wins over --config wherever that stands, and of several files a later one over those before.
+    """
+    from jsonargparse import ArgumentParser
+
+    own = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    own.add_argument("--config", action="append", default=[])
     parser = ArgumentParser(
         prog="train.py",
         description="Train a CLIP-style model on captioned images. "
@@ -99,20 +104,42 @@ def load_config(arguments: Sequence[str] | None = None) -> Config:
         exit_on_error=False,
         default_env=False,
     )
-    about = "YAML file with the sections below, or one of those shipped, e.g. shapes"
+    about = "YAML file with the sections below, or one of those shipped, e.g. shapes; options on the command line win"
     parser.add_argument("--config", action="config", help=about)
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
+    for action in parser._actions:
+        if action.dest in SECTIONS:
+            action.help = argparse.SUPPRESS  # a section in one word is not taken, see _check_words
+    hints = {
+        f"{name}.{key}": hint for name, section in SECTIONS.items() for key, hint in get_type_hints(section).items()
+    }
+    values, where, given = None, "", {}
     try:
-        sections = parser.instantiate(parser.parse_args(words))
-    except ArgumentError as error:
-        raise ConfigError(_advice(str(error))) from error
+        files, words = own.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
+        for path in map(_file_of, files.config):
+            where, given = f"{path}: ", read_values(path, _FIRST)
+            if unknown := next((key for key in given if key not in hints), None):
+                raise ConfigError(where + _unknown(unknown, hints))
+            values = parser.parse_object(given, values)
+        where, given = "", _check_words(words)
+        values = parser.parse_args(words, values)
+        for key, hint in hints.items():
+            if values[key] is None and NoneType not in get_args(hint):
+                raise ConfigError(f"{key} has no value; write {kind_words(hint)}, or leave it out")
+            values[key] = at_home(values[key])
+        sections = parser.instantiate(values)
+    except argparse.ArgumentError as error:
+        message = str(error)
+        if stray := re.search(r"unrecognized arguments: (\S+)", message):
+            raise ConfigError(_stray(stray[1], hints)) from error
+        raise ConfigError(where + wrong_kind(message, hints, given)) from error
     return Config(**{name: getattr(sections, name) for name in SECTIONS})
 
 
 def load_config_file(path: str | Path) -> Config:
     """The configuration that a run saved beside its results."""
-    return load_config(["--config", str(path)])
+    return load_config([f"--config={path}"])
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -122,30 +149,62 @@ def save_config(config: Config, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _advice(message: str) -> str:
-    """The parser's message, with the nearest known name where one was not known."""
-    known = {f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section)}
-    words = r"Group '([\w.]+)' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted"
-    match = re.search(words, message) or re.search(r"unrecognized arguments: --([\w.]+)", message)
-    if match is None:
-        return message
-    key = ".".join(filter(None, match.groups()))
-    choices = sorted(k for k in known if k.startswith(key.split(".")[0] + "."))
+def _unknown(key: str, known: Collection[str]) -> str:
+    """What is said of a key that is none: it names the same one of another section, or the nearest."""
+    names = {k: k.rpartition(".")[2] for k in known}
+    section, _, name = key.replace("-", "_").lower().rpartition(".")
+    name = {"learning_rate": "lr"}.get(name, name)
+    if name in names.values():
+        near: str | None = name
+    else:
+        near = near_name(key, known) if section else near_name(name, [*SECTIONS, *names.values()])
+    homes = [k for k in [*SECTIONS, *known] if near in (k, names.get(k, k))]
+    homes = [k for k in homes if k == f"{section}.{name}"] or homes
+    if homes:
+        return f"unknown key {key}; did you mean {' or '.join(homes)}?"
+    choices = sorted(k for k in known if k.startswith(f"{section}."))
     listed = f"keys of this section: {', '.join(choices)}" if choices else f"sections: {', '.join(SECTIONS)}"
-    return f"unknown key {key}{did_you_mean(key, known)} ({listed})"
+    return f"unknown key {key} ({listed})"
 
 
-def _file_of(config: str) -> str:
+def _stray(word: str, known: Collection[str]) -> str:
+    """What is said of a word on the command line that belongs to nothing."""
+    key, given, _ = word.lstrip("-").partition("=")
+    if word.startswith("--"):
+        return _unknown(key, known)
+    if key in known:
+        return f"{word}: write --{word.lstrip('-')}" + " VALUE" * (not given)
+    return f"{word} stands alone; write --config {word} if it is a file, or --section.key VALUE for an option"
+
+
+def _check_words(words: Sequence[str]) -> dict[str, str]:
+    """The values of the command line by key. Raises ConfigError for a section in one word, or a value's key twice."""
+    given = {}
+    for word, following in pairwise([*words, ""]):
+        name, direct, value = word.partition("=")
+        key, value = name[2:], value if direct else following
+        if word.startswith("--") and key in SECTIONS:
+            raise ConfigError(
+                f"{name} is a section of options; write --{key}.KEY VALUE, e.g. --{key}.{_FIRST[key]} {value}"
+            )
+        if word.startswith("--") and value[:1] in ("[", "{"):
+            refuse_twice(f"{name} {value}", value)
+        given[key] = value
+    return given
+
+
+def _file_of(config: str) -> Path:
     """--config as a path: a name that is no file, without a folder or an ending, is one of the shipped files."""
-    if Path(config).is_file() or Path(config).name != config or Path(config).suffix:
-        return config
+    path = Path(at_home(config))
+    if path.is_file() or path.name != config or path.suffix:
+        return path
     # a wheel has them in the package, a clone beside it
     package = Path(__file__).parents[1]
     shipped = {path.stem: path for folder in (package, package.parent) for path in folder.glob("configs/*.yaml")}
     if config not in shipped:
         known = f"neither a file nor one of the shipped configurations {', '.join(sorted(shipped))}"
         raise ConfigError(f"--config {config}: {known}{did_you_mean(config, shipped)}")
-    return str(shipped[config])
+    return shipped[config]
 
 
 def smaller_training(config: Config, processes: int) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from miniclip.common.arguments import advised, check_output, refused
+from miniclip.common.arguments import advised, at_home, check_output, refused
 from miniclip.common.printing import printable
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
@@ -44,6 +44,7 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not 0 < own.seconds < math.inf:
             raise ConfigError(f"--seconds {own.seconds} must be above 0 and finite")
+        own.json = at_home(own.json)
         if own.json:
             check_output("--json", own.json)
         config = load_config(rest)
