@@ -138,12 +138,17 @@ def test_zero_shot_on_folders(checkpoint: str, folders: Path, tmp_path: Path, ca
     second = evaluated(out, base + given, "a {}", "one {}")
     assert names_in(out) >= {"mine.txt", "templates.png", "foreign.png"}
     assert second["details"]["classes"] == ["blue thing", "pale green", "red thing"]
+    called = [(row["folder"], row["names"]) for row in second["details"]["per_class"]]
+    assert called == [("blue", ["blue thing"]), ("light_green", ["pale green", "mint"]), ("red", ["red thing"])]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "what the prompts call the classes: blue -> blue thing; light_green -> pale green; red -> red" in shown
+    assert shown.count("light_green -> pale green") == 2  # once beside its figures
     source = open_labelled(folders, classnames_file=names, image_size=32)
     options: Any = {"task": folders.name, "options": EncodeOptions(precision="bf16")}
     options["foreign"] = open_images(foreign, image_size=32)
     assert equal(second, zero_shot(*load(checkpoint), source, ["a {}", "one {}"], **options))
     assert second["figures"]["auroc_free_energy"]["n"] == 10 and second["figures"]["top1"]["n"] == 6
-    assert "FPR@95" in capsys.readouterr().out
+    assert "FPR@95" in shown
 
     file.write_text("x {}\n\ny {}\n")
     third = evaluated(out, f"{base} --templates {file}")

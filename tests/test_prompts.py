@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.files import write_classes
+from support.files import write_classes, write_csv, write_image
 from support.sources import FakeLabelled
 
 from miniclip.data.classes import known_sets
@@ -17,11 +17,13 @@ from miniclip.evaluation.prompts import (
     SIMPLE_TEMPLATES,
     PromptedSource,
     check_classes,
+    check_prompts,
     fill_templates,
     names_of,
     resolve_templates,
     templates_of,
 )
+from miniclip.models.tokenizer import Tokenizer
 
 
 def test_names_and_templates_of_a_source(tmp_path: Path) -> None:
@@ -96,7 +98,61 @@ def test_templates_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_classes_that_cannot_be_told_apart() -> None:
-    check_classes("t", ["a", "b"])
-    for classes, message in ((["a"], r"t: .* at least two classes, got \['a'\]"), ("bab", "t: 1 class names .* 'b'")):
+    def both(*classes: str, cut: int = 77, templates: list[str] | None = None) -> None:
+        source = FakeLabelled(1, classes)
+        check_classes("t", source)
+        check_prompts("t", source, templates, Tokenizer(cut))
+
+    both("a", "b")
+    both("big cat", "big-cat", "bigcat", "big cats")
+    long = "a very long name of something that goes on and on "
+    both(long + "one", long + "two")
+    for classes, message in (
+        (["a"], r"t: .* at least two classes, got \['a'\]"),
+        (["b", "a", "b"], "t: the classes 'b' and 'b' are both called 'b', and prompts cannot tell those apart"),
+        (["cat", "dog", "Cat"], "'cat' and 'Cat' are both called 'Cat'"),
+        (["big  cat", "big cat"], "'big  cat' and 'big cat' are both called"),
+        (["cat", "cat "], "'cat' and 'cat ' are both called"),
+        (["cat\u00a0", "\tcat"], "are both called"),
+        (["cats &amp; dogs", "cats & dogs"], "have prompts of the same tokens .'a photo of a cats &amp; dogs.'"),
+        (["caf\u00e9", "cafe\u0301"], "have prompts of the same tokens"),
+    ):
         with pytest.raises(ValueError, match=message):
-            check_classes("t", classes)
+            both(*classes)
+    with pytest.raises(ValueError, match="have prompts of the same tokens"):
+        both(long + "one", long + "two", cut=12)
+    with pytest.raises(ValueError, match="have prompts of the same tokens"):
+        both("cats &amp; dogs", "cats & dogs", templates=["a {}", "the {}"])
+    for task in ("shape", "colour", "unseen_all", "count", "relation"):
+        scenes = SceneTask(task, 2, 0, 16)
+        check_classes(task, scenes)
+        check_prompts(task, scenes, None, Tokenizer())
+
+
+def test_further_names_are_no_other_classes_names(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\tcrane | big  Bird\nb\tstork | Big bird\n")
+    folders = write_classes(tmp_path / "set", a=[1], b=[2])
+    with pytest.raises(ValueError, match="line 2: the name 'Big bird' stands in line 1 already"):
+        open_labelled(folders, classnames_file=names)
+    names.write_text("a\tcrane | x-ray\nb\tstork | heron\n")
+    source = open_labelled(folders, classnames_file=names)
+    source.names[1].append("X-Ray")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="the classes 'a' and 'b' are both called 'X-Ray'"):
+        check_classes("t", source)
+
+
+def test_labels_that_differ_in_case_alone_are_said_for_the_probe_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        ("file_name", "label"),
+        *((f"{n}.png", label) for n, label in enumerate(("cat", "Cat", "dog", "big  cat", "big cat"))),
+    ]
+    for n in range(5):
+        write_image(tmp_path / f"{n}.png", n)
+    source = open_labelled(write_csv(tmp_path / "labels.csv", rows))
+    for one, other in (("'Cat'", "'cat'"), ("'big  cat'", "'big cat'")):
+        assert f"the classes {one} and {other} differ in case or white space alone; is it one class?" in caplog.text
+    with pytest.raises(ValueError, match="'big  cat' and 'big cat' are both called"):
+        check_classes("t", source)

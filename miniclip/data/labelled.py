@@ -85,6 +85,13 @@ def open_labelled(
         images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
         keys, labels = _read_labels(list(parts.values()), chosen, column)
     said = [str(key) for key in keys]
+    near = dict[str, str]()
+    for key in said:
+        other = near.setdefault(spoken(key).casefold(), key)
+        if other != key:
+            log.warning(
+                "%s: the classes %r and %r differ in case or white space alone; is it one class?", source, other, key
+            )
     names, templates = _prompting(source, said, classnames_file, classnames_by)
     if names is None and not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{holds} numbers without names; give a class-names file")

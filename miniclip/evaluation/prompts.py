@@ -5,13 +5,14 @@ A template holds {} where the name of the class goes. Axes: C classes, A names o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from miniclip.common.printing import one_line
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import known_sets
+from miniclip.models.protocols import TextTokenizer
 
 Templates = str | Sequence[str]
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
@@ -36,6 +37,12 @@ def names_of(source: LabelledSource) -> list[list[str]]:
     """All names of each class, the one in `classes` first. A source without `names` has the one name a class."""
     names: list[list[str]] | None = getattr(source, "names", None)
     return [[name] for name in source.classes] if names is None else names
+
+
+def keys_of(source: LabelledSource) -> list[str] | None:
+    """What the data call the classes, by folder or label; None of a source that has no other names for them."""
+    keys: list[str] | None = getattr(source, "keys", None)
+    return keys
 
 
 def templates_of(source: LabelledSource) -> tuple[str, ...]:
@@ -107,11 +114,36 @@ def prompts_of(source: LabelledSource, templates: Templates | None) -> tuple[lis
     return fill_templates(names_of(source), chosen), chosen
 
 
-def check_classes(task: str, classes: Sequence[str]) -> None:
-    """Raise ValueError if there are fewer than two classes, or two of one name."""
-    if len(classes) < 2:
-        raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(classes)}")
-    repeated = sorted(name for name, count in Counter(classes).items() if count > 1)
-    if repeated:
-        alike = f"{task}: {len(repeated)} class names stand for more than one class, e.g. {repeated[0]!r}"
-        raise ValueError(f"{alike}, and prompts cannot tell those apart; name the classes differently, or merge them")
+def check_classes(task: str, source: LabelledSource) -> None:
+    """Raise ValueError if there are fewer than two classes, or two share a name but for case and white space."""
+    names, keys = names_of(source), keys_of(source) or source.classes
+    if len(names) < 2:
+        raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(source.classes)}")
+    first: dict[str, int] = {}
+    for number, own in enumerate(names):
+        for name in own:
+            other = first.setdefault(" ".join(name.lower().split()), number)
+            if other != number:
+                raise ValueError(_alike(task, keys[other], keys[number], f"are both called {name!r}"))
+
+
+def check_prompts(task: str, source: LabelledSource, templates: Templates | None, tokenizer: TextTokenizer) -> None:
+    """Raise ValueError if names of two classes are the same tokens in the first template, as where they are cut."""
+    if brings_sentences(source):
+        return
+    prompts, chosen = prompts_of(source, templates)
+    keys, first = keys_of(source) or source.classes, dict[bytes, tuple[int, str]]()
+    for number, own in enumerate(prompts):
+        texts = own[:: len(chosen) or 1]
+        # what brings its own prompts is told apart by all of them
+        ids = tokenizer(texts).numpy().reshape(len(texts) if chosen else 1, -1)
+        for text, row in zip(texts, ids, strict=False):
+            other, same = first.setdefault(row.tobytes(), (number, text))
+            if other != number:
+                why = f"have prompts of the same tokens ({one_line(same, 100)!r}, {one_line(text, 100)!r})"
+                raise ValueError(_alike(task, keys[other], keys[number], why))
+
+
+def _alike(task: str, one: str, other: str, why: str) -> str:
+    advice = "name the classes differently, or merge them"
+    return f"{task}: the classes {one!r} and {other!r} {why}, and prompts cannot tell those apart; {advice}"

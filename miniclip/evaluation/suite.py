@@ -15,6 +15,7 @@ from miniclip.data.stream.held_out import open_pairs
 from miniclip.data.subset import readable
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.plots import confusion_png
+from miniclip.evaluation.prompts import check_prompts
 from miniclip.evaluation.result import Evaluation, entry, header
 from miniclip.evaluation.tables import print_evaluations
 from miniclip.evaluation.tasks import TASKS, Retrieval, Task, Zeroshot
@@ -131,6 +132,9 @@ def _open(config: Config, wanted: str | EvalTask, role: Role) -> Opened:
             known = f"neither retrieval, nor one of {', '.join(SCENES)}, nor a folder with one sub-folder a class"
             raise ConfigError(f"eval.tasks: {wanted!r} is {known}; other data takes a mapping with kind and data")
         parts = task.open(side, role, allowed)
+        if isinstance(task, Zeroshot):  # before the training, not after it
+            cut = Tokenizer(config.model.context_length or Tokenizer.context_length)
+            check_prompts(task.label, parts[0], task.resolved, cut)
     # one part may stand for two, and is then read once
     read = {key: readable(part, allowed) for key, part in {id(part): part for part in parts}.items()}
     return Opened(task, [read[id(part)] for part in parts])

@@ -116,7 +116,9 @@ def class_tables(result: Evaluation) -> list[Table]:
         row, wrong = per_class[k], [count if j != k else 0 for j, count in enumerate(confusion[k])]
         rival = f"{per_class[wrong.index(max(wrong))]['class']} ({max(wrong)})" if max(wrong) else ""
         scores = (percent(row[name]) for name in ("recall", "precision", "f1"))
-        lines.append((row["class"], str(row["n"]), *scores, rival))
+        folder, name = row.get("folder"), row["class"]
+        called = name if folder is None or folder.replace("_", " ") == name else f"{folder} -> {name}"
+        lines.append((called, str(row["n"]), *scores, rival))
     return [Table(title, ("class", "images", "recall %", "precision %", "F1 %", "most often taken for"), lines)]
 
 

@@ -161,7 +161,7 @@ class Zeroshot(_Labelled):
         return self.task or super().label
 
     @cached_property
-    def _resolved(self) -> tuple[str, ...] | None:
+    def resolved(self) -> tuple[str, ...] | None:
         from miniclip.evaluation.prompts import resolve_templates
 
         given = self.templates
@@ -172,10 +172,10 @@ class Zeroshot(_Labelled):
         from miniclip.data.scenes.source import SceneTask
         from miniclip.evaluation.prompts import check_classes
 
-        _ = self._resolved  # a file of templates is read before the training, not after it
+        _ = self.resolved  # a file of templates is read before the training, not after it
         scenes = SceneTask(self.task, self.size, self.seed, image_size) if self.task else None
         source = scenes or self._open(self.split, image_size)
-        check_classes(self.label, source.classes)
+        check_classes(self.label, source)
         return [source] if self.foreign is None else [source, open_images(self.foreign, image_size=image_size)]
 
     def counted(self, data: list[Any]) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class Zeroshot(_Labelled):
         from miniclip.evaluation.zeroshot import zero_shot
 
         settings: dict[str, Any] = {"foreign": (*data, None)[1], "options": options, "resamples": resamples}
-        return zero_shot(*model, data[0], self._resolved, task=label, **settings)
+        return zero_shot(*model, data[0], self.resolved, task=label, **settings)
 
     def draw(self, result: Evaluation, data: list[Any], folder: Path, model: str) -> None:
         import numpy as np

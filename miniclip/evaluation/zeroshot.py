@@ -14,9 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip.common.fingerprint import digest
+from miniclip.common.printing import first_few
 from miniclip.data.captioned import LabelledSource
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, Images, encode_readable, encode_texts
-from miniclip.evaluation.prompts import PromptedSource, brings_sentences, check_classes, prompts_of
+from miniclip.evaluation.prompts import (
+    PromptedSource,
+    brings_sentences,
+    check_classes,
+    check_prompts,
+    keys_of,
+    names_of,
+    prompts_of,
+)
 from miniclip.evaluation.result import Evaluation
 from miniclip.losses.energy import free_energy
 from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
@@ -103,11 +112,13 @@ def zero_shot(
     by how well they tell those apart.
     Figures: top1, top5 (from six classes on), balanced_accuracy, macro_f1, ece; auroc_* and fpr95_* with foreign. With
     prompts that change from image to image top1 is all.
-    Raises ValueError if there is no image, fewer than two classes, two classes of one name, or a label out of range.
+    Raises ValueError if there is no image, fewer than two classes, two classes of one name or prompt, or a label out of
+    range.
     """
     if len(dataset) == 0:
         raise ValueError(f"{task}: the data set holds no images")
-    check_classes(task, dataset.classes)
+    check_classes(task, dataset)
+    check_prompts(task, dataset, templates, tokenizer)
     sentences = dataset if isinstance(dataset, PromptedSource) and brings_sentences(dataset) else None
     if sentences and (templates is not None or foreign is not None):
         raise ValueError(f"{task}: each image brings its own sentences; leave templates and foreign images out")
@@ -139,9 +150,16 @@ def zero_shot(
         ood = predict(others.values, classifier, scale)
         groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
         notes, raw = notes + others.notes, (found.confidence.numpy(), ood.confidence.numpy())
+    keys = keys_of(dataset)
+    if keys is not None:
+        shown = [f"{key} -> {name}" for key, name in zip(keys, classes, strict=True)]
+        rest = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
+        notes.append(f"{task}: what the prompts call the classes: {first_few(shown)}{rest}")
     if len(classes) <= 5:
         notes.append(f"no top-5: it says little with {len(classes)} classes, and needs six")
     statistic, details = _counted(found, labels.numpy(), classes, ood)
+    for row, key, names in zip(details["per_class"], keys or (), names_of(dataset), strict=False):
+        row.update(folder=key, names=names)
     figures = with_intervals(statistic, groups, dict.fromkeys(_CLASS_FIGURES, len(labels)), resamples=resamples)
     if len(chosen) > 1:
         details["templates"] = []
