@@ -261,7 +261,7 @@ def test_images_of_tables(tmp_path: Path) -> None:
         open_images(write_csv(tmp_path / "t.csv", [("path", "text"), ("", "one")]))
     write_image(tmp_path / "none" / "train" / "a.png", 1)
     (tmp_path / "none" / "test").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"test holds no image \(\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"test holds no image \(\.j"):
         open_images(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match="empty"):
@@ -341,6 +341,30 @@ def test_names_alone_go_by_name_and_by_no_order_that_nothing_confirms(tmp_path: 
             name_classes(keys, write(tmp_path, "names.txt", text))
     names = write(tmp_path, "names.txt", "hound\nkitty\n")
     assert name_classes(["cat", "dog"], names, by="order") == [["hound"], ["kitty"]]
+
+
+def test_data_of_other_kinds_below_folders(tmp_path: Path) -> None:
+    """Parquet in folders of splits is read; a table in one of two folders makes no classes of both."""
+    for split, first in (("train", 0), ("test", 4)):
+        write_parquet(tmp_path / "set" / split / "part-0.parquet", {"img": cells(2, first), "label": ["a", "b"]})
+    assert contents(open_labelled(tmp_path / "set")) == {4: "a", 5: "b"}
+    write_classes(tmp_path / "twice", docs=[8], set=[9])
+    write_jsonl(tmp_path / "twice" / "set" / "labels.jsonl", [{"file_name": "9.png", "label": "a"}])
+    with pytest.raises(
+        ValueError, match=r"labels\.jsonl: a table beside images by class; name .*twice/set as the data"
+    ):
+        open_labelled(tmp_path / "twice")
+    write_csv(tmp_path / "twice" / "docs" / "GT-00000.csv", [("file", "x"), ("8.png", 1)])  # as in GTSRB, one a class
+    assert contents(open_labelled(tmp_path / "twice")) == {8: "docs", 9: "set"}
+
+
+def test_links_may_lead_to_all_that_is_below_the_folder_named(tmp_path: Path) -> None:
+    for number, where in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        target = write_image(tmp_path / "set" / ".store" / f"{number}.png", number)
+        (tmp_path / "set" / where).mkdir(parents=True)
+        (tmp_path / "set" / where / "x.png").symlink_to(target)
+    assert contents(open_labelled(tmp_path / "set")) == {2: "a", 3: "b"}
+    assert numbers(open_images(tmp_path / "set")) == [2, 3]
 
 
 def test_class_names_are_cleaned_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

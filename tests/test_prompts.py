@@ -152,7 +152,7 @@ def test_labels_that_differ_in_case_alone_are_said_for_the_probe_too(
     for n in range(5):
         write_image(tmp_path / f"{n}.png", n)
     source = open_labelled(write_csv(tmp_path / "labels.csv", rows))
-    for one, other in (("'Cat'", "'cat'"), ("'big  cat'", "'big cat'")):
-        assert f"the classes {one} and {other} differ in case or white space alone; is it one class?" in caplog.text
+    alike = "differ in case or white space alone, is it one? 'big  cat' and 'big cat'; 'Cat' and 'cat'"
+    assert alike in caplog.text
     with pytest.raises(ValueError, match="'big  cat' and 'big cat' are both called"):
         check_classes("t", source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,11 +12,12 @@ from typing import NamedTuple
 
 from miniclip.common.printing import first_few
 from miniclip.data.images import EXTENSIONS
-from miniclip.data.tables.source import SPLIT_NAMES, sub_folders, told_split
+from miniclip.data.tables.source import SPLIT_NAMES, TABLE_EXTENSIONS, sub_folders, told_split
 
 log = logging.getLogger(__name__)
 
 _WRAPPERS = ("images", "image", "imgs", "img", "data")
+_TABLES = tuple(extension for extension in TABLE_EXTENSIONS if extension != ".txt")
 _UNLABELLED = re.compile(r"(.*[\W_])?(un-?label+ed|unsup\w*|pred|predict|predictions?|submission)([\W_].*)?")
 _PART = re.compile(r"(.*[\W_])?(fold|split|part|subset|batch)[\W_]?\d+")
 
@@ -98,6 +100,11 @@ def class_folders(folders: list[Path]) -> list[Path]:
     if blank:
         log.warning("%s: no class, and left out: %s", folders[0].parent, _names(blank))
         folders = [f for f in folders if f not in blank]
+    held = {f: os.listdir(f) for f in folders}  # noqa: PTH208, since there may be a million
+    tables = {f: n for f in folders for n in held[f] if n.lower().endswith(_TABLES) and not n.startswith(".")}
+    if 0 < len(tables) < len(folders):  # one in each folder says something of the class
+        where, name = next(iter(tables.items()))
+        raise ValueError(f"{where / name}: a table beside images by class; name {where} as the data, or take it out")
     names, inside = {f.name for f in folders}, {f: {b.name for b in sub_folders(f)} for f in folders}
     for folder, below in inside.items():
         if len({told_split(name) for name in below} - {None}) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from miniclip.data.tables.source import Source, files_below
 
 log = logging.getLogger(__name__)
 
-DATA_EXTENSIONS = (".parquet", ".arrow", ".tar", ".zip", ".json", ".gz")
+DATA_EXTENSIONS = (".arrow", ".zip", ".json", ".gz")
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,11 @@ def open_labelled(
         images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
         keys, labels = _read_labels(list(parts.values()), chosen, column)
     said = [str(key) for key in keys]
-    near = dict[str, str]()
-    for key in said:
-        other = near.setdefault(spoken(key).casefold(), key)
-        if other != key:
-            log.warning(
-                "%s: the classes %r and %r differ in case or white space alone; is it one class?", source, other, key
-            )
+    first = dict[str, str]()
+    near = [(other, key) for key in said if (other := first.setdefault(spoken(key).casefold(), key)) != key]
+    if near:
+        shown = "; ".join(f"{one!r} and {other!r}" for one, other in near[:5])
+        log.warning("%s: classes that differ in case or white space alone, is it one? %s", source, shown)
     names, templates = _prompting(source, said, classnames_file, classnames_by)
     if names is None and not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{holds} numbers without names; give a class-names file")
@@ -115,12 +114,14 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     at_least = None if image_size is None else 2 * image_size
     found = source.below(*EXTENSIONS)
     if found and not (source.tables or source.has(".tar") or source.has(".parquet")):
-        root, layout = source.path, read_layout(source.path)
+        layout = read_layout(source.path)
         splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
         if splits:
-            root = splits[choose_split(splits, split, source.label)]
-            found = files_below(root, EXTENSIONS)
-        return ImageRows(images_in(root, found, at_least), np.arange(len(found)))
+            chosen_folder = splits[choose_split(splits, split, source.label)]
+            found = _below(chosen_folder, source.path)
+            if not found:
+                raise FileNotFoundError(f"{chosen_folder} holds no image ({', '.join(EXTENSIONS)})")
+        return ImageRows(images_in(source.path, found, at_least), np.arange(len(found)))
     parts = read_parts(source.text, option="image_column")
     table, rows = parts[choose_split(parts, split, source.text)]
     images = images_of(table, find_image_column(table, None, "image_column"), at_least)
@@ -142,10 +143,17 @@ def labelled_splits(path_or_name: str | Path, name: str | None = None, revision:
 
 def _holds_folders(path: Path) -> bool:
     """Whether it is a folder of images by class, rather than one with a table or other data."""
-    if not path.is_dir() or Source(str(path)).tables:
+    source = Source(str(path))
+    if not path.is_dir() or source.tables or source.has(".parquet") or source.has(".tar"):
         return False
     inside = [file for folder in (path, path / "data") if folder.is_dir() for file in folder.iterdir()]
     return not any(file.suffix.lower() in DATA_EXTENSIONS and file.is_file() for file in inside)
+
+
+def _below(folder: Path, root: Path) -> list[str]:
+    """Images below a folder, as paths relative to the root: links may lead to all that is below that."""
+    inside = "" if folder == root else f"{folder.relative_to(root)}{os.sep}"
+    return [inside + name for name in files_below(folder, EXTENSIONS)]
 
 
 def _labelled_layout(root: Path) -> Layout:
@@ -192,17 +200,17 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
         chosen = layout.splits[choose_split(layout.splits, split, str(root))]
     if len(chosen) < 2:
         raise ValueError(f"{root} has {len(chosen)} sub-folders; expected one a class, with images in it")
-    root, folders = chosen[0].parent, {folder.name: folder for folder in chosen}
+    folders = {folder.name: folder for folder in chosen}
     # Every split counts, so that a class which one of them lacks has the same number in all.
     keys = sorted_keys({f.name for other in layout.splits.values() for f in other} | set(folders))
     absent = [key for key in keys if key not in folders]
     if absent:
-        log.warning("%s has no folder for %s, which another split has", root, first_few(absent))
-    inside = {key: files_below(folder, EXTENSIONS) for key, folder in folders.items()}
+        log.warning("%s has no folder for %s, which another split has", chosen[0].parent, first_few(absent))
+    inside = {key: _below(folder, root) for key, folder in folders.items()}
     empty = next((folders[key] for key, names in inside.items() if not names), None)
     if empty is not None:
         raise ValueError(f"class folder {empty} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
-    paths = [f"{key}/{name}" for key in keys for name in inside.get(key, ())]
+    paths = [path for key in keys for path in inside.get(key, ())]
     labels = [label for label, key in enumerate(keys) for _ in inside.get(key, ())]
     return keys, np.array(labels), images_in(root, paths, at_least)
 
