@@ -423,7 +423,7 @@ def test_class_names_that_do_not_fit(tmp_path: Path) -> None:
         ("a.txt", "big_cat\nox\nbig cat\n", "line 3: the name 'big cat' stands in line 1"),
         ("a.txt", "a | b | A\nc\nd\n", "line 1: the name 'A' stands in line 1"),
         ("a.txt", "\n", "is empty"),
-        ("a.txt", "caf\udce9\n", "a.txt is not UTF-8 text"),
+        ("a.txt", "caf\udce9\0\n", "a.txt is not text in an encoding"),
         ("a.json", "[1, 2, 3]", "entry 1: expected a list of names"),
         ("a.json", '["a", []]', "entry 2: expected a list of names.*this one is \\[\\]"),
         ("a.json", "[]", "expected a list of names"),

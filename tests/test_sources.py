@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from support.opened import SPLITS, contents, everything, numbers, opened, refuse
 
 from miniclip.config import DataConfig
 from miniclip.data.captioned import NoCaptions, open_source
+from miniclip.data.classes import name_classes
 from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.splits import OneImage, carve
 from miniclip.data.subset import Subset
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.data.tables.csv_jsonl import read_file
 from miniclip.data.tables.table import TextLists
+from miniclip.data.tables.texts import spoken
 
 
 def table(file: Path, images: Sequence[str], texts: Sequence[Any] | None = None, **columns: Sequence[Any]) -> str:
@@ -352,7 +355,8 @@ def test_malformed_files_name_the_line(tmp_path: Path) -> None:
         ("a.jsonl", "[1]\n", "line 1: expected an object"),
         ("a.jsonl", good + '{"image": "b.png", "text": 3}\n', "line 2: no text in column text, but 3"),
         ("a.jsonl", good + '{"image": 3, "text": "t"}\n', "line 2: no image in column image"),
-        ("a.parquet.txt", "\xff\xfe", "not UTF-8"),
+        ("a.parquet.txt", "\xff\xfe\xfd", "is not text in an encoding that can be told; save it as UTF-8"),
+        ("a.csv", "\x89PNG\r\n\x1a\n\0\0\0\x0d", "is not text in an encoding that can be told"),
         ("a.xlsx", "x", "expected a file that ends in"),
     ):
         (tmp_path / file).write_text(text, encoding="latin-1")
@@ -468,3 +472,55 @@ def test_captions_in_brackets_stay_as_they_are(tmp_path: Path, caplog: pytest.Lo
     source = whole(table(tmp_path / "l.jsonl", names, plain + odd))
     assert contents(source) == {i: [text] for i, text in enumerate(plain + odd)}
     assert "text: 7 rows hold a list written as text, the first l.jsonl line 3; which cannot be read" in caplog.text
+
+
+LANGUAGES = {  # what a table in it is written in
+    "cp1252": ["Un café près de la plage", "Deux élèves à la fenêtre", "Ein großer Hund", "plain", "it’s “one” – ok"],
+    "cp1250": ["Pes běží po pláži", "Žena v červených šatech", "Dívka sedí na židli", "Muž a kůň", "plain"],
+    "cp1251": ["Собака бежит по пляжу", "Две девочки играют с мячом", "Мужчина едет на лошади", "Кот спит", "plain"],
+    "koi8_r": ["Собака бежит по пляжу", "Две девочки играют с мячом", "Мужчина едет на лошади", "Кот спит", "plain"],
+    "cp1253": ["Ένας σκύλος τρέχει στην παραλία", "Δύο παιδιά παίζουν", "Μια γυναίκα με καπέλο", "Μια γάτα", "plain"],
+    "cp932": ["犬がビーチを走っている", "二人の女の子が遊んでいる", "男の人が馬に乗る", "猫が寝ている", "plain"],
+    "gb18030": ["一只狗在海滩上奔跑", "两个女孩在玩球", "一个男人骑着马", "猫在睡觉", "plain"],
+}
+ENCODINGS = [*LANGUAGES, "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_text_in_whatever_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str) -> None:
+    captions = LANGUAGES.get(encoding, ["Ένας σκύλος", "Un café", "犬がビーチを", "plain", "Кот 😁"])
+    names, expected = write_images(tmp_path, 5), {i: [text] for i, text in enumerate(captions)}
+    lines = [f"{name}{{0}}{text}" for name, text in zip(names, captions, strict=True)]
+    for file, separator in (("l.csv", ","), ("l.tsv", "\t"), ("l.txt", "|")):
+        rows = "\r\n".join(["file_name{0}text", *lines, ""]).format(separator)
+        (tmp_path / file).write_bytes(rows.encode(encoding))
+        caplog.clear()
+        assert everything(tmp_path / file) == expected, file
+        assert ("not UTF-8" in caplog.text) == (encoding[:5] != "utf-8")
+        assert (
+            spoken(encoding).removesuffix("-le").removesuffix("-be").removesuffix("-sig") in caplog.text
+            or encoding[:5] == "utf-8"
+        )
+    as_json = partial(json.dumps, ensure_ascii=False)
+    objects = [as_json({"file_name": name, "text": text}) for name, text in zip(names, captions, strict=True)]
+    (tmp_path / "l.jsonl").write_bytes("\n".join(objects).encode(encoding))
+    assert everything(tmp_path / "l.jsonl") == expected
+    for field in ("txt", "json"):
+        texts = [{"txt": text, "json": as_json({"text": text})}[field] for text in captions]
+        members = [(f"{i}", {"png": png(i), field: text.encode(encoding)}) for i, text in enumerate(texts)]
+        assert everything(write_tar(tmp_path / "l.tar", members)) == expected
+    for name, text in zip(names, captions, strict=True):
+        (tmp_path / "beside" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "beside" / name).with_suffix(".TXT").write_bytes(text.encode(encoding))
+    assert everything(tmp_path / "beside") == expected
+    (tmp_path / "names.txt").write_bytes("\n".join(captions).encode(encoding))
+    assert name_classes(list("abcde"), tmp_path / "names.txt") == [[text] for text in captions]
+
+
+def test_one_line_in_another_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = write_images(tmp_path, 4)
+    lines = ["file_name,text", *(f"{name},Un café" for name in names)]
+    coded = [line.encode("cp1252" if n == 3 else "utf-8") for n, line in enumerate(lines)]
+    (tmp_path / "l.csv").write_bytes(b"\n".join(coded))
+    assert everything(tmp_path / "l.csv") == {i: ["Un café"] for i in range(4)}
+    assert "1 text read as Windows-1252, not UTF-8; the first: line 4, 2.png,Un café" in caplog.text

@@ -434,6 +434,19 @@ def test_a_list_in_one_text_is_its_captions() -> None:
     assert usable_captions(Sample(b"", cells, "x")) == ["a dog", "one dog", "[sic] a cat", "b"]
 
 
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    texts = ["Un café", "Ein Hündchen", "Une fenêtre"]
+    encodings = ["utf-16", "utf-8-sig", "cp1252"]  # an older encoding takes more than one caption to tell
+    coded = [text.encode(encoding) for text, encoding in zip(texts, encodings, strict=True)]
+    write_tar(tmp_path / "a.tar", [(f"{n}", {"png": png(n), "txt": text}) for n, text in enumerate(coded)])
+    found = list(replace(find_shards(str(tmp_path))["train"][0], image="png", captions=["txt"]).read())
+    assert [usable_captions(sample) for sample in found[:2]] == [[text] for text in texts[:2]]
+    with pytest.raises(
+        BadImage, match=r"a\.tar sample 2: the caption is not UTF-8 .* data\.streaming=false converts it"
+    ):
+        usable_captions(found[2])
+
+
 def test_a_hub_set_is_streamed(tars: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library reads a folder of this layout as it does a set of the Hub."""
     import datasets

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from miniclip.data.tables.csv_jsonl import read_text
 from miniclip.data.tables.source import FILE_EXTENSIONS, SPLIT_NAMES
+from miniclip.data.tables.texts import read_text
 
 _ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
 _WNID = re.compile(r"n\d{8}")

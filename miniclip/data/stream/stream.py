@@ -203,6 +203,8 @@ def usable_captions(sample: Sample) -> list[str]:
     if not texts:
         other = next((c for c in cells if c is not None and not isinstance(c, str)), None)
         said = "no caption" if other is None else f"the caption is {other!r:.80}, not text"
+        if isinstance(other, bytes):  # what encoding it is in, other samples would have to tell
+            said = f"the caption is not UTF-8 ({other[:60]!r}); data.streaming=false converts it"
         raise BadImage(f"{sample.name}: {said}")
     return texts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from miniclip.data.images import EXTENSIONS
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
-from miniclip.data.tables.texts import like_a_list, listed
+from miniclip.data.tables.texts import decode_all, like_a_list, listed
 
 LONGEST = 1 << 20  # bytes of a caption file
 
@@ -18,10 +18,10 @@ def accepts(source: Source) -> bool:
     return bool(_captions(source)) or (bool(source.below(*EXTENSIONS)) and not source.has(".parquet"))
 
 
-def _captions(source: Source) -> set[str]:
-    """Text files that bear the name of an image beside them."""
+def _captions(source: Source) -> dict[str, str]:
+    """Image without its extension -> the text file that bears its name."""
     stems = {image.rpartition(".")[0] for image in source.below(*EXTENSIONS)}
-    return {text for text in source.below(".txt") if text.rpartition(".")[0] in stems}
+    return {stem: text for text in source.below(".txt") if (stem := text.rpartition(".")[0]) in stems}
 
 
 def open_tables(source: Source) -> Mapping[str, RecordTable]:
@@ -42,27 +42,34 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
     return {s.lower() or "train": _read(folder, s and s + os.sep, paths, texts) for s, paths in splits.items()}
 
 
-def _read(folder: Path, split: str, images: list[str], texts: set[str]) -> RecordTable:
+def _read(folder: Path, split: str, images: list[str], texts: Mapping[str, str]) -> RecordTable:
     """split: the start of all these paths, which is left out of the names."""
-    root, records, places = os.path.realpath(folder / split), [], []
-    for path in images:
-        text = path.rpartition(".")[0] + ".txt"
-        places.append(text.removeprefix(split))
-        captions = _lines(root, places[-1]) if text in texts else None
-        records.append({"file_name": path.removeprefix(split), "captions": captions})
+    root, label = os.path.realpath(folder / split), str(folder / split)
+    stems = [path.rpartition(".")[0] for path in images]
+    places = [texts.get(stem, f"{stem}.txt").removeprefix(split) for stem in stems]
+    found = [_content(root, place) if stem in texts else None for stem, place in zip(stems, places, strict=True)]
+    captions = map(_lines, decode_all(found, label, places.__getitem__))
+    names = (path.removeprefix(split) for path in images)
+    records = [{"file_name": n, "captions": lines} for n, lines in zip(names, captions, strict=True)]
     # the fingerprints of its images and captions tell the rest
-    return RecordTable(str(folder / split), records, ["file_name", "captions"], places, (root,), (root,))
+    return RecordTable(label, records, ["file_name", "captions"], places, (root,), (root,))
 
 
-def _lines(root: str, name: str) -> list[str] | None:
-    """Lines of a caption file; None if it is not UTF-8, too long to be one, or a link that leads out of root."""
+def _content(root: str, name: str) -> bytes | None:
+    """None if it is too long to be a caption file, or a link that leads out of root."""
     path = Path(root, name)
     if path.is_symlink() and not path.resolve().is_relative_to(root):
         return None
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would block
             return None
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        return path.read_bytes()
+    except OSError:
         return None
-    return [text] if like_a_list(text) and listed(text) is not None else text.splitlines()  # it may take several lines
+
+
+def _lines(text: str | None) -> list[str] | None:
+    """The captions of a file: its lines, but a list that is written as text may take several."""
+    if text is None:
+        return None
+    return [text] if like_a_list(text) and listed(text) is not None else text.splitlines()

@@ -13,6 +13,7 @@ from typing import Any
 from miniclip.common.fingerprint import stamp
 from miniclip.data.tables.source import FILE_EXTENSIONS, TABLE_EXTENSIONS, Source, is_url
 from miniclip.data.tables.table import RecordTable, nested_columns
+from miniclip.data.tables.texts import read_text
 
 DELIMITERS = (",", "\t", ";", "|")
 
@@ -38,16 +39,8 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
     return {"train": read_file(Path(source.files[0]))}
 
 
-def read_text(file: Path) -> str:
-    """Line ends as they are. Raises ValueError for what is not UTF-8."""
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
-
-
 def read_file(file: Path) -> RecordTable:
-    """Read a CSV, TSV or JSONL file (UTF-8). Raises ValueError that names the line."""
+    """Read a CSV, TSV or JSONL file. Raises ValueError that names the line."""
     if file.suffix.lower() not in TABLE_EXTENSIONS:
         raise ValueError(f"{file}: expected a file that ends in one of {', '.join(TABLE_EXTENSIONS)}, or a folder")
     read = _read_jsonl if file.suffix.lower() in (".jsonl", ".ndjson") else _read_delimited

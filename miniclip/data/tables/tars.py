@@ -25,6 +25,7 @@ from miniclip.data.formats import looks_like_image
 from miniclip.data.tables import table as tables
 from miniclip.data.tables.source import Source, is_url
 from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, base_of, inside, reason
+from miniclip.data.tables.texts import decode_all, decoded, unicode_of
 
 log = logging.getLogger(__name__)
 
@@ -87,15 +88,14 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
         yield key, field, member
 
 
-def decode_field(field: str, data: bytes | None) -> Any:
+def decode_field(field: str, text: str | None) -> Any:
     """What a member of text, a number or JSON says; None if it says nothing, or cannot be read."""
-    if data is None:
+    if text is None:
         return None
     extension = extension_of(field)
     try:
         if extension in JSON:
-            return json.loads(data)
-        text = data.decode("utf-8-sig")
+            return json.loads(text)
         return int(text) if extension in NUMBER else text
     except (ValueError, RecursionError):
         return None
@@ -137,7 +137,7 @@ class TarTable:
     def columns(self) -> list[str]:
         columns: list[str] = []
         for field in self.fields:
-            records = ({field: v} for v in islice(self.values(field), LOOKED_AT)) if extension_of(field) in JSON else ()
+            records = ({field: v} for v in self.first_values(field)) if extension_of(field) in JSON else ()
             columns += tables.nested_columns(records) or [field]
         return columns
 
@@ -146,22 +146,35 @@ class TarTable:
 
     def kind(self, column: str) -> Kind:
         if column not in self.fields:
-            return tables.kind_of(islice(self.values(column), LOOKED_AT))
+            return tables.kind_of(self.first_values(column))
         if is_image(column):
             return "image"
         return "text" if extension_of(column) in TEXT else "other"
 
     def values(self, column: str) -> Iterator[Any]:
-        """Each tar is opened once. Members that are too long are left out."""
-        field = column
-        if column not in self.fields:
-            field = next(f for f in self.fields if column.startswith(f"{f}.") and extension_of(f) in JSON)
+        """Members that are too long are left out; texts that are not Unicode are decoded together, see `decoded`."""
+        field = self._field(column)
+        texts = decode_all(list(self._members(field)), self.label, self.where)
+        return (inside({field: decode_field(field, text)}, column) for text in texts)
+
+    def first_values(self, column: str) -> Iterator[Any]:
+        """Some of them, to tell what the column is."""
+        field = self._field(column)
+        texts = decoded(list(islice(self._members(field), LOOKED_AT)))
+        return (inside({field: decode_field(field, text)}, column) for text, _ in texts)
+
+    def _field(self, column: str) -> str:
+        if column in self.fields:
+            return column
+        return next(f for f in self.fields if column.startswith(f"{f}.") and extension_of(f) in JSON)
+
+    def _members(self, field: str) -> Iterator[bytes | None]:
+        """Each tar is opened once."""
         for number, file in enumerate(self.files):
             places = self.fields[field][self.shard == number].tolist()
             with Path(file).open("rb", buffering=0) as stream:
                 for offset, size in places:
-                    data = os.pread(stream.fileno(), size, offset) if 0 <= size <= LONGEST else None
-                    yield inside({field: decode_field(field, data)}, column)
+                    yield os.pread(stream.fileno(), size, offset) if 0 <= size <= LONGEST else None
 
     def read(self, field: str, row: int) -> bytes | None:
         """Bytes of a member; None if the sample has none. Raises OSError if the tar is gone."""
@@ -254,7 +267,7 @@ class TarShard(Shard):
         records, keys = list[dict[str, Any]](), list[str]()
         try:
             for key, fields in islice(self._samples(), LOOKED_AT // 10):
-                texts = {f: decode_field(f, data) if _is_text(f) else 0 for f, data in fields.items()}
+                texts = {f: decode_field(f, unicode_of(data)[0]) if _is_text(f) else 0 for f, data in fields.items()}
                 records.append({f: data if is_image(f) else texts[f] for f, data in fields.items()})
                 keys.append(key)
         except Exception:
@@ -270,7 +283,8 @@ class TarShard(Shard):
             image = fields.get(self.image)
             if image is None and is_image(self.image):  # another format than that of the first samples
                 image = next((data for f, data in fields.items() if _is_format(f)), None)
-            texts = {f: decode_field(f, data) for f, data in fields.items() if _is_text(f)}
+            unicode = {f: unicode_of(data)[0] for f, data in fields.items() if _is_text(f)}
+            texts = {f: fields[f] if text is None else decode_field(f, text) for f, text in unicode.items()}
             yield Sample(image, [inside(texts, c) for c in self.captions], f"{base_of(self.name)} sample {key}")
 
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:

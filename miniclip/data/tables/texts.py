@@ -23,18 +23,21 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+UNKNOWN = "unknown"
 # what captions are found in; of all that there are, short texts fit too many
 OLDER = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp874"),
     *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
 )
+ENOUGH = 1 << 20  # bytes that tell an encoding
+_CENTRAL = re.compile(r"[šžŠŽ]|[^\W\d_][¹³º¿¾¼]")  # as they look in Windows-1252
 
 
 def read_text(file: Path) -> str:
     """Line ends as they are. Raises ValueError for what is no text."""
     data = file.read_bytes()
-    if unicode_of(data)[0] is not None or b"\0" in data:
-        (text,) = decode_all([data], str(file), lambda _: "all of it")
+    if unicode_of(data)[1]:
+        (text,) = decode_all([data], str(file), lambda _: "the whole file")
         lines = [text]
     else:  # by lines, so that one which was pasted from elsewhere does not spoil the others
         lines = decode_all(data.split(b"\n"), str(file), lambda line: f"line {line + 1}")
@@ -44,32 +47,46 @@ def read_text(file: Path) -> str:
 
 
 def decode_all(items: Sequence[bytes | None], label: str, where: Callable[[int], str]) -> list[str | None]:
-    """Texts of one data set; None for what is none. What is not Unicode is taken to be in one encoding, found from all
-    of it together and told in a logged line. label, where(index): names for that line."""
-    found = [(None, "") if item is None else unicode_of(item) for item in items]
-    other = [i for i, item in enumerate(items) if item is not None and found[i][0] is None and b"\0" not in item]
-    encoding = _older(b"\n".join(items[i] or b"" for i in other)) if other else None
-    for i in other:
-        found[i] = ((items[i] or b"").decode(encoding), encoding) if encoding else (None, "unknown")
+    """`decoded`, with a logged line for each encoding. where(index): what it calls a text."""
+    found = decoded(items)
     for kind in sorted({kind for _, kind in found} - {"", "utf-8", "utf-8-sig"}):
         places = [i for i, (_, one) in enumerate(found) if one == kind]
         first, shown = where(places[0]), one_line(found[places[0]][0] or repr(items[places[0]]), 60)
-        read = "text of no encoding that can be told, and left out" if kind == "unknown" else f"read as {spoken(kind)}"
-        log.warning("%s: not UTF-8 but %s: %d, the first %s (%s)", label, read, len(places), first, shown)
+        how = f"read as {spoken(kind)}, not UTF-8" if kind != UNKNOWN else "left out, not UTF-8 nor what can be told"
+        count = f"{len(places)} text{'s' if len(places) > 1 else ''}"
+        log.warning("%s: %s %s; the first: %s, %s", label, count, how, first, shown)
     return [text for text, _ in found]
 
 
+def decoded(items: Sequence[bytes | None]) -> list[tuple[str | None, str]]:
+    """Text and encoding of each of one data set, None and "" for what is none. All that is not Unicode is taken to be
+    in one older encoding, found from all of it together."""
+    found = [(None, "") if item is None else unicode_of(item) for item in items]
+    marked = tuple(MARKS)
+    other = {i: item for i, item in enumerate(items) if item and found[i][0] is None and not item.startswith(marked)}
+    wide = next((kind for _, kind in found if kind in ("utf-16-le", "utf-16-be")), None)
+    if wide is not None and all(_decodes(item, wide) for item in other.values()):
+        encoding: str | None = wide  # a short text may hold too few zero bytes
+    else:
+        other = {i: item for i, item in other.items() if b"\0" not in item}
+        encoding = _older(b"\n".join(other.values())) if other else None
+    for i, item in other.items():
+        found[i] = (item.decode(encoding), encoding) if encoding else (None, UNKNOWN)
+    return found
+
+
 def unicode_of(data: bytes) -> tuple[str | None, str]:
-    """Text and encoding of UTF-8, or of UTF-16 or UTF-32 that a mark or their zero bytes tell; (None, "") of others."""
+    """Text and encoding of UTF-8, or of UTF-16 or UTF-32 that a mark or their zero bytes tell; (None, "") of text
+    in another, (None, UNKNOWN) of what is no text."""
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data:
         even, odd = data[::2].count(0), data[1::2].count(0)
-        if max(even, odd) > max(4 * min(even, odd), len(data) / 40):
+        if max(even, odd) > max(4 * min(even, odd), len(data) / 40, 1):
             encoding = "utf-16-be" if even > odd else "utf-16-le"
     try:
         return data.decode(encoding), encoding
     except UnicodeDecodeError:
-        return None, ""
+        return None, "" if encoding == "utf-8" and b"\0" not in data else UNKNOWN
 
 
 def spoken(encoding: str) -> str:
@@ -77,15 +94,19 @@ def spoken(encoding: str) -> str:
 
 
 def _older(data: bytes) -> str | None:
-    """Windows-1252 unless another says clearly more."""
+    """Windows-1252 unless another says clearly more, or its letters are those of Central Europe."""
     from charset_normalizer import from_bytes
 
-    matches = [match for match in from_bytes(data, cp_isolation=list(OLDER)) if _decodes(data, match.encoding)]
+    sample = data[: data.find(b"\n", ENOUGH) + 1 or None]
+    matches = [match for match in from_bytes(sample, cp_isolation=list(OLDER)) if _decodes(data, match.encoding)]
     if not matches:
         return None
     best = matches[0]
     western = any("cp1252" in m.could_be_from_charset and m.coherence >= best.coherence for m in matches)
-    return "cp1252" if western and _decodes(data, "cp1252") else best.encoding
+    if western and _decodes(data, "cp1252"):
+        central = any(m.encoding == "cp1250" for m in matches) and _CENTRAL.search(data.decode("cp1252"))
+        return "cp1250" if central else "cp1252"
+    return best.encoding
 
 
 def _decodes(data: bytes, encoding: str) -> bool:
