@@ -494,6 +494,9 @@ def test_retrieval_chance_and_shared_captions(model: DualEncoder) -> None:
     assert details["n_texts"] == 150
     assert details["chance_text_to_image_r10"] == pytest.approx(10 / 30)
     assert details["chance_image_to_text_r10"] == pytest.approx(1 - math.comb(145, 10) / math.comb(150, 10))
+    assert details["chance_text_to_image_r1"] == pytest.approx(1 / 30)
+    assert details["chance_image_to_text_r1"] == pytest.approx(5 / 150)
+    assert details["chance_image_to_text_r5"] == pytest.approx(1 - math.comb(145, 5) / math.comb(150, 5))
     source = captioned(["twice here", "twice here"], ["shared", "mine"], ["shared"])
     found = retrieval(model, PREPROCESS, TOKENIZER, source)
     assert found.details["shared_texts"] == 2 and found.notes[0].startswith("2 captions stand with more than one image")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def count_retrieval(
     """Recall at 1, 5 and 10, median and mean rank, and mean average precision of embedded pairs, both ways.
 
     Ties count against. map: mean over the queries of the average precision of their own candidates. chance_*, in the
-    details: recall at 10 of a random order, from image to text the mean of `chance_recall_at_k`. shared_texts: captions
+    details: recall at 1, 5 and 10 of a random order, from image to text the mean of `chance_recall_at_k`. shared_texts: captions
     that another image has word for word; its copy counts as wrong, so they keep even a perfect model below 1.
     Intervals: images are drawn anew as queries, each with its captions; the candidates stay all of them.
     shared: every process calls, and ranks a part of the images. device: where the matrix is computed.
@@ -109,13 +109,12 @@ def count_retrieval(
     statistic = _statistic(_ranks(pairs, shared, torch.device(device)), pairs.image_of_text.numpy())
     own = torch.bincount(pairs.image_of_text, minlength=n)
     owners = Counter(text for text, _ in set(zip(pairs.texts, pairs.image_of_text.tolist(), strict=True)))
-    details = {
-        "n_images": n,
-        "n_texts": m,
-        "chance_image_to_text_r10": sum(chance_recall_at_k(m, k, 10) * c for k, c in Counter(own.tolist()).items()) / n,
-        "chance_text_to_image_r10": chance_recall_at_k(n, 1, 10),
-        "shared_texts": sum(owners[text] > 1 for text in pairs.texts),
-    }
+    several = Counter(own.tolist())
+    details: dict[str, Any] = {"n_images": n, "n_texts": m}
+    for k in (1, 5, 10):
+        details[f"chance_image_to_text_r{k}"] = sum(chance_recall_at_k(m, c, k) * i for c, i in several.items()) / n
+        details[f"chance_text_to_image_r{k}"] = chance_recall_at_k(n, 1, k)
+    details["shared_texts"] = sum(owners[text] > 1 for text in pairs.texts)
     notes = list(pairs.notes)
     if copies := details["shared_texts"]:
         notes.append(f"{copies} captions stand with more than one image; the other image's copy counts as wrong")
