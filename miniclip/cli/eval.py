@@ -20,8 +20,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from miniclip.cli.evaluate import evaluate
 from miniclip.cli.matrix import matrix
-from miniclip.common.arguments import add_options, data_words, exit_code, refused
-from miniclip.common.printing import printable
+from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
+from miniclip.common.printing import did_you_mean
 from miniclip.data.audit.command import audit
 from miniclip.evaluation.tasks import TASKS
 
@@ -58,16 +58,22 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
     program: what the user calls it.
     """
     line, words = list(sys.argv[1:] if argv is None else argv), data_words(argv)
-    command = next((word for word in words if word in TASKS or word in _COMMANDS), "")
+    typed = TASKS | _COMMANDS
+    command = next((word for word in words if word in typed), "")
+    if not command and not {"-h", "--help"} & set(words):
+        first = "" if not words or words[0].startswith("-") else words[0]
+        meant = f"{first} is no command{did_you_mean(first, typed)}" if first else "name a command"
+        return refused(program, f"{meant}; choose from {', '.join(typed)}; see {program} --help")
     try:
-        options = vars(_parser(program).parse_args(words)[command])
+        options = at_home(vars(_parser(program).parse_args(words)[command]))
         action = partial(_COMMANDS.get(command, evaluate), **options)
         if command in TASKS:
             own = {field.name: options.pop(field.name) for field in fields(TASKS[command]) if field.init}
             action = partial(evaluate, TASKS[command](**own), shlex.join([*program.split(), *line]), **options)
     except (ArgumentError, ValueError) as error:
-        said = re.sub(rf"\b{command}\.(?=\w)", "" if command == "report" else "--", printable(str(error)))
-        return refused(program, f"{said}; see {' '.join([program, command]).strip()} --help")
+        said = refusal(error, typed[command], *[evaluate] * (command in TASKS))
+        said = re.sub(rf"\b{command}\.(?=\w)", "" if command == "report" else "--", said)
+        return refused(program, f"{said}; see {program} {command} --help")
     if "batch_size" not in options or command == "audit":
         return exit_code(program, action)
     return exit_code(program, action, f"use --batch_size {max(1, options['batch_size'] // 2)}, or --precision bf16")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from miniclip.common.printing import did_you_mean, printable
+
 _USAGE = """usage: miniclip COMMAND ...
 
   train   train a model: miniclip train --config shapes
@@ -31,5 +33,8 @@ def main() -> int:
 
         return doctor_main(words)
     asked = command in (["--help"], ["-h"])
+    if command and not asked:
+        near = did_you_mean(command[0], ("train", "eval", "doctor", "audit"))
+        print(f"miniclip: error: {printable(command[0])} is no command{near}", file=sys.stderr)
     print(_USAGE, file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from miniclip.common.printing import did_you_mean, one_line, printable
+from miniclip.common.printing import did_you_mean, near_name, one_line, printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -38,10 +38,10 @@ def add_options(
         if name in skip:
             continue
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-        settings: dict[str, Any] = {"type": hints[name], "help": help_of[name]}
-        for kind in (hints[name], *get_args(hints[name])):
-            if get_origin(kind) in (list, tuple):
-                settings |= {"type": get_args(kind)[0], "nargs": "*" if default else "+"}
+        word, several = _of_a_word(hints[name])
+        settings: dict[str, Any] = {"type": word, "help": help_of[name]}
+        if several:
+            settings["nargs"] = "*" if default and default is not parameter.empty else "+"
         if name in positional:
             parser.add_argument(name, **settings)
         elif default is parameter.empty:
@@ -50,6 +50,13 @@ def add_options(
             if default is not None and "default" not in settings["help"]:
                 settings["help"] += f" (default: {default})"
             parser.add_argument(f"--{name}", default=default, **settings)
+
+
+def _of_a_word(hint: Any) -> tuple[Any, bool]:
+    """The type of one word of an option, and whether it takes several."""
+    lists = (get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) in (list, tuple))
+    first = next(lists, None)
+    return (hint, False) if first is None else (first, True)
 
 
 # of one value, and of several
@@ -88,6 +95,20 @@ def wrong_kind(message: str, hints: Mapping[str, Any], given: Mapping[str, Any],
     quotes = "; put numbers in quotes" if "text" in words and not isinstance(value, str) else ""
     names = [name for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for name in get_args(kind)]
     return f"{shown.format(found[1], value)} is not {words}{quotes}{did_you_mean(str(value), names)}"
+
+
+def refusal(error: Exception, *typed: Callable[..., Any]) -> str:
+    """What a parser refuses, in plain words. typed: what its options were made of by add_options."""
+    hints = {name: _of_a_word(hint)[0] for each in typed for name, hint in get_type_hints(each).items()}
+    message = wrong_kind(printable(str(error)), hints, {}, "--{} {}")
+    stray = re.search(r"unrecognized arguments: (\S+)", message)
+    if stray is None:
+        return message
+    if not stray[1].startswith("-"):
+        return f"{stray[1]} stands alone; write the option that it belongs to before it"
+    word = stray[1].partition("=")[0]
+    near = near_name(word.strip("-"), hints)
+    return f"{word} is no option here" + (f"; did you mean --{near}?" if near else "")
 
 
 def at_home(value: Any) -> Any:

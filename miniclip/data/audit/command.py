@@ -8,7 +8,16 @@ from collections.abc import Container, Sequence
 from logging.handlers import BufferingHandler
 from typing import TYPE_CHECKING, Any
 
-from miniclip.common.arguments import add_options, check_output, check_range, data_words, exit_code, refused
+from miniclip.common.arguments import (
+    add_options,
+    at_home,
+    check_output,
+    check_range,
+    data_words,
+    exit_code,
+    refusal,
+    refused,
+)
 
 if TYPE_CHECKING:
     from miniclip.config import DataConfig
@@ -23,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
     add_options(parser, audit)
     try:
-        options = vars(parser.parse_args(data_words(arguments)))
+        options = at_home(vars(parser.parse_args(data_words(arguments))))
     except ArgumentError as error:
-        return refused("audit", f"{error}; see {program} --help")
+        return refused("audit", f"{refusal(error, audit)}; see {program} --help")
     return exit_code("audit", lambda: audit(**options))
 
 
