@@ -468,6 +468,7 @@ def test_lists_name_their_cells_and_pin_them(visit: Visits, written: Path, found
     for name in ("false-negatives", "hardest-negatives", "worst-positives"):
         cells, items = getattr(found, name.replace("-", "_")), page.locator(f"#{name} li")
         assert items.count() == min(len(cells), 12)
+        assert page.text("#suspicion") == found.suspicion
         assert page.text(f"#{name}-count") == ("3 of 250" if name == "false-negatives" else str(len(cells)))
         if len(cells) > 12:
             page.click(f"#{name} + button.more")

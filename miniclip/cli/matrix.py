@@ -148,6 +148,6 @@ def _print(inspection: Inspection) -> None:
     if not inspection.verdicts:
         out.print("Nothing stands out.")
     if inspection.suspected_false_negatives:
-        out.print(
-            f"{inspection.suspected_false_negatives} suspected false negatives; the page lists them, duplicates first"
-        )
+        found = inspection.suspected_false_negatives
+        out.print(f"{found} suspected false negative{'s' * (found > 1)}; the page lists them, duplicates first")
+    out.print(plain(inspection.suspicion))

@@ -113,6 +113,7 @@ class Inspection:
     hardest_negatives: list[Cell]
     worst_positives: list[Cell]
     suspected_false_negatives: int  # all of them, less those that the loss counts as positives
+    suspicion: str  # a sentence: what is suspected beside duplicates, or why nothing is
     free_energy_of_images: Tensor  # (N,), in nats
     free_energy_of_texts: Tensor
     orders: dict[str, list[int]]  # index, loss, cluster, length -> permutation of the N pairs

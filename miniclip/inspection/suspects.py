@@ -6,6 +6,7 @@ the diagonal in it, `same_text` and `same_image` (N, N) bool and symmetric, as s
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from miniclip.data.duplicates import THRESHOLD, bare, small_vector
 from miniclip.inspection.contents import Cell, Duplicate
 
 KINDS: tuple[Duplicate | None, ...] = (None, "text", "image", "both")
+STRAY = 2.5  # times the spread of the pairs' leads: how far below the usual lead one may lie by chance
 
 
 def same_texts(captions: list[str]) -> Tensor:
@@ -44,18 +46,20 @@ def same_images(thumbnails: list[Image.Image]) -> Tensor:
 class Suspects(NamedTuple):
     """Lists of cells, the worst first.
 
-    false_negatives: pairs of pairs that are duplicates, or of which an entry stands above both diagonal entries beside
-    it; of (i, j) and (j, i) the one with the higher cosine. First the duplicates that the loss counts as negatives,
-    then what is no duplicate and a negative, last the duplicates that count as positives already; by cosine among
-    themselves: a high cosine says that the model takes the two for the same; a wide margin, often, only that one of
-    the two pairs is badly embedded itself. suspected_false_negatives: how many there are without a limit, less the
-    duplicates that the loss counts as positives. hardest_negatives: those that stand highest above (or least below)
+    false_negatives: pairs of pairs that are duplicates, or that the model takes for the same (see _bar); of (i, j) and
+    (j, i) the one with the higher cosine. First the duplicates that the loss counts as negatives, then what is no
+    duplicate and a negative, last the duplicates that count as positives already; by cosine among themselves: a high
+    cosine says that the model takes the two for the same; a wide margin, often, only that one of the two pairs is badly
+    embedded itself. suspected_false_negatives: how many there are without a limit, less the duplicates that the loss
+    counts as positives. suspicion: a sentence, what is suspected beside duplicates, or why nothing is.
+    hardest_negatives: those that stand highest above (or least below)
     both diagonal entries beside them, duplicates marked. worst_positives: the pairs that stand furthest below (or least
     above) the highest negative of their row and column, without those that have no negative.
     """
 
     false_negatives: list[Cell]
     suspected_false_negatives: int
+    suspicion: str
     hardest_negatives: list[Cell]
     worst_positives: list[Cell]
 
@@ -65,11 +69,13 @@ def suspects(
 ) -> Suspects:
     """limits: of the list of false negatives, and of the two others."""
     diagonal, known = cosine.diagonal(), positives & positives.T
-    margins = cosine - torch.maximum(diagonal[:, None], diagonal)
+    better = torch.maximum(diagonal[:, None], diagonal)  # of the two right pairs beside each entry
+    margins = cosine - better
     kinds = same_text.to(torch.uint8) + 2 * same_image.to(torch.uint8)  # places in KINDS
     above = cosine > cosine.T
     higher = above | (~above.T).triu(1)  # of (i, j) and (j, i); of equal ones, the first
-    suspected = higher & ((kinds > 0) | (margins > 0)) & ~known
+    bar, suspicion = _bar(cosine, positives | (kinds > 0))
+    suspected = higher & ((kinds > 0) | (cosine > better.clamp(min=diagonal.median()) + bar)) & ~known
 
     def cells(i: Tensor, j: Tensor, positives: Tensor) -> list[Cell]:
         each = [matrix[i, j].tolist() for matrix in (cosine, margins, kinds, positives)]
@@ -88,9 +94,36 @@ def suspects(
     return Suspects(
         cells(i[order], j[order], known),
         int(suspected.sum()),
+        suspicion,
         cells(rows[hardest], columns[hardest], positives),
         [Cell(k, k, float(diagonal[k]), float(lead[k]), positive=True) for k in worst],
     )
+
+
+def _bar(cosine: Tensor, same: Tensor) -> tuple[float, str]:
+    """(how far above an entry must stand, a sentence about it): above the better of the right pairs beside it, and
+    above the usual cosine of a pair, the median; 0 or less, and infinite for a model that does not tell pairs apart.
+
+    same: (N, N) bool, what is no rival. Measured on the pairs themselves: how far each leads the best of its rivals.
+    Most entries stay below their right pairs by the usual lead, and by chance no less than STRAY times the spread of
+    the leads nearer; what comes nearer still is suspected, if that is more than half of the way.
+    """
+    diagonal, rivals = cosine.diagonal(), cosine.masked_fill(same, -torch.inf)
+    leads = diagonal - torch.maximum(rivals.amax(1), rivals.amax(0))
+    leads = leads[leads < torch.inf]
+    # the upper half, which false negatives do not reach
+    usual, high = (float(leads.quantile(share)) if len(leads) else 0.0 for share in (0.5, 0.75))
+    if usual <= 0:
+        return math.inf, (
+            "Beside duplicates nothing is suspected: this model does not tell these pairs apart (half of them stand "
+            f"{-usual:.2f} or more below a rival), so what it takes for the same says nothing about the data."
+        )
+    bar = min(0.0, max(STRAY * (high - usual) - usual, -usual / 2))
+    if bar < 0:
+        near = f"what comes within {-bar:.2g} of both right pairs beside it; the usual rival stays {usual:.2g} below"
+    else:
+        near = f"what stands above both right pairs beside it, with the cosine of a usual pair, {diagonal.median():.2f}"
+    return bar, f"Suspected beside duplicates: {near}."
 
 
 def unseen_duplicates(positives: Tensor, same_text: Tensor, same_image: Tensor) -> float:

@@ -128,6 +128,7 @@ function fillFindings() {
   $("figures").tBodies[0].append(...data.figures.map(({ name, label, value, unit, help }) =>
     element("tr", { "data-name": name }, element("th", { scope: "row" }, label), element("td", { class: "number" }, `${format(value)}${unit ? `\u00a0${unit}` : ""}`), element("td", { class: "help" }, help))));
   for (const [label, value] of Object.entries(data.about)) $("about-list").append(element("dt", {}, label), element("dd", {}, value));
+  $("suspicion").textContent = data.suspicion;
   fillList("false-negatives", data.false_negatives, data.suspected_false_negatives);
   fillList("hardest-negatives", data.hardest_negatives);
   fillList("worst-positives", data.worst_positives);
