@@ -514,7 +514,7 @@ def test_text_in_whatever_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixt
         (tmp_path / name).rename(tmp_path / "beside" / name).with_suffix(".TXT").write_bytes(text.encode(encoding))
     assert everything(tmp_path / "beside") == expected
     (tmp_path / "names.txt").write_bytes("\n".join(captions).encode(encoding))
-    assert name_classes(list("abcde"), tmp_path / "names.txt") == [[text] for text in captions]
+    assert name_classes(list("abcde"), tmp_path / "names.txt", "order") == [[text] for text in captions]
 
 
 def test_one_line_in_another_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
