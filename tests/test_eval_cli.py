@@ -235,7 +235,7 @@ def test_retrieval_equals_python(checkpoint: str, captioned: Path, tmp_path: Pat
         ("captions --limit 99 --image_column file_name", 5, 10),
         ("captions --split train", 3, 6),
     ):
-        details = evaluated(tmp_path / "out", f"{base} {captioned} --caption_column {more}")["details"]
+        details = evaluated(tmp_path / more, f"{base} {captioned} --caption_column {more}")["details"]
         assert (details["n_images"], details["n_texts"]) == (images, texts), more
 
 
@@ -278,7 +278,7 @@ def test_a_run_keeps_its_evaluations(folders: Path, captioned: Path, tmp_path: P
         link.symlink_to(folders)
     for command, more in (
         ("zeroshot --task shape --size 6 --seed 1", []),
-        ("zeroshot --task shape --size 6 --seed 2", []),  # takes the place of the first
+        ("zeroshot --task shape --size 6 --seed 2", []),  # of other scenes
         (f"zeroshot --data {folders} --split validation", []),
         (f"retrieval --data {captioned} --caption_column other", []),
         (f"probe --data {folders} --shots", []),
@@ -288,11 +288,60 @@ def test_a_run_keeps_its_evaluations(folders: Path, captioned: Path, tmp_path: P
         assert main([*command.split(), *more, "--checkpoint", str(run)]) == 0
     written = run / "evaluation"
     wanted = {"zeroshot-shape", f"zeroshot-{name}-validation", f"retrieval-{captioned.name}", f"probe-{name}"}
-    assert names_in(written) == {*wanted, "zeroshot-c_d", "zeroshot-hidden", "zeroshot-data"}
+    assert names_in(written) == {*wanted, "zeroshot-c_d", "zeroshot-hidden", f"zeroshot-{name}", "zeroshot-shape-2"}
     assert all((written / folder / "results.json").is_file() for folder in wanted)
-    assert "--seed 2" in results(written / "zeroshot-shape")["command"]
+    assert "--seed 2" in results(written / "zeroshot-shape-2")["command"]
     first = results(written / f"zeroshot-{name}-validation")["results"][0]
     assert first["data"]["split"] == "validation" and first["figures"]["top1"]["n"] == 3
+
+
+def test_no_results_are_replaced_in_silence(tmp_path: Path, capsys: Shown) -> None:
+    run, written = tmp_path / "run", tmp_path / "run" / "evaluation"
+    save_tiny(run / "model", 1)
+    (run / "config.yaml").write_text("{}\n")
+    for number, name in enumerate(("x/test", "y/test", "z/x/test")):
+        write_classes(tmp_path / name, **{c: [70 * k + number, 70 * k + 9] for k, c in enumerate(CLASSES)})
+
+    def asked(data: str, *more: str) -> str:
+        capsys.readouterr()
+        assert main(["zeroshot", "--checkpoint", str(run), "--data", str(tmp_path / data), *more]) == 0
+        return capsys.readouterr().out
+
+    for data in ("x/test", "y/test", "z/x/test"):
+        assert "in place of" not in asked(data)
+    assert names_in(written) == {"zeroshot-x-test", "zeroshot-y-test", "zeroshot-x-test-2"}
+    first = results(written / "zeroshot-x-test")
+    assert first["results"][0]["data"]["source"].endswith(f"{tmp_path.name}/x/test")
+    # the same once more takes its own place, and says so; other prompts do not
+    assert f"in place of the results of {first['time']} (eval.py zeroshot" in " ".join(asked("x/test").split())
+    asked("z/x/test")
+    assert len(names_in(written)) == 3
+    asked("x/test", "--templates", "the {}")
+    assert names_in(written) == {"zeroshot-x-test", "zeroshot-y-test", "zeroshot-x-test-2", "zeroshot-x-test-3"}
+    (written / "zeroshot-y-test" / "results.json").write_text("{")
+    asked("y/test")
+    assert (written / "zeroshot-y-test" / "results.json").read_text() == "{" and "zeroshot-y-test-2" in names_in(
+        written
+    )
+
+    # where the user says: results of another evaluation, and of a training, stay
+    out = tmp_path / "out"
+    assert "in place of" not in asked("x/test", "--out", str(out))
+    assert "in place of the results of" in asked("x/test", "--out", str(out), "--templates", "the {}")
+    base, before = ["--checkpoint", str(run), "--out"], (out / "results.json").read_text()
+    for words in (
+        ["zeroshot", "--data", str(tmp_path / "y/test"), *base, str(out)],
+        ["probe", "--data", str(tmp_path / "x/test"), *base, str(out)],
+    ):
+        assert f"--out {out} holds other results (of 20" in refused(words, capsys)
+    assert (out / "results.json").read_text() == before
+    asking = ["zeroshot", "--task", "shape", *base]
+    assert "is a run, and its results.json tells of the training" in refused([*asking, str(run)], capsys)
+    (tmp_path / "old").mkdir()
+    for text, words in (('{"training": {}}', "is a run, and its results.json"), ("[1]", "holds other results; name")):
+        (tmp_path / "old" / "results.json").write_text(text)
+        assert words in refused([*asking, str(tmp_path / "old")], capsys)
+        assert (tmp_path / "old" / "results.json").read_text() == text
 
 
 # What is refused
@@ -445,9 +494,9 @@ def test_unreadable_images_are_named_or_left_out(checkpoint: str, tmp_path: Path
     (labelled / "red" / "1.png").unlink()  # the same as without the image
     again = evaluated(tmp_path / "again", f"zeroshot {base}")
     assert all(again[name] == found[name] for name in ("figures", "details")) and again["notes"] == found["notes"][1:]
-    found = evaluated(out, f"retrieval --checkpoint {checkpoint} --data {pairs} --max_bad_fraction 0.5")
+    found = evaluated(tmp_path / "pages", f"retrieval --checkpoint {checkpoint} --data {pairs} --max_bad_fraction 0.5")
     assert found["details"]["n_images"] == 4 and "2.png" in found["notes"][0]
-    assert "of 0.png" in (out / "examples.html").read_text()
+    assert "of 0.png" in (tmp_path / "pages" / "examples.html").read_text()
 
 
 def test_a_model_without_a_number_still_has_results(folders: Path, tmp_path: Path) -> None:

@@ -99,6 +99,25 @@ def test_a_part_of_a_run_brings_the_data_of_the_run(run_directory: Path, tmp_pat
     assert {path.name for path in (run / "evaluation").iterdir()} == {"zeroshot-count", f"zeroshot-count-{newest.name}"}
 
 
+def test_the_matrix_of_other_data_stays(
+    run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the files of a model go that is no run
+    base = ["matrix", "--size", "4", "--data", "shapes", "--checkpoint"]
+    models = [save_tiny(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
+    for model, folder in ((models[0], "."), (models[1], "2"), (models[0], ".")):
+        capsys.readouterr()
+        assert main([*base, model]) == 0
+        assert (
+            json.loads((tmp_path / "inspection" / folder / "matrix.json").read_text())["about"]["checkpoint"] == model
+        )
+    assert "inspection: in place of the matrix of a on 4 pairs" in capsys.readouterr().out
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    for split, folder in (("test", "."), ("validation", "2"), ("test", ".")):
+        assert main([*base, str(run), "--split", split]) == 0
+        assert json.loads((run / "inspection" / folder / "matrix.json").read_text())["about"]["split"] == split
+
+
 def test_an_exported_model_on_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()

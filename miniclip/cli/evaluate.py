@@ -9,11 +9,14 @@ import os
 import re
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from miniclip.common.arguments import check_folder
+from miniclip.common.console import read_standing
 from miniclip.common.runs import apart, run_of
+from miniclip.data.tables.source import told_split
 from miniclip.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -87,15 +90,24 @@ def evaluate(
                 break
         if main:
             values = {**header(line), "precision": options.precision}
-            _conclude(task, results, weights, data[sizes[checkpoint]], folder, values)
+            _conclude(task, results, weights, data[sizes[checkpoint]], folder, out is None, values)
         if failure is not None:
             raise failure
 
 
 def _conclude(
-    task: Task, results: dict[str, Evaluation], weights: dict[str, str], data: Any, folder: Path | None, values: Any
+    task: Task,
+    results: dict[str, Evaluation],
+    weights: dict[str, str],
+    data: Any,
+    folder: Path | None,
+    numbered: bool,
+    values: Any,
 ) -> None:
-    """Print the tables, and write the files if there is a folder. values: what results.json begins with."""
+    """Print the tables, and write the files if there is a folder. values: what results.json begins with.
+
+    numbered: whether the folder may get a number, so that it replaces no other results.
+    """
     from miniclip.common.console import write_json
     from miniclip.evaluation.plots import compare_png
     from miniclip.evaluation.result import difference, entry, figures_json
@@ -113,10 +125,13 @@ def _conclude(
         print_differences(apart, checkpoint)
     if folder is None:
         return
+    values["results"] = [entry(r, {"name": n, "fingerprint": weights[n]}, where) for n, r in results.items()]
+    folder = _free(folder, values) if numbered else folder
+    if before := read_standing(folder / "results.json"):
+        print(f"{folder}: in place of the results of {before.get('time')} ({before.get('command')})")
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in _IMAGES:
-        (folder / left_over).unlink(missing_ok=True)  # of an evaluation before, perhaps of other data
-    values["results"] = [entry(r, {"name": n, "fingerprint": weights[n]}, where) for n, r in results.items()]
+        (folder / left_over).unlink(missing_ok=True)
     about = {"than": checkpoint, "task": first.task}
     values["differences"] = [{"of": name, **about, "figures": figures_json(found)} for name, found in apart.items()]
     write_json(folder / "results.json", values)
@@ -131,11 +146,61 @@ def _folder(task: Task, checkpoint: str, out: str | None) -> Path | None:
     run, part = run_of(checkpoint)
     if out is not None:
         folder = Path(out)
+        _check_replaced(folder, (task.kind, task.source, task.split, checkpoint))
     elif run is not None:
-        words = (task.kind, task.label, *([] if task.split == "test" else [task.split]), *apart(part))
+        words = (task.kind, *_names(task), *([] if task.split == "test" else [task.split]), *apart(part))
         name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_.") or "data" for word in words)
         folder = run / "evaluation" / name
     else:
         return None
     check_folder("--out", folder)
     return folder
+
+
+def _names(task: Task) -> list[str]:
+    """What the data are called: the last part of their path, and the one before where that is a split's name."""
+    path = Path(os.path.normpath(Path(task.source).expanduser().absolute()))
+    if not path.exists():
+        return [task.label]
+    return [path.parent.name, path.name] if told_split(path.name) else [path.name]
+
+
+def _check_replaced(folder: Path, own: tuple[str, ...]) -> None:
+    """Raise ValueError if results would be replaced that are not of the same evaluation: kind, source, split, model."""
+    before = read_standing(folder / "results.json")
+    if (folder / "config.yaml").is_file() or "training" in before:
+        raise ValueError(f"--out {folder} is a run, and its results.json tells of the training; name another folder")
+    if before and [one[:4] for one in _evaluated(before)[:1]] != [own]:
+        told = f" (of {before['time']}: {before['command']})" if {"time", "command"} <= before.keys() else ""
+        raise ValueError(f"--out {folder} holds other results{told}; name another folder, or remove those")
+
+
+def _free(folder: Path, values: dict[str, Any]) -> Path:
+    """The folder, or NAME-2, NAME-3 ...: the first without results, or with those of equal weights and data that were
+    asked for by the same command, or say the same."""
+
+    def said(values: dict[str, Any]) -> list[Any]:
+        return [(one.get("figures"), one.get("details")) for one in values["results"]]
+
+    for number in count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        before = read_standing(place / "results.json")
+        if not before:
+            break
+        of = [[(*one[-2:], one[0]) for one in _evaluated(each)] for each in (before, values)]
+        if of[0] == of[1] and (before.get("command") == values["command"] or said(before) == said(values)):
+            break
+    return place
+
+
+def _evaluated(values: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Of results.json the kind, source, split, model and fingerprints of each; none if it is damaged."""
+    found: list[tuple[str, ...]] = []
+    try:
+        for one in values["results"]:
+            model, data = one["model"], one["data"]
+            own = (one["kind"], data["source"], data["split"], model["name"])
+            found.append((*own, model["fingerprint"], data["fingerprint"]))
+    except (KeyError, TypeError):
+        return []
+    return found

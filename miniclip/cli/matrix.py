@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from itertools import count as counted
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from miniclip.common.arguments import check_folder, check_range
+from miniclip.common.console import read_standing
 from miniclip.common.printing import first_few
 from miniclip.common.runs import apart, run_of
 from miniclip.config import load_config_file
@@ -126,6 +128,14 @@ def matrix(
     about |= {"trained with": loss.name if loss else "not known", "positives": kind, "precision": computed_in}
     found: dict[str, Any] = {"training_loss_over_chance": learnt, "log": log, "history": history}
     inspection = build(sample, *pairs, scale, bias, loss, title=title, about=about, **found)
+    before = read_standing(folder / "matrix.json")
+    numbers = (folder / str(k) for k in counted(2))
+    own = ("data", "split") if run else ("data", "split", "checkpoint")
+    while before and out is None and [dict(before.get("about", ())).get(key) for key in own] != [about[k] for k in own]:
+        folder = next(numbers)  # that one is of other data
+        before = read_standing(folder / "matrix.json")
+    if before:
+        print(f"{folder}: in place of the matrix of {before.get('title')}")
     folder.mkdir(parents=True, exist_ok=True)
     write_numbers(inspection, folder / "matrix.json")
     page = write_report(inspection, folder / "report.html")
