@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.result import Evaluation, difference, header, to_json
 from miniclip.evaluation.retrieval import retrieval
 from miniclip.evaluation.tasks import TASKS
-from miniclip.evaluation.zeroshot import zero_shot
+from miniclip.evaluation.zeroshot import classifier_of, embed_prompts, zero_shot
 from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
@@ -172,6 +173,54 @@ def test_options_reach_the_towers(checkpoint: str, monkeypatch: pytest.MonkeyPat
         assert main(f"zeroshot --checkpoint {checkpoint} --task count --size 6{more}".split()) == 0
     assert seen == [(256, "fp32", 0, True), (5, "bf16", 0.25, True)]
     assert names_in(Path(checkpoint)) == before and "results.json" not in capsys.readouterr().out
+
+
+# Images without labels
+
+
+def test_classify(checkpoint: str, folders: Path, tmp_path: Path, capsys: Shown) -> None:
+    """The table says what zero-shot finds on the same images, and claims nothing."""
+    data, out, names = tmp_path / "photos", tmp_path / "out", tmp_path / "names.txt"
+    for place, file in enumerate(sorted((folders / "test").rglob("*.png"))):
+        data.mkdir(exist_ok=True)
+        (data / f'{place}, "x".png').write_bytes(file.read_bytes())
+    (data / "z.png").write_bytes(b"no image")
+    names.write_text("blue\nlight green | mint\nred\n<b>\na\nb\nc\n")
+    base = ["classify", "--checkpoint", checkpoint, "--data", str(data), "--classnames", str(names), "--out", str(out)]
+    assert "z.png" in refused(base, capsys) and not out.exists()
+    assert main([*base, "--max_bad_fraction", "0.5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "photos: 6 images" in said
+        and "over these 7 classes" in said
+        and "no labels, so nothing here says how often this is right" in said
+    )
+    assert "1 images cannot be read and have no class: z.png" in said and "(even: 14.3 %)" in said
+
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [*(f'{k}, "x".png' for k in range(6)), "z.png"]
+    assert list(rows[0])[:5] == ["file", "class", "probability", "class_2", "probability_2"] and len(rows[0]) == 11
+    assert not rows[6]["class"] and not rows[6]["probability_5"]
+    model, preprocess, tokenizer = load(checkpoint)
+    prompts = [[f"a photo of a {name}." for name in line.split(" | ")] for line in names.read_text().splitlines()]
+    classes = classifier_of(embed_prompts(model, tokenizer, prompts)).double()
+    with torch.no_grad():
+        pixels = torch.stack([preprocess(Image.open(data / row["file"])) for row in rows[:6]])
+        images = torch.nn.functional.normalize(model.encode_image(pixels), dim=-1).double()
+        expected = (model.logit_scale.double().exp() * images @ classes.T).softmax(1).sort(descending=True)
+    written = ["blue", "light green", "red", "<b>", "a", "b", "c"]
+    for row, chances, order in zip(rows, *expected, strict=False):
+        shares = [float(row[f"probability{k}"]) for k in ("", "_2", "_3", "_4", "_5")]
+        assert shares == pytest.approx(chances[:5].tolist(), abs=2e-3) and shares == sorted(shares, reverse=True)
+        assert row["class"] == written[order[0]]
+    page = (out / "predictions.html").read_text()
+    assert "nothing here says how often" in page and "&lt;b&gt;" in page and "0, &#34;x&#34;.png" in page
+    assert "predictions.csv; name another" in refused(base, capsys)
+    names.write_text("cat\nCat\n")
+    assert "line 2: the name 'Cat' stands in line 1 already" in refused([*base[:-1], str(tmp_path / "new")], capsys)
+    said = refused(["zeroshot", "--checkpoint", checkpoint, "--data", str(data)], capsys)
+    assert "has 0 sub-folders" in said and "`eval.py classify` takes images without labels" in said
 
 
 # Several models

@@ -18,6 +18,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from miniclip.cli.classify import classify
 from miniclip.cli.evaluate import evaluate
 from miniclip.cli.matrix import matrix
 from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
@@ -31,6 +32,7 @@ _EXAMPLES = """examples:
   eval.py zeroshot  --checkpoint runs/a --compare runs/b open_clip:ViT-B-32:openai --data photos/ --out compared
   eval.py retrieval --checkpoint hf:openai/clip-vit-base-patch32 --data captioned/ --out clip
   eval.py probe     --checkpoint runs/flickr8k --data photos/
+  eval.py classify  --checkpoint runs/flickr8k --data unlabelled/ --classnames names.txt --out classified
   eval.py matrix    --checkpoint runs/flickr8k --data captioned/ --size 512
   eval.py audit     --data captioned/ --json audit.json --png audit.png
   eval.py report    runs/flickr8k
@@ -49,7 +51,7 @@ def report(run: str) -> None:
     print(f"{page} is the page, {markdown} the same in Markdown")
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"matrix": matrix, "audit": audit, "report": report}
+_COMMANDS: dict[str, Callable[..., None]] = {"classify": classify, "matrix": matrix, "audit": audit, "report": report}
 
 
 def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:

@@ -42,11 +42,7 @@ def name_classes(keys: Sequence[str], file: str | Path | None, by: str = "name")
     """
     if file is None:
         return [[name] for name in cleaned(keys)]
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"class-names file {path} does not exist")
-    entries = (_read_json if path.suffix.lower() == ".json" else _read_lines)(path, read_text(path))
-    _check_apart(path, entries)
+    path, entries = Path(file).expanduser(), _read(file)
     if entries[0].key is None:
         found = [None] * len(entries) if by == "order" else _by_name(path, keys, entries)
         if not any(found):
@@ -70,6 +66,24 @@ def name_classes(keys: Sequence[str], file: str | Path | None, by: str = "name")
         )
         raise ValueError(f"{path} {' and '.join(problems)}; it has to name the {len(keys)} classes, each once")
     return [names[key] for key in keys]
+
+
+def read_classes(file: str | Path) -> tuple[list[str], list[list[str]]]:
+    """What a class-names file calls the classes, and all names of each, in its order; a name stands for itself.
+
+    Raises FileNotFoundError, or ValueError that names the line.
+    """
+    entries = _read(file)
+    return [entry.names[0] if entry.key is None else entry.key for entry in entries], [entry.names for entry in entries]
+
+
+def _read(file: str | Path) -> list[_Entry]:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"class-names file {path} does not exist")
+    entries = (_read_json if path.suffix.lower() == ".json" else _read_lines)(path, read_text(path))
+    _check_apart(path, entries)
+    return entries
 
 
 def cleaned(keys: Sequence[str]) -> list[str]:

@@ -195,11 +195,14 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
         if bare is not None:
             raise ValueError(
                 f"{root} has no folders of classes in its split {bare!r} ({layout.unlabelled[bare]}), so that its "
-                f"images have no labels; choose one of {', '.join(layout.splits)}"
+                f"images have no labels; choose one of {', '.join(layout.splits)}, or take `eval.py classify`"
             )
         chosen = layout.splits[choose_split(layout.splits, split, str(root))]
     if len(chosen) < 2:
-        raise ValueError(f"{root} has {len(chosen)} sub-folders; expected one a class, with images in it")
+        raise ValueError(
+            f"{root} has {len(chosen)} sub-folders; expected one a class, with images in it "
+            "(`eval.py classify` takes images without labels)"
+        )
     folders = {folder.name: folder for folder in chosen}
     # Every split counts, so that a class which one of them lacks has the same number in all.
     keys = sorted_keys({f.name for other in layout.splits.values() for f in other} | set(folders))

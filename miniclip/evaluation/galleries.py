@@ -1,24 +1,29 @@
-"""Retrieval to look at, on a page: images with their best captions, and captions with their best images."""
+"""To look at, on a page: images with their best captions or classes, and captions or classes with their best images."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from miniclip.common.page import data_uri, render_page
 from miniclip.common.pixels import to_rgb
 from miniclip.common.printing import one_line
 from miniclip.data.images import BadImage
-from miniclip.evaluation.retrieval import PairEmbeddings, best_captions
+from miniclip.evaluation.retrieval import PairEmbeddings, RankedCaption, best_captions
 from miniclip.metrics import retrieval as metrics
 
 if TYPE_CHECKING:
-    from miniclip.data.captioned import PairSource
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from miniclip.data.captioned import ImageSource, LabelledSource, PairSource
 
 _QUERIES, _ANSWERS = 8, 5
 _LONGEST = 300  # characters of a caption on the page
@@ -52,26 +57,76 @@ def write_sheets(source: PairSource, pairs: PairEmbeddings, folder: Path, *, tit
     """
     rows, captions = _spread(len(source)), _spread(len(pairs.texts))
     ranked, answers = best_captions(pairs, rows, _ANSWERS), best_images(pairs, captions, _ANSWERS)
-    shown = dict.fromkeys([*rows, *(found.row for answer in answers for found in (*answer.best, answer.own))])
+    images, texts = f"{len(source):,}", f"{len(pairs.texts):,}"
+    about = Markup(
+        f"{images} images, {texts} captions; the queries are spread evenly over them. The figures are cosine "
+        'similarities. <b class="own">✓</b> marks what belongs to the query. A rank counts from 1, with ties against '
+        "the model."
+    )
+    ranks = [f"own caption: rank {rank:,} of {texts}" for rank in caption_ranks(pairs, rows)]
+    _write(
+        source,
+        folder / "examples.html",
+        title=title,
+        about=about,
+        headings=("Image to text: the best captions of an image", "Text to image: the best images of a caption"),
+        examples=list(zip(rows, ranked, ranks, strict=True)),
+        answers=[(answer, f"own image: rank {answer.rank:,} of {images}") for answer in answers],
+        cosine=cosine_text,
+    )
+
+
+def write_predictions(
+    source: LabelledSource, rows: Sequence[int], classes: Tensor, probabilities: Tensor, file: Path, *, title: str
+) -> None:
+    """Write a page: eight images from the surest to the least sure, and the eight commonest classes.
+
+    rows: the images that were read. classes, probabilities: (n, k), the most probable first.
+    """
+    names, sure = source.classes, probabilities[:, 0]
+    order = sure.argsort(descending=True, stable=True).tolist()
+    counts = torch.bincount(classes[:, 0], minlength=len(names))
+    examples, answers = [], []
+    for place in (order[one] for one in _spread(len(order))):
+        best = zip(classes[place].tolist(), probabilities[place].tolist(), strict=True)
+        found = [RankedCaption(names[c], p, own=False) for c, p in best]
+        examples.append((rows[place], found, _short(source.name(rows[place]))))
+    for c in counts.argsort(descending=True, stable=True)[:_QUERIES].tolist():
+        of = [place for place in order if classes[place, 0] == c][:_ANSWERS]
+        found_images = [RankedImage(rows[place], float(sure[place]), own=False) for place in of]
+        if found_images:
+            answers.append((Answer(names[c], found_images, found_images[0], 1, False), f"{int(counts[c]):,} images"))
+    _write(
+        source,
+        file,
+        title=title,
+        about="There are no labels: nothing here says how often the model is right. The figures are its own "
+        "probabilities, over the given classes alone.",
+        headings=("From the surest image to the least sure: its most probable classes", "The commonest classes"),
+        examples=examples,
+        answers=answers,
+        cosine=lambda probability: f"{100 * probability:.1f} %",
+    )
+
+
+def _write(source: ImageSource, file: Path, title: str, **values: Any) -> None:
+    shown = [row for row, *_ in values["examples"]]
+    shown += [found.row for answer, _ in values["answers"] for found in (*answer.best, answer.own)]
     images = {}
-    for row in shown:
-        readable_image(source, row, _SIDE).save(file := io.BytesIO(), "JPEG", quality=80)
-        images[row] = data_uri(file.getvalue(), "jpeg")
-    folder.mkdir(parents=True, exist_ok=True)
+    for row in dict.fromkeys(shown):
+        readable_image(source, row, _SIDE).save(jpeg := io.BytesIO(), "JPEG", quality=80)
+        images[row] = data_uri(jpeg.getvalue(), "jpeg")
+    file.parent.mkdir(parents=True, exist_ok=True)
     page = render_page(
         Path(__file__).with_name("examples.html"),
         title=_short(title),
-        examples=list(zip(rows, ranked, caption_ranks(pairs, rows), strict=True)),
-        answers=answers,
         images=images,
         names={row: _short(source.name(row)) for row in images},
-        n_images=len(source),
-        n_texts=len(pairs.texts),
         short=_short,
-        cosine=cosine_text,
         percent=lambda similarity: round(100 * min(similarity, 1.0)) if similarity > 0 else 0,  # a NaN has no bar
+        **values,
     )
-    (folder / "examples.html").write_text(page, encoding="utf-8")
+    file.write_text(page, encoding="utf-8")
 
 
 def best_images(pairs: PairEmbeddings, captions: list[int], k: int) -> list[Answer]:
@@ -117,7 +172,7 @@ def cosine_text(similarity: float) -> str:
     return f"{round(similarity, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus before a zero
 
 
-def readable_image(source: PairSource, row: int, side: int) -> Image.Image:
+def readable_image(source: ImageSource, row: int, side: int) -> Image.Image:
     """The image, its longer side of so many pixels; a grey square with its name if it cannot be read any more."""
     try:
         image = to_rgb(source.image(row))

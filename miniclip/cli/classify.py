@@ -1,0 +1,75 @@
+"""eval.py classify: a model, images without labels and names of classes -> predictions.csv and predictions.html."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from miniclip.common.arguments import check_folder
+
+
+def classify(
+    *,
+    checkpoint: str,
+    data: str,
+    classnames: str,
+    out: str,
+    split: str = "test",
+    templates: list[str] | None = None,
+    max_bad_fraction: float = 0.0,
+    batch_size: int = 256,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    device: str = "auto",
+) -> None:
+    """Say what images without labels are of, as a table and a page.
+
+    Args:
+        checkpoint: run or model directory, open_clip:ARCH:TAG or FILE, hf:FOLDER or NAME
+        data: folder of images, or any other source of images
+        classnames: file with the names of the classes, one a line; further names of one behind a |
+        out: folder for predictions.csv and predictions.html
+        split: split of --data, where it has several
+        templates: as zeroshot takes them (default: simple)
+        max_bad_fraction: share of the images that may be unreadable; they are skipped, counted, named
+        batch_size: items encoded at a time
+        precision: number format of the towers; auto takes what is fastest here
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+    folder = Path(out)
+    check_folder("--out", folder)
+    if (folder / "predictions.csv").exists():
+        raise ValueError(f"--out {folder} holds predictions.csv; name another folder, or remove it")
+
+    from miniclip.cli.devices import device_of
+    from miniclip.common.console import new_table, open_console, plain
+    from miniclip.common.printing import first_few
+    from miniclip.data.classes import read_classes
+    from miniclip.data.labelled import open_images
+    from miniclip.evaluation.classify import Named, summary, write_classified
+    from miniclip.evaluation.classify import classify as predicted
+    from miniclip.evaluation.encode import EncodeOptions
+    from miniclip.evaluation.prompts import check_classes, resolve_templates
+    from miniclip.models.load import image_size_of, load
+    from miniclip.training.precision import choose, for_encoding
+
+    chosen = None if templates is None else resolve_templates(templates[0] if len(templates) == 1 else templates)
+    source = Named(open_images(data, split=split, image_size=image_size_of(checkpoint)), *read_classes(classnames))
+    check_classes("--classnames", source)
+    there = device_of(device)
+    computed_in = for_encoding(choose(precision, there).name)
+    options = EncodeOptions(batch_size, computed_in, progress=sys.stderr.isatty(), max_bad_fraction=max_bad_fraction)
+    found = predicted(*load(checkpoint, there), source, chosen, options)
+    rows, words = summary(source, found)
+    title = f"{Path(data).name or data}: {len(found.rows):,} images"
+    console, table = open_console(), new_table(title, ("class", "images", "mean probability %"))
+    for row in rows[:20]:
+        table.add_row(*map(plain, row))
+    console.print(table)
+    if len(rows) > 20:
+        console.print(plain(f"and {len(rows) - 20} more classes"))
+    console.print(plain(words))
+    if found.bad:
+        console.print(plain(f"{len(found.bad)} images cannot be read and have no class: {first_few(found.bad)}"))
+    write_classified(source, found, folder, f"{title}, {len(source.classes)} classes, by {checkpoint}")
+    print(f"predictions.csv and predictions.html are in {folder}")
