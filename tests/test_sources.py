@@ -515,6 +515,8 @@ def test_text_in_whatever_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert everything(tmp_path / "beside") == expected
     (tmp_path / "names.txt").write_bytes("\n".join(captions).encode(encoding))
     assert name_classes(list("abcde"), tmp_path / "names.txt", "order") == [[text] for text in captions]
+    (tmp_path / "names.txt").write_bytes("\n".join(map("{}\t{}".format, "abcde", captions)).encode(encoding))
+    assert name_classes(list("abcde"), tmp_path / "names.txt") == [[text] for text in captions]
 
 
 def test_one_line_in_another_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

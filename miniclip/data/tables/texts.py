@@ -98,8 +98,12 @@ def _older(data: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
     sample = data[: data.find(b"\n", ENOUGH) + 1 or None]
-    matches = [match for match in from_bytes(sample, cp_isolation=list(OLDER)) if _decodes(data, match.encoding)]
-    if not matches:
+    foreign = re.findall(rb"[^\s,;\"]*[\x80-\xff][^\t\r\n,;\"]*", sample)  # without the names and keys around it
+    for text in (sample, b"\n".join(foreign)):
+        matches = [match for match in from_bytes(text, cp_isolation=list(OLDER)) if _decodes(data, match.encoding)]
+        if matches:
+            break
+    else:
         return None
     best = matches[0]
     western = any("cp1252" in m.could_be_from_charset and m.coherence >= best.coherence for m in matches)
