@@ -171,7 +171,7 @@ def test_options_reach_the_towers(checkpoint: str, monkeypatch: pytest.MonkeyPat
     before = names_in(Path(checkpoint))
     for more in ("", " --precision bf16 --batch_size 5 --max_bad_fraction 0.25"):
         assert main(f"zeroshot --checkpoint {checkpoint} --task count --size 6{more}".split()) == 0
-    assert seen == [(256, "fp32", 0, True), (5, "bf16", 0.25, True)]
+    assert seen == [(256, "fp32", 0.01, True), (5, "bf16", 0.25, True)]
     assert names_in(Path(checkpoint)) == before and "results.json" not in capsys.readouterr().out
 
 
@@ -527,7 +527,8 @@ def test_unreadable_images_are_named_or_left_out(checkpoint: str, tmp_path: Path
         image.write_bytes(image.read_bytes()[:45])
     base = f"--checkpoint {checkpoint} --data {labelled}"
     for words, message in (
-        (f"zeroshot {base}", "red/1.png"),
+        (f"zeroshot {base}", "1 of 9"),
+        (f"zeroshot {base} --max_bad_fraction 0", "red/1.png"),
         (f"retrieval --checkpoint {checkpoint} --data {pairs}", "2.png"),
         (f"zeroshot {base} --max_bad_fraction 0.05", "1 of 9"),
     ):

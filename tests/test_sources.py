@@ -309,20 +309,21 @@ def test_rows_without_caption_or_image(tmp_path: Path, caplog: pytest.LogCapture
     names = write_images(tmp_path, 60)
     images = [names[0], "", *names[1:]]
     captions = [["a", " "], ["x"], ["b"], [], None, "  ", ["f", None], *["t"] * 54]
-    roles = ["test"] * 7 + ["train"] * 54  # those are not counted in the split
+    roles = ["test"] * 7 + ["train"] * 54  # the share is of all 61
     source = table(tmp_path / "l.jsonl", images, captions, split=roles)
     named = r"line 2: no image in column image; l\.jsonl line 4: no text in column text; l\.jsonl line 5: no"
-    with pytest.raises(TooManyBad, match=rf"l\.jsonl: 4 of 7 images cannot .*=0\.57 allows: l\.jsonl {named}") as error:
-        opened(source, "test", max_bad_fraction=0.57)  # 3.99 of 7
+    said = rf"l\.jsonl: 4 of 61 images cannot .*=0\.065 allows: l\.jsonl {named}"
+    with pytest.raises(TooManyBad, match=said) as error:
+        opened(source, "test", max_bad_fraction=0.065)  # 3.965 of 61
     assert not isinstance(error.value, NoCaptions)
     with caplog.at_level(logging.WARNING):
-        found = contents(opened(source, "test", max_bad_fraction=0.572))  # 4.004 of 7
+        found = contents(opened(source, "test", max_bad_fraction=0.066))  # 4.026 of 61
     assert found == {0: ["a"], 1: ["b"], 5: ["f"]}
     assert "4 of 7 rows are skipped: l.jsonl line 2: no image" in caplog.text
     assert "2 captions are empty or no text; their images have others" in caplog.text  # " " and None
     assert len(opened(source, "train", max_bad_fraction=0)) == 51  # 5% of 54 are set aside
     source = table(tmp_path / "l.jsonl", names, [captions[0], *captions[2:]], split=[roles[0], *roles[2:]])
-    refused(r"3 of 6 images", source, "test", NoCaptions)
+    refused(r"3 of 60 images cannot be used \(split test\)", source, "test", NoCaptions)
     columns = {"image": [*cells(2), {"bytes": None, "path": None}, None], "text": ["a", "", "b", "c"]}
     write_parquet(tmp_path / "p" / "test.parquet", columns)
     named = "test row 1: no text in column text; test row 2: no image in column image; test row 3: no image"
@@ -426,7 +427,7 @@ def test_folders_that_tell_a_split_of_some_images(tmp_path: Path) -> None:
     assert [len(opened(told, split, max_bad_fraction=1)) for split in SPLITS] == [1, 1, 1]
     assert contents(opened(source(*paths[:2], set=["train", "test"]), "test")) == {1: ["text 1"]}
     assert len(opened(source("train/0.png", "", "train/2.png", "test/3.png"), "test")) == 1
-    refused(r"1 of 3 images .* line 2: no image", source("train/0.png", "", "train/2.png", "test/3.png"))
+    refused(r"1 of 4 images .* line 2: no image", source("train/0.png", "", "train/2.png", "test/3.png"))
 
 
 # ---- text as people store it

@@ -187,7 +187,7 @@ def test_refused_before_the_first_step(data: Data, tmp_path: Path, capsys: pytes
         (task("zeroshot", twice), ["dark red"]),
         ([str(broken)], [".png", "1 of 9 images cannot be used", "data.max_bad_fraction"]),
         (task("probe", broken), [".png", "images cannot be used"]),
-        (task("retrieval", captioned), [".png", "1 of 4 images cannot be used"]),
+        (task("retrieval", captioned), [".png", "1 of 12 images cannot be used (split test)"]),
         (task("probe", write_colours(tmp_path / "few", each=2)), ["has 2 images, and 3 parts need one each"]),
         (task("zeroshot", data.classes, templates=["a {}.", "a photo"]), ["'a photo' lacks {} for the class name"]),
         (task("zeroshot", data.classes, templates=str(bad_lines)), ["templates.txt", "line 2", "lacks {}"]),

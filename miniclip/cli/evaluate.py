@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from miniclip.common.arguments import check_folder
 from miniclip.common.console import read_standing
 from miniclip.common.runs import apart, run_of
+from miniclip.config import DataConfig
 from miniclip.data.tables.source import told_split
 from miniclip.evaluation.tasks import Task
 
@@ -36,7 +37,7 @@ def evaluate(
     checkpoint: str,
     compare: list[str] | None = None,
     out: str | None = None,
-    max_bad_fraction: float = 0.0,
+    max_bad_fraction: float = DataConfig.max_bad_fraction,
     batch_size: int = 256,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     device: str = "auto",
@@ -49,7 +50,7 @@ def evaluate(
         checkpoint: run, a checkpoint in it or a model directory; open_clip:ARCH:TAG or FILE, hf:FOLDER or NAME
         compare: other models, with the difference of each to --checkpoint on the same images
         out: folder for results.json and images (default: evaluation/ in the run; none for other models)
-        max_bad_fraction: share of the images that may be unreadable; they are skipped, counted, named
+        max_bad_fraction: share of the data's images that may be unreadable; they are skipped, counted, named
         batch_size: items encoded at a time
         precision: number format of the towers; auto takes what is fastest here
         device: auto, cpu, cuda, cuda:1, ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import count as counted
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from miniclip.common.arguments import check_folder, check_range
 from miniclip.common.console import read_standing
 from miniclip.common.printing import first_few
 from miniclip.common.runs import apart, run_of
-from miniclip.config import load_config_file
+from miniclip.config import DataConfig, load_config_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +52,8 @@ def matrix(
         revision: branch, tag or commit of a Hub data set
         image_column: column of the images; found by itself if left out
         caption_column: column or columns of the captions; found by itself if left out
-        max_bad_fraction: share of the images that may be unreadable; they are skipped, counted, named (default: 0, or
-            as the run was trained)
+        max_bad_fraction: share of the data's images that may be unreadable; they are skipped, counted, named (default:
+            0.01, or as the run was trained)
         size: number of pairs, N, at most 4096
         seed: which pairs are drawn
         positives: which pairs count as positives: diagonal, text or identity (default: loss.positives of the run)
@@ -74,7 +75,8 @@ def matrix(
     if data is None and stray:
         raise ValueError(f"{stray[0]} belongs to --data; without it, the run's own data is read as its config says")
     if max_bad_fraction is None:
-        max_bad_fraction = config.data.max_bad_fraction if data is None and config is not None else 0.0
+        trained_with = config.data if data is None and config is not None else DataConfig
+        max_bad_fraction = trained_with.max_bad_fraction
     folder = Path(out) if out else (run or Path()) / "inspection" / Path(*apart(part))
     check_folder("--out", folder)
 
@@ -107,7 +109,8 @@ def matrix(
         else:
             assert config is not None
             largest = max(config.eval.size, size)
-            source = open_pairs(config.data, split, seed=config.run.seed, image_size=side, eval_size=largest)
+            own = replace(config.data, max_bad_fraction=allowed)
+            source = open_pairs(own, split, seed=config.run.seed, image_size=side, eval_size=largest)
         sample = draw(source, pairs, seed, preprocess, allowed=allowed, progress=options.progress)
         if sample.bad:
             print(f"{len(sample.bad)} images cannot be read and are passed over: {first_few(sample.bad)}")

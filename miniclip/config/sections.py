@@ -145,7 +145,7 @@ class DataConfig:
         cache: decode every image once, shrink it and keep it in files that are mapped into memory; captions are
             tokenised once, too. Another run over the same data starts at once.
         cache_dir: folder of those files; ~/.cache/miniclip if left out, or what MINICLIP_CACHE names.
-        max_bad_fraction: share of the images that may be unreadable or without a caption. Up to there they are
+        max_bad_fraction: share of all images of a source that may be unreadable or lack a caption. Up to there they are
             skipped, counted and named; beyond, the run stops with the list. 0 stops at the first.
         resize: crop keeps the central square, squash keeps the content and loses the aspect ratio.
         augment: crop (CLIP: a random square of the resized image), resized_crop (square of random area) or none.

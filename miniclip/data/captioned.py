@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from PIL import Image
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few, one_line
 from miniclip.config import DataConfig
-from miniclip.data.images import BadCount, TooManyBad
-from miniclip.data.splits import Part, carve, read_parts, resolve_splits
+from miniclip.data.images import BadCount, BadImage, TooManyBad
+from miniclip.data.splits import Part, carve, count_images, read_parts, resolve_splits
 from miniclip.data.tables.columns import caption_columns, image_column, value_column
 from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_of
@@ -98,8 +98,9 @@ class Pairs(ImageRows):
 class Concat:
     """A PairSource of several: the images of the first, then those of the second, and so on. sizes: images of each."""
 
-    def __init__(self, parts: Sequence[PairSource], names: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[Pairs], names: Sequence[str]) -> None:
         self.parts, self.names, self.sizes = parts, names, [len(part) for part in parts]
+        self.split, self.whole = parts[0].split, sum(part.whole for part in parts)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -114,8 +115,11 @@ class Concat:
         raise IndexError(f"image {index} of {len(self)} asked for")
 
     def image(self, index: int) -> Image.Image:
-        _, part, inside = self._place(index)
-        return part.image(inside)
+        name, part, inside = self._place(index)
+        try:
+            return part.image(inside)
+        except BadImage as error:
+            raise BadImage(f"{name}: {error}") from None  # two sources may call their images alike
 
     def captions(self, index: int) -> list[str]:
         _, part, inside = self._place(index)
@@ -174,7 +178,7 @@ def _open(config: DataConfig, source: str, split: str, image_size: int) -> Pairs
     table = parts[name].table
     column = image_column(table, config.image_column)
     images = images_of(table, column, 2 * image_size)
-    rows, captions = _by_image(parts[name], images, column, config)
+    rows, captions = _by_image(parts, name, images, column, config)
     if missing:
         chosen = carve(images.keys(rows.tolist()), missing)[split]
         rows, captions = rows[chosen], [captions[i] for i in chosen]
@@ -182,12 +186,15 @@ def _open(config: DataConfig, source: str, split: str, image_size: int) -> Pairs
             "%s has no split for %s: images of %r are set aside by a hash of the image, and %d are left for %s",
             *(source, " or ".join(missing), name, len(rows), split),
         )
-    return Pairs(images, rows, TextLists(captions), table)
+    whole = sum(count_images(part, column) for part in parts.values())
+    return Pairs(images, rows, TextLists(captions), table, split=split if missing else name, whole=whole)
 
 
-def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -> tuple[np.ndarray, list[list[str]]]:
+def _by_image(
+    parts: Mapping[str, Part], split: str, images: ImageColumn, image: str, config: DataConfig
+) -> tuple[np.ndarray, list[list[str]]]:
     """First row of each image, and its captions; rows with the same path are one image. image: its column."""
-    table = part.table
+    part, table = parts[split], parts[split].table
     columns = caption_columns(table, config.caption_column, image)
     wanted = np.zeros(len(table), dtype=bool)
     wanted[part.rows] = True
@@ -224,14 +231,14 @@ def _by_image(part: Part, images: ImageColumn, image: str, config: DataConfig) -
     for row, own in captions.items():
         if not own:
             bad[row] = odd.get(row, f"no text in column {', '.join(columns)}")
-    count = BadCount(len(part.rows), config.max_bad_fraction)
+    count = BadCount(sum(len(one.rows) for one in parts.values()), config.max_bad_fraction, split)
     try:
         count.add(f"{table.where(row)}: {bad[row]}" for row in sorted(bad))
     except TooManyBad as found:
         raise error(f"{table.label}: {found}") from None
     if bad:
         named = first_few(count.names) + ("; …" if len(bad) > 5 else "")
-        log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), count.total, named)
+        log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), len(part.rows), named)
     beside = sum(number for row, number in blank.items() if row not in bad)
     if beside:
         log.warning("%s: %d captions are empty or no text; their images have others", table.label, beside)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -37,12 +37,19 @@ class TooManyBad(ValueError):
 class BadCount:
     """Names of what could not be used, each once, in the order of their failure.
 
-    total: images among which they are counted. allowed: data.max_bad_fraction; 0 stops at the first.
+    total: images among which they are counted. allowed: data.max_bad_fraction; 0 stops at the first. split: that was
+    read, for the message.
     """
 
-    def __init__(self, total: int, allowed: float) -> None:
-        self.total, self.allowed = total, allowed
+    def __init__(self, total: int, allowed: float, split: str = "") -> None:
+        self.total, self.allowed, self.split = total, allowed, split
         self._names: dict[str, None] = {}
+
+    @classmethod
+    def of(cls, source: Sized, allowed: float) -> BadCount:
+        """Of one split of a source: among the images of all its splits, for a split may be so small that one bad image
+        is a large part of it. What says no more of itself is all there is."""
+        return cls(max(len(source), getattr(source, "whole", 0)), allowed, getattr(source, "split", ""))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,8 +62,9 @@ class BadCount:
         """Note some, each as its message (a BadImage names its row or file). Raises TooManyBad above the share."""
         self._names.update(dict.fromkeys(map(str, names)))
         if len(self) > self.allowed * self.total:
+            where = f" (split {self.split})" if self.split else ""
             raise TooManyBad(
-                f"{len(self)} of {self.total} images cannot be used, more than data.max_bad_fraction="
+                f"{len(self)} of {self.total} images cannot be used{where}, more than data.max_bad_fraction="
                 f"{self.allowed:g} allows: {first_few(self.names)}; mend or remove them, or raise the share"
             )
 

@@ -106,6 +106,14 @@ def _told_by_folders(table: Table, wanted: str | None, option: str) -> dict[str,
     return rows
 
 
+def count_images(part: Part, column: str) -> int:
+    """Images of a split, by the column that holds them; an image that several rows name is one."""
+    if column not in part.table.columns or part.table.kind(column) == "image":
+        return len(part.rows)
+    values = list(part.table.values(column))
+    return len({str(values[row]).strip() for row in part.rows.tolist()})
+
+
 def choose_split(splits: Collection[str], split: str, source: str) -> str:
     """The source's own word for a split; the only one there is, with a logged note. Raises ValueError."""
     for name in (split, *ALIASES.get(split, ())):

@@ -24,12 +24,14 @@ class Subset:
     keys: list[str]
     names: list[list[str]]
     templates: tuple[str, ...] | None
+    split: str
+    whole: int
 
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
         self.source, self.rows = source, rows
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("classes", "keys", "names", "templates"):
+        if name in ("classes", "keys", "names", "templates", "split", "whole"):
             return getattr(self.source, name)
         raise AttributeError(name)
 
@@ -77,7 +79,7 @@ def readable(source: Source, allowed: float) -> Source:
         found = dict(sorted(gathered([(row, str(error)) for row, error in errors if error is not None])))
     if not found:
         return source
-    bad = BadCount(len(source), allowed)
+    bad = BadCount.of(source, allowed)
     bad.add(found.values())
     if rank == 0:
         print(f"{len(bad)} evaluation images cannot be read and are left out: {first_few(bad.names)}")

@@ -13,6 +13,7 @@ from miniclip.data.audit.figures import Seen, figures, look
 from miniclip.data.audit.report import commonest_words
 from miniclip.data.captioned import Pairs, PairSource
 from miniclip.data.duplicates import SIDE
+from miniclip.data.images import BadCount
 from miniclip.data.subset import Subset
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.inspection.contents import Verdict
@@ -77,7 +78,8 @@ def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage
         shown |= {"image_column": image, "caption_columns": ", ".join(columns)}
     shown["examples"] = [f"{source.name(row)}: {source.captions(row)[0]}" for row in rows[:3]]
     verdicts, notes = [], []
-    if bad > config.data.max_bad_fraction * images:
+    allowed = BadCount.of(source, config.data.max_bad_fraction)
+    if bad * len(source) > allowed.allowed * allowed.total * images:  # as many of all as of those looked at
         evidence = f"{bad} of {images} images cannot be read, e.g. {printable(found['unreadable_named'][0])}"
         advice = "Mend or remove them, or raise data.max_bad_fraction; check data.image_column if it is most of them."
         verdicts.append(Verdict("unreadable", "images cannot be read", [evidence], [advice]))

@@ -21,6 +21,7 @@ from torch import Tensor
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place, total
+from miniclip.config import DataConfig
 from miniclip.data.ahead import in_order
 from miniclip.data.images import BadCount, BadImage
 from miniclip.models.preprocess import Preprocess
@@ -42,14 +43,14 @@ class EncodeOptions:
 
     batch_size: items at a time; the embeddings do not depend on it beyond rounding. precision: "bf16" runs the towers
     under autocast; unit length is float32's either way. progress: a bar on stderr. shared: every process calls, does a
-    part, and gets the whole. max_bad_fraction: share of the images that may be unreadable and are then left out.
+    part, and gets the whole. max_bad_fraction: share of the data's images that may be unreadable and are then left out.
     """
 
     batch_size: int = 256
     precision: Literal["fp32", "bf16"] = "fp32"
     progress: bool = False
     shared: bool = False
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: float = DataConfig.max_bad_fraction
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -87,7 +88,7 @@ def encode_readable(
     """
     n, device = len(images), model_device(model)
     values, seen = torch.zeros(n, _width(model)), torch.zeros(n, dtype=torch.int64)
-    bad, lost = BadCount(n, options.max_bad_fraction), dict[int, str]()
+    bad, lost = BadCount.of(images, options.max_bad_fraction), dict[int, str]()
 
     def read(index: int) -> tuple[Tensor, int] | BadImage:
         try:

@@ -67,7 +67,8 @@ def evaluate(
     """Every task of the suite on the model as it stands, by name."""
     loaded = model, preprocess, Tokenizer(context_length=model.context_length)
     precision = for_encoding(config.train.precision)
-    options = EncodeOptions(config.eval.batch_size, precision, config.log.progress, shared=True)
+    size, progress, allowed = config.eval.batch_size, config.log.progress, config.data.max_bad_fraction
+    options = EncodeOptions(size, precision, progress, shared=True, max_bad_fraction=allowed)
     return {name: one.task.run(loaded, one.data, options, resamples, name) for name, one in suite.items()}
 
 

@@ -72,7 +72,7 @@ def draw(
     rows = list(range(len(source)))
     random.Random(f"{seed} rows").shuffle(rows)
     small = Preprocess(THUMBNAIL, resize=preprocess.resize)
-    bad, sample = BadCount(len(rows), allowed), Sample([], [], [], [], [])
+    bad, sample = BadCount.of(source, allowed), Sample([], [], [], [], [])
     with tqdm(total=min(size, len(rows)), desc="reading pairs", leave=False, disable=not progress) as bar:
         for row in rows:
             if len(sample) == size:

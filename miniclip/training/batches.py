@@ -24,6 +24,7 @@ from miniclip.data.captioned import open_source
 from miniclip.data.images import BadCount, BadImage
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import TrainSampler
+from miniclip.data.stream.held_out import SEEN
 from miniclip.data.stream.lanes import Cursor
 from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
@@ -32,7 +33,6 @@ from miniclip.models.tokenizer import Tokenizer
 
 T = TypeVar("T")
 READ_BY = ("name", "revision", "train_split", "validation_split", "test_split", "image_column", "caption_column")
-SEEN = 1000  # pairs of a stream, at least, before the share of bad ones among them says much
 
 
 def build_augment(config: Config) -> Augment:
@@ -80,7 +80,8 @@ class MapBatches:
         check_enough(data, len(source))
         weights = image_weights(source, data)
         # of a cache every process counts all, else its own part of them
-        self.bad = BadCount(len(source) if data.cache else -(-len(source) // world), data.max_bad_fraction)
+        self.bad = BadCount.of(source, data.max_bad_fraction)
+        self.bad.total = self.bad.total if data.cache else -(-self.bad.total // world)
         augment, tokenizer, prepared = build_augment(config), Tokenizer(config.model.context_length or 0), None
         if data.cache:
             label, progress, allowed = _label(config), config.log.progress and main, data.max_bad_fraction
@@ -143,7 +144,7 @@ class StreamBatches:
         self.stream = open_stream(
             config.data, build_augment(config), Tokenizer(config.model.context_length or 0), **share
         )
-        self.bad = BadCount(SEEN, config.data.max_bad_fraction)
+        self.bad = BadCount(SEEN, config.data.max_bad_fraction, config.data.train_split)
         self._cursors: dict[int, Cursor] = {}
         self._epoch = 0
 

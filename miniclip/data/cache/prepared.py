@@ -66,7 +66,7 @@ def prepare(
     directory = cache_folder(folder) / digest
     # what one Pillow cannot read another can
     stamp = f"{source.fingerprint()}, {len(source)} pictures, Pillow {PIL.__version__}"
-    bad = BadCount(len(source), allowed)
+    bad = BadCount.of(source, allowed)
     try:
         prepared = Prepared(directory, stamp)  # finished stores need no lock: they may lie where nobody can write
     except Unusable:

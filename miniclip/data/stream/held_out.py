@@ -19,6 +19,8 @@ from miniclip.losses.matrix import shares
 
 log = logging.getLogger(__name__)
 
+SEEN = 1000  # pairs of a stream, at least, before the share of bad ones among them says much
+
 
 @dataclass(frozen=True)
 class HeldPairs:
@@ -28,6 +30,8 @@ class HeldPairs:
     texts: list[list[str]]
     names: list[str]
     at_least: int
+    split: str = ""
+    whole: int = SEEN
 
     def __len__(self) -> int:
         return len(self.images)

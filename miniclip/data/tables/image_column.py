@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +175,15 @@ class TarImages(ImageColumn):
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images of a column: item i is row rows[i] of the table. Raises FileNotFoundError if their files lie elsewhere."""
+    """Images of a column: item i is row rows[i] of the table. Raises FileNotFoundError if their files lie elsewhere.
+
+    split: that they are. whole: images of the source, all splits together; 0 if that is not known.
+    """
 
     images: ImageColumn
     rows: np.ndarray
+    split: str = field(default="", kw_only=True)
+    whole: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.images, FileImages):

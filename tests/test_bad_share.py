@@ -1,0 +1,101 @@
+"""What share of a source may be bad: of all its images, whichever split they are in, in training and in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.files import png, samples, write_csv, write_images, write_parquet, write_tar
+from support.models import tiny_model
+from support.opened import opened
+
+from miniclip.config import DataConfig
+from miniclip.data.augment import Augment
+from miniclip.data.cache.prepared import prepare
+from miniclip.data.captioned import PairSource
+from miniclip.data.images import TooManyBad
+from miniclip.data.subset import readable
+from miniclip.evaluation.encode import EncodeOptions, encode_readable
+from miniclip.inspection.sample import draw
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.tokenizer import Tokenizer
+
+TRAIN, HELD_OUT, BROKEN = 190, 9, 195  # the broken one is held out
+CUT = png(BROKEN)[:40]
+
+
+def in_a_table(folder: Path) -> str:
+    """Two captions an image, each in a row: the share is of images, not of rows."""
+    names = write_images(folder, TRAIN + HELD_OUT)
+    (folder / names[BROKEN]).write_bytes(CUT)
+    rows = [(n, f"text {i}", "train" if i < TRAIN else "validation") for i, n in enumerate(names) for _ in range(2)]
+    return write_csv(folder / "all.csv", [("image", "caption", "split"), *rows])
+
+
+def in_tars(folder: Path) -> str:
+    held_out = [(key, {**fields, "png": CUT} if int(key) == BROKEN else fields) for key, fields in samples(190, 199)]
+    write_tar(folder / "train.tar", samples(0, TRAIN))
+    write_tar(folder / "validation.tar", held_out)
+    return str(folder)
+
+
+def in_parquet(folder: Path) -> str:
+    for split, rows in (("train", range(TRAIN)), ("validation", range(TRAIN, TRAIN + HELD_OUT))):
+        images = [{"bytes": CUT if i == BROKEN else png(i), "path": None} for i in rows]
+        write_parquet(folder / f"{split}.parquet", {"image": images, "caption": [f"text {i}" for i in rows]})
+    return str(folder)
+
+
+def set_aside(folder: Path) -> str:
+    """Without splits: any image of those that are set aside."""
+    write_images(folder, TRAIN + HELD_OUT)
+    for i in range(TRAIN + HELD_OUT):
+        (folder / f"{i}.txt").write_text(f"text {i}")
+    (folder / opened(folder, "validation").name(0).split(" ")[0]).write_bytes(CUT)
+    return str(folder)
+
+
+def users(source: PairSource, allowed: float, cache: Path) -> list[Callable[[], Any]]:
+    """All that count bad images."""
+    augment, options = Augment(4, "none"), EncodeOptions(max_bad_fraction=allowed)
+    stored: dict[str, Any] = {"folder": cache, "label": "x", "allowed": allowed, "progress": False}
+    return [
+        lambda: readable(source, allowed),
+        lambda: encode_readable(tiny_model(), source, Preprocess(32), options),
+        lambda: draw(source, HELD_OUT, 0, Preprocess(4), allowed=allowed),
+        lambda: prepare(source, augment, Tokenizer(77), **stored),
+    ]
+
+
+@pytest.mark.parametrize("make", [in_a_table, in_tars, in_parquet, set_aside])
+def test_one_broken_image_of_a_small_split_is_a_small_share_of_its_source(
+    make: Callable[[Path], str], tmp_path: Path
+) -> None:
+    source = make(tmp_path / "data")
+    held_out = opened(source, "validation")
+    assert len(held_out) in (HELD_OUT, 10) and 1 / len(held_out) > DataConfig.max_bad_fraction
+    for use in users(held_out, DataConfig.max_bad_fraction, tmp_path / "cache"):
+        use()
+    said = r"1 of 199 images cannot be used \(split validation\), more than data\.max_bad_fraction=0\.005 allows: "
+    for use in users(held_out, 0.005, tmp_path / "strict"):  # 0.995 of 199
+        with pytest.raises(TooManyBad, match=said):
+            use()
+    assert len(readable(held_out, DataConfig.max_bad_fraction)) == len(held_out) - 1
+    both = opened([source, make(tmp_path / "second")], "validation")
+    with pytest.raises(TooManyBad, match=r"2 of 398 images cannot be used \(split validation\)"):
+        readable(both, 0.005)
+
+
+def test_a_row_without_a_caption_counts_among_the_rows_of_all_splits(tmp_path: Path) -> None:
+    names = write_images(tmp_path, 199)
+    rows = [(n, "" if i == BROKEN else "a dog", "train" if i < TRAIN else "test") for i, n in enumerate(names)]
+    table = write_csv(tmp_path / "all.csv", [("image", "caption", "split"), *rows])
+    assert len(opened(table, "test")) == HELD_OUT - 1
+    with pytest.raises(TooManyBad, match=r"1 of 199 images cannot be used \(split test\).*line 197: no text"):
+        opened(table, "test", max_bad_fraction=0.005)
+
+
+def test_training_and_evaluation_allow_the_same() -> None:
+    assert EncodeOptions().max_bad_fraction == DataConfig().max_bad_fraction == 0.01
