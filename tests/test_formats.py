@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from support.files import encoded, write_csv, write_tar
 from support.opened import whole
 
+from miniclip.data.audit.command import main as audit_main
 from miniclip.data.formats import extensions, known_formats
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.labelled import open_images, open_labelled
@@ -95,3 +97,33 @@ def test_a_format_that_wants_a_plug_in_says_which(tmp_path: Path, no_plugins: No
     with pytest.raises(BadImage, match="sample 0: a HEIF image; pip install pillow-heif"):
         source.image(0)
     assert is_image(1, source.image(1))
+
+
+def test_what_is_not_used_is_counted_by_its_ending(
+    tmp_path: Path, no_plugins: None, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.JPG", "c.jfif"):
+        for folder in ("beside", "classes/cat", "classes/dog"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(content(1, "jpg"))
+        (tmp_path / "beside" / name).with_suffix(".txt").write_text("a dog")
+    for folder in ("beside", "classes/cat", "classes/dog"):
+        for name in ("d.HEIC", "e.heic", "f.CR2", "g.jxl", "h", ".hidden", "i.txt"):
+            (tmp_path / folder / name).write_bytes(b"x")
+    (tmp_path / "classes" / "loose.jpg").write_bytes(content(1, "jpg"))
+    helps = "are left out: pip install pillow-heif pillow-jxl-plugin"
+    once = f"{tmp_path}/beside: 2 .heic, 1 without an ending, 1 .cr2, 1 .jxl, 1 .txt files {helps}"
+    assert len(whole(tmp_path / "beside")) == 3 and caplog.messages.count(once) == 1
+    assert len(open_images(tmp_path / "beside")) == 3
+    assert f"{tmp_path}/beside: 4 .txt, 2 .heic, 1 without an ending, 1 .cr2, 1 .jxl files {helps}" in caplog.messages
+    assert len(open_labelled(tmp_path / "classes")) == 6
+    kinds = "4 .heic, 2 without an ending, 2 .cr2, 2 .jxl, 2 .txt, 1 .jpg"
+    assert caplog.messages[-1] == f"{tmp_path}/classes: {kinds} files {helps}"
+    assert audit_main(["--data", str(tmp_path / "beside"), "--json", str(tmp_path / "a.json")]) is not None
+    assert once in json.loads((tmp_path / "a.json").read_text())["notes"]
+    assert "2 .heic, 1 without" in capsys.readouterr().out
+    for name in ("a.jpg", "b.JPG", "c.jfif"):
+        (tmp_path / "beside" / name).unlink()
+    with pytest.raises(ValueError, match="beside"):
+        whole(tmp_path / "beside")
+    assert f"{tmp_path}/beside: 2 .heic, 1 .jxl files {helps}" in caplog.messages

@@ -261,7 +261,7 @@ def test_images_of_tables(tmp_path: Path) -> None:
         open_images(write_csv(tmp_path / "t.csv", [("path", "text"), ("", "one")]))
     write_image(tmp_path / "none" / "train" / "a.png", 1)
     (tmp_path / "none" / "test").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"test holds no image \(\.j"):
+    with pytest.raises(FileNotFoundError, match=r"test holds no image \(.*\.jpg"):
         open_images(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match="empty"):

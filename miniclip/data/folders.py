@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from miniclip.common.printing import first_few
-from miniclip.data.images import EXTENSIONS
+from miniclip.data.formats import extensions
 from miniclip.data.tables.source import SPLIT_NAMES, TABLE_EXTENSIONS, sub_folders, told_split
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def read_layout(folder: Path) -> Layout:
 def _passed(folder: Path, through: Callable[[Path, Path], bool]) -> Path:
     """Down through folders that hold nothing but another one, as long as it is to be gone through."""
     while len(inside := sub_folders(folder)) == 1 and through(folder, inside[0]):
-        if any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir()):
+        if any(file.suffix.lower() in extensions() for file in folder.iterdir()):
             break
         folder = inside[0]
     return folder

@@ -72,7 +72,8 @@ def why_unknown(start: bytes) -> str:
 def note_left_out(where: object, files: Iterable[str]) -> None:
     """Log in one line, by their endings, the files of a folder that are not used."""
     count = Counter(os.path.splitext(file)[1].lower() for file in files)  # noqa: PTH122
-    named = ", ".join(f"{number} {ending or 'without an ending'}" for ending, number in count.most_common())
+    ordered = sorted(count.items(), key=lambda pair: (-pair[1], pair[0]))
+    named = ", ".join(f"{number} {ending or 'without an ending'}" for ending, number in ordered)
     helps = [plugin.package for plugin in _PLUGINS.values() if count.keys() & set(plugin.endings)]
     if count:
         advice = f": pip install {' '.join(helps)}" if helps else ""

@@ -14,16 +14,10 @@ from PIL import Image, UnidentifiedImageError
 
 from miniclip.common.pixels import draft, to_rgb
 from miniclip.common.printing import first_few
-from miniclip.data.formats import extensions, known_formats, why_unknown
+from miniclip.data.formats import known_formats, why_unknown
 
 # 64 Mpx are 192 MB as RGB: beyond any photograph worth shrinking, and below what fills a loader's memory.
 MAX_PIXELS = 64_000_000
-
-
-def __getattr__(name: str) -> tuple[str, ...]:
-    if name == "EXTENSIONS":
-        return extensions()
-    raise AttributeError(name)
 
 
 class BadImage(ValueError):

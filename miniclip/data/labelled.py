@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from miniclip.common.printing import first_few
 from miniclip.data.captioned import ImageSource, LabelledSource
 from miniclip.data.classes import find_known, name_classes, sorted_keys, spoken, wordless
 from miniclip.data.folders import Layout, class_folders, read_layout
-from miniclip.data.images import EXTENSIONS
+from miniclip.data.formats import extensions, note_left_out
 from miniclip.data.splits import ALIASES, Part, choose_split, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
@@ -112,15 +112,13 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     """
     source = Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
-    found = source.below(*EXTENSIONS)
-    if found and not (source.tables or source.has(".tar") or source.has(".parquet")):
+    if source.below(*extensions()) and not (source.tables or source.has(".tar") or source.has(".parquet")):
         layout = read_layout(source.path)
         splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
-        if splits:
-            chosen_folder = splits[choose_split(splits, split, source.label)]
-            found = _below(chosen_folder, source.path)
-            if not found:
-                raise FileNotFoundError(f"{chosen_folder} holds no image ({', '.join(EXTENSIONS)})")
+        folder = splits[choose_split(splits, split, source.label)] if splits else source.path
+        found = _below([folder], source.path)[folder]
+        if not found:
+            raise FileNotFoundError(f"{folder} holds no image ({', '.join(extensions())})")
         return ImageRows(images_in(source.path, found, at_least), np.arange(len(found)))
     parts = read_parts(source.text, option="image_column")
     table, rows = parts[choose_split(parts, split, source.text)]
@@ -150,10 +148,19 @@ def _holds_folders(path: Path) -> bool:
     return not any(file.suffix.lower() in DATA_EXTENSIONS and file.is_file() for file in inside)
 
 
-def _below(folder: Path, root: Path) -> list[str]:
-    """Images below a folder, as paths relative to the root: links may lead to all that is below that."""
-    inside = "" if folder == root else f"{folder.relative_to(root)}{os.sep}"
-    return [inside + name for name in files_below(folder, EXTENSIONS)]
+def _below(folders: Iterable[Path], root: Path, rest: Iterable[str] = ()) -> dict[Path, list[str]]:
+    """Images below each of some folders, as paths relative to the root: links may lead to all that is below that.
+
+    The other files are counted in the log. rest: more of them.
+    """
+    found, others = dict[Path, list[str]](), list(rest)
+    for folder in folders:
+        inside = "" if folder == root else f"{folder.relative_to(root)}{os.sep}"
+        every = [inside + name for name in files_below(folder)]
+        found[folder] = [name for name in every if name.lower().endswith(extensions())]
+        others += set(every).difference(found[folder])
+    note_left_out(root, others)
+    return found
 
 
 def _labelled_layout(root: Path) -> Layout:
@@ -209,10 +216,12 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
     absent = [key for key in keys if key not in folders]
     if absent:
         log.warning("%s has no folder for %s, which another split has", chosen[0].parent, first_few(absent))
-    inside = {key: _below(folder, root) for key, folder in folders.items()}
-    empty = next((folders[key] for key, names in inside.items() if not names), None)
+    loose = [file.name for file in chosen[0].parent.iterdir() if file.is_file() and not file.name.startswith(".")]
+    found = _below(chosen, root, loose)
+    inside = {folder.name: names for folder, names in found.items()}
+    empty = next((folder for folder, names in found.items() if not names), None)
     if empty is not None:
-        raise ValueError(f"class folder {empty} holds no image ({', '.join(EXTENSIONS)}); fill or remove it")
+        raise ValueError(f"class folder {empty} holds no image ({', '.join(extensions())}); fill or remove it")
     paths = [path for key in keys for path in inside.get(key, ())]
     labels = [label for label, key in enumerate(keys) for _ in inside.get(key, ())]
     return keys, np.array(labels), images_in(root, paths, at_least)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from miniclip.data.images import EXTENSIONS
+from miniclip.data.formats import extensions, note_left_out
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
 from miniclip.data.tables.texts import decode_all, like_a_list, listed
@@ -15,25 +15,26 @@ LONGEST = 1 << 20  # bytes of a caption file
 
 
 def accepts(source: Source) -> bool:
-    return bool(_captions(source)) or (bool(source.below(*EXTENSIONS)) and not source.has(".parquet"))
+    return bool(_captions(source)) or (bool(source.below(*extensions())) and not source.has(".parquet"))
 
 
 def _captions(source: Source) -> dict[str, str]:
     """Image without its extension -> the text file that bears its name."""
-    stems = {image.rpartition(".")[0] for image in source.below(*EXTENSIONS)}
+    stems = {image.rpartition(".")[0] for image in source.below(*extensions())}
     return {stem: text for text in source.below(".txt") if (stem := text.rpartition(".")[0]) in stems}
 
 
 def open_tables(source: Source) -> Mapping[str, RecordTable]:
     """Sub-folders named after splits are splits, if all are. Raises ValueError if images lie beside them, or no text
     file beside an image."""
-    folder, images, texts = source.path, source.below(*EXTENSIONS), _captions(source)
+    folder, images, texts = source.path, source.below(*extensions()), _captions(source)
     if not texts:
         raise ValueError(
             f"{folder}: {len(images)} images, but nothing that says what is in them; looked for "
             "metadata.jsonl (.csv, .tsv), for a text file beside each "
             f"({Path(images[0]).with_suffix('.txt')}), for tars and for Parquet files"
         )
+    note_left_out(folder, set(source.below("")) - {*images, *texts.values()})
     splits: dict[str, list[str]] = {}
     for path in images:
         splits.setdefault(path.partition(os.sep)[0], []).append(path)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from miniclip.common.printing import did_you_mean
+from miniclip.data.formats import looks_like_image, note_left_out
 from miniclip.data.tables import parquet, tars
 from miniclip.data.tables.source import FILE_EXTENSIONS, STREAMED, Source, near_file
 from miniclip.data.tables.table import Shard
@@ -27,6 +28,7 @@ def open_tables(source: Source) -> Mapping[str, parquet.ArrowTable]:
     """Raises FileNotFoundError if the Hub was not reached, ValueError if the set cannot be loaded."""
     if source.is_folder:
         looked = "no metadata.jsonl (.csv, .tsv), no tars, no images with text files beside them, and "
+        note_left_out(source.label, filter(looks_like_image, source.below("")))
         return parquet.load_local(source, looked=looked)
     with _reached(source, "loaded"):
         return parquet.load(source.text, parquet.library_caches(), source.text, source.name, revision=source.revision)
