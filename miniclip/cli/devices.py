@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +30,6 @@ def together(name: str) -> Iterator[torch.device]:
         raise ValueError("--device cuda cannot be used here: there is no GPU; use auto or cpu")
     # the others wait while the main process fits, draws and writes
     state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=6))
-    if not state.is_main_process:
-        logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
     try:
         yield state.device
     finally:

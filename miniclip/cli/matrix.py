@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from itertools import count as counted
@@ -113,7 +114,9 @@ def matrix(
             source = open_pairs(own, split, seed=config.run.seed, image_size=side, eval_size=largest)
         sample = draw(source, pairs, seed, preprocess, allowed=allowed, progress=options.progress)
         if sample.bad:
-            print(f"{len(sample.bad)} images cannot be read and are passed over: {first_few(sample.bad)}")
+            logging.getLogger(__name__).warning(
+                "%d images cannot be read and are passed over: %s", len(sample.bad), first_few(sample.bad)
+            )
         image, text = sample.encode(model, preprocess, tokenizer, options)
         return sample, (image, text, sample.positives(kind, tokenizer))
 

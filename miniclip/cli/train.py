@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniclip.common.arguments import advised, refused
+from miniclip.common.notes import say_once
 from miniclip.common.printing import printable
 from miniclip.common.stopping import CODES, INTERRUPTED, Stopped, resume_command
 from miniclip.config import Config, ConfigError, load_config, smaller_training
@@ -83,6 +84,7 @@ def _train(arguments: list[str] | None, program: str) -> int:
         config = load_config(arguments)
     except ConfigError as error:
         return refused(program, str(error))
+    say_once()
     # torch takes seconds to import: --help and a wrong key do not wait for it
     from miniclip.training.loop import NonFiniteLoss
 

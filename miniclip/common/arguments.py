@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from miniclip.common.notes import say_once
 from miniclip.common.printing import did_you_mean, near_name, one_line, printable
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def refused(program: str, message: str, advice: str = "") -> int:
 
 def exit_code(program: str, action: Callable[[], None], less_memory: str = "use a smaller set, or more memory") -> int:
     """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted."""
+    say_once()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
     try:

@@ -180,12 +180,13 @@ def _open(config: DataConfig, source: str, split: str, image_size: int) -> Pairs
     images = images_of(table, column, 2 * image_size)
     rows, captions = _by_image(parts, name, images, column, config)
     if missing:
-        chosen = carve(images.keys(rows.tolist()), missing)[split]
-        rows, captions = rows[chosen], [captions[i] for i in chosen]
-        log.warning(
-            "%s has no split for %s: images of %r are set aside by a hash of the image, and %d are left for %s",
-            *(source, " or ".join(missing), name, len(rows), split),
+        pieces = carve(images.keys(rows.tolist()), missing)
+        log.warning(  # the same words for each split, so that they are said once
+            "%s has no split for %s: by a hash of the images of %r %d are set aside for %s, and %d are left for train",
+            *(source, " or ".join(missing), name, len(pieces[missing[0]]), " and for ".join(missing)),
+            len(pieces["train"]),
         )
+        rows, captions = rows[pieces[split]], [captions[i] for i in pieces[split]]
     whole = sum(count_images(part, column) for part in parts.values())
     return Pairs(images, rows, TextLists(captions), table, split=split if missing else name, whole=whole)
 

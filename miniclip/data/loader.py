@@ -5,6 +5,7 @@ Every random choice derives from (seed, epoch, row), so that it does not matter 
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from miniclip.common.notes import SAID, say_once
 from miniclip.common.stopping import CODES
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import Prepared, token_rows
@@ -139,14 +141,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin(worker: int) -> None:
+    say_once(os.environ.get(SAID))
     # a terminal or a scheduler signals all processes of a run, which has a step to finish
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
 
 
 # each start of a loader draws a number: from a generator of its own, for a resume goes on with the training's
-LOADING: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _as_it_is, "worker_init_fn": _ignore_signals}
+LOADING: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _as_it_is, "worker_init_fn": _begin}
 
 
 def training_loader(pairs: TrainingPairs, sampler: TrainSampler, workers: int, pin: bool) -> DataLoader[Batch]:

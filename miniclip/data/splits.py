@@ -122,7 +122,7 @@ def choose_split(splits: Collection[str], split: str, source: str) -> str:
     if len(splits) > 1:
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)}")
     (only,) = splits
-    log.warning("%s has the one split %r, which is used for %r", source, only, split)
+    log.warning("%s has the one split %r, which is taken whole", source, only)
     return only
 
 

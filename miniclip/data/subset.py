@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
@@ -13,6 +14,8 @@ from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place
 from miniclip.data.captioned import ImageSource
 from miniclip.data.images import BadCount, BadImage
+
+log = logging.getLogger(__name__)
 
 Source = TypeVar("Source", bound=ImageSource)
 
@@ -82,5 +85,5 @@ def readable(source: Source, allowed: float) -> Source:
     bad = BadCount.of(source, allowed)
     bad.add(found.values())
     if rank == 0:
-        print(f"{len(bad)} evaluation images cannot be read and are left out: {first_few(bad.names)}")
+        log.warning("%d evaluation images cannot be read and are left out: %s", len(bad), first_few(bad.names))
     return cast(Source, Subset(source, [row for row in range(len(source)) if row not in found]))

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from miniclip.common.arguments import advised, at_home, check_output, refused
+from miniclip.common.notes import say_once
 from miniclip.common.printing import printable
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
@@ -41,6 +42,7 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write all that was found")
     own, rest = parser.parse_known_args(arguments)
     stages: list[Stage] = []
+    say_once()
     try:
         if not 0 < own.seconds < math.inf:
             raise ConfigError(f"--seconds {own.seconds} must be above 0 and finite")

@@ -7,6 +7,7 @@ matrix/step_00000100.safetensors     cosine (n, n) float16, and the figures in t
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from itertools import chain
 from math import nan
@@ -32,6 +33,8 @@ from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.precision import for_encoding
 from miniclip.training.run_dir import MATRICES, kept_matrices
 
+log = logging.getLogger(__name__)
+
 BATCH = "batch.json"
 
 
@@ -54,7 +57,7 @@ class MatrixLog:
             ) from error
         if bad := self.sample.bad:
             named = first_few(bad)
-            print(f"{len(bad)} validation images cannot be read and are left out of the fixed batch: {named}")
+            log.warning("%d validation images cannot be read and are left out of the fixed batch: %s", len(bad), named)
         assert config.model.context_length is not None
         self.preprocess, self.loss = preprocess, config.loss
         self.tokenizer = Tokenizer(context_length=config.model.context_length)

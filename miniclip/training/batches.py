@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
@@ -30,6 +31,8 @@ from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
 from miniclip.losses.matrix import shares
 from miniclip.models.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 READ_BY = ("name", "revision", "train_split", "validation_split", "test_split", "image_column", "caption_column")
@@ -89,7 +92,8 @@ class MapBatches:
             prepared = prepare(source, augment, tokenizer, progress=progress, **options)
             self.bad.add(prepared.bad)
             if prepared.bad and main:
-                print(f"{len(prepared.bad)} images cannot be read and are left out: {first_few(prepared.bad)}")
+                named = first_few(prepared.bad)
+                log.warning("%d images cannot be read and are left out: %s", len(prepared.bad), named)
         self.pairs = TrainingPairs(source, augment, tokenizer, seed, prepared, data.captions_per_image, weights)
         rows = self.pairs.rows
         options = {"rank": accelerator.process_index, "world": world}

@@ -12,7 +12,6 @@ results.json     the final tables, and the files beside it: what Hooks.finish ma
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,8 +70,6 @@ def _train(
     open_hooks: Callable[[Config, Preprocess], Hooks],
 ) -> dict[str, Any]:
     main, run_dir = accelerator.is_main_process, Path(config.run.dir)
-    if not main:
-        logging.getLogger("miniclip").setLevel(logging.ERROR)  # notes on the data come once, not once a process
     check_sharding(config, accelerator)
     feed = open_batches(config, accelerator)
     check_sharding(config, accelerator, (feed.shares(step) for step in range(min(feed.steps, 100))))

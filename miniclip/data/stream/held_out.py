@@ -70,7 +70,8 @@ def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: in
     for source, count in zip(config.sources, shares(size, len(config.sources)), strict=True):
         shards, aside = split_shards(config, source, role)
         if role in aside:
-            log.warning("%s has no split for %s: %s is set aside from training", source, role, shards[0].name)
+            words = source, " or ".join(aside), shards[0].name
+            log.warning("%s has no split for %s: %s is set aside from training", *words)
         half = ("validation", "test").index(role) if aside == ["validation", "test"] else None
         before = len(pairs)
         skipped = _collect(shards, pairs, count, half)
