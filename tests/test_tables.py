@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from miniclip.common.console import write_json
+from miniclip.common.console import open_console, show_table, write_json
 from miniclip.common.printing import printable
 from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json, words_of
 from miniclip.evaluation.tables import class_tables, evaluation_tables, print_differences, print_evaluations, show
@@ -149,6 +150,40 @@ def test_of_many_classes_the_ends_are_shown() -> None:
 
 
 # JSON
+
+
+def test_no_word_is_broken_at_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a table of each kind, with long names: parts of a path, figures and intervals stand whole."""
+    run, other = "/home/somebody/experiments/flickr8k-of-2024/runs/vit-small-patch16", "open_clip:ViT-B-32:laion2b_s34b"
+    classes = ["Chrysanthemum maximum (Shasta daisy)", "antidisestablishmentarianism", "a class", "no"]
+    found = swapped_colours(classes=classes)
+    for row, name in zip(found.details["per_class"], classes, strict=True):
+        row["class"] = name
+    found.details["templates"] = [{"template": f"{'a very ' * 20}good photo of {k}", "top1": 0.5} for k in range(3)]
+    names = ("top1", "top5", "balanced_accuracy", "ece", "macro_f1")
+    apart = {name: Figure(-0.123, -0.234, 0.345, 100) for name in names}
+    caption = "The commonest caption of all , which stands there twice"
+    rows = [["train and validation", f"photos/{'deep/' * 12}a.jpg", "b.jpg", caption]]
+    monkeypatch.setenv("COLUMNS", "80")
+    console = open_console()
+    assert console.width == 80
+    print_evaluations({run: found, other: found_pairs()}, f"zeroshot: {run}, test")
+    print_evaluations({run: found})
+    print_differences({other: apart, run: apart}, run)
+    show_table(console, "the same caption in two splits", ["in", "image", "twin", "caption"], rows)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    words = {*re.split(r"\s+|(?<=[/:])", shown)}
+    wanted = {word for text in (run, other, *classes, caption, *rows[0][1:]) for word in re.split(r" |(?<=[/:])", text)}
+    assert wanted <= words and {"balanced", "median", "precision", "direction"} <= words, (wanted - words, shown)
+    assert all(unit in shown for unit in ("[0.0, 54.5]", "[23.0, 43.0]", "[-23.4, +34.5]", "R@10 %", "image -> text"))
+
+
+def test_a_word_longer_than_a_line_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=40)
+    show_table(console, "", ["", "value"], [["x" * 90, "1.5"], ["漢字" * 30, "2.5"]])
+    shown = capsys.readouterr().out
+    assert shown.count("…") == 2 and "1.5" in shown and "2.5" in shown
 
 
 def test_json_is_plain_and_whole(tmp_path: Path) -> None:

@@ -150,13 +150,11 @@ def matrix(
 
 
 def _print(inspection: Inspection) -> None:
-    from miniclip.common.console import new_table, open_console, plain
+    from miniclip.common.console import open_console, plain, show_table
 
-    shown = new_table(inspection.title, ("", "value", "unit", "how to read it"))
-    for figure in inspection.figures:
-        shown.add_row(figure.label, "-" if figure.value is None else f"{figure.value:.4g}", figure.unit, figure.help)
-    out = open_console()
-    out.print(shown)
+    out, figures = open_console(), inspection.figures
+    rows = [(f.label, "-" if f.value is None else f"{f.value:.4g}", f.unit, f.help) for f in figures]
+    show_table(out, inspection.title, ("", "value", "unit", "how to read it"), rows)
     for verdict in inspection.verdicts:
         out.print(plain(verdict.title), style="bold")
         for sentence in (*verdict.evidence, *(f"Try: {advice}" for advice in verdict.advice)):

@@ -130,23 +130,20 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
 
 
 def _show(stage: Stage) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from miniclip.common.console import open_console, plain
+    from miniclip.common.console import open_console, plain, show_table
 
     console = open_console()
     heading = "not so: " if stage.verdicts else ""
-    table = Table(title=plain(heading + stage.title), box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.title_justify, table.title_style = "left", "bold red" if stage.verdicts else "bold"
+    rows = []
     for name, value in stage.figures.items():
         label = name.removeprefix("share_").replace("_a_picture", "_an_image").replace("picture", "image")
         for i, one in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(one, float):
                 one = f"{one:.1%}" if name.startswith("share_") else f"{one:.3g}"
-            table.add_row("" if i else label.replace("_", " "), plain(str(one)))
-    if stage.figures:
-        console.print(table)
+            rows.append(("" if i else label.replace("_", " "), str(one)))
+    if rows:
+        style = "bold red" if stage.verdicts else "bold"
+        show_table(console, heading + stage.title, ("", ""), rows, style)
     for note in stage.notes:
         console.print(plain(note))
     for verdict in stage.verdicts:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from miniclip.common.console import new_table, open_console, plain
+from miniclip.common.console import open_console, plain, show_table
 from miniclip.evaluation.result import Evaluation, is_number, is_rank, lower_is_better, words_of
 from miniclip.metrics.bootstrap import Figure
 
@@ -59,10 +59,7 @@ def print_differences(
 
 def _print(console: Console, *tables: Table) -> None:
     for table in tables:
-        drawn = new_table(table.title, table.columns)
-        for row in table.rows:
-            drawn.add_row(*map(plain, row))
-        console.print(drawn)
+        show_table(console, *table)
 
 
 def evaluation_tables(rows: Sequence[tuple[str, Evaluation]], title: str = "", intervals: bool = False) -> list[Table]:

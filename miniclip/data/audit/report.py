@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from miniclip.common.console import new_table, open_console, plain
+from miniclip.common.console import open_console, plain, show_table
 from miniclip.common.printing import one_line
 
 SHOWN = 10  # entries of a list on the terminal
@@ -70,11 +70,9 @@ def print_audit(found: dict[str, Any]) -> None:
     console, splits, shared = open_console(), found["splits"], found["shared"]
 
     def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        drawn = new_table(title, columns)
-        for row in rows:
-            drawn.add_row(*(plain(one_line(str(value), 60)) for value in row))
-        if drawn.row_count:
-            console.print(drawn)
+        lines = [[one_line(str(value), 60) for value in row] for row in rows]
+        if lines:
+            show_table(console, title, columns, lines)
 
     def listed(title: str, lines: Sequence[str], count: int = 0) -> None:
         if lines:
