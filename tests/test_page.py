@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from support import inspecting
 from support.browsing import COLOURS, NASTY, N, Screen, Visits, brightness, nasty, number, plain, seen
 
-from miniclip.inspection.contents import Figure, Inspection
+from miniclip.inspection.contents import Figure, Inspection, Summary
 from miniclip.inspection.page.write import write_report
 from miniclip.losses import LOSSES
 from miniclip.metrics.geometry import effective_negatives
@@ -341,9 +341,18 @@ def test_the_history_follows_its_slider(page: Screen, found: Inspection) -> None
 
 
 def test_without_a_history_there_is_no_such_part(visit: Visits, found: Inspection, tmp_path: Path) -> None:
-    page = visit(write_report(replace(found, history=None, verdicts=[]), tmp_path / "report.html"))
+    page = visit(write_report(replace(found, history=None), tmp_path / "report.html"))
     assert page.locator("#history").is_hidden() and page.locator("#history-link").is_hidden()
-    assert page.text("#verdicts") == "Nothing stands out."
+
+
+@pytest.mark.parametrize("tone", ["good", "unsure"])
+def test_without_verdicts_it_says_what_was_looked_at(
+    visit: Visits, found: Inspection, tmp_path: Path, tone: Literal["good", "unsure"]
+) -> None:
+    calm = replace(found, verdicts=[], summary=Summary(tone, "Nothing <b>", "R@1 is 20 %."))
+    page = visit(write_report(calm, tmp_path / "report.html"))
+    assert page.text("#verdicts") == "Nothing <b>. R@1 is 20 %."
+    assert page.locator("#verdicts .calm").count() == (tone == "good")
 
 
 def test_the_table_of_losses(page: Screen, found: Inspection) -> None:

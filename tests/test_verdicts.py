@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from support import inspecting
 
-from miniclip.inspection.contents import History, Verdict
-from miniclip.inspection.verdicts import Repeats, verdicts
+from miniclip.inspection.contents import History, Summary, Verdict
+from miniclip.inspection.verdicts import Repeats, summary, verdicts
 
 HEALTHY = {"loss_over_chance": 0.5, "training_loss_over_chance": 0.3, "r1_image_to_text": 0.2, "r1_text_to_image": 0.2}
 HEALTHY |= {"rank_image": 40.0, "rank_text": 35.0, "uniformity_image": -2.9, "uniformity_text": -3.1}
@@ -30,17 +31,25 @@ AT_CHANCE |= {"r1_image_to_text": 0.02, "r1_text_to_image": 0.01}
 SURE = {"r1_image_to_text": 0.1}
 CLAMPED = {"scale_clamped": [0.0, 0.4, 1.0]}
 NAN = math.nan
+TRAINED = "training_loss_over_chance"
+WORSE = {"loss_over_chance": 1.05, TRAINED: 0.97}
+GONE = (0.0, 0.5, 0.2, 0.05)
+LUCK = {"r1_image_to_text": 0.01, "r1_text_to_image": 0.01}
 
 
-def past(*loss_over_chance: float) -> History:
-    history = inspecting.history()
+def past(*loss_over_chance: float, hits: tuple[float, ...] = ()) -> History:
+    history = inspecting.history(32)
     history.figures["loss_over_chance"] = torch.tensor(loss_over_chance, dtype=torch.float64)
+    history.figures["loss"] = history.figures["loss_over_chance"]
+    if hits:
+        history.figures["r1_image_to_text"] = history.figures["r1_text_to_image"] = torch.tensor(hits)
     return history
 
 
-def judge(changed: dict[str, float], log: dict[str, list[float]], **more: Any) -> list[Verdict]:
+def judge(changed: dict[str, float], log: dict[str, list[float]], without: str = "", **more: Any) -> list[Verdict]:
     given = {"images": MANY, "texts": MANY} | more
-    return verdicts(HEALTHY | changed, log=LOG | log, **given)
+    figures = {name: value for name, value in (HEALTHY | changed).items() if name != without}
+    return verdicts(figures, log=LOG | log, **given)
 
 
 def test_a_healthy_run_has_none() -> None:
@@ -85,8 +94,45 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
         ("scale_clamped", "", {"logit_scale": 100.0}, CLAMPED, {}),
         ("scale_fallen", "lower clamp", {"logit_scale": 1.0}, CLAMPED, {}),
         ("scale_fallen", "falling", {}, {"logit_scale": [14.3, 10.0, 6.0]}, {}),
-        ("false_negatives", "6 %", {"unseen_duplicates": 0.06}, {}, {}),
-        ("overfitting", "1.30 on these", {"loss_over_chance": 1.3}, {}, {}),
+        ("false_negatives", "6.0 %", {"unseen_duplicates": 0.06}, {}, {}),
+        ("overfitting", "0.30 on training pairs, 1.30 on these", {"loss_over_chance": 1.3}, {}, {}),
+        # also where only the log knows of the training pairs, or they are not known well, or the gap is wide
+        ("overfitting", "0.40 on the batches of the last", {"loss_over_chance": 1.16}, {}, {"without": TRAINED}),
+        ("overfitting", "0.90 on training pairs, 1.16", {"loss_over_chance": 1.16, TRAINED: 0.9}, {}, {}),
+        ("overfitting", "0.30 on training pairs, 0.85", {"loss_over_chance": 0.85}, {}, {}),
+        (
+            "overfitting",
+            "lowest at step 0, 1.00; at its end it is 1.40",
+            WORSE,
+            {},
+            {"history": past(1, 1.1, 1.2, 1.4)},
+        ),
+        # of the training's own pairs, too; or of a fixed batch that nothing is known of any more
+        ("diverged", "had been down to 0.40; it ended at 0.90", {}, {"loss_over_chance": [1.0, 0.4, 0.9]}, {}),
+        (
+            "diverged",
+            "lowest at step 20, 0.50; at its end it is 40.00",
+            {},
+            {},
+            {"history": past(1, 0.5, 3, 40, hits=GONE)},
+        ),
+        (
+            "diverged",
+            "at its end it is 1.20",
+            {},
+            {"loss_over_chance": [1.0, 0.95, 1.14]},
+            {"history": past(1, 0.5, 0.9, 1.2)},
+        ),
+        ("not_finite", "loss of these pairs is infinite or no number", {"loss_over_chance": NAN}, {}, {}),
+        ("not_finite", "log 2 of 3 losses are no number, first at step 20", {}, {"loss": [1.0, NAN, math.inf]}, {}),
+        (
+            "not_finite",
+            "fixed batch 1 of 4 losses are no number, first at step 60",
+            {},
+            {},
+            {"history": past(1, 0.5, 0.4, NAN)},
+        ),
+        ("chance", "R@1 is 1.0 %, chance 1.0 %: that may be luck", LUCK, {}, {}),
         # dated by the fixed batch
         ("overfitting", "lowest at step 20, 0.60; at its end it is 0.75", {}, {}, overfit),
         # constant data is named instead of what follows from it
@@ -102,3 +148,34 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
             assert verdict.title and verdict.evidence and verdict.advice
             assert not re.search(r"\b(nan|inf)\b", " ".join([verdict.title, *verdict.evidence, *verdict.advice]))
             assert all(sentence.endswith((".", "?")) for sentence in (*verdict.evidence, *verdict.advice))
+
+
+def test_good_is_only_what_was_looked_at_and_is_good() -> None:
+    def say(changed: dict[str, float], log: dict[str, list[float]], images: Repeats = MANY, **more: Any) -> Summary:
+        figures = HEALTHY | changed
+        return summary(verdicts(figures, images, MANY, log, **more), figures, images, log, **more)
+
+    good = say({}, LOG, history=inspecting.history())
+    assert good.tone == "good" and good.title == "Nothing stands out"
+    assert good.text == (
+        "R@1 is 20 %, chance 1.0 %; loss / chance is 0.50, and 0.30 on training pairs; looked at were also 3 lines of "
+        "the training's log and 4 matrices of its fixed batch."
+    )
+    assert say({}, {}).text.endswith("there is no log of the training.") and say({}, {}).tone == "good"
+    bad = say({"loss_over_chance": 1.16, TRAINED: 0.19}, LOG)
+    assert bad == (
+        "bad",
+        "The model is learning its pairs by heart",
+        "Loss / chance is 0.19 on training pairs, 1.16 on these.",
+    )
+    few = say({"r1_image_to_text": 0.5, "r1_text_to_image": 0.5}, LOG, Repeats(0.25, 4))
+    assert (few.tone, few.title) == ("unsure", "Too few pairs to tell") and "R@1 is 50 %, chance 25 %" in few.text
+    # a pairwise loss on fewer pairs than its bias is for
+    unlike = say({"loss_over_chance": 1.3, TRAINED: 1.25}, LOG)
+    assert unlike.tone == "unsure" and "better by its hits" in unlike.title
+    # of all figures that may be: what is not good is not green
+    losses, hits = (0.2, 0.9, 1.0, 1.16, 5, NAN), (0, 0.02, 0.3)
+    for held_out, trained, hit, end in itertools.product(losses, losses, hits, (0.1, 1.1)):
+        recall = {"r1_image_to_text": hit, "r1_text_to_image": hit}
+        said = say({"loss_over_chance": held_out, TRAINED: trained} | recall, {"loss_over_chance": [1.0, end]})
+        assert said.tone != "good" or (held_out < 0.98 and hit > 0.03), said

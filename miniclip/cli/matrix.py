@@ -160,7 +160,7 @@ def _print(inspection: Inspection) -> None:
         for sentence in (*verdict.evidence, *(f"Try: {advice}" for advice in verdict.advice)):
             out.print(plain(f"  {sentence}"))
     if not inspection.verdicts:
-        out.print("Nothing stands out.")
+        out.print(plain(f"{inspection.summary.title}. {inspection.summary.text}"))
     if inspection.suspected_false_negatives:
         found = inspection.suspected_false_negatives
         out.print(f"{found} suspected false negative{'s' * (found > 1)}; the page lists them, duplicates first")

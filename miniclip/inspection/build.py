@@ -13,7 +13,7 @@ from miniclip.inspection.contents import Figure, History, Inspection
 from miniclip.inspection.ordering import orders
 from miniclip.inspection.sample import Sample
 from miniclip.inspection.suspects import same_images, same_texts, suspects, unseen_duplicates
-from miniclip.inspection.verdicts import Repeats, verdicts
+from miniclip.inspection.verdicts import Repeats, summary, verdicts
 from miniclip.inspection.views import loss_views, temperature
 from miniclip.losses.energy import free_energy
 from miniclip.metrics.batch import FIGURES, batch_figures
@@ -69,6 +69,8 @@ def build(
     values |= {name: log[name][-1] for name in ("grad_norm_image", "grad_norm_text") if log.get(name)}
     if log.get("scale_clamped"):
         values["scale_clamped"] = mean(log["scale_clamped"])  # each of as many steps, but for the last
+    images, texts = Repeats.of(equal_image), Repeats.of(equal_text)
+    found = verdicts(values, images, texts, log, history)
     figures = []
     for name in (name for name in FIGURES if name in values):
         label, unit, help_ = FIGURES[name]
@@ -85,7 +87,8 @@ def build(
         logit_bias=bias,
         loss=opened,
         figures=figures,
-        verdicts=verdicts(values, Repeats.of(equal_image), Repeats.of(equal_text), log, history),
+        verdicts=found,
+        summary=summary(found, values, images, log, history),
         **suspects(cosine, positives, equal_text, equal_image)._asdict(),
         free_energy_of_images=of_images,
         free_energy_of_texts=of_texts,

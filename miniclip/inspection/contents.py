@@ -82,6 +82,14 @@ class Verdict(NamedTuple):
     advice: list[str]
 
 
+class Summary(NamedTuple):
+    """All in a few words. tone: unsure is what has no verdict, but was not shown to be good."""
+
+    tone: Literal["good", "unsure", "bad"]
+    title: str
+    text: str  # a sentence: what was looked at, or the first evidence
+
+
 @dataclass(frozen=True)
 class History:
     """One fixed batch of n held-out pairs along the training, and the curves of the run."""
@@ -109,6 +117,7 @@ class Inspection:
     loss: str  # the name in losses that the page opens with
     figures: list[Figure]
     verdicts: list[Verdict]
+    summary: Summary
     false_negatives: list[Cell]  # the worst first, as in the lists below
     hardest_negatives: list[Cell]
     worst_positives: list[Cell]

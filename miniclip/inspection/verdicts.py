@@ -1,28 +1,30 @@
-"""What stands out, in words: the evidence, and what to try. Nothing stands out in a healthy run."""
+"""What stands out, in words: the evidence, and what to try; and in a sentence what was looked at, and how it is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from miniclip.inspection.contents import History, Verdict
+from miniclip.inspection.contents import History, Summary, Verdict
 from miniclip.training.diagnostics import at_clamp
 
 FLAT = 0.98  # loss / chance from which on nothing has been learnt
-LEARNT = 0.6  # loss / chance of pairs that are known by heart
+GAP = 0.5  # loss / chance of these pairs above that of training pairs: those are known by heart
 COLLAPSED_RANK = 2.0  # directions
 COLLAPSED_UNIFORMITY = -0.1  # nats; all cosines of one side about 0.975
 SAME = 0.9  # share of equal images or captions that makes them constant
 DUPLICATES = 0.05  # share of pairs with a false negative
 STILL_TOWER = 1e-3  # gradient norm over that of the other tower
 FALLEN = 0.5  # scale over where it began
-RISEN = 0.1  # loss / chance of the fixed batch above its lowest
+RISEN = 0.1  # loss / chance above where it was lowest, or above that of training pairs
+LOST = 0.2  # the same, of the training itself, whose batches differ
 
 NEAR_CHANCE = 3.0  # R@1 over 1/N up to which it may be luck
+FEWEST = 10  # pairs that R@1 says something about
 TELLING = 8  # different images or captions that the rank of their embeddings says something about
 
 Log = Mapping[str, list[float]]
@@ -48,45 +50,108 @@ def verdicts(
     figures: by the names of FIGURES, of pairs that were not trained on. images, texts: of those pairs. log:
     metrics.jsonl, name -> values, or empty.
     """
+    broken = [*_broken(figures, log, history)]
     found = [*_collapse(figures, images, texts), *_tower(log), *_scale(figures, log)]
     for repeats, kind, name in ((images, "constant_images", "image"), (texts, "constant_captions", "caption")):
         if repeats.share >= SAME:  # a loss at chance is no wonder then
             evidence = f"{_percent(repeats.share)} of the pairs share one {name}."
             advice = f"Look at the {name} column that the config's data section names, and at a few rows of the data."
-            return [Verdict(kind, f"Nearly all pairs have the same {name}", [evidence], [advice]), *found]
-    found = [*_learning(figures, images.distinct, log), *found, *_duplicates(figures["unseen_duplicates"])]
-    return [*found, *_overfitting(figures, log, history)]
+            return [*broken, Verdict(kind, f"Nearly all pairs have the same {name}", [evidence], [advice]), *found]
+    learning = [*_diverged(log, history)] or [*_overfitting(figures, log, history)]
+    learning = learning or [*_learning(figures, images.distinct, log)]
+    return [*broken, *learning, *found, *_duplicates(figures["unseen_duplicates"])]
+
+
+def summary(
+    found: list[Verdict], figures: Mapping[str, float], images: Repeats, log: Log, history: History | None = None
+) -> Summary:
+    """found: the verdicts on the same. Good is only what was looked at and is good."""
+    if found:
+        return Summary("bad", found[0].title, found[0].evidence[0])
+    held_out, recall, n = figures["loss_over_chance"], _recall(figures), images.distinct
+    trained, lines = figures.get("training_loss_over_chance"), len(_course(log)) and len(log["loss_over_chance"])
+    text = f"R@1 is {_percent(recall)}, chance {_percent(1 / n)}; loss / chance is {held_out:.2f}"
+    text += f", and {trained:.2f} on training pairs" if trained is not None else ""
+    course = [f"{lines} lines of the training's log"] * (lines > 0)
+    course += [f"{len(history.steps)} matrices of its fixed batch"] if history else []
+    text += f"; looked at were also {' and '.join(course)}." if course else "; there is no log of the training."
+    if recall <= NEAR_CHANCE / n:
+        return Summary("unsure", "Too few pairs to tell", text)
+    if held_out > FLAT:
+        return Summary("unsure", "No better than chance by its loss, but better by its hits", text)
+    return Summary("good", "Nothing stands out", text)
+
+
+def _recall(figures: Mapping[str, Any]) -> Any:
+    """R@1, mean of both directions."""
+    return (figures["r1_image_to_text"] + figures["r1_text_to_image"]) / 2
+
+
+def _broken(figures: Mapping[str, float], log: Log, history: History | None) -> Iterator[Verdict]:
+    """Of losses that are no number."""
+    evidence = []
+    if not math.isfinite(figures["loss_over_chance"]):
+        evidence.append("The loss of these pairs is infinite or no number.")
+    kept = [] if history is None else history.figures["loss"].tolist()
+    for what, steps, losses in (
+        ("the training's log", log.get("step", []), log.get("loss", [])),
+        ("the run's fixed batch", history.steps if history else [], kept),
+    ):
+        if lost := [step for step, loss in zip(steps, losses, strict=False) if not math.isfinite(loss)]:
+            share = f"In {what} {len(lost)} of {len(losses)} losses are no number"
+            evidence.append(f"{share}, first at step {lost[0]:.0f}, last at step {lost[-1]:.0f}.")
+    if evidence:
+        advice = ["Lower optim.lr, lengthen optim.warmup_steps, or use train.precision=fp32."]
+        advice.append("Go on from a checkpoint before that, or begin anew.")
+        yield Verdict("not_finite", "The loss is no number", evidence, advice)
+
+
+def _diverged(log: Log, history: History | None) -> Iterator[Verdict]:
+    """Of what was known of the training's own pairs, or of the fixed batch, and is not any more."""
+    course, turned, evidence = _course(log), _turned(history), []
+    if course and course[-1] > min(course) + LOST:
+        evidence.append(
+            f"Loss / chance of the training had been down to {min(course):.2f}; it ended at {course[-1]:.2f}."
+        )
+    # else the training knows its own pairs all the better
+    lost = turned and turned.lowest < FLAT < turned.end and (turned.forgotten or course[-1:] > [turned.end - RISEN])
+    if turned and (evidence or lost):
+        evidence += turned.words
+    if evidence:
+        advice = ["Lower optim.lr, or lengthen optim.warmup_steps: the training has diverged."]
+        yield Verdict("diverged", "The model has lost what it had learnt", evidence, advice)
 
 
 def _learning(figures: Mapping[str, float], n: int, log: Log) -> Iterator[Verdict]:
-    held_out, trained = figures["loss_over_chance"], _end(log, "loss_over_chance")
-    learnt = trained if trained is not None else figures.get("training_loss_over_chance")
-    if held_out <= FLAT or (learnt is not None and learnt <= FLAT):
-        return
+    """Of a model that nothing else is wrong with. n: different images."""
+    held_out, recall, course = figures["loss_over_chance"], _recall(figures), _course(log)
+    learnt = course[-1] if course else figures.get("training_loss_over_chance")
+    flat = held_out > FLAT and not (learnt is not None and learnt <= FLAT)
     evidence = [f"The loss of these pairs is {held_out:.2f} of its chance value."]
-    if trained is not None:
-        evidence.append(f"So was that of the last training steps: {trained:.2f}.")
-    lowest = min(_finite(log, "loss_over_chance"), default=math.inf)
-    recall = (figures["r1_image_to_text"] + figures["r1_text_to_image"]) / 2
-    if lowest < FLAT - RISEN:
-        evidence.append(f"It had been down to {lowest:.2f} before.")
-        advice = ["Lower optim.lr, or lengthen optim.warmup_steps: the training has diverged."]
-        yield Verdict("diverged", "The model has lost what it had learnt", evidence, advice)
-    elif recall > NEAR_CHANCE / n:
-        evidence.append(f"But R@1 is {_percent(recall)}, {recall * n:.0f} times as much as by chance.")
+    if course:
+        evidence.append(f"That of the last training steps was {course[-1]:.2f}.")
+    beside = f"R@1 is {_percent(recall)}, chance {_percent(1 / n)}"
+    if recall > NEAR_CHANCE / n:
+        if not flat:
+            return
+        evidence.append(f"But {beside}.")
         best = _best(figures)
         evidence.append(f"The logit scale is {figures['logit_scale']:.1f}{best and f'; {best} would be best'}.")
         advice = ["It knows something of these pairs, and is far too sure of it: see what the temperature does."]
         advice.append("Were the pairs that it was trained on like these? If so, it has learnt those by heart.")
         yield Verdict("overconfident", "The model is confident and often wrong", evidence, advice)
-    else:
+    elif flat or n >= FEWEST:
         advice = [
             "Run `python -m miniclip.doctor` with this config: it tries to overfit 128 pairs, at lower rates too, and "
             "tells shuffled pairs, constant images and empty captions.",
             "Open a few pairs below: does each caption describe its picture?",
-            "Try a tenth of optim.lr.",
+            "Try a tenth of optim.lr." if flat else "Train longer, and on pairs like these.",
         ]
-        yield Verdict("flat", "The loss is flat at chance: nothing is told apart", evidence, advice)
+        luck = f"{beside}: that may be luck."
+        if flat:
+            yield Verdict("flat", "The loss is flat at chance: nothing is told apart", [*evidence, luck], advice)
+        else:
+            yield Verdict("chance", "The model hardly tells these pairs apart", [luck, *evidence], advice)
 
 
 def _collapse(figures: Mapping[str, float], images: Repeats, texts: Repeats) -> Iterator[Verdict]:
@@ -148,24 +213,19 @@ def _duplicates(share: float) -> Iterator[Verdict]:
 
 
 def _overfitting(figures: Mapping[str, float], log: Log, history: History | None) -> Iterator[Verdict]:
+    course, held_out = _course(log), figures["loss_over_chance"]
+    end = course[-1] if course else None
+    trained, which = figures.get("training_loss_over_chance"), "training pairs"
+    if trained is None:
+        trained, which = end, "the batches of the last training steps"
     evidence = []
-    trained, held_out = figures.get("training_loss_over_chance"), figures["loss_over_chance"]
-    if trained is not None and trained < LEARNT and held_out > FLAT:
-        evidence.append(f"Loss / chance is {trained:.2f} on training pairs, {held_out:.2f} on these.")
-    if history is not None:
-        curve, end = history.figures["loss_over_chance"].tolist(), _end(log, "loss_over_chance")
-        lowest = min(curve)
-        # what never fell was not learnt, and what the training does not know any better is no over-fitting
-        if lowest < FLAT and curve[-1] > lowest + RISEN and (end is None or end < curve[-1] - RISEN):
-            step = history.steps[curve.index(lowest)]
-            recall = (history.figures["r1_image_to_text"] + history.figures["r1_text_to_image"]) / 2
-            best = int(recall.argmax())
-            evidence += [
-                f"Loss / chance of the run's fixed batch was lowest at step {step}, {lowest:.2f}; at its end it is "
-                f"{curve[-1]:.2f}.",
-                f"Its R@1 was highest at step {history.steps[best]}, {_percent(float(recall[best]))}; at the end it is "
-                f"{_percent(float(recall[-1]))}. Where R@1 still rises, only the certainty is too high.",
-            ]
+    if trained is not None and held_out - trained > (RISEN if held_out > FLAT else GAP):
+        evidence.append(f"Loss / chance is {trained:.2f} on {which}, {held_out:.2f} on these.")
+    turned = _turned(history)
+    # what never fell was not learnt, unless these pairs say so, too (of a pairwise loss the fixed batch is too small);
+    # and what the training does not know any better is no over-fitting
+    if turned and (turned.lowest < FLAT or held_out > FLAT) and (end is None or end < turned.end - RISEN):
+        evidence += turned.words
     if evidence:
         advice = [
             "Stop earlier; use more data, more augmentation (data.augment, data.flip, data.colour_jitter) or more "
@@ -173,6 +233,35 @@ def _overfitting(figures: Mapping[str, float], log: Log, history: History | None
             "If it never fell on these pairs, are the captions shuffled? `python -m miniclip.doctor` tells.",
         ]
         yield Verdict("overfitting", "The model is learning its pairs by heart", evidence, advice)
+
+
+class Turned(NamedTuple):
+    """A fixed batch whose loss / chance rises again: at its lowest, at its end, and that in sentences.
+
+    forgotten: whether R@1, too, is at chance in the end."""
+
+    lowest: float
+    end: float
+    forgotten: bool
+    words: list[str]
+
+
+def _turned(history: History | None) -> Turned | None:
+    if history is None:
+        return None
+    kept = [(value, k) for k, value in enumerate(history.figures["loss_over_chance"].tolist()) if math.isfinite(value)]
+    if not kept or kept[-1][0] <= min(kept)[0] + RISEN:
+        return None
+    (lowest, at), (end, _) = min(kept), kept[-1]
+    recall = _recall(history.figures).tolist()
+    best, luck = max(recall), NEAR_CHANCE / len(history.captions)
+    words = [
+        f"Loss / chance of the run's fixed batch was lowest at step {history.steps[at]}, {lowest:.2f}; at its end it "
+        f"is {end:.2f}.",
+        f"Its R@1 was highest at step {history.steps[recall.index(best)]}, {_percent(best)}; at the end it is "
+        f"{_percent(recall[-1])}. Where R@1 still rises, only the certainty is too high.",
+    ]
+    return Turned(lowest, end, recall[-1] <= luck < best, words)
 
 
 def _best(figures: Mapping[str, float]) -> str:
@@ -193,5 +282,12 @@ def _end(log: Log, name: str) -> float | None:
     return median(values[-max(1, len(values) // 10) :]) if values else None
 
 
+def _course(log: Log) -> list[float]:
+    """Loss / chance of the training: medians of its tenths, the last of them last; empty without a log."""
+    values = _finite(log, "loss_over_chance")
+    width = max(1, len(values) // 10)
+    return [median(values[k : k + width]) for k in range(len(values) % width, len(values), width)]
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.{1 if share < 0.095 else 0}f} %"

@@ -124,7 +124,7 @@ function fillFindings() {
   const sentences = (kind, title, texts) => texts.length ? [element("h4", {}, title), element("ul", { class: kind }, ...texts.map((text) => element("li", {}, ...coded(text))))] : [];
   $("verdicts").append(...data.verdicts.map(({ kind, title, evidence, advice }) =>
     element("article", { class: "verdict", "data-kind": kind }, element("h3", {}, title), ...sentences("evidence", "What it rests on", evidence), ...sentences("advice", "What to try", advice))));
-  if (!data.verdicts.length) $("verdicts").append(element("p", { class: "calm" }, "Nothing stands out."));
+  if (!data.verdicts.length) $("verdicts").append(element("p", { class: data.summary.tone === "good" ? "calm" : "verdict" }, `${data.summary.title}. ${data.summary.text}`));
   $("figures").tBodies[0].append(...data.figures.map(({ name, label, value, unit, help }) =>
     element("tr", { "data-name": name }, element("th", { scope: "row" }, label), element("td", { class: "number" }, `${format(value)}${unit ? `\u00a0${unit}` : ""}`), element("td", { class: "help" }, help))));
   for (const [label, value] of Object.entries(data.about)) $("about-list").append(element("dt", {}, label), element("dd", {}, value));
