@@ -42,7 +42,7 @@ def classify(
         raise ValueError(f"--out {folder} holds predictions.csv; name another folder, or remove it")
 
     from miniclip.cli.devices import device_of
-    from miniclip.common.console import new_table, open_console, plain
+    from miniclip.common.console import open_console, plain, show_table
     from miniclip.common.printing import first_few
     from miniclip.data.classes import read_classes
     from miniclip.data.labelled import open_images
@@ -62,10 +62,8 @@ def classify(
     found = predicted(*load(checkpoint, there), source, chosen, options)
     rows, words = summary(source, found)
     title = f"{Path(data).name or data}: {len(found.rows):,} images"
-    console, table = open_console(), new_table(title, ("class", "images", "mean probability %"))
-    for row in rows[:20]:
-        table.add_row(*map(plain, row))
-    console.print(table)
+    console = open_console()
+    show_table(console, title, ("class", "images", "mean probability %"), rows[:20])
     if len(rows) > 20:
         console.print(plain(f"and {len(rows) - 20} more classes"))
     console.print(plain(words))

@@ -99,8 +99,8 @@ def count_retrieval(
     """Recall at 1, 5 and 10, median and mean rank, and mean average precision of embedded pairs, both ways.
 
     Ties count against. map: mean over the queries of the average precision of their own candidates. chance_*, in the
-    details: recall at 1, 5 and 10 of a random order, from image to text the mean of `chance_recall_at_k`. shared_texts: captions
-    that another image has word for word; its copy counts as wrong, so they keep even a perfect model below 1.
+    details: recall at 1, 5 and 10 of a random order, from image to text the mean of `chance_recall_at_k`. shared_texts:
+    captions that another image has word for word; its copy counts as wrong, so they keep even a perfect model below 1.
     Intervals: images are drawn anew as queries, each with its captions; the candidates stay all of them.
     shared: every process calls, and ranks a part of the images. device: where the matrix is computed.
     Raises ValueError if an image has no caption.
