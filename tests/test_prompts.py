@@ -68,6 +68,9 @@ def test_templates_inline_and_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "templates.txt"
     file.write_text("\ufeffa {}.\n\n  the {} of {name} \n", encoding="utf-8")
     assert resolve_templates(str(file)) == ("a {}.", "the {} of {name}")
+    for encoding in ("cp1252", "utf-16"):  # as Windows' editors write it
+        file.write_text("das Foto einer schönen {}.\nein altes Bild für {}", encoding=encoding)
+        assert resolve_templates(str(file)) == ("das Foto einer schönen {}.", "ein altes Bild für {}")
 
 
 def test_templates_that_cannot_be(tmp_path: Path) -> None:
@@ -83,14 +86,14 @@ def test_templates_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=re.escape(message.replace("FILE", str(file)))) as caught:
             resolve_templates(str(file))
         assert "\n" not in str(caught.value)
-    latin.write_bytes(b"caf\xe9 {}\n")
+    latin.write_bytes(b"\x00\xff\x81 {}\n")
     given: list[tuple[str | list[str], str]] = [
         (str(tmp_path / "none.txt"), r"none\.txt'.*no such file, and not a template.*cifar10"),
         (str(tmp_path), "no such file"),
         (["a {}", "b"], "template 2: 'b' lacks"),
         (["a {}", "b {}", "a {}"], r"template 3: 'a \{\}' stands in template 1 already"),
         ([], "empty"),
-        (str(latin), r"latin\.txt is not UTF-8 text"),
+        (str(latin), r"latin\.txt is not text in an encoding that can be told"),
     ]
     for templates, message in given:
         with pytest.raises(FileNotFoundError if "no such" in message else ValueError, match=message):

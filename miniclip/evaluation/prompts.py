@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from miniclip.common.printing import one_line
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import known_sets
+from miniclip.data.tables.texts import read_text
 from miniclip.models.protocols import TextTokenizer
 
 Templates = str | Sequence[str]
@@ -78,11 +79,8 @@ def resolve_templates(templates: Templates) -> tuple[str, ...]:
         known = f"simple, simple7, openai80, a usual set ({', '.join(known_sets())}), a file"
         lacks = "no such file, and not a template, since it lacks {} for the class name"
         raise FileNotFoundError(f'templates {templates!r}: {lacks}; use {known}, or e.g. "a photo of a {{}}."')
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
-    found = [(f"line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(read_text(path).splitlines(), 1)
+    found = [(f"line {number}", line.strip()) for number, line in lines if line.strip()]
     if not found:
         raise ValueError(f"{path} holds no template; write one a line, e.g. a photo of a {{}}.")
     return _checked(f"{path}, ", found)
