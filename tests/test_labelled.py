@@ -358,6 +358,16 @@ def test_data_of_other_kinds_below_folders(tmp_path: Path) -> None:
     assert contents(open_labelled(tmp_path / "twice")) == {8: "docs", 9: "set"}
 
 
+def test_files_of_names_and_archives_beside_the_folders(tmp_path: Path) -> None:
+    write_classes(tmp_path / "flowers" / "train", **{"1": [1], "2": [2]})
+    write_classes(tmp_path / "flowers" / "valid", **{"1": [3], "2": [4]})
+    names = write(tmp_path, "flowers/cat_to_name.json", '{"2": "fire lily", "1": "rose"}')
+    for other in ("flowers.zip", "index.txt", "train/urls.gz", "readme.pdf"):
+        write(tmp_path, f"flowers/{other}", "x")
+    source = open_labelled(tmp_path / "flowers", split="validation", classnames_file=names)
+    assert contents(source) == {3: "rose", 4: "fire lily"}
+
+
 def test_links_may_lead_to_all_that_is_below_the_folder_named(tmp_path: Path) -> None:
     for number, where in enumerate(("train/a", "train/b", "test/a", "test/b")):
         target = write_image(tmp_path / "set" / ".store" / f"{number}.png", number)

@@ -144,8 +144,7 @@ def _holds_folders(path: Path) -> bool:
     source = Source(str(path))
     if not path.is_dir() or source.tables or source.has(".parquet") or source.has(".tar"):
         return False
-    inside = [file for folder in (path, path / "data") if folder.is_dir() for file in folder.iterdir()]
-    return not any(file.suffix.lower() in DATA_EXTENSIONS and file.is_file() for file in inside)
+    return bool(source.below(*extensions())) or not source.below(*DATA_EXTENSIONS)
 
 
 def _below(folders: Iterable[Path], root: Path, rest: Iterable[str] = ()) -> dict[Path, list[str]]:
