@@ -95,6 +95,7 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         "train/images/a train/images/b test/images/a test/images/b masks docs",
         "training_set/training_set/a training_set/training_set/b test_set/test_set/a test_set/test_set/b",
         "set/set/train/a set/set/train/b set/set/test/a set/set/test/b",
+        "my_test_data/train/a my_test_data/train/b my_test_data/test/a my_test_data/test/b",
         "train/a train/b test/a test/b extra/a extra/b",
         "train/a train/b/deep test/a/a test/b",
         "train/a train/b test/a test/b val/unknown",
@@ -155,9 +156,17 @@ def test_divisions_with_names_of_their_own(tmp_path: Path, caplog: pytest.LogCap
             "train/a train/b train/train/a train/train/b test/a test/b",
             "train/train holds the folders a, b, and so does",
         ),
-        ("a/train a/test b/train b/test", "class folder .*set/a holds splits"),
+        (
+            "a/train a/test b/train b/test",
+            r"set/a holds splits \(test, train\), so that it is no class; name it as the data",
+        ),
         ("train test", r"set: test, train are splits by their names, and hold no folders of classes"),
         ("train_images test_images unlabeled", r"are splits by their names, and hold no folders of classes"),
+        (
+            "fold_1/train/a fold_1/test/a fold_2/train/a fold_2/test/a",
+            r"holds splits \(test, train\), where classes were",
+        ),
+        ("data/train/a data/test/a notes", r"set/data holds splits \(test, train\), so that it is no class"),
         ("train/a train/b test", r"no folders of classes in its split 'test' \(.*set/test\)"),
         ("train/a train/b test/unknown", r"no folders of classes in its split 'test'"),
         ("train/a train/b val/a val/b", "no split 'test'; choose one of train, val"),
@@ -399,7 +408,7 @@ def test_class_names_are_cleaned_with_a_note(tmp_path: Path, caplog: pytest.LogC
         ["n01440764", "cat"],
     ):
         assert name_classes(keys, None) == [[key.replace("_", " ")] for key in keys]
-    write_classes(tmp_path / "set", **{"001.cat": [1], "002.cat": [2]})
+    write_classes(tmp_path / "set", **{"001.cat": [1], "002.cat": [2], "003.dog": [3]})
     with pytest.raises(ValueError, match=r"'001.cat' and '002.cat' are both 'cat' without what stands before it"):
         open_labelled(tmp_path / "set")
 

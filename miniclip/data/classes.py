@@ -90,7 +90,8 @@ def cleaned(keys: Sequence[str]) -> list[str]:
     """Folder names or labels as prompts have them, without WordNet's number before a word, nor one that stands before
     each. Raises ValueError that names two which are then the same."""
     numbers = [found[1] for key in keys if (found := _NUMBER.match(key))]
-    numbered = len(set(numbers)) == len(keys) > 1
+    # not of 2-door and 4-door, where the number is all that differs
+    numbered = len(set(numbers)) == len(keys) > 1 < len({_NUMBER.sub("", key, count=1) for key in keys})
     names = [spoken((_NUMBER if numbered else _BEFORE).sub("", key, count=1)) for key in keys]
     first: dict[str, str] = {}
     for key, name in zip(keys, names, strict=True):

@@ -39,7 +39,7 @@ def read_layout(folder: Path) -> Layout:
     logged, and so are classes whose names tell a split.
     Raises ValueError that names the folders if they can be read in two ways.
     """
-    root = _passed(folder, lambda _, inside: told_split(inside.name) is None and bool(sub_folders(inside)))
+    root = _passed(folder, _holds_all)
     level = sub_folders(root)
     told = {f: split for f in level if (split := told_split(f.name)) is not None}
     below = {f: sub_folders(_passed(f, _same_level)) for f in level}
@@ -88,6 +88,17 @@ def _passed(folder: Path, through: Callable[[Path, Path], bool]) -> Path:
     return folder
 
 
+def _holds_all(_: Path, inside: Path) -> bool:
+    """Whether the one folder of another is but a folder around all; one that tells a split is, if it holds splits."""
+    below = sub_folders(inside)
+    return bool(below) and (told_split(inside.name) is None or _several(f.name for f in below))
+
+
+def _several(names: Iterable[str]) -> bool:
+    """Whether names of folders tell different splits."""
+    return len({told_split(name) for name in names} - {None}) > 1
+
+
 def _same_level(outside: Path, inside: Path) -> bool:
     """Whether a folder says no more than the one around it: seg_train/seg_train, test/images."""
     name, split = inside.name.lower(), told_split(inside.name)
@@ -106,9 +117,12 @@ def class_folders(folders: list[Path]) -> list[Path]:
         where, name = next(iter(tables.items()))
         raise ValueError(f"{where / name}: a table beside images by class; name {where} as the data, or take it out")
     names, inside = {f.name for f in folders}, {f: {b.name for b in sub_folders(f)} for f in folders}
+    if folders and _several(names) and all(map(told_split, names)):
+        raise ValueError(f"{folders[0].parent} holds splits ({_words(names)}), where classes were expected")
     for folder, below in inside.items():
-        if len({told_split(name) for name in below} - {None}) > 1:
-            raise ValueError(f"class folder {folder} holds splits ({_words(below)}); put the classes into the splits")
+        if _several(below):
+            advice = "name it as the data, or put all classes into the splits"
+            raise ValueError(f"{folder} holds splits ({_words(below)}), so that it is no class; {advice}")
         again = below & (names - {folder.name})
         if 2 * len(again) > len(below):
             raise ValueError(
