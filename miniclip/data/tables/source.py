@@ -116,9 +116,9 @@ def files_below(folder: Path, extensions: tuple[str, ...] = ("",)) -> list[str]:
     found: list[str] = []
     for where, below, files in os.walk(folder):
         below[:] = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
-        inside = Path(where).relative_to(folder)
+        inside = str(Path(where).relative_to(folder) / "_")[:-1]  # with its slash, if it is not the folder itself
         shown = sorted(name for name in files if name.lower().endswith(extensions) and not name.startswith("."))
-        found += [str(inside / name) for name in shown]
+        found += [inside + name for name in shown]
     return found
 
 
