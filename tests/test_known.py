@@ -49,6 +49,7 @@ def test_recognised_by_its_name_and_its_labels(tmp_path: Path, monkeypatch: pyte
         assert found(source, CIFAR10) == "cifar10", source
     others = {"ethz/food101": "food101", "timm/oxford-iiit-pet": "pets", "wds_vtab-dtd": "dtd", "fashion-mnist": None}
     others |= {"data/Stanford Cars/train": "stanford_cars", "data/flowers-102/images": "flowers102"}
+    others |= {"dtd/test_images": "dtd", "Food-101/Training": "food101", "EuroSAT/seg_val/data": "eurosat"}
     others |= {"cifar10/mine": None, "cifar10_of_mine": None}
     assert {source: found(source, ["a", "b"]) for source in others} == others
     for source, labels, name in (

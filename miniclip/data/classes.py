@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from miniclip.data.tables.source import FILE_EXTENSIONS, SPLIT_NAMES
+from miniclip.data.tables.source import FILE_EXTENSIONS, told_split
 from miniclip.data.tables.texts import read_text
 
-_ASIDE = (*SPLIT_NAMES, "data", "images", "labels", "metadata")  # parts of a path that do not name the set
+_ASIDE = ("data", "images", "labels", "metadata")  # parts of a path that do not name the set
 _WNID = re.compile(r"n\d{8}")
 _BEFORE = re.compile(r"n\d{8}[\W_]+(?=\w)")  # n02085620-Chihuahua
 _NUMBER = re.compile(r"(\d+)[\W_]+(?=[^\W\d_])")  # 001.Black_footed_Albatross
@@ -262,7 +262,8 @@ def find_known(source: str, labels: Sequence[str]) -> KnownSet | None:
     path = path.resolve() if path.exists() else path
     if path.suffix.lower() in FILE_EXTENSIONS:
         path = path.with_suffix("")
-    part = next((part for part in reversed(path.parts) if part.lower() not in _ASIDE and not set(part) & set("*{")), "")
+    aside = (part.lower() in _ASIDE or told_split(part) or set(part) & set("*{") for part in reversed(path.parts))
+    part = next((part for part, no in zip(reversed(path.parts), aside, strict=True) if not no), "")
     name = re.sub(r"^(wds|vtab)+", "", _squeezed(part))  # as CLIP_benchmark's copies on the Hub begin
     found = next((known for known in known_sets().values() if name in (_squeezed(known.name), *known.aliases)), None)
     return found if found is not None and found.fits(labels) else None
