@@ -301,7 +301,7 @@ def test_images_that_cannot_be_read_name_file_and_line(tmp_path: Path) -> None:
     for row, message in ((1, "cannot be decoded"), (2, "no such file"), (3, ".* leads out of")):
         with pytest.raises(BadImage, match=rf"^{row}\.png \(l\.jsonl line {row + 1}\): {message}"):
             source.image(row)
-    moved = table(tmp_path / "l.jsonl", names, split=["test"] * 4)
+    moved = table(tmp_path / "elsewhere" / "l.jsonl", names, split=["test"] * 4)
     refused(r"0\.png .* was not found below .* taken from its own folder", moved, "test", FileNotFoundError)
 
 

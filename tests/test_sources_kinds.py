@@ -5,6 +5,7 @@ Several sources as one, and the fingerprint that tells when the data of a source
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -203,6 +204,43 @@ def test_a_table_comes_before_text_files_and_these_before_parquet(tmp_path: Path
         find_shards(str(tmp_path / "shards"))
 
 
+# ---- columns of images
+
+
+def test_images_below_the_folder_of_their_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(6):
+        write_image(tmp_path / "photos" / ("train", "test")[i > 3] / f"{i}.png", i)
+    rows = [("file_name", "text"), *((f"{i}.png", f"text {i}") for i in range(6))]
+    source = write_csv(tmp_path / "l.csv", rows)
+    found = [contents(opened(source, split)) for split in SPLITS]
+    assert found[0] | found[1] == texts(0, 4) and found[2] == texts(4, 6)
+    assert "l.csv: its images are those in photos/test/, photos/train/" in caplog.text
+    write_image(tmp_path / "thumbs" / "3.png", 3)
+    refused(r"l\.csv: 3\.png is photos/train/3\.png or thumbs/3\.png; write the folder", source)
+    write_csv(tmp_path / "l.csv", [rows[0], *((f"train\\{n}", t) for n, t in rows[1:5]), (r"test\4.png", "text 4")])
+    assert contents(opened(source, "test")) == texts(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("https://example.org/0.jpg", r"holds addresses \(https://example\.org/0\.jpg\); .* img2dataset"),
+        ("s3://bucket/0.jpg", "holds addresses"),
+        (r"C:\photos\0.jpg", r"holds paths of a Windows machine \(C:"),
+        ("D:/photos/0.jpg", "holds paths of a Windows machine"),
+        ("data:image/png;base64," + "iVBORw0KGgo" * 9, "holds images as text"),
+        (base64.b64encode(png(0)).decode(), "holds images as text"),
+        (base64.b64encode(b"\xff\xd8\xff" + png(0)).decode(), "holds images as text"),
+    ],
+)
+def test_image_columns_that_name_no_files(tmp_path: Path, cell: str, message: str) -> None:
+    write_image(tmp_path / "1.png", 1)
+    rows = [("file_name", "text"), ("1.png", "a"), (cell, "b")]
+    refused(rf"l\.csv, l\.csv line 3: column 'file_name' {message}", write_csv(tmp_path / "l.csv", rows))
+    write_parquet(tmp_path / "p" / "x.parquet", {"url": ["", cell], "text": ["a", "b"]})
+    refused(rf"row 1: column 'url' {message}", tmp_path / "p")
+
+
 # ---- the Hub; what is not there
 
 
@@ -240,7 +278,7 @@ def test_sources_that_cannot_be_used_say_what_was_sought(tmp_path: Path, monkeyp
         write_csv(tmp_path / "two" / name, [("image", "caption"), ("0.png", "t")])
     for source, message in {
         "p": r"3 images, but nothing .* metadata\.jsonl \(\.csv, \.tsv\), .* beside each \(0\.txt\), for tars",
-        "e": r"^e: no metadata\.jsonl \(\.csv, \.tsv\), no tars, no images with text files beside them, and nothing",
+        "e": r"^e: no metadata\.jsonl \(\.csv, \.tsv\), no tars, no images with text files beside them, and ",
         "broken": "nothing the `datasets` library can read",
         "two": r"several tables: a\.csv, b\.csv, c\.jsonl; name one",
         "two/*.csv": r"fits 2 files \(\.csv\); .* data\.source can be a list of tables",

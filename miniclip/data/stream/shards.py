@@ -45,7 +45,7 @@ def split_shards(config: DataConfig, source: str, role: str) -> tuple[list[Shard
     if table.kind(image) != "image":
         raise ValueError(
             f"{source}: {image} holds paths, and what they name cannot be streamed; set data.streaming to false, or "
-            "write the images themselves into Parquet files or tars"
+            "write the images themselves into Parquet files or tars (of addresses, img2dataset does)"
         )
     inside = split_column(table) or (isinstance(table, RecordTable) and splits_of(table.places, source))
     if inside and len(splits) == 1:

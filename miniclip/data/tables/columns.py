@@ -12,6 +12,7 @@ IMAGE_NAMES = (
     *("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "file_name", "filename", "filepath"),
     *("file_path", "image_path", "img_path", "image_file", "image_name", "path", "file"),
 )
+ADDRESS_NAMES = ("url", "image_url", "img_url", "image_link", "link")  # which say what to fetch
 # Each tier is looked at only if the ones before it are absent.
 CAPTION_NAMES = (
     ("captions", "caption", "text", "texts", "sentences", "sentence", "txt"),
@@ -28,6 +29,7 @@ def image_column(table: Table, wanted: str | None, option: str = "data.image_col
     found, first = [c for c in table.columns if table.kind(c) == "image"], "image"
     if not found:
         found = [c for c in _named(table.columns, IMAGE_NAMES) if "." not in c and table.kind(c) == "text"]
+        found = found or [c for c in table.columns if c.lower() in ADDRESS_NAMES and table.kind(c) == "text"]
         first = "file_name"  # the imagefolder format's own name
     return first if first in found else _the_one(table, found, "image", option)
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from miniclip.common.fingerprint import digest, stamp
 from miniclip.data.formats import extensions
-from miniclip.data.images import BadImage, decode_image, leaves_folder, path_inside
+from miniclip.data.images import BadImage, decode_image, path_inside
 from miniclip.data.tables.parquet import ArrowTable
+from miniclip.data.tables.paths import paths_in
 from miniclip.data.tables.source import near_file
 from miniclip.data.tables.table import RecordTable, Table, TextLists
 from miniclip.data.tables.tars import TarTable
@@ -200,22 +201,12 @@ class ImageRows:
 
 
 def images_of(table: Table, column: str, at_least: int | None = None) -> ImageColumn:
-    """The images of a column; where it holds no text, there is none. Raises ValueError if a path leads out of the
-    table's folder."""
+    """The images of a column; where it holds no text, there is none. Raises what `paths_in` does."""
     if isinstance(table, TarTable):
         return TarImages(table, at_least, column)
     if isinstance(table, ArrowTable) and table.kind(column) == "image":
         return CellImages(table, at_least, column)
-    paths: list[list[str]] = []
-    for row, path in enumerate(table.values(column)):
-        path = path.strip() if isinstance(path, str) else ""
-        if path and leaves_folder(table.roots[0], path):
-            raise ValueError(
-                f"{table.label}, {table.where(row)}: {path!r} leads out of {table.roots[0]}; "
-                "keep the images inside the folder of their table"
-            )
-        paths.append([path])
-    return FileImages(table, at_least, TextLists(paths))
+    return FileImages(table, at_least, TextLists([path] for path in paths_in(table, column)))
 
 
 def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> ImageColumn:
