@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,115 @@ def test_a_table_comes_before_text_files_and_these_before_parquet(tmp_path: Path
         find_shards(str(tmp_path / "shards"))
 
 
-# ---- columns of images
+# ---- JSON, and sets of captions as they are handed out
+
+
+def coco(file: Path, numbers: Iterable[int], **more: Any) -> None:
+    images = [{"id": 900 - n, "file_name": f"{n}.png", "license": 3} for n in numbers]
+    notes = [{"image_id": 900 - n, "caption": f"{word} {n}"} for word in "ab" for n in numbers]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"info": {}, "images": images, "annotations": notes, **more}))
+
+
+def test_json_files_of_rows(tmp_path: Path) -> None:
+    names = write_images(tmp_path, 4)
+    rows = [{"file_name": name, "text": f"text {i}"} for i, name in enumerate(names)]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    for value in (
+        rows,
+        {"version": 1, "data": rows, "tags": ["a"]},
+        columns,
+        {key: dict(enumerate(column)) for key, column in columns.items()},  # as pandas writes it
+        {row["file_name"]: row["text"] for row in rows},
+        {row["file_name"]: [row["text"]] for row in rows},
+        {row["file_name"]: {"text": row["text"]} for row in rows},
+    ):
+        (tmp_path / "metadata.json").write_text(json.dumps(value, indent=1))
+        assert everything(tmp_path) == everything(tmp_path / "metadata.json") == texts(0, 4)
+    (tmp_path / "metadata.json").unlink()
+    for file, text in (("l.json", "\n".join(map(json.dumps, rows))), ("l.jsonl", json.dumps(rows))):
+        (tmp_path / file).write_text(text)
+        assert everything(tmp_path / file) == texts(0, 4)
+    for value, message in (
+        ([*rows[:1], 3], "l.json entry 2: expected an object"),
+        ({"a": rows, "b": rows}, "l.json: expected a list of objects"),
+        ("text", "l.json: expected a list of objects"),
+        ([], "l.json has no rows"),
+        ({"images": [], "annotations": [{"bbox": []}]}, r"hold no caption; of COCO's files, captions_….json do"),
+        ({"images": [{"sentences": []}]}, "entry 1: expected filename, split"),
+    ):
+        (tmp_path / "l.json").write_text(json.dumps(value))
+        refused(message, tmp_path / "l.json")
+    (tmp_path / "l.json").write_text('[{"a": 1},\n{b]')
+    refused(r"l\.json line 2: not JSON", tmp_path / "l.json")
+
+
+@pytest.mark.parametrize("inside", ["", "images/"])
+def test_coco(tmp_path: Path, inside: str) -> None:
+    """The same names in two folders, which the names of the files of captions tell apart."""
+    for split, first in (("train2017", 0), ("val2017", 10)):
+        coco(tmp_path / "annotations" / f"captions_{split}.json", range(6))
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text('{"images": [], "annotations": []}')
+        for n in range(6):
+            write_image(tmp_path / inside / split / f"{n}.png", first + n)
+    found = [contents(opened(tmp_path, split)) for split in SPLITS]
+    assert found[1] == {10 + n: [f"a {n}", f"b {n}"] for n in range(6)}
+    assert found[0] | found[2] == {n: [f"a {n}", f"b {n}"] for n in range(6)} and len(found[2]) == 1
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    assert contents(opened(file, "validation")) == found[1]
+    coco(file, range(5), images=[{"id": 900, "file_name": "0.png"}])
+    refused(r"4 of 5 images .* captions_val2017\.json image 899: no image", file, "validation", TooManyBad)
+
+
+def test_karpathy_s_splits(tmp_path: Path) -> None:
+    names, splits = write_images(tmp_path / "val2014", 5), ["train", "restval", "val", "test", "train"]
+    images = [
+        {"filepath": "val2014", "filename": name, "split": split, "sentences": [{"raw": f"text {i}", "tokens": ["x"]}]}
+        for i, (name, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    file = tmp_path / "dataset_coco.json"
+    file.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    for source in (tmp_path, file):
+        found = [contents(opened(source, split)) for split in SPLITS]
+        assert found == [texts(0, 2) | texts(4, 5), texts(2, 3), texts(3, 4)]
+
+
+@pytest.mark.parametrize("text", ["", "Flickr8k_text"])
+def test_flickr8k_as_it_is_handed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    names = write_images(tmp_path / "Flicker8k_Dataset", 8, "10{}_b.png")
+    lines = [f'{name}#{k}\t{word} "dog {i}' for i, name in enumerate(names) for k, word in enumerate("ab")]
+    (tmp_path / text).mkdir(exist_ok=True)
+    for file in ("Flickr8k.token.txt", "Flickr8k.lemma.token.txt"):
+        (tmp_path / text / file).write_text("\n".join(lines if "lemma" not in file else ["x#0\tx"]) + "\n")
+    (tmp_path / text / "ExpertAnnotations.txt").write_text("a\tb\t1\t2\t3\n")
+    captions = {i: [f'a "dog {i}', f'b "dog {i}'] for i in range(8)}
+    assert everything(tmp_path) == everything(tmp_path / text / "Flickr8k.token.txt") == captions
+    assert "its images are those in Flicker8k_Dataset/" in caplog.text
+    for name, of in (("train", names[:4]), ("dev", names[4:6]), ("test", names[6:7])):
+        (tmp_path / text / f"Flickr_8k.{name}Images.txt").write_text("\n".join(of) + "\n")
+    found = [contents(opened(tmp_path, split)) for split in SPLITS]
+    assert found == [{i: captions[i] for i in part} for part in (range(4), range(4, 6), [6])]
+    assert "2 captions are of images in none of its lists of splits" in caplog.text
+
+
+def test_flickr_s_tables(tmp_path: Path) -> None:
+    names = write_images(tmp_path / "k" / "Images", 4)
+    write_csv(tmp_path / "k" / "captions.txt", [("image", "caption"), *((n, f"text {i}") for i, n in enumerate(names))])
+    assert everything(tmp_path / "k") == everything(tmp_path / "k" / "captions.txt") == texts(0, 4)
+    write_images(tmp_path / "flickr30k" / "flickr30k_images" / "flickr30k_images", 4)
+    rows = "".join(f"{i}.png| {k}| {word} , dog {i}\n" for i in range(4) for k, word in enumerate("ab"))
+    rows = rows.replace("2.png| 1| b", "2.png| 1   b")  # as one line of it is
+    file = tmp_path / "flickr30k" / "results.csv"
+    file.write_text("image_name| comment_number| comment\n" + rows)
+    assert (
+        everything(file)
+        == everything(tmp_path / "flickr30k")
+        == {i: [f"a , dog {i}", f"b , dog {i}"] for i in range(4)}
+    )
+    file.unlink()
+    token = tmp_path / "flickr30k" / "results_20130124.token"
+    token.write_text("".join(f"{i}.png#0\ttext {i}\n" for i in range(4)))
+    assert everything(token) == everything(tmp_path / "flickr30k") == texts(0, 4)
 
 
 def test_images_below_the_folder_of_their_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -239,6 +347,14 @@ def test_image_columns_that_name_no_files(tmp_path: Path, cell: str, message: st
     refused(rf"l\.csv, l\.csv line 3: column 'file_name' {message}", write_csv(tmp_path / "l.csv", rows))
     write_parquet(tmp_path / "p" / "x.parquet", {"url": ["", cell], "text": ["a", "b"]})
     refused(rf"row 1: column 'url' {message}", tmp_path / "p")
+
+
+def test_tables_that_are_packed_or_lack_a_header(tmp_path: Path) -> None:
+    for name in ("l.csv.gz", "l.tsv.gz", "l.zip"):
+        (tmp_path / name).write_bytes(b"x")
+        refused(rf"{name} is compressed; unpack it", tmp_path / name)
+    write_csv(tmp_path / "l.csv", [("1.png", "a dog"), ("2.png", "a cat")])
+    refused(r"l\.csv: its first line is no header \(1\.png, a dog\); write", tmp_path / "l.csv")
 
 
 # ---- the Hub; what is not there
@@ -277,8 +393,8 @@ def test_sources_that_cannot_be_used_say_what_was_sought(tmp_path: Path, monkeyp
     for name in ("a.csv", "b.csv", "c.jsonl"):
         write_csv(tmp_path / "two" / name, [("image", "caption"), ("0.png", "t")])
     for source, message in {
-        "p": r"3 images, but nothing .* metadata\.jsonl \(\.csv, \.tsv\), .* beside each \(0\.txt\), for tars",
-        "e": r"^e: no metadata\.jsonl \(\.csv, \.tsv\), no tars, no images with text files beside them, and ",
+        "p": r"3 images, but nothing .* metadata\.jsonl \(\.csv, \.tsv, \.json\), .* beside each \(0\.txt\), for tars",
+        "e": r"^e: no metadata\.jsonl \(\.csv, \.tsv, \.json\), no tars, no images with text files beside them, and ",
         "broken": "nothing the `datasets` library can read",
         "two": r"several tables: a\.csv, b\.csv, c\.jsonl; name one",
         "two/*.csv": r"fits 2 files \(\.csv\); .* data\.source can be a list of tables",

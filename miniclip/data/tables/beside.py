@@ -31,7 +31,7 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
     if not texts:
         raise ValueError(
             f"{folder}: {len(images)} images, but nothing that says what is in them; looked for "
-            "metadata.jsonl (.csv, .tsv), for a text file beside each "
+            "metadata.jsonl (.csv, .tsv, .json), for a text file beside each "
             f"({Path(images[0]).with_suffix('.txt')}), for tars and for Parquet files"
         )
     note_left_out(folder, set(source.below("")) - {*images, *texts.values()})

@@ -1,26 +1,41 @@
-"""CSV, TSV and JSONL files, or a folder that has one: a row names the file of an image."""
+"""CSV, TSV, JSONL and JSON files, or a folder that has one: a row names the file of an image."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from miniclip.common.fingerprint import stamp
-from miniclip.data.tables.source import FILE_EXTENSIONS, TABLE_EXTENSIONS, Source, is_url
+from miniclip.data.formats import looks_like_image
+from miniclip.data.tables.objects import read_objects
+from miniclip.data.tables.source import (
+    ANNOTATIONS,
+    OBJECT_EXTENSIONS,
+    TABLE_EXTENSIONS,
+    Source,
+    is_url,
+)
 from miniclip.data.tables.table import RecordTable, nested_columns
 from miniclip.data.tables.texts import read_text
 
+log = logging.getLogger(__name__)
+
 DELIMITERS = (",", "\t", ";", "|")
+PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tgz")
+FLICKR8K = {"train": "train", "dev": "validation", "test": "test"}  # its lists of images -> split
+FLICKR30K = ["image_name", "comment_number", "comment"]
 
 
 def accepts(source: Source) -> bool:
     """Any file that is of no other kind, too, so that it can be said what would be read."""
-    others = set(FILE_EXTENSIONS) - set(TABLE_EXTENSIONS)
+    others = {".parquet", ".tar"}
     return bool(source.tables) or (bool(source.files) and source.extension not in others)
 
 
@@ -40,24 +55,49 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
 
 
 def read_file(file: Path) -> RecordTable:
-    """Read a CSV, TSV or JSONL file. Raises ValueError that names the line."""
-    if file.suffix.lower() not in TABLE_EXTENSIONS:
-        raise ValueError(f"{file}: expected a file that ends in one of {', '.join(TABLE_EXTENSIONS)}, or a folder")
-    read = _read_jsonl if file.suffix.lower() in (".jsonl", ".ndjson") else _read_delimited
-    records, columns, lines = read(file)
+    """Read a CSV, TSV, JSONL or JSON file. Raises ValueError that names the line."""
+    extension, root = file.suffix.lower(), file.parent
+    if extension in PACKED:
+        raise ValueError(f"{file} is compressed; unpack it, and name the file or folder that it holds")
+    if extension not in (*TABLE_EXTENSIONS, *OBJECT_EXTENSIONS):
+        known = ", ".join((*TABLE_EXTENSIONS, *OBJECT_EXTENSIONS))
+        raise ValueError(f"{file}: expected a file that ends in one of {known}, or a folder")
+    if root.name.lower() in ANNOTATIONS:
+        root = root.parent
+    text = read_text(file)
+    whole = _whole(text, file) if extension == ".json" or text.lstrip()[:1] == "[" else None
+    if whole is not None:
+        records, places = read_objects(whole, file, root)
+        columns = nested_columns(records)
+    else:
+        by_lines = _read_jsonl if extension in (".jsonl", ".ndjson", ".json") else _read_delimited
+        records, columns, lines = by_lines(file, text)
+        places = [f"{file.name} line {line}" for line in lines]
     if not records:
         raise ValueError(f"{file} has no rows")
-    places, told = [f"{file.name} line {line}" for line in lines], (os.path.realpath(file), stamp(file))
-    return RecordTable(str(file), records, columns, places, (os.path.realpath(file.parent),), told)
+    told = (os.path.realpath(file), stamp(file))
+    return RecordTable(str(file), records, columns, places, (os.path.realpath(root),), told)
 
 
-def _read_jsonl(file: Path) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+def _whole(text: str, file: Path) -> Any:
+    """What a JSON file says as a whole; None if it is one object a line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            return None
+        raise ValueError(f"{file} line {error.lineno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{file}: not JSON that can be read, lists in lists without end") from None
+
+
+def _read_jsonl(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     records, lines = [], []
-    for number, text in enumerate(io.StringIO(read_text(file), newline=None), 1):
-        if not text.strip():
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if not line.strip():
             continue
         try:
-            record = json.loads(text)
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} line {number}: not JSON ({error.msg}); write one object a line") from None
         if not isinstance(record, dict):
@@ -67,26 +107,34 @@ def _read_jsonl(file: Path) -> tuple[list[dict[str, Any]], list[str], list[int]]
     return records, nested_columns(records), lines
 
 
-def _read_delimited(file: Path) -> tuple[list[dict[str, Any]], list[str], list[int]]:
-    stream = io.StringIO(read_text(file), newline="")
+def _read_delimited(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+    stream = io.StringIO(text, newline="")
     # Names of columns hold no delimiters, captions do: the header alone decides.
     header = stream.readline()
     delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
     stream.seek(0)
-    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    # the lines of Flickr8k's token file are plain: image#number, tab, caption
+    bare = delimiter == "\t" and looks_like_image(header.partition("\t")[0].partition("#")[0])
+    reader = csv.reader(stream, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
     records, lines, line = [], [], 1
     try:
-        columns = [field.strip() for field in next(reader, [])]
+        columns = ["file_name", "caption"] if bare else [field.strip() for field in next(reader, [])]
         if len(columns) < 2:
             raise ValueError(
                 f"{file}: the header has the one column {columns[0] if columns else ''!r}; expected at least two, "
                 "separated by commas, tabs, semicolons or |"
+            )
+        if any(map(looks_like_image, columns)):
+            raise ValueError(
+                f"{file}: its first line is no header ({', '.join(columns)}); write `file_name,caption` above"
             )
         twice = sorted({c for c in columns if columns.count(c) > 1})
         if twice:
             raise ValueError(f"{file}: the header names {', '.join(twice)} more than once")
         line = reader.line_num + 1
         for fields in reader:
+            if columns == FLICKR30K and len(fields) == 2:  # its file lacks one delimiter, in line 19,999
+                fields[1:] = fields[1].split(maxsplit=1)
             if fields and len(fields) != len(columns):
                 raise ValueError(
                     f"{file} line {line}: {len(fields)} fields, but the header has {len(columns)} "
@@ -100,4 +148,28 @@ def _read_delimited(file: Path) -> tuple[list[dict[str, Any]], list[str], list[i
         raise ValueError(
             f"{file} line {line}: {error} (delimiter {delimiter!r}); inside a quoted field, write a quote twice"
         ) from None
-    return records, columns, lines
+    if bare:
+        for record in records:
+            record["file_name"] = re.sub(r"#\d+$", "", record["file_name"])
+    return _with_lists(file, records, columns, lines)
+
+
+def _with_lists(
+    file: Path, records: list[dict[str, Any]], columns: list[str], lines: list[int]
+) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+    """With a column of splits, if Flickr8k's lists of them lie beside the file; images in none of them are left out."""
+    split: dict[str, str] = {}
+    for name, word in FLICKR8K.items():
+        listed = file.with_name(f"Flickr_8k.{name}Images.txt")
+        split |= dict.fromkeys(read_text(listed).split() if listed.is_file() else (), word)
+    column = next((c for c in columns if split and any(r[c] in split for r in records)), None)
+    if column is None:
+        return records, columns, lines
+    kept = [n for n, record in enumerate(records) if record[column] in split]
+    if len(kept) < len(records):
+        log.warning("%s: %d captions are of images in none of its lists of splits", file, len(records) - len(kept))
+    return (
+        [records[n] | {"split": split[records[n][column]]} for n in kept],
+        [*columns, "split"],
+        [lines[n] for n in kept],
+    )

@@ -27,7 +27,7 @@ def is_hub(text: str) -> bool:
 def open_tables(source: Source) -> Mapping[str, parquet.ArrowTable]:
     """Raises FileNotFoundError if the Hub was not reached, ValueError if the set cannot be loaded."""
     if source.is_folder:
-        looked = "no metadata.jsonl (.csv, .tsv), no tars, no images with text files beside them, and "
+        looked = "no metadata.jsonl (.csv, .tsv, .json), no tars, no images with text files beside them, and "
         note_left_out(source.label, filter(looks_like_image, source.below("")))
         return parquet.load_local(source, looked=looked)
     with _reached(source, "loaded"):

@@ -20,9 +20,10 @@ KINDS = (csv_jsonl, tars, beside, parquet, hub)
 def read_tables(source: str, name: str | None = None, revision: str | None = None) -> Mapping[str, Table]:
     """Split name -> table. A source that is not split has the one split "train", as in the `datasets` library.
 
-    source: a CSV, TSV or JSONL file; Parquet files or tars: one, a pattern (*, **, {000..031}) or a URL; a folder with
-    metadata.jsonl (or .csv, .tsv), itself or in a sub-folder a split, with tars, with a text file beside each image,
-    or with Parquet files; a Hub name. name, revision: configuration, and branch, tag or commit, of a Hub set.
+    source: a CSV, TSV, JSONL or JSON file; Parquet files or tars: one, a pattern (*, **, {000..031}) or a URL; a folder
+    with metadata.jsonl (or .csv, .tsv, .json), itself or in a sub-folder a split, as COCO and Flickr are handed out,
+    with tars, with a text file beside each image, or with Parquet files; a Hub name. name, revision: configuration, and
+    branch, tag or commit, of a Hub set.
     Raises FileNotFoundError if there is no such source, ValueError if it cannot be read.
     """
     asked = Source(source, name, revision)

@@ -12,12 +12,20 @@ from itertools import pairwise
 from pathlib import Path
 
 from miniclip.common.printing import near_name
+from miniclip.data.formats import looks_like_image
 
 SPLIT_NAMES = ("train", "training", "validation", "val", "valid", "dev", "test", "testing", "eval")
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
-FILE_EXTENSIONS = (*TABLE_EXTENSIONS, ".parquet", ".tar")  # what bears one of these is no name of the Hub
+OBJECT_EXTENSIONS = (".json", ".token")  # tables, too, where they are named, or named as those that are handed out
+FILE_EXTENSIONS = (*TABLE_EXTENSIONS, *OBJECT_EXTENSIONS, ".parquet", ".tar")  # what ends so is no name of the Hub
 STREAMED = "data.streaming reads tars (.tar) and Parquet files (.parquet); set it to false for other data"
 
+# of COCO, Karpathy's splits, Flickr8k and Flickr30k, and JSON as metadata; of the last two also captions.txt
+_HANDED_OUT = re.compile(
+    rf"(captions(_\w+)?|metadata|annotations|labels|dataset(_coco|_flickr8k|_flickr30k)?|{'|'.join(SPLIT_NAMES)})\.json"
+    r"|captions\.txt|(?!.*lemma).*\.token(\.txt)?"
+)
+ANNOTATIONS = ("annotations", "flickr8k_text")  # folders beside those of the images
 _MOST = 1_000_000
 _LISTED = 20_000  # entries of a folder among which a near name is sought
 
@@ -80,21 +88,18 @@ class Source:
 
     @cached_property
     def tables(self) -> dict[str, Path]:
-        """Split -> CSV, TSV or JSONL file of the folder, or of its folders of splits; empty if it has none.
+        """Split -> CSV, TSV, JSONL or JSON file of the folder, or of its folders of splits; empty if it has none.
 
         Raises ValueError where it is unclear.
         """
-        if not self.is_folder:
-            return {}
-        if own := _only_table(self.path):
-            return own
-        found: dict[str, Path] = {}
-        for folder in sub_folders(self.path):
-            split = told_split(folder.name)
-            for table in _only_table(folder).values() if split is not None else ():
-                if found.setdefault(str(split), table) != table:
-                    raise ValueError(f"{found[str(split)]} and {table} are both for {split}; name one as the source")
-        return found
+        folder = self.path
+        while self.is_folder:
+            inside = sub_folders(folder)
+            found = _only_table(folder) or _tables_of_splits(inside)
+            if found or len(inside) != 1 or any(looks_like_image(name) for name in os.listdir(folder)):  # noqa: PTH208
+                return found
+            folder = inside[0]  # unpacked into a folder of its own
+        return {}
 
     @property
     def label(self) -> str:
@@ -123,12 +128,33 @@ def files_below(folder: Path, extensions: tuple[str, ...] = ("",)) -> list[str]:
 
 
 def _only_table(folder: Path) -> dict[str, Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLE_EXTENSIONS and p.suffix.lower() != ".txt")
-    named = [p for p in files if p.stem == "metadata"] or [p for p in files if p.stem == "labels"] or files
-    splits = {p.stem.lower() if len(named) > 1 else "train": p for p in named}
-    if set(splits) <= set(SPLIT_NAMES) and len(splits) == len(named):
-        return splits
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and "." in e.name and e.is_file())
+    tables = [n for n in names if n.lower().endswith(TABLE_EXTENSIONS) and not n.lower().endswith(".txt")]
+    if not tables:
+        stems = {name.rpartition(".")[0] for name in names if looks_like_image(name)}
+        tables = [n for n in names if _HANDED_OUT.fullmatch(n.lower()) and n.rpartition(".")[0] not in stems]
+    files = [folder / name for name in tables]
+    named = next(
+        (own for stem in ("metadata", "labels") if (own := [p for p in files if p.stem.lower() == stem])), files
+    )
+    splits = {told_split(p.stem) if len(named) > 1 else "train": p for p in named}
+    if None not in splits and len(splits) == len(named):
+        return {str(split): file for split, file in splits.items()}
     raise ValueError(f"{folder} holds several tables: {', '.join(p.name for p in named)}; name one as the source")
+
+
+def _tables_of_splits(folders: Iterable[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in folders:
+        split = told_split(folder.name)
+        inside = {} if split is None and folder.name.lower() not in ANNOTATIONS else _only_table(folder)
+        for name, table in inside.items():
+            if found.setdefault(split or name, table) != table:
+                raise ValueError(
+                    f"{found[split or name]} and {table} are both for {split or name}; name one as the source"
+                )
+    return found
 
 
 def told_split(name: str) -> str | None:
@@ -241,10 +267,9 @@ def _split_of(name: str, folders: Sequence[str]) -> str:
     for word in re.split(r"[^a-z]+", stem):
         if word in SPLIT_NAMES:
             return word
-    numbered = re.fullmatch(r"(\w+)-\d{5}-of-\d{5}", stem)  # how the Hub names the files of a split
-    if numbered is not None:
-        return numbered[1]
-    return next((told for folder in reversed(folders) if (told := told_split(folder))), "train")
+    numbered = re.fullmatch(r"(\w+)-\d{5}-of-\d{5}", stem)  # how the Hub names the files of a split, and Spark parts
+    rest = numbered[1] if numbered is not None and numbered[1] != "part" else "train"
+    return next((told for folder in reversed(folders) if (told := told_split(folder))), rest)
 
 
 def near_file(path: str | Path) -> str:
