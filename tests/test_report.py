@@ -16,15 +16,19 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import torch
 from markdown_it import MarkdownIt
 from PIL import Image
 from support.browsing import NASTY, Visits
 from support.reading import Words
 
 from miniclip.config import Config, load_config, load_config_file, save_config
+from miniclip.data.scenes.source import SceneSource
 from miniclip.evaluation import plots
+from miniclip.evaluation.galleries import write_sheets
 from miniclip.evaluation.report.write import write_report
 from miniclip.evaluation.result import Evaluation, entry, figures_json, header
+from miniclip.evaluation.retrieval import PairEmbeddings
 from miniclip.metrics.bootstrap import Figure
 from miniclip.models import create_model, resolve
 from miniclip.training.run_dir import append_metrics
@@ -152,7 +156,7 @@ def test_both_formats_say_the_same(both: tuple[Words, Words, str]) -> None:
     markdown, page, _ = both
     assert markdown.tables == page.tables and len(page.tables) > 10
     assert markdown.headings == page.headings and page.headings[0] == ["first"]
-    assert page.headings[1][:3] == ["Results", "Differences between models", "Training"]
+    assert page.headings[1][:4] == ["Results", "Pictures", "Differences between models", "Training"]
     assert markdown.lines["li"] == page.lines["li"] and len(markdown.sources) == len(page.sources) == 6
 
 
@@ -160,10 +164,11 @@ def test_what_it_says(both: tuple[Words, Words, str]) -> None:
     """Every task with intervals and chance; model and folder in the name, as there are several of both."""
     _, page, _ = both
     for start in (
-        "shape, runs/first, training|480|3|81.2 [79.0, 83.1]|-|-|-|3.2|33.3",
-        "flowers, runs/second, evaluation/flowers|480|3|81.2 [79.0, 83.1]",
-        "retrieval, runs/first, training|image -> text|100|31.0 [25.0, 35.0]",
-        "flowers, runs/first, evaluation/probe|60|90.0 [85.0, 95.0]|85.0 [80.0, 90.0]|50.0",
+        "shape, runs/first|480|3|81.2 [79.0, 83.1] (chance 33.3)|-|-|-",
+        "flowers, runs/second, flowers|480|3|81.2 [79.0, 83.1] (chance 33.3)",
+        "retrieval, runs/first|image -> text|100|31.0 [25.0, 35.0]|-|40.0 [25.0, 35.0] (chance 9.7)",
+        "flowers, runs/first, probe|60|90.0 [85.0, 95.0] (chance 50.0)|85.0 [80.0, 90.0] (chance 50.0)",
+        "shape, runs/first|480|3.2",
         # a larger error is worse; an interval that holds 0, or none, says nothing
         "runs/second|+3.8 [+1.0, +6.0] better|+2.0 [+1.0, +3.0] worse|+1.0 [-1.0, +3.0]|+1.0 [-, -]",
         f"parameters|{sum(p.numel() for p in create_model('tiny-vit').parameters()):,}",
@@ -172,13 +177,13 @@ def test_what_it_says(both: tuple[Words, Words, str]) -> None:
         "pairs a second|40.7",
         "unreadable images|1",
         "at step 120|loss 0.4167, loss over chance 0.08333, logit scale 26",  # 5 / 12
-        "last validation, %|flowers/top1 60.0, retrieval/image_to_text_median_rank 8.3",
+        "last validation, %: flowers|top-1 60.0",
+        "last validation, %: retrieval|image to text median rank 8.3",
         "training|shape|flowers|test|0123456789abcdef",
     ):
         row(page, start)
-    assert row(page, "retrieval, runs/first, training")[-1] == "9.7"
     assert any(["b", "10", "20.0", "50.0", "40.0", "c (8)"] in table for table in page.tables)
-    assert "shape, runs/first, training: no top-5" in page.lines["li"]
+    assert "shape, runs/first: no top-5" in page.lines["li"]
     for said in ("Finished: 120 steps.", "preset tiny-vit, embed dim 256, ", "max steps 120, "):
         assert said in page.text
     assert "batch size 256" in row(page, "data")[1] and row(page, "optimiser")[1].startswith("AdamW, lr 0.001, ")
@@ -195,12 +200,89 @@ def test_where_it_comes_from(whole: Path, both: tuple[Words, Words, str]) -> Non
     assert weights[1:] == [[name, f"weights of {name}"] for name in ("runs/first", "runs/second")]
     assert all((whole / "report" / source).is_file() for source in markdown.sources)
     shown = {"../confusion_shape.png", "../evaluation/probe/s.png", "../inspection/matrix.png"}
-    assert markdown.sources[0] == "curves.png" and shown <= set(markdown.sources)
+    assert {"curves.png", *shown} <= set(markdown.sources)
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     links = re.findall(r'<a href="([^"#]+)"', written)
     assert links == ["../examples.html", "../inspection/report.html"] == markdown.links
     first = [path.read_bytes() for path in write_report(whole)]
     assert first == [path.read_bytes() for path in write_report(whole)]  # the same each time
+
+
+def test_pictures_come_before_the_calibration(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    draw(run / "evaluation" / "flowers" / "calibration.png")
+    markdown, page, text = reported(run)
+    parts = page.headings[1]
+    assert markdown.headings[1] == parts and parts[4:6] == ["Classes and templates", "Calibration"]
+    places = [text.index(f'alt="{name}"') for name in ("examples.png", "report/curves.png")]
+    assert places == sorted(places) and places[-1] < text.index("ECE %") > text.index(
+        "evaluation/flowers/calibration.png"
+    )
+    assert text.index("ECE %") > text.index('class="number">recall %')
+
+
+def test_the_examples_of_a_retrieval_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its own page shows them: the same images, captions, marks and cosines; a stranger's page may hold anything."""
+    run, source = new_run(tmp_path / "run"), SceneSource("test", size=12, image_size=32)
+    texts = [f"<b>{text}" for k in range(12) for text in source.captions(k)[:2]]
+    image, owner = torch.eye(12), torch.arange(24) // 2
+    noise = torch.randn(24, 12, generator=torch.Generator().manual_seed(0))
+    pairs = PairEmbeddings(image, torch.nn.functional.normalize(image[owner] + noise, dim=1), texts, owner)
+    write_sheets(source, pairs, run, title="here")
+    _, page, text = reported(run)
+    sheet = Words((run / "examples.html").read_text())
+    assert [image["src"] for image in page.images[:4]] == [image["src"] for image in sheet.images[:4]]
+    assert [image["alt"] for image in page.images[:4]] == [source.name(k) for k in (0, 2, 3, 5)]
+    shown = [" ".join(line.split()) for line in page.lines["li"]]
+    assert shown == [" ".join(line.split()) for line in sheet.lines["li"][:20]] and len(shown) == 20
+    assert text.count('<li class="own">') == sum("✓" in line for line in shown) > 0
+    assert "own caption: rank" in text and "<b>an" not in text and "examples.html" in text
+
+    for bad in ("https://a.b/c.jpg", "data:image/svg+xml;base64,AAAA", "data:image/jpeg;base64,AAAA"):
+        evil = (
+            f'<article class="example"><img src="{bad}"><ol><li><span class="text"><script></script>x</span></li></ol>'
+        )
+        (run / "examples.html").write_text(evil)
+        _, page, text = reported(run)
+        assert bad not in text and "examples.html: " in page.lines["li"][-1] and "<script" not in text
+
+
+def test_training_data_are_marked_as_such(tmp_path: Path) -> None:
+    """By a split of that name, or the source that the model was trained on; not the run's own held-out split."""
+    run = new_run(tmp_path / "run", 3, "--data.source", "photos/", "--data.test_split", "mine")
+    cases: list[tuple[str, str, str, str]] = [
+        # kind, source, split -> the mark
+        ("retrieval", "photos", "test", ""),
+        ("retrieval", "photos", "mine", ""),
+        ("retrieval", "photos/", "train", "training data"),
+        ("zeroshot", str(Path.cwd() / "photos"), "train", "training data"),
+        ("zeroshot", "photos/train", "test", "training data"),
+        ("zeroshot", "photos/*.parquet", "all", "source of the training"),
+        ("retrieval", "photos/a.csv", "all", "source of the training"),
+        ("probe", "photos", "test", "source of the training"),
+        ("retrieval", "others", "train", "training split"),
+        ("zeroshot", "others/seg_train", "test", "training split"),
+        ("zeroshot", "others", "test", ""),
+        ("zeroshot", "photos2", "all", ""),
+        ("zeroshot", "shapes: shape", "test", ""),
+    ]
+    made = {"zeroshot": zero_shot, "retrieval": retrieved}
+    probed = evaluation("probe", "flowers", {"knn": Figure(0.5, 0.4, 0.6, 9)}, {"chance": 0.5})
+    for k, (kind, source, split, _) in enumerate(cases):
+        values = results("eval.py", made[kind]() if kind in made else probed)
+        values["results"][0]["data"] |= {"source": source, "split": split}
+        values["results"][0]["task"] = f"t{k}"
+        write(run / "evaluation" / f"{k:02}" / "results.json", values)
+        draw(run / "evaluation" / f"{k:02}" / "x.png")
+    markdown, page, text = reported(run)
+    assert markdown.tables == page.tables
+    names = [line[0] for table in page.tables for line in table]
+    for k, (*case, mark) in enumerate(cases):
+        assert f"t{k}, {k:02}" + f" ({mark})" * bool(mark) in names, case
+    for sentence in ("Training data: the model was", "Training split: what", "Source of the training: unless"):
+        assert text.count(sentence) == 1
+    shutil.rmtree(run / "evaluation")
+    assert "Training data" not in reported(run)[2]
 
 
 # Whatever state it is in
@@ -220,7 +302,7 @@ def test_a_run_is_reported_at_any_time(tmp_path: Path) -> None:
         assert re.search(expected, page.text) and re.search(expected, markdown.text)
         assert "Left out" not in page.headings[1]
         assert ("There are no results yet." in page.text) == (not finished)
-        assert ("flowers/top1 20.0" in page.text) == (lines == 5)  # of the last validation
+        assert ("%: flowerstop-1 20.0" in page.text) == (lines == 5)  # of the last validation
         assert ("curves.png" in markdown.sources) == (lines > 0) == (run / "report" / "curves.png").exists()
 
 
@@ -265,7 +347,7 @@ def test_what_is_damaged_is_named_and_the_rest_stands(whole: Path, tmp_path: Pat
         for words in reported(run)[:2]:
             assert words.headings[1][-1] == "Left out" and said in words.text, said
             cells = [cell for table in words.tables for line in table for cell in line]
-            assert cells.count("81.2 [79.0, 83.1]") + cells.count("90.0 [85.0, 95.0]") >= 2
+            assert sum(cell.startswith(("81.2 [79.0, 83.1]", "90.0 [85.0, 95.0]")) for cell in cells) >= 2
 
 
 def test_every_damaged_result_leaves_a_report(whole: Path, tmp_path: Path) -> None:
@@ -415,10 +497,12 @@ def test_text_of_the_data_stays_text(tmp_path: Path) -> None:
     shown = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in NAMES]
     assert markdown.tables == page.tables and markdown.headings == page.headings
     assert page.headings[0] == ["<b>run|*"]
-    assert [line[0] for line in page.tables[0][1:-1]] == [f"{name}, {name}, training" for name in shown]
+    named = [f"{name}, {name}" for name in shown]
+    named[0] += " (source of the training)"
+    assert [line[0] for line in page.tables[0][1:-1]] == named
     assert {line[0] for table in page.tables if table[0][0] == "class" for line in table[1:]} == set(shown)
     assert page.lines["li"] == markdown.lines["li"] and len(page.lines["li"]) == len(shown)  # notes
-    assert all(f"{name}, {name}, training: {name}" in page.lines["li"] for name in shown)
+    assert all(f"{name}: {own}" in page.lines["li"] for name, own in zip(named, shown, strict=True))
     for tag in ("script", "svg", "iframe", "object", "form", "base", "i", "b", "em", "strong", "del", "hr", "pre"):
         assert tag not in page.tags and tag not in markdown.tags
     for words in (markdown, page):

@@ -16,7 +16,15 @@ from rich.console import Console
 from miniclip.common.console import open_console, show_table, write_json
 from miniclip.common.printing import printable
 from miniclip.evaluation.result import Evaluation, difference, entry, header, lower_is_better, to_json, words_of
-from miniclip.evaluation.tables import class_tables, evaluation_tables, print_differences, print_evaluations, show
+from miniclip.evaluation.tables import (
+    calibration_table,
+    chance,
+    class_tables,
+    evaluation_tables,
+    print_differences,
+    print_evaluations,
+    show,
+)
 from miniclip.metrics.bootstrap import Figure
 
 NAN = math.nan
@@ -76,8 +84,35 @@ def test_zero_shot_table() -> None:
     relation = evaluation("zeroshot", {"top1": Figure(0.6, 0.5, 0.7, 10)}, {"chance": 0.5})
     assert "relation 10 - 60.0 [50.0, 70.0] - - - - 50.0" in printed(print_evaluations, {"relation": relation})
     (table,) = evaluation_tables([("a", swapped_colours())], intervals=True)  # where there is room
-    cells = "a|11|4|27.3 [0.0, 54.5]|-|33.3 [30.0, 40.0]|12.3 [10.0, 20.0]|4.6 [1.0, 10.0]|25.0"
+    cells = "a|11|4|27.3 [0.0, 54.5] (chance 25.0)|-|33.3 [30.0, 40.0] (chance 25.0)|12.3 [10.0, 20.0]"
     assert table.rows == [tuple(cells.split("|"))]
+    assert calibration_table([("a", swapped_colours()), ("b", found_pairs())]).rows == [("a", "11", "4.6 [1.0, 10.0]")]
+
+
+def test_chance_stands_beside_each_figure_that_has_one() -> None:
+    """5 of 8 classes by chance; a probe's figures are all shares of the right ones; an old file lacks R@1."""
+    figures = {name: Figure(0.5, NAN, NAN, 40) for name in ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")}
+    eight = evaluation("zeroshot", figures, {"chance": 1 / 8, "classes": list("abcdefgh")})
+    pairs, probe = found_pairs(), evaluation("probe", {"knn": Figure(0.5, 0.4, 0.6, 9)}, {"chance": 0.1})
+    pairs.details["chance_text_to_image_r5"] = 0.05
+    tables = evaluation_tables([("a", eight), ("b", pairs), ("c", probe)], intervals=True)
+    half = "50.0 (chance 12.5)"
+    recalls = [
+        ("11.0 [1.0, 21.0]", "22.0 [12.0, 32.0]", "33.0 [23.0, 43.0] (chance 7.7)"),
+        ("44.0 [34.0, 54.0]", "55.0 [45.0, 65.0] (chance 5.0)", "66.0 [56.0, 76.0] (chance 10.0)"),
+    ]
+    assert [table.rows for table in tables] == [
+        [("a", "40", "8", half, "50.0 (chance 62.5)", half, "50.0")],
+        [
+            ("b", "image -> text", "100", *recalls[0], "7.5 [7.4, 7.6]", "12.3 [12.2, 12.4]", "15.5 [5.5, 25.5]"),
+            ("", "text -> image", "500", *recalls[1], "4 [3.9, 4.1]", "5.7 [5.6, 5.8]", "50.0 [40.0, 60.0]"),
+        ],
+        [("c", "9", "50.0 [40.0, 60.0] (chance 10.0)")],
+    ]
+    assert not any("chance" in column for table in tables for column in table.columns)
+    three = evaluation("zeroshot", figures, {"chance": 1 / 3, **swapped_colours().details})
+    assert chance(three, "top5") == 1 and chance(three, "fpr95_entropy") == 0.95 and chance(three, "ece") is None
+    assert class_tables(three)[0].title == "by class (chance 25.0 %)"
 
 
 def test_tables_of_other_kinds() -> None:

@@ -65,38 +65,69 @@ def _print(console: Console, *tables: Table) -> None:
 def evaluation_tables(rows: Sequence[tuple[str, Evaluation]], title: str = "", intervals: bool = False) -> list[Table]:
     """Of rows and what they are called: one a kind, and one of the scores of foreign images.
 
-    intervals: of every figure, not only of the main ones.
+    intervals: of every figure, not only of the main ones, and chance beside each where it is known; the calibration,
+    which does not say how much is right, is then left to `calibration_table`.
     """
     tables = []
     for kind, name in _KINDS.items():
         if own := [row for row in rows if row[1].kind == kind]:
             tables.append(_table(kind, title or name, own, intervals))
-    foreign = [(name, result.figures) for name, result in rows if "auroc_entropy" in result.figures]
+    foreign = [(name, result) for name, result in rows if "auroc_entropy" in result.figures]
     if foreign:
-        lines = [(name, *(show(key, figures.get(key)) for key in _FOREIGN)) for name, figures in foreign]
+        lines = [(name, *(_beside_chance(result, key, intervals) for key in _FOREIGN)) for name, result in foreign]
         tables.append(Table("none of these classes?", ("", *_FOREIGN.values()), lines))
     return tables
+
+
+def calibration_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
+    """Of those that have it."""
+    found = [(name, result.figures["ece"]) for name, result in rows if "ece" in result.figures]
+    return Table("", ("", "images", "ECE %"), [(name, str(figure.n), show("ece", figure)) for name, figure in found])
+
+
+def chance(result: Evaluation, figure: str) -> Any:
+    """The figure of a model that knows nothing, in [0, 1]; None where that is not known."""
+    if result.kind == "retrieval":
+        return result.details.get(f"chance_{figure}")
+    one: Any = result.details.get("chance")
+    if figure in _FOREIGN:
+        return 0.5 if "auroc" in figure else 0.95
+    if figure == "top5":
+        return min(1.0, 5 * one) if is_number(one) else None
+    return one if figure in ("top1", "balanced_accuracy") or result.kind == "probe" else None
 
 
 def _table(kind: str, title: str, rows: Sequence[tuple[str, Evaluation]], intervals: bool) -> Table:
     """A row for each result; two of retrieval, one a direction."""
     columns = _COLUMNS.get(kind) or list(dict.fromkeys(name for _, result in rows for name in result.figures))
+    columns = [name for name in columns if not (intervals and name == "ece")]
     headings = [words_of(name).removesuffix(" accuracy") + " %" * (not is_rank(name)) for name in columns]
-    chance_of = {"zeroshot": "chance %", "retrieval": "chance R@10 %"}.get(kind, "chance %" if intervals else "")
+    chance_of = "" if intervals else {"zeroshot": "chance %", "retrieval": "chance R@10 %"}.get(kind, "")
     lines = []
     for name, result in rows:
         for way in ("image_to_text", "text_to_image") if kind == "retrieval" else ("",):
-            found = {key: result.figures.get(f"{way}_{key}" if way else key) for key in columns}
-            about = [next((str(figure.n) for figure in found.values() if figure), "-")]
+            names = {key: f"{way}_{key}" if way else key for key in columns}
+            counts = [str(result.figures[name].n) for name in names.values() if name in result.figures]
+            about = counts[:1] or ["-"]
             if way:
                 about.insert(0, way.replace("_to_", " -> "))
             elif kind == "zeroshot":
                 about.append(str(len(result.details["classes"])) if "classes" in result.details else "-")
-            shown = [show(k, v, intervals or kind == "probe" or k in ("top1", "r10")) for k, v in found.items()]
-            chance = percent(result.details.get(f"chance_{way}_r10" if way else "chance"))
-            lines.append(("" if way == "text_to_image" else name, *about, *shown, *[chance] * bool(chance_of)))
+            if intervals:
+                shown = [_beside_chance(result, name) for name in names.values()]
+            else:
+                main = columns if kind == "probe" else ("top1", "r10")
+                shown = [show(key, result.figures.get(name), key in main) for key, name in names.items()]
+            shown += [percent(chance(result, f"{way}_r10" if way else "top1"))] * bool(chance_of)
+            lines.append(("" if way == "text_to_image" else name, *about, *shown))
     about = {"zeroshot": ["images", "classes"], "retrieval": ["direction", "queries"], "probe": ["images"]}[kind]
     return Table(title, ("", *about, *headings, *[chance_of] * bool(chance_of)), lines)
+
+
+def _beside_chance(result: Evaluation, name: str, beside: bool = True) -> str:
+    """A figure with its interval, and chance behind it."""
+    shown, by_chance = show(name, result.figures.get(name)), value_text(name, chance(result, name))
+    return f"{shown} (chance {by_chance})" if beside and "-" not in (shown, by_chance) else shown
 
 
 def class_tables(result: Evaluation) -> list[Table]:
@@ -104,10 +135,10 @@ def class_tables(result: Evaluation) -> list[Table]:
     per_class, confusion = result.details.get("per_class"), result.details.get("confusion")
     if not per_class or not confusion:
         return []
-    shown, title = list(range(len(per_class))), "by class"
+    shown, title = list(range(len(per_class))), f"by class{_told_chance(result)}"
     if len(per_class) > _SHOWN_CLASSES:
         order = sorted((k for k in shown if is_number(per_class[k]["f1"])), key=lambda k: -per_class[k]["f1"])
-        shown, title = order[:10] + order[10:][-10:], f"by class: the ten best and the ten worst of {len(shown)}, by F1"
+        shown, title = order[:10] + order[10:][-10:], f"{title}: the ten best and the ten worst of {len(shown)}, by F1"
     lines = []
     for k in shown:
         row, wrong = per_class[k], [count if j != k else 0 for j, count in enumerate(confusion[k])]
@@ -129,7 +160,12 @@ def template_tables(result: Evaluation) -> list[Table]:
     lines = [(row["template"], percent(row["top1"])) for row in ends]
     spread = f"{percent(statistics.mean(values))} ± {percent(statistics.stdev(values))}"
     lines += [("mean ± deviation", spread), ("all together", show("top1", result.figures.get("top1"), False))]
-    return [Table(f"by template, {len(ordered)}", ("template", "top-1 %"), lines)]
+    return [Table(f"by template, {len(ordered)}{_told_chance(result)}", ("template", "top-1 %"), lines)]
+
+
+def _told_chance(result: Evaluation) -> str:
+    by_chance = percent(chance(result, "top1"))
+    return "" if by_chance == "-" else f" (chance {by_chance} %)"
 
 
 def difference_table(rows: Sequence[tuple[str, Mapping[str, Figure]]], than: str, verdict: bool = False) -> Table:

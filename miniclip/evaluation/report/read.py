@@ -16,6 +16,7 @@ from PIL import Image
 from miniclip.common.printing import printable
 from miniclip.common.runs import did_you_mean_run
 from miniclip.data.images import MAX_PIXELS
+from miniclip.evaluation.report.examples import Example, examples
 from miniclip.evaluation.result import Evaluation, is_number
 from miniclip.evaluation.tables import Table, class_tables, difference_table, evaluation_tables, template_tables
 from miniclip.metrics.bootstrap import Figure
@@ -48,7 +49,8 @@ class Result(NamedTuple):
 class Run:
     """A run as it is found. sources: what each results.json holds, by its folder, "training" for the run's own.
 
-    written: when the last line of metrics was. left_out: file and why, a line each. Raises ValueError if it is no run.
+    pages: HTML files, with the examples in them. written: when the last line of metrics was. left_out: file and why, a
+    line each. Raises ValueError if it is no run.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -75,7 +77,8 @@ class Run:
         files = [name for folder in (*folders, "inspection/") for name in self._find(folder, "*", strict=False)]
         pngs = [self.attempt(name, self.png, name) for name in files if name.endswith(".png")]
         self.images = [png for png in pngs if png]
-        self.pages = [name for name in files if name.endswith(".html") and self._is_inside(name)]
+        pages = [name for name in files if name.endswith(".html") and self._is_inside(name)]
+        self.pages = {name: self.attempt(name, self._examples, name) or [] for name in pages}
 
     def attempt(self, place: str, read: Callable[..., T], *arguments: Any) -> T | None:
         """What read returns; None, and a line in left_out, where it fails."""
@@ -95,6 +98,10 @@ class Run:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.load()
         return PNG(name, content, image.size)
+
+    def _examples(self, name: str) -> list[Example]:
+        is_sheet = name.rpartition("/")[2] == "examples.html"
+        return examples(self._content(name).decode("utf-8", "replace")) if is_sheet else []
 
     def _is_inside(self, name: str) -> bool:
         return Path(os.path.realpath(self.directory / name)).is_relative_to(self.directory)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -16,26 +16,45 @@ from markupsafe import Markup
 from miniclip.common.console import is_words
 from miniclip.common.page import data_uri, render, render_page
 from miniclip.common.printing import printable
-from miniclip.evaluation.report.read import PNG, Run
+from miniclip.data.tables.source import told_split
+from miniclip.evaluation.report.examples import Example
+from miniclip.evaluation.report.read import PNG, Result, Run
 from miniclip.evaluation.result import is_number, words_of
-from miniclip.evaluation.tables import Table, evaluation_tables, value_text
+from miniclip.evaluation.tables import Table, calibration_table, chance, evaluation_tables, percent, value_text
+
+if TYPE_CHECKING:
+    from miniclip.config import Config
 
 _FOLDER = "report"  # in the run
 # options that are told even where they are the defaults
 _TOLD = ("preset", "source", "batch_size", "name", "positives", "lr", "schedule", "weight_decay", "precision")
 _WORDS = {"train_seconds": "seconds", "samples_per_s": "pairs a second"}
+_CALIBRATION = "How far the probability of the chosen class is from how often it is right: 0 is best."
+_TRAINED_ON = {
+    "training data": "Training data: the model was trained on these images; it says little of new ones.",
+    "training split": "Training split: what others publish of that data are figures of its test split.",
+    "source of the training": "Source of the training: unless it has a split of its own, these were trained on.",
+}
 _LOGGED = ("loss", "loss_over_chance", "logit_scale", "grad_norm")
 
 
+class Page(NamedTuple):
+    """An HTML file of the run. mark: whether it shows training data. examples: what is shown of it."""
+
+    name: str
+    mark: str
+    examples: Sequence[Example]
+
+
 class Section(NamedTuple):
-    """A heading and what stands below it: a remark, tables, sentences, images, and HTML files to look through."""
+    """A heading and what stands below it: a remark, HTML files to look through, images, tables and sentences."""
 
     title: str
     text: str = ""
+    pages: Sequence[Page] = ()
+    images: Sequence[PNG] = ()
     tables: Sequence[Table] = ()
     items: Sequence[str] = ()
-    images: Sequence[PNG] = ()
-    pages: Sequence[str] = ()
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
@@ -58,8 +77,8 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         curves_png(run.lines, curves, run.directory.name)
         drawn = run.png(f"{_FOLDER}/{curves.name}")
     told = {"title": run.directory.name or "run", "status": _status(run), "sections": _sections(run, drawn)}
-    helpers = {"is_words": is_words, "address": _address, "label": _label, "line": _line}
-    values: dict[str, Any] = {**told, **helpers, "embedded": lambda image: data_uri(image.content, "png")}
+    helpers = {"is_words": is_words, "remark": _remark, "address": _address, "label": _label, "line": _line}
+    values: dict[str, Any] = {**told, **helpers, "embedded": data_uri}
     here = Path(__file__)
     markdown.write_text(render(here.with_name("report.md"), _inline, **values), encoding="utf-8")
     page.write_text(render_page(here.with_name("report.html"), **values), encoding="utf-8")
@@ -67,29 +86,71 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
 
 
 def _sections(run: Run, curves: PNG | None) -> list[Section]:
-    """In the order in which a reader asks: how good, how trained, what is confused, where it comes from."""
-    models, folders = ({one.model for one in run.results}, {one.folder for one in run.results})
+    """In the order in which a reader asks: how good, how it looks, how trained, what is confused, where it is from."""
+    several = len({one.model for one in run.results}) > 1
+    marks: dict[str, str] = {}  # by folder
     rows, details = [], []
     for result in run.results:
-        name = result.evaluation.task
-        name += f", {result.model[0]}" if len(models) > 1 else ""
-        name += f", {result.folder}" if len(folders) > 1 else ""
+        own = "" if result.folder == "training" else result.folder.removeprefix("evaluation/")
+        told = (result.evaluation.task, _model(run, result) if several else "", own)
+        name = ", ".join(word for word in told if word)
+        if mark := training_data(run.config, result):
+            marks[result.folder] = mark
+            name += f" ({mark})"
         rows.append((name, result.evaluation))
         details += [table._replace(title=f"{name}, {table.title}") for table in result.details]
     notes = dict.fromkeys(f"{name}: {note}" for name, result in rows for note in result.notes)
-    read = "In square brackets: 95 % interval, as other images of the same kind would give."
-    read = read if rows else "There are no results yet."
+    read = ["In square brackets: 95 % interval, as other images of the same kind would give."] if rows else []
+    read += [_TRAINED_ON[mark] for mark in _TRAINED_ON if mark in marks.values()]
     lacking = "" if curves else "There are no curves: metrics.jsonl holds no step."
+    pages = [Page(name, marks.get(name.rpartition("/")[0], ""), found) for name, found in run.pages.items()]
+    calibrated = [image for image in run.images if "calibration" in image.name]
+    tables = [table for table in [calibration_table(rows)] if table.rows]
     sections = [
-        Section("Results", read, evaluation_tables(rows, intervals=True), list(notes)),
+        Section(
+            "Results",
+            " ".join(read) or "There are no results yet.",
+            tables=evaluation_tables(rows, intervals=True),
+            items=list(notes),
+        ),
+        Section("Pictures", pages=pages, images=[image for image in run.images if image not in calibrated]),
         Section("Differences between models", tables=run.differences),
-        Section("Training", lacking, _facts(run), images=[curves] if curves else []),
+        Section("Training", lacking, images=[curves] if curves else [], tables=_facts(run)),
         Section("Classes and templates", tables=details),
-        Section("Images", images=run.images, pages=run.pages),
+        Section("Calibration", _CALIBRATION if tables else "", images=calibrated, tables=tables),
         Section("Where it comes from", tables=_origins(run)),
         Section("Left out", "What could not be used, and why:" if run.left_out else "", items=run.left_out),
     ]
     return [section for section in sections if any(section[1:])]
+
+
+def _model(run: Run, result: Result) -> str:
+    """Its name, of a part of the run below that; nothing for the run itself."""
+    name = Path(os.path.realpath(result.model[0]))
+    within = name.is_relative_to(run.directory)
+    return str(name.relative_to(run.directory)).removeprefix(".") if within else result.model[0]
+
+
+def training_data(config: Config | None, result: Result) -> str:
+    """A key of _TRAINED_ON if the images may be ones that the model has seen in training, else nothing.
+
+    Told from the names alone: those of the run's own held-out split are new to it, whoever evaluates.
+    """
+    source, split, _ = result.data
+    place, data = _place(source), config.data if config else None
+    trained_on = [_place(one) for one in data.sources] if data else []
+    known = any(place == one or place in one.parents or one in place.parents for one in trained_on)
+    words = {told_split(split), told_split(place.name)} - {None}
+    if any(str(word).startswith("train") for word in words) or (known and data and split == data.train_split):
+        return "training data" if known else "training split"
+    held_out = words or (data and split in (data.validation_split, data.test_split))
+    return "source of the training" if known and not (result.evaluation.kind == "retrieval" and held_out) else ""
+
+
+def _place(source: str) -> Path:
+    """A file or folder as an absolute path, of a pattern its folder; nothing is looked up."""
+    fixed = re.split(r"[*?{]", source)[0]
+    return Path(source if fixed == source else fixed.rpartition("/")[0] or source).absolute()
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -135,10 +196,20 @@ def _facts(run: Run) -> list[Table]:
         logged = [f"{key.replace('_', ' ')} {last[key]:.4g}" for key in _LOGGED if key in last]
         rows.append((f"at step {last['step']:,.0f}", ", ".join(logged)))
     found = {key.removeprefix("eval/"): line[key] for line in run.lines for key in line if key.startswith("eval/")}
-    if found:
-        figures = [f"{key} {value_text(key, value)}" for key, value in found.items()]
-        rows.append(("last validation, %", ", ".join(figures)))
+    validated: dict[str, list[str]] = {}
+    for key, share in found.items():
+        task, _, figure = key.rpartition("/")
+        said = f"{words_of(figure)} {value_text(figure, share)}{_by_chance(run, task, figure)}"
+        validated.setdefault(task, []).append(said)
+    rows += [(f"last validation, %: {task}", ", ".join(told)) for task, told in validated.items()]
     return [Table("", ("", "what it is"), rows)] if rows else []
+
+
+def _by_chance(run: Run, task: str, figure: str) -> str:
+    """Of a validation, which has the classes of the final tables, though not as many pairs."""
+    own = (result.evaluation for result in run.results if (result.folder, result.evaluation.task) == ("training", task))
+    by_chance = next((chance(one, figure) for one in own if one.kind != "retrieval"), None)
+    return "" if by_chance is None else f" (chance {percent(by_chance)})"
 
 
 def _options(section: Any) -> str:
@@ -178,6 +249,12 @@ def _origins(run: Run) -> list[Table]:
         Table("fingerprints of what was read", ("from", "task", "data", "split", "fingerprint"), list(data)),
     ]
     return [table for table in tables if table.rows]
+
+
+def _remark(cell: Any) -> tuple[str, str]:
+    """A cell without the chance or the mark of training data at its end, and that, which the page sets apart."""
+    found = re.fullmatch(rf"(.*) (\((?:chance [\d.]+|{'|'.join(_TRAINED_ON)})\))", str(cell))
+    return (found[1], found[2]) if found else (cell, "")
 
 
 def _address(name: str) -> Markup:
