@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.files import png, samples, write_csv, write_images, write_parquet, write_tar
+from support.files import png, samples, write_classes, write_csv, write_images, write_parquet, write_tar
 from support.models import tiny_model
 from support.opened import opened
 
@@ -16,6 +16,7 @@ from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import TooManyBad
+from miniclip.data.labelled import open_labelled
 from miniclip.data.subset import readable
 from miniclip.evaluation.encode import EncodeOptions, encode_readable
 from miniclip.inspection.sample import draw
@@ -95,6 +96,22 @@ def test_a_row_without_a_caption_counts_among_the_rows_of_all_splits(tmp_path: P
     assert len(opened(table, "test")) == HELD_OUT - 1
     with pytest.raises(TooManyBad, match=r"1 of 199 images cannot be used \(split test\).*line 197: no text"):
         opened(table, "test", max_bad_fraction=0.005)
+
+
+@pytest.mark.parametrize("kind", ["folders", "table"])
+def test_labelled_images_count_in_all_splits(kind: str, tmp_path: Path) -> None:
+    for split, first, last in (("train", 0, TRAIN), ("test", TRAIN, TRAIN + HELD_OUT)):
+        write_classes(tmp_path / split, even=range(first, last, 2), odd=range(first + 1, last, 2))
+    (tmp_path / "test" / "odd" / f"{BROKEN}.png").write_bytes(CUT)
+    data = tmp_path
+    if kind == "table":
+        files = [str(file.relative_to(data)) for file in sorted(data.glob("*/*/*.png"))]
+        rows = [("file_name", "label", "split"), *((f, f.split("/")[1], f.split("/")[0]) for f in files)]
+        write_csv(data / "labels.csv", rows)
+    source = open_labelled(data, split="test")
+    assert len(source) == HELD_OUT and len(readable(source, 0.01)) == HELD_OUT - 1
+    with pytest.raises(TooManyBad, match=r"1 of 199 images cannot be used \(split test\)"):
+        readable(source, 0.005)
 
 
 def test_training_and_evaluation_allow_the_same() -> None:

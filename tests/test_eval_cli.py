@@ -525,11 +525,13 @@ def test_unreadable_images_are_named_or_left_out(checkpoint: str, tmp_path: Path
     write_jsonl(pairs / "metadata.jsonl", rows)
     for image in (labelled / "red" / "1.png", pairs / "2.png"):
         image.write_bytes(image.read_bytes()[:45])
-    base = f"--checkpoint {checkpoint} --data {labelled}"
+    base, own = (f"--checkpoint {checkpoint} --data {data}" for data in (labelled, pairs))
     for words, message in (
-        (f"zeroshot {base}", "1 of 9"),
+        (f"zeroshot {base}", "1 of 9 images cannot be used, more than --max_bad_fraction=0.01 allows"),
+        (f"retrieval {own} --caption_column txt", "no column txt (--caption_column)"),
+        (f"retrieval {own} --split tset", "set --split to one of"),
         (f"zeroshot {base} --max_bad_fraction 0", "red/1.png"),
-        (f"retrieval --checkpoint {checkpoint} --data {pairs}", "2.png"),
+        (f"retrieval {own}", "2.png"),
         (f"zeroshot {base} --max_bad_fraction 0.05", "1 of 9"),
     ):
         assert message in refused(f"{words} --out {out}".split(), capsys) and not out.exists()

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
         return refused(program, f"{meant}; choose from {', '.join(typed)}; see {program} --help")
     try:
         options = at_home(vars(_parser(program).parse_args(words)[command]))
+        names = set(options)
         action = partial(_COMMANDS.get(command, evaluate), **options)
         if command in TASKS:
             own = {field.name: options.pop(field.name) for field in fields(TASKS[command]) if field.init}
@@ -77,8 +78,9 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
         said = re.sub(rf"\b{command}\.(?=\w)", "" if command == "report" else "--", said)
         return refused(program, f"{said}; see {program} {command} --help")
     if "batch_size" not in options or command == "audit":
-        return exit_code(program, action)
-    return exit_code(program, action, f"use --batch_size {max(1, options['batch_size'] // 2)}, or --precision bf16")
+        return exit_code(program, action, options=names)
+    less_memory = f"use --batch_size {max(1, options['batch_size'] // 2)}, or --precision bf16"
+    return exit_code(program, action, less_memory, names)
 
 
 def _parser(program: str) -> ArgumentParser:

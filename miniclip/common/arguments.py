@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -133,19 +133,42 @@ def refused(program: str, message: str, advice: str = "") -> int:
     return 2
 
 
-def exit_code(program: str, action: Callable[[], None], less_memory: str = "use a smaller set, or more memory") -> int:
-    """Run a command: 0, 2 after one line on stderr for what cannot be done as asked, or 130 if it was interrupted."""
+def exit_code(
+    program: str,
+    action: Callable[[], int | None],
+    less_memory: str = "use a smaller set, or more memory",
+    options: Collection[str] = (),
+) -> int:
+    """Run a command: what it returns, or 0; 2 after one line on stderr for what cannot be done as asked; 130 if it was
+    interrupted. options: of the command, which that line names as they are typed."""
     say_once()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
     try:
         with advised(less_memory):
-            action()
+            return action() or 0
     except (ValueError, OSError, MemoryError) as error:
-        return refused(program, str(error))
+        return refused(program, as_typed(str(error), options))
     except KeyboardInterrupt:
         return 130
-    return 0
+
+
+# what reads data names the keys of a configuration; commands with options of their own call some of them otherwise
+_READING = (
+    *("source", "name", "revision", "image_column", "caption_column", "max_bad_fraction"),
+    *("train_split", "validation_split", "test_split"),
+)
+_CALLED = {"source": "data", "test_split": "split"}
+
+
+def as_typed(message: str, options: Collection[str]) -> str:
+    """data.caption_column is --caption_column where a command has that option."""
+
+    def typed(found: re.Match[str]) -> str:
+        name = found[1] if found[1] in options else _CALLED.get(found[1], "")
+        return f"--{name}" if name in options else found[0]
+
+    return re.sub(rf"\bdata\.({'|'.join(_READING)})\b", typed, message)
 
 
 def out_of_memory(error: Exception) -> bool:

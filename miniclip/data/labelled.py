@@ -16,7 +16,7 @@ from miniclip.data.captioned import ImageSource, LabelledSource
 from miniclip.data.classes import find_known, name_classes, sorted_keys, spoken, wordless
 from miniclip.data.folders import Layout, class_folders, read_layout
 from miniclip.data.formats import extensions, note_left_out
-from miniclip.data.splits import ALIASES, Part, choose_split, read_parts
+from miniclip.data.splits import ALIASES, Part, choose_split, count_images, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_in, images_of
@@ -75,13 +75,14 @@ def open_labelled(
     source, path = str(path_or_name), Path(path_or_name).expanduser()
     at_least = None if image_size is None else 2 * image_size
     if _holds_folders(path):
-        keys, labels, images = _read_folders(path, split, at_least)
+        keys, labels, images, told, whole = _read_folders(path, split, at_least)
         rows, holds = np.arange(len(labels)), ""
     else:
         parts = read_parts(source, name, image_column, "image_column", revision)
-        chosen = parts[choose_split(parts, split, source)]
-        table, rows = chosen
+        told = choose_split(parts, split, source)
+        table, rows = chosen = parts[told]
         image = find_image_column(table, image_column, "image_column")
+        whole = sum(count_images(part, image) for part in parts.values())
         column = find_label_column(table, label_column, image)
         images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
         keys, labels = _read_labels(list(parts.values()), chosen, column)
@@ -101,7 +102,7 @@ def open_labelled(
             log.warning(
                 "%s: class names are cleaned for prompts: %s; --classnames says others", source, first_few(changed)
             )
-    return LabelledImages(images, rows, labels, said, names, templates)
+    return LabelledImages(images, rows, labels, said, names, templates, split=told, whole=whole)
 
 
 def open_images(path_or_name: str | Path, *, split: str = "test", image_size: int | None = None) -> ImageSource:
@@ -192,10 +193,13 @@ def _prompting(
     return names, None if known is None else known.templates
 
 
-def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[str], np.ndarray, ImageColumn]:
-    """What the classes are called, in order; of each image the place in it; and the images."""
+def _read_folders(
+    root: Path, split: str, at_least: int | None
+) -> tuple[list[str], np.ndarray, ImageColumn, str, int]:
+    """What the classes are called, in order; of each image the place in it; the images; the source's word for the
+    split, empty if it has none; and how many images there are in all splits."""
     layout = _labelled_layout(root)
-    chosen = layout.classes
+    chosen, told = layout.classes, ""
     if layout.splits:
         bare = next((name for name in (split, *ALIASES.get(split, ())) if name in layout.unlabelled), None)
         if bare is not None:
@@ -203,7 +207,8 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
                 f"{root} has no folders of classes in its split {bare!r} ({layout.unlabelled[bare]}), so that its "
                 f"images have no labels; choose one of {', '.join(layout.splits)}, or take `eval.py classify`"
             )
-        chosen = layout.splits[choose_split(layout.splits, split, str(root))]
+        told = choose_split(layout.splits, split, str(root))
+        chosen = layout.splits[told]
     if len(chosen) < 2:
         raise ValueError(
             f"{root} has {len(chosen)} sub-folders; expected one a class, with images in it "
@@ -223,7 +228,9 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
         raise ValueError(f"class folder {empty} holds no image ({', '.join(extensions())}); fill or remove it")
     paths = [path for key in keys for path in inside.get(key, ())]
     labels = [label for label, key in enumerate(keys) for _ in inside.get(key, ())]
-    return keys, np.array(labels), images_in(root, paths, at_least)
+    others = (folder for name, folders in layout.splits.items() if name != told for folder in folders)
+    whole = len(paths) + sum(len(files_below(folder, extensions())) for folder in others)
+    return keys, np.array(labels), images_in(root, paths, at_least), told, whole
 
 
 def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list[Any], np.ndarray]:

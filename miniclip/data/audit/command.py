@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = at_home(vars(parser.parse_args(data_words(arguments))))
     except ArgumentError as error:
         return refused("audit", f"{refusal(error, audit)}; see {program} --help")
-    return exit_code("audit", lambda: audit(**options))
+    return exit_code("audit", lambda: audit(**options), options=options)
 
 
 def audit(
