@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from support.files import encoded, write_csv, write_parquet, write_tar
 
 from miniclip.cli.eval import main as eval_main
+from miniclip.cli.train import train_main
 from miniclip.data.audit import figures
 from miniclip.data.audit.command import audit, main
 
@@ -242,7 +244,7 @@ def test_what_the_readers_say_is_in_the_notes(tmp_path: Path) -> None:
     values = found(tmp_path / "held out")
     assert [s["split"] for s in values["splits"]] == ["validation", "test"] and values["collisions"] is None
     assert counts(values, "validation", "test")[0] == 2
-    assert any(note.startswith("train: ") for note in values["notes"])
+    assert any("has no split 'train'" in said for said in values["refused"])
 
 
 def test_limit_and_blocks(planted: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +260,7 @@ def test_limit_and_blocks(planted: Path, result: dict[str, Any], monkeypatch: py
 def test_outputs(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(planted), "--context_length", "8", "--batch_size", "4"]
     target, drawing = tmp_path / "audit.json", tmp_path / "audit.png"
-    assert main([*options, "--json", str(target), "--png", str(drawing)]) == 0
+    assert main([*options, "--json", str(target), "--png", str(drawing)]) == 1  # training would refuse it
     shown = capsys.readouterr()
     assert not set("\x1b\x9b") & set(shown.out + shown.err)
     for part in (
@@ -280,7 +282,7 @@ def test_outputs(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         pixels = np.asarray(png.convert("RGB")).astype(int)
     # the leaked image is in it: so many colours are in no chart
     assert len(np.unique(pixels.reshape(-1, 3) // 8, axis=0)) > 1000
-    assert eval_main(["audit", *options, "--json", str(target)]) == 0
+    assert eval_main(["audit", *options, "--json", str(target)]) == 1
     assert capsys.readouterr().out == shown.out and target.read_text() == text
 
 
@@ -307,6 +309,93 @@ def test_usage(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out, error = capsys.readouterr()
         assert out == "" and error.startswith("audit: error: ") and error.count("\n") == 1
         assert said in error and "\x1b" not in error
+
+
+Rows = list[tuple[str, str, str]]  # file, caption, split
+
+
+def rows_of(train: int, validation: int = 4, test: int = 4) -> Rows:
+    counts = {"train": train, "validation": validation, "test": test}
+    return [(f"{split}{i}.jpg", f"{split} {i}", split) for split, count in counts.items() for i in range(count)]
+
+
+def broken(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"x")
+
+
+def few(folder: Path) -> Rows:
+    return rows_of(train=6)
+
+
+def unsaid(folder: Path) -> Rows:
+    return [(file, "" if file == "train3.jpg" else text, split) for file, text, split in rows_of(12)]
+
+
+def bad_train(folder: Path) -> Rows:
+    broken(folder, "train1.jpg", "train2.jpg")
+    return rows_of(12)
+
+
+def bad_test(folder: Path) -> Rows:
+    broken(folder, "test2.jpg")
+    return rows_of(12)
+
+
+def no_test(folder: Path) -> Rows:
+    broken(folder, "test0.jpg")
+    return rows_of(200, 4, 1)
+
+
+def nearly_few(folder: Path) -> Rows:
+    broken(folder, "train0.jpg")
+    return rows_of(8, 150)
+
+
+def nothing_left_for_validation(folder: Path) -> Rows:
+    return rows_of(1, 0, 3)
+
+
+def no_train(folder: Path) -> Rows:
+    return rows_of(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (few, "has 6 images in split 'train', fewer than data.batch_size=8; use a batch of at most 6"),
+        (unsaid, "1 of 20 images cannot be used (split train), more than data.max_bad_fraction=0.01 allows: "),
+        (bad_train, "2 of 20 images cannot be used (split train), more than data.max_bad_fraction=0.01 allows: "),
+        (bad_test, "1 of 20 images cannot be used (split test), more than data.max_bad_fraction=0.01 allows: "),
+        (no_test, "none of the 1 images of split test can be read: test0.jpg"),
+        (nearly_few, "the training split has 7 usable images, data.batch_size is 8; use a batch of at most 7"),
+        (nothing_left_for_validation, "1 images are too few to set some aside for validation; add more"),
+        (no_train, "has no split 'train', but validation, test; set data.train_split to one of them"),
+    ],
+)
+def test_what_training_would_refuse_is_said_in_its_words(
+    make: Callable[[Path], Rows], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, target = tmp_path / "data", tmp_path / "audit.json"
+    data.mkdir()
+    write_table(data, *make(data))
+    assert main(["--data", str(data), "--batch_size", "8", "--json", str(target)]) == 1
+    refused, shown = json.loads(target.read_text())["refused"], capsys.readouterr().out
+    assert said in refused[0] and f"training would refuse this: {refused[0]}"[:120] in shown
+    config = [*("--config", "configs/flickr8k.yaml"), "--data.source", str(data), "--data.batch_size", "8"]
+    where = ["--run.dir", str(tmp_path / "run"), "--data.cache_dir", str(tmp_path / "cache"), "--log.progress", "false"]
+    assert train_main([*config, *where]) == 2
+    assert said.lstrip("12") in capsys.readouterr().err  # it stops at the first that is too many
+
+
+def test_good_data_are_refused_by_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One broken image of 208 costs no exit status, and is named."""
+    (tmp_path / "data").mkdir()
+    broken(tmp_path / "data", "validation3.jpg")
+    data = write_table(tmp_path / "data", *rows_of(200))
+    assert main(["--data", str(data), "--batch_size", "8", "--image_size", "16"]) == 0
+    shown = capsys.readouterr().out
+    assert "training would refuse" not in shown and "1 of 4 validation images cannot be read" in shown
 
 
 def test_nothing_readable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

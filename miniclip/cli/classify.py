@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from miniclip.common.arguments import check_folder
+from miniclip.config import DataConfig
 
 
 def classify(
@@ -17,7 +18,7 @@ def classify(
     out: str,
     split: str = "test",
     templates: list[str] | None = None,
-    max_bad_fraction: float = 0.0,
+    max_bad_fraction: float = DataConfig.max_bad_fraction,
     batch_size: int = 256,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     device: str = "auto",

@@ -17,6 +17,7 @@ from PIL import Image
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few, one_line
 from miniclip.config import DataConfig
+from miniclip.config.sections import require
 from miniclip.data.images import BadCount, BadImage, TooManyBad
 from miniclip.data.splits import Part, carve, count_images, read_parts, resolve_splits
 from miniclip.data.tables.columns import caption_columns, image_column, value_column
@@ -134,6 +135,12 @@ class Concat:
 
     def fingerprint(self) -> str:
         return digest(*(part.fingerprint() for part in self.parts))
+
+
+def check_enough(data: DataConfig, images: int) -> None:
+    """Raise ConfigError if the training split has too few images for a batch."""
+    said = f"{data.label} has {images} images in split {data.train_split!r}, fewer than data.batch_size="
+    require(images >= data.batch_size, f"{said}{data.batch_size}; use a batch of at most {images}, or more data")
 
 
 def open_split(config: DataConfig, split: str, **options: int) -> PairSource:

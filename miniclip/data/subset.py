@@ -61,11 +61,20 @@ class Subset:
         return digest(self.source.fingerprint(), *self.rows)
 
 
+class NoneLeft(ValueError):
+    """A split of which no image can be read. bad: why."""
+
+    def __init__(self, source: Any, bad: Sequence[object]) -> None:
+        split = getattr(source, "split", "")
+        where = f" of split {split}" if split else ""
+        super().__init__(f"none of the {len(bad)} images{where} can be read: {first_few(bad)}")
+
+
 def readable(source: Source, allowed: float) -> Source:
     """Try every image; returns the source if all can be read, else the rows that can.
 
-    Those left out are counted and named; above the allowed share of all it raises TooManyBad. Every process of a group
-    calls it, and tries its part.
+    Those left out are counted and named; above the allowed share of all it raises TooManyBad, and if none can be read
+    NoneLeft. Every process of a group calls it, and tries its part.
     """
 
     def error_of(row: int) -> BadImage | None:
@@ -84,6 +93,8 @@ def readable(source: Source, allowed: float) -> Source:
         return source
     bad = BadCount.of(source, allowed)
     bad.add(found.values())
+    if len(found) == len(source):
+        raise NoneLeft(source, list(found.values()))
     if rank == 0:
         log.warning("%d evaluation images cannot be read and are left out: %s", len(bad), first_few(bad.names))
     return cast(Source, Subset(source, [row for row in range(len(source)) if row not in found]))

@@ -85,7 +85,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     # torch takes seconds to import: --help and a wrong key do not wait for it
     import torch
 
-    from miniclip.data.captioned import NoCaptions
+    from miniclip.data.captioned import NoCaptions, check_enough
     from miniclip.data.splits import OneImage
     from miniclip.data.stream.held_out import open_pairs
     from miniclip.data.weights import image_weights
@@ -95,7 +95,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.doctor.trial import Setting, check_speed, fixed_batch, trial_pairs
     from miniclip.models import resolve
     from miniclip.training.accelerator import build_accelerator, check_possible
-    from miniclip.training.batches import check_enough, planned_steps
+    from miniclip.training.batches import planned_steps
 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))

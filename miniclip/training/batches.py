@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from miniclip.common.printing import first_few
-from miniclip.config import Config, ConfigError, DataConfig
+from miniclip.config import Config, ConfigError
 from miniclip.config.sections import require
 from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
-from miniclip.data.captioned import open_source
+from miniclip.data.captioned import check_enough, open_source
 from miniclip.data.images import BadCount, BadImage
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import TrainSampler
@@ -65,12 +65,6 @@ def phases(first: int, steps: int, config: Config) -> list[tuple[int, int]]:
     """(image side, how many) of the steps from first on, in their order."""
     sides = (image_side(step, steps, config) for step in range(first, steps))
     return [(side, len(list(group))) for side, group in groupby(sides)]
-
-
-def check_enough(data: DataConfig, images: int) -> None:
-    """Raise ConfigError if the training split has too few images for a batch."""
-    said = f"{data.label} has {images} images in split {data.train_split!r}, fewer than data.batch_size="
-    require(images >= data.batch_size, f"{said}{data.batch_size}; use a batch of at most {images}, or more data")
 
 
 class MapBatches:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from logging.handlers import BufferingHandler
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from miniclip.common.arguments import (
 
 if TYPE_CHECKING:
     from miniclip.config import DataConfig
+    from miniclip.data.audit.figures import Look
     from miniclip.data.captioned import PairSource
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 after one line on stderr."""
+    """Returns 0, 1 if training would refuse the data, or 2 after one line on stderr."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     program, description = "python -m miniclip.data.audit", "Before training: what is in this data?"
@@ -54,10 +56,10 @@ def audit(
     limit: int | None = None,
     json: str | None = None,
     png: str | None = None,
-) -> None:
+) -> int:
     """What is in a data set, before training: sizes, lengths, duplicates, leaks, what equal captions cost a batch.
 
-    Raises ValueError or OSError for what cannot be done as asked.
+    Returns 1 if training would refuse the data, else 0. Raises ValueError or OSError for what cannot be done as asked.
 
     Args:
         data: what data.source takes; several sources are one data set
@@ -100,13 +102,13 @@ def audit(
         image_column=image_column,
         caption_column=caption_column[0] if caption_column and len(caption_column) == 1 else caption_column,
         batch_size=batch_size,
-        max_bad_fraction=1.0,
         **asked,
     )
-    sources, notes = _open(config, image_size, asked)
+    sources, notes, refused = _open(config, image_size, asked)
     if limit is not None:
         sources = {split: Subset(source, range(min(limit, len(source)))) for split, source in sources.items()}
     looks = [look(split, source, context_length, progress=sys.stderr.isatty()) for split, source in sources.items()]
+    refused += _refused(config, looks)
     shared, complete = compare(looks)
     pairs = readable(looks[0]) if "train" in sources else None
     found: dict[str, Any] = {
@@ -124,6 +126,7 @@ def audit(
         "all_near_pairs": complete,  # false: the search stopped early, and their numbers are the least there are
         "collisions": expected_collisions(*pairs, batch_size) if pairs and len(pairs[2]) > 1 else None,
         "notes": notes,  # what the readers said
+        "refused": list(dict.fromkeys(refused)),  # what training with the defaults and this batch would stop at
     }
     found["advice"] = advice(found)
     if json:
@@ -133,14 +136,22 @@ def audit(
 
         write_png(found, sources, png)
     print_audit(found)
+    return int(bool(refused))
 
 
-def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[dict[str, PairSource], list[str]]:
-    """The splits there are, and what the readers said, such as rows without a caption. Raises the error of a split that
-    was asked for by name, or of the first one if none can be opened."""
-    from miniclip.data.captioned import open_source
+def _open(
+    config: DataConfig, image_size: int, asked: Container[str]
+) -> tuple[dict[str, PairSource], list[str], list[str]]:
+    """The splits there are; what the readers said, such as rows without a caption; what training would refuse.
+
+    Raises the error of a split that was asked for by name, or of the first one if none can be opened.
+    """
+    from miniclip.config import ConfigError
+    from miniclip.data.captioned import check_enough, open_source
+    from miniclip.data.images import TooManyBad
 
     sources: dict[str, PairSource] = {}
+    refused: list[str] = []
     errors: dict[str, Exception] = {}
     logger, heard = logging.getLogger("miniclip.data"), BufferingHandler(sys.maxsize)
     heard.setLevel(logging.WARNING)
@@ -148,7 +159,11 @@ def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[d
     try:
         for split in ("train", "validation", "test"):
             try:
-                sources[split] = open_source(config, split, image_size=image_size)
+                try:
+                    sources[split] = open_source(config, split, image_size=image_size)
+                except TooManyBad as error:
+                    refused.append(str(error))
+                    sources[split] = open_source(replace(config, max_bad_fraction=1.0), split, image_size=image_size)
             except (ValueError, OSError) as error:
                 if f"{split}_split" in asked:
                     raise
@@ -157,6 +172,32 @@ def _open(config: DataConfig, image_size: int, asked: Container[str]) -> tuple[d
         logger.removeHandler(heard)
     if not sources:
         raise errors["train"]
-    notes = [record.getMessage() for record in heard.buffer]
-    notes += [f"{split}: {error}" for split, error in errors.items()]
-    return {split: source for split, source in sources.items() if len(source)}, list(dict.fromkeys(notes))
+    refused += map(str, errors.values())
+    if "train" in sources:
+        try:
+            check_enough(config, len(sources["train"]))
+        except ConfigError as error:
+            refused.append(str(error))
+    notes = list(dict.fromkeys(record.getMessage() for record in heard.buffer))
+    return {split: source for split, source in sources.items() if len(source)}, notes, refused
+
+
+def _refused(config: DataConfig, looks: Sequence[Look]) -> list[str]:
+    """What training would stop at once it reads the images."""
+    from miniclip.data.images import BadCount, BadImage
+    from miniclip.data.sampler import TrainSampler
+    from miniclip.data.subset import NoneLeft
+
+    told = []
+    for look in looks:
+        bad = [one for one in look.seen if isinstance(one, BadImage)]
+        good = len(look.seen) - len(bad)
+        try:
+            BadCount.of(look.source, config.max_bad_fraction).add(bad)
+            if bad and look.split == "train" and len(look.seen) >= config.batch_size:
+                TrainSampler(good, config.batch_size, seed=0, steps=1)
+            if not good:
+                raise NoneLeft(look.source, bad)
+        except ValueError as error:
+            told.append(str(error))
+    return told

@@ -30,7 +30,7 @@ TOLERABLE = 0.05  # nats of floor, and share of truncated captions, that nobody 
 
 def advice(found: dict[str, Any]) -> list[str]:
     """What to do about it, a sentence each; empty if nothing stands out."""
-    told = []
+    told = [f"training would refuse this: {error}" for error in found["refused"]]
     count = {split["split"]: split["pictures"] for split in found["splits"]}
     for pair in found["shared"]:
         first, second, twins = pair["first"], pair["second"], pair["second_pictures"]
@@ -44,9 +44,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     for split in found["splits"]:
         name, images, bad = split["split"], split["pictures"], split["unreadable"]
         if bad:
-            told.append(
-                f"{bad} of {images} {name} images cannot be read; mend or remove them, or raise data.max_bad_fraction"
-            )
+            told.append(f"{bad} of {images} {name} images cannot be read; mend or remove them, or do without them")
         if name == "train" and split["smaller"] > images / 2:
             told.append(
                 f"{_percent(split['smaller'], images - bad)} of the {name} images are smaller than "
