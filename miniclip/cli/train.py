@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from miniclip.training.best import Choice
     from miniclip.training.loop import Hooks
 
+log = logging.getLogger(__name__)
+
 
 def run(config: Config) -> dict[str, Any]:
     """Train as configured, in every process; the main one gets what results.json holds, the others an empty dict."""
@@ -35,15 +38,18 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
     from miniclip.evaluation.result import lower_is_better
     from miniclip.inspection.history import MatrixLog
     from miniclip.training.best import Choice
+    from miniclip.training.doubts import of_choice
     from miniclip.training.loop import Hooks
 
     test = suite.open_suite(config, "test")
     validation = suite.open_suite(config, "validation") if config.eval.every else {}
+    task, _, figure = (config.eval.best or "").rpartition("/")
+    for doubt in of_choice(config.eval.best, validation[task].data[-1]) if task else ():
+        log.warning("%s", doubt)
     matrices = MatrixLog(config, preprocess) if place()[0] == 0 and config.log.matrix_every else None
 
     def evaluate(model: DualEncoder) -> tuple[dict[str, float], Choice | None]:
         results = suite.evaluate(config, validation, model, preprocess)
-        task, _, figure = (config.eval.best or "").rpartition("/")
         found = results.get(task)
         choice = None if found is None else Choice(found[figure], found.fingerprint, lower_is_better(figure))
         return suite.scalars(results), choice

@@ -7,6 +7,7 @@ finds something ends it. Nothing is written into run.dir.
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from miniclip.config import Config, ConfigError, load_config, smaller_training
 
 if TYPE_CHECKING:
     from miniclip.doctor.data import Stage
+
+log = logging.getLogger(__name__)
 
 PAIRS = 128  # learnt by heart
 HELD_OUT = 512
@@ -96,6 +99,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.models import resolve
     from miniclip.training.accelerator import build_accelerator, check_possible
     from miniclip.training.batches import planned_steps
+    from miniclip.training.doubts import of_choice, of_length
 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
@@ -117,6 +121,10 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
         yield Stage("data", DATA_TITLE, {}, [verdict], [])
         return
     check_enough(config.data, len(source))
+    steps = planned_steps(config, len(source))
+    chosen = config.eval.best if (config.eval.best or "").startswith("retrieval/") else None
+    for doubt in (*of_length(config, steps), *of_choice(chosen, held_out)):
+        log.warning("%s", doubt)
     image_weights(source, config.data)
     generator = torch.Generator().manual_seed(config.run.seed)
     rows = torch.randperm(len(source), generator=generator)[:most].tolist()
@@ -124,7 +132,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     fit = check_fit(setting, fixed_batch(setting, source, rows, PAIRS))
     yield fit
     pairs = trial_pairs(setting, source, rows)
-    yield check_speed(setting, pairs, planned_steps(config, len(source)), precision)
+    yield check_speed(setting, pairs, steps, precision)
     order = torch.randperm(len(held_out), generator=generator).tolist()
     yield check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fit.told)
 

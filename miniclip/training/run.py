@@ -12,6 +12,7 @@ results.json     the final tables, and the files beside it: what Hooks.finish ma
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from miniclip.models.saved import save_model
 from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding
 from miniclip.training.batches import MapBatches, TrainBatches, open_batches
 from miniclip.training.checkpoint import Progress, handed_out, load_checkpoint
+from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
 from miniclip.training.run_dir import check_run_dir, flat, precision_before, prepare_run_dir
@@ -34,6 +36,8 @@ from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
 
 
 def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> dict[str, Any]:
@@ -89,6 +93,8 @@ def _train(
         raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
     if main:
         prepare_run_dir(config, progress.step)
+        for doubt in of_length(config, feed.steps):
+            log.warning("%s", doubt)
         _announce(learner, precision, feed, progress.step)
     accelerator.wait_for_everyone()
     accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
