@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.cli.ending import ending
 from miniclip.common.arguments import advised, refused
 from miniclip.common.notes import say_once
 from miniclip.common.printing import printable
@@ -97,7 +98,8 @@ def _train(arguments: list[str] | None, program: str) -> int:
     smaller = smaller_training(config, int(os.environ.get("WORLD_SIZE", 1)))
     try:
         with advised(f"use {', '.join(smaller)}, or in an evaluation a smaller eval.batch_size"):
-            run(config)
+            if run(config):  # the main process
+                print(ending(config, arguments, program))
     except (NonFiniteLoss, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
