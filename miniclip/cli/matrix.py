@@ -18,7 +18,7 @@ from miniclip.config import DataConfig, load_config_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from miniclip.inspection.contents import Inspection
+    from miniclip.inspection.contents import Figure, Inspection
     from miniclip.inspection.sample import Sample
 
 
@@ -152,15 +152,20 @@ def matrix(
 def _print(inspection: Inspection) -> None:
     from miniclip.common.console import open_console, plain, show_table
 
-    out, figures = open_console(), inspection.figures
-    rows = [(f.label, "-" if f.value is None else f"{f.value:.4g}", f.unit, f.help) for f in figures]
+    def value(figure: Figure) -> str:
+        times = 100 if figure.unit == "%" else 1
+        chance = "" if figure.chance is None else f", chance {times * figure.chance:.2g}"
+        return "-" if figure.value is None else f"{times * figure.value:.4g}{chance}"
+
+    out = open_console()
+    rows = [(figure.label, value(figure), figure.unit, figure.help) for figure in inspection.figures]
     show_table(out, inspection.title, ("", "value", "unit", "how to read it"), rows)
     for verdict in inspection.verdicts:
         out.print(plain(verdict.title), style="bold")
         for sentence in (*verdict.evidence, *(f"Try: {advice}" for advice in verdict.advice)):
             out.print(plain(f"  {sentence}"))
     if not inspection.verdicts:
-        out.print(plain(f"{inspection.summary.title}. {inspection.summary.text}"))
+        out.print(plain(". ".join(inspection.summary[1:])))
     if inspection.suspected_false_negatives:
         found = inspection.suspected_false_negatives
         out.print(f"{found} suspected false negative{'s' * (found > 1)}; the page lists them, duplicates first")

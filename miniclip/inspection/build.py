@@ -60,6 +60,7 @@ def build(
         "loss": view.value,
         "loss_over_chance": view.value / (view.chance or 1.0),
         **batch_figures(image, text, scale, bias, positives),
+        "r1_chance": float(positives.double().mean()),
         "unseen_duplicates": unseen_duplicates(positives, equal_text, equal_image),
         "logit_scale": scale,
         "best_scale": curves.best.get(opened, math.nan),  # a loss on cosines has none
@@ -75,7 +76,8 @@ def build(
     for name in (name for name in FIGURES if name in values):
         label, unit, help_ = FIGURES[name]
         value = values[name] if math.isfinite(values[name]) else None
-        figures.append(Figure(name, label, value, view.unit if name == "loss" else unit, help_))
+        chance = values["r1_chance"] if name.startswith("r1_") else None
+        figures.append(Figure(name, label, value, view.unit if name == "loss" else unit, help_, chance))
     of_images, of_texts = free_energy(scale * cosine + (bias or 0.0))
     return Inspection(
         title=title,
@@ -88,7 +90,7 @@ def build(
         loss=opened,
         figures=figures,
         verdicts=found,
-        summary=summary(found, values, images, log, history),
+        summary=summary(found, values, log, history),
         **suspects(cosine, positives, equal_text, equal_image)._asdict(),
         free_energy_of_images=of_images,
         free_energy_of_texts=of_texts,

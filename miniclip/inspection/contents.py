@@ -64,13 +64,14 @@ class Cell(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure that a person can act on. unit: "" for a share or a plain number. help: how to read it."""
+    """A figure that a person can act on. unit: "" for a plain number, "%" for a share. help: how to read it."""
 
     name: str
     label: str
     value: float | None
     unit: str
     help: str
+    chance: float | None = None  # what it is where nothing is told apart, if that is worth a word
 
 
 class Verdict(NamedTuple):
@@ -87,6 +88,7 @@ class Summary(NamedTuple):
 
     tone: Literal["good", "unsure", "bad"]
     title: str
+    hits: str  # R@1 and its chance
     text: str  # a sentence: what was looked at, or the first evidence
 
 

@@ -23,8 +23,8 @@ FALLEN = 0.5  # scale over where it began
 RISEN = 0.1  # loss / chance above where it was lowest, or above that of training pairs
 LOST = 0.2  # the same, of the training itself, whose batches differ
 
-NEAR_CHANCE = 3.0  # R@1 over 1/N up to which it may be luck
-FEWEST = 10  # pairs that R@1 says something about
+NEAR_CHANCE = 3.0  # R@1 over its chance up to which it may be luck
+FEWEST = 0.1  # chance of R@1 from which on it says little
 TELLING = 8  # different images or captions that the rank of their embeddings says something about
 
 Log = Mapping[str, list[float]]
@@ -47,8 +47,8 @@ def verdicts(
 ) -> list[Verdict]:
     """What the figures of the pairs and the log of the training say, gravest first.
 
-    figures: by the names of FIGURES, of pairs that were not trained on. images, texts: of those pairs. log:
-    metrics.jsonl, name -> values, or empty.
+    figures: by the names of FIGURES, of pairs that were not trained on, and r1_chance, what R@1 is by chance. images,
+    texts: of those pairs. log: metrics.jsonl, name -> values, or empty.
     """
     broken = [*_broken(figures, log, history)]
     found = [*_collapse(figures, images, texts), *_tower(log), *_scale(figures, log)]
@@ -58,28 +58,35 @@ def verdicts(
             advice = f"Look at the {name} column that the config's data section names, and at a few rows of the data."
             return [*broken, Verdict(kind, f"Nearly all pairs have the same {name}", [evidence], [advice]), *found]
     learning = [*_diverged(log, history)] or [*_overfitting(figures, log, history)]
-    learning = learning or [*_learning(figures, images.distinct, log)]
+    learning = learning or [*_learning(figures, log)]
     return [*broken, *learning, *found, *_duplicates(figures["unseen_duplicates"])]
 
 
-def summary(
-    found: list[Verdict], figures: Mapping[str, float], images: Repeats, log: Log, history: History | None = None
-) -> Summary:
+def summary(found: list[Verdict], figures: Mapping[str, float], log: Log, history: History | None = None) -> Summary:
     """found: the verdicts on the same. Good is only what was looked at and is good."""
+    held_out, hits = figures["loss_over_chance"], _hits(figures)
     if found:
-        return Summary("bad", found[0].title, found[0].evidence[0])
-    held_out, recall, n = figures["loss_over_chance"], _recall(figures), images.distinct
-    trained, lines = figures.get("training_loss_over_chance"), len(_course(log)) and len(log["loss_over_chance"])
-    text = f"R@1 is {_percent(recall)}, chance {_percent(1 / n)}; loss / chance is {held_out:.2f}"
-    text += f", and {trained:.2f} on training pairs" if trained is not None else ""
+        return Summary("bad", found[0].title, hits, found[0].evidence[0])
+    trained, lines = figures.get("training_loss_over_chance"), len(_finite(log, "loss_over_chance"))
+    text = f"Loss / chance is {held_out:.2f} on these pairs"
+    text += f", {trained:.2f} on training pairs" if trained is not None else ""
     course = [f"{lines} lines of the training's log"] * (lines > 0)
     course += [f"{len(history.steps)} matrices of its fixed batch"] if history else []
-    text += f"; looked at were also {' and '.join(course)}." if course else "; there is no log of the training."
-    if recall <= NEAR_CHANCE / n:
-        return Summary("unsure", "Too few pairs to tell", text)
+    text += f"; also looked at: {', '.join(course)}." if course else "; there is no log of the training."
+    if _lucky(figures):
+        return Summary("unsure", "Too few pairs to tell", hits, text)
     if held_out > FLAT:
-        return Summary("unsure", "No better than chance by its loss, but better by its hits", text)
-    return Summary("good", "Nothing stands out", text)
+        return Summary("unsure", "No better than chance by its loss, but by its hits", hits, text)
+    return Summary("good", "Nothing stands out", hits, text)
+
+
+def _hits(figures: Mapping[str, float]) -> str:
+    return f"R@1 is {_percent(_recall(figures))}, by chance {_percent(figures['r1_chance'])}"
+
+
+def _lucky(figures: Mapping[str, float]) -> bool:
+    """Whether R@1 may be luck."""
+    return bool(_recall(figures) <= NEAR_CHANCE * figures["r1_chance"])
 
 
 def _recall(figures: Mapping[str, Any]) -> Any:
@@ -122,36 +129,35 @@ def _diverged(log: Log, history: History | None) -> Iterator[Verdict]:
         yield Verdict("diverged", "The model has lost what it had learnt", evidence, advice)
 
 
-def _learning(figures: Mapping[str, float], n: int, log: Log) -> Iterator[Verdict]:
-    """Of a model that nothing else is wrong with. n: different images."""
-    held_out, recall, course = figures["loss_over_chance"], _recall(figures), _course(log)
+def _learning(figures: Mapping[str, float], log: Log) -> Iterator[Verdict]:
+    """Of a model that nothing else is wrong with."""
+    held_out, course = figures["loss_over_chance"], _course(log)
     learnt = course[-1] if course else figures.get("training_loss_over_chance")
     flat = held_out > FLAT and not (learnt is not None and learnt <= FLAT)
     evidence = [f"The loss of these pairs is {held_out:.2f} of its chance value."]
     if course:
         evidence.append(f"That of the last training steps was {course[-1]:.2f}.")
-    beside = f"R@1 is {_percent(recall)}, chance {_percent(1 / n)}"
-    if recall > NEAR_CHANCE / n:
+    if not _lucky(figures):
         if not flat:
             return
-        evidence.append(f"But {beside}.")
+        evidence.append(f"But {_hits(figures)}.")
         best = _best(figures)
         evidence.append(f"The logit scale is {figures['logit_scale']:.1f}{best and f'; {best} would be best'}.")
         advice = ["It knows something of these pairs, and is far too sure of it: see what the temperature does."]
         advice.append("Were the pairs that it was trained on like these? If so, it has learnt those by heart.")
         yield Verdict("overconfident", "The model is confident and often wrong", evidence, advice)
-    elif flat or n >= FEWEST:
+    elif flat or figures["r1_chance"] <= FEWEST:
         advice = [
             "Run `python -m miniclip.doctor` with this config: it tries to overfit 128 pairs, at lower rates too, and "
             "tells shuffled pairs, constant images and empty captions.",
             "Open a few pairs below: does each caption describe its picture?",
             "Try a tenth of optim.lr." if flat else "Train longer, and on pairs like these.",
         ]
-        luck = f"{beside}: that may be luck."
+        evidence.append(f"{_hits(figures)}: that may be luck.")
         if flat:
-            yield Verdict("flat", "The loss is flat at chance: nothing is told apart", [*evidence, luck], advice)
+            yield Verdict("flat", "The loss is flat at chance: nothing is told apart", evidence, advice)
         else:
-            yield Verdict("chance", "The model hardly tells these pairs apart", [luck, *evidence], advice)
+            yield Verdict("chance", "The model hardly tells these pairs apart", evidence, advice)
 
 
 def _collapse(figures: Mapping[str, float], images: Repeats, texts: Repeats) -> Iterator[Verdict]:

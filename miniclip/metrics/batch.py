@@ -19,8 +19,8 @@ loss | loss | nats | The loss of these pairs, mean of both directions.
 loss_over_chance | loss / chance | | 1 is a model that tells nothing apart; above 1 it is confident and wrong.
 training_loss_over_chance | loss / chance, training pairs | | \
 The same on as many training pairs: far lower means learnt by heart.
-r1_image_to_text | R@1, image to text | | Share of images whose own text is the nearest of all.
-r1_text_to_image | R@1, text to image | | Share of texts whose own image is the nearest of all.
+r1_image_to_text | R@1, image to text | % | Share of images whose own text is the nearest of all.
+r1_text_to_image | R@1, text to image | % | Share of texts whose own image is the nearest of all.
 cosine_positive | cosine of positives | cosine | Mean over the pairs that belong together.
 cosine_negative | cosine of negatives | cosine | Mean over all others; the gap between both counts.
 alignment | alignment | squared distance | Mean squared distance of a pair, 0 to 4; lower is closer.
@@ -36,15 +36,15 @@ effective_negatives_text_to_image | effective negatives, text to image | images 
 free_energy_image | free energy, images | nats | \
 Mean of -log sum exp(logit) over all texts; high for an image that none suits.
 free_energy_text | free energy, texts | nats | The same of the texts, over all images.
-unseen_duplicates | false negatives | | \
+unseen_duplicates | false negatives | % | \
 Share of pairs with a duplicate, by text or image, that the loss counts as a negative.
 logit_scale | logit scale | | The learned inverse temperature; training keeps it between 1 and 100.
 best_scale | best scale | | Where the loss of these pairs would be lowest; - if it falls on to an end.
-scale_clamped | steps at the clamp | | Share of the steps in which the scale stood at 1 or at 100.
+scale_clamped | steps at the clamp | % | Share of the steps in which the scale stood at 1 or at 100.
 grad_norm_image | gradient norm, image encoder | | Before clipping, in the last steps.
 grad_norm_text | gradient norm, text encoder | | Before clipping, in the last steps."""
-# all that a log line, the JSON and the page may hold, in the page's order: name -> label, unit ("" for a share or a
-# plain number), and how to read it
+# all that a log line, the JSON and the page may hold, in the page's order: name -> label, unit ("" for a plain number,
+# "%" for a share), and how to read it
 FIGURES = {name.strip(): [*map(str.strip, about)] for name, *about in (x.split("|") for x in _FIGURES.splitlines())}
 
 

@@ -136,7 +136,8 @@ class Visits:
     def __init__(self, browser: Browser) -> None:
         self.browser, self.complaints, self.contexts = browser, [], []
 
-    def __call__(self, path: Path, n: int = N, **options: Any) -> Screen:
+    def __call__(self, path: Path, n: int = N, order: str = "index", **options: Any) -> Screen:
+        """order: what the page is set to; empty to leave it as it opens."""
         context = self.browser.new_context(**({"offline": True, "viewport": {"width": 1280, "height": 900}} | options))
         self.contexts.append(context)
         page = context.new_page()
@@ -145,6 +146,8 @@ class Visits:
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.on("request", lambda request: self._request(request.url, path.as_uri()))
         page.goto(path.as_uri())
+        if order:
+            page.select_option("#order", order)
         return Screen(page, n)
 
     def _request(self, url: str, own: str) -> None:
@@ -185,4 +188,6 @@ def seen(place: Locator | bytes) -> tuple[float, ...]:
 
 
 def number(text: str) -> float:
-    return float(text.replace("about ", ""))
+    """A percentage as the share that it is."""
+    value = text.replace("about ", "").removesuffix("\xa0%")
+    return float(value) / (100 if text.endswith("%") else 1)

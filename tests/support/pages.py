@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from miniclip.config import LossConfig
-from miniclip.inspection.contents import Cell, Inspection, Verdict
+from miniclip.inspection.contents import Cell, Inspection, Summary, Verdict
 from miniclip.inspection.page.write import write_report
 from support import inspecting
 from support.browsing import N, Screen, Visits, plain
@@ -74,6 +74,7 @@ def found() -> Inspection:
         hardest_negatives=[Cell(k, k + 1, cosine[k][k + 1], -0.0625) for k in range(15)],
         worst_positives=[Cell(k, k, cosine[k][k], -0.5, positive=True) for k in (9, 4)],
         verdicts=[Verdict("collapsed", "Everything is one point", ["The rank is 1."], advice)],
+        summary=Summary("bad", "Everything is one point", "R@1 is 63 %, by chance 4.5 %", "The rank is 1."),
     )
 
 

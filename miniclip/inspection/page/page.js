@@ -16,12 +16,15 @@ function pin(pinned) {
   announce();
 }
 
+function pinAt(i, j) {
+  Object.assign(state, { i, j });
+  reveal();
+  pin(true);
+}
+
 // From a list: pins the cell, in sight.
 function showCell(i, j) {
-  Object.assign(state, { i, j, pinned: true });
-  reveal();
-  drawOverlays();
-  showDetails();
+  pinAt(i, j);
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   $("workbench").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   $("matrix").focus({ preventScroll: true });
@@ -40,8 +43,8 @@ function numbersOf(i, j) {
   const lines = [
     ["Cosine", format(value("cosine"), 4), ""],
     [`Logit at scale ${format(state.scale)}`, format(value("logit"), 4), "nats"],
-    ["p(text | image)", format(value("row_probability")), ""],
-    ["p(image | text)", format(value("column_probability")), ""],
+    ["p(text | image)", percent(value("row_probability")), `chance ${percent(1 / n)}`],
+    ["p(image | text)", percent(value("column_probability")), `chance ${percent(1 / n)}`],
   ];
   const measured = (view, loss) => (value(view, loss) === undefined ? "unpacking" : about(value(view, loss)) + format(value(view, loss)));
   for (const loss of [state.loss, compared()].filter(Boolean)) {
@@ -123,10 +126,17 @@ const coded = (text) => text.split(/`([^`]*)`/).map((part, k) => (k % 2 ? elemen
 function fillFindings() {
   const sentences = (kind, title, texts) => texts.length ? [element("h4", {}, title), element("ul", { class: kind }, ...texts.map((text) => element("li", {}, ...coded(text))))] : [];
   $("verdicts").append(...data.verdicts.map(({ kind, title, evidence, advice }) =>
-    element("article", { class: "verdict", "data-kind": kind }, element("h3", {}, title), ...sentences("evidence", "What it rests on", evidence), ...sentences("advice", "What to try", advice))));
-  if (!data.verdicts.length) $("verdicts").append(element("p", { class: data.summary.tone === "good" ? "calm" : "verdict" }, `${data.summary.title}. ${data.summary.text}`));
-  $("figures").tBodies[0].append(...data.figures.map(({ name, label, value, unit, help }) =>
-    element("tr", { "data-name": name }, element("th", { scope: "row" }, label), element("td", { class: "number" }, `${format(value)}${unit ? `\u00a0${unit}` : ""}`), element("td", { class: "help" }, help))));
+    element("article", { class: "verdict bad", "data-kind": kind }, element("h3", {}, title), ...sentences("evidence", "What it rests on", evidence), ...sentences("advice", "What to try", advice))));
+  const { tone, title, hits, text } = data.summary, all = data.verdicts.length;
+  if (!all) $("verdicts").append(element("p", { class: `verdict ${tone}` }, `${title}. ${hits}. `, ...coded(text)));
+  $("verdict").classList.add("verdict", tone);
+  $("verdict").append(element("b", {}, `${title}.`), ` ${hits}. `, ...coded(text), " ");
+  if (all) $("verdict").append(element("a", { href: "#findings" }, all > 1 ? `What to try, and ${all - 1} more` : "What to try"));
+  $("figures").tBodies[0].append(...data.figures.map(({ name, label, value, unit, help, chance }) => {
+    const number = unit === "%" ? percent(value) : `${format(value)}${unit ? `\u00a0${unit}` : ""}`;
+    const beside = known(chance) ? element("span", { class: "unit" }, ` chance ${percent(chance)}`) : "";
+    return element("tr", { "data-name": name }, element("th", { scope: "row" }, label), element("td", { class: "number" }, number, beside), element("td", { class: "help" }, help));
+  }));
   for (const [label, value] of Object.entries(data.about)) $("about-list").append(element("dt", {}, label), element("dd", {}, value));
   $("suspicion").textContent = data.suspicion;
   fillList("false-negatives", data.false_negatives, data.suspected_false_negatives);
@@ -205,7 +215,6 @@ async function drawLosses() {
       part.style.width = `${100 * share}%`;
       bar.append(part);
     });
-    const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
     box.replaceChildren(bar, element("p", { class: "note" }, found ? `diagonal ${percent(found[0])}, hardest ${percent(found[1])}, rest ${percent(found[2])}` : "no gradient"));
     await new Promise((done) => setTimeout(done));
   }
@@ -272,6 +281,7 @@ function listenToControls() {
     slider.value = Math.log(learned);
     scaled(learned);
   });
+  listenToFind();
   const dark = matchMedia("(prefers-color-scheme: dark)"), page = document.documentElement;
   const isDark = () => (page.dataset.theme ? page.dataset.theme === "dark" : dark.matches);
   const recolour = () => {
@@ -290,6 +300,27 @@ function listenToControls() {
   $("theme").textContent = isDark() ? "Light" : "Dark";
 }
 
+// The pairs whose caption or name has all the words that are sought, in the order of display.
+const texts = captions.map((caption, k) => `${caption} ${names[k]}`.toLowerCase());
+let place = -1;
+function find(step) {
+  const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const matches = words.length ? orderOf().filter((k) => words.every((word) => texts[k].includes(word))) : [];
+  place = step ? (place + step + matches.length) % matches.length : 0;
+  $("find-next").disabled = matches.length < 2;
+  $("found").textContent = !words.length ? "" : matches.length ? `${place + 1} of ${matches.length}` : "none";
+  if (matches.length) pinAt(matches[place], matches[place]);
+}
+
+function listenToFind() {
+  $("find").addEventListener("input", () => find(0));
+  $("find").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !$("find-next").disabled) find(event.shiftKey ? -1 : 1);
+  });
+  $("find-next").addEventListener("click", () => find(1));
+  $("find-next").disabled = true;
+}
+
 function start() {
   const { scales, learned } = data.temperature, slider = $("temperature");
   const trained = Object.entries(data.losses).filter(([, { trained }]) => trained).map(([name]) => name);
@@ -298,7 +329,7 @@ function start() {
   const losses = Object.keys(data.losses);
   $("loss").append(...losses.map((name) => option(name, name)));
   $("compare").append(option("", "nothing"), ...losses.map((name) => option(name, name)));
-  state.order = "index" in data.orders ? "index" : Object.keys(data.orders)[0];
+  state.order = "cluster" in data.orders ? "cluster" : Object.keys(data.orders)[0];
   Object.assign(slider, { min: Math.log(Math.min(learned, scales[0])), max: Math.log(Math.max(learned, scales.at(-1))), step: 0.01 });
   slider.value = Math.log(learned);
   state.i = state.j = orderOf()[0];
@@ -316,5 +347,5 @@ function start() {
   Promise.all(sheets.map((sheet) => sheet.decode().catch(() => null))).then(drawAxes);
 }
 
-window.miniclipPage = Object.freeze({ n, view: () => state.view, loss: () => state.loss, order: () => state.order, value: (name, i, j) => valueOf(name, i, j) });
+window.miniclipPage = Object.freeze({ n, view: () => state.view, loss: () => state.loss, order: () => state.order, window: () => state.window, value: (name, i, j) => valueOf(name, i, j) });
 start();

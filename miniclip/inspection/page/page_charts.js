@@ -11,7 +11,7 @@ const known = (value) => value !== null && value !== undefined && Number.isFinit
 
 // A chart in the box of an SVG. series: {name, kind, xs, ys}, with null for a gap. marks: {x, kind, label}, upright lines.
 // Returns the two mappings from values to points.
-function chart(target, box, { title, series, marks = [], logX = false, zero = false, ticksX = null, rangeX = null }) {
+function chart(target, box, { title, series, marks = [], logX = false, zero = false, ticksX = null, rangeX = null, shown = format }) {
   const group = svg("g"), left = box.x + 40, right = box.x + box.width - 8, top = box.y + 22, bottom = box.y + box.height - (ticksX ? 17 : 6);
   const warp = logX ? Math.log : (x) => x;
   const xs = rangeX ?? series.flatMap((s) => s.xs).filter(known), ys = series.flatMap((s) => s.ys).filter(known);
@@ -26,7 +26,7 @@ function chart(target, box, { title, series, marks = [], logX = false, zero = fa
   group.append(svg("text", { x: box.x, y: box.y + 11, class: "title" }, title));
   for (const y of [y0, y1]) {
     group.append(svg("line", { x1: left, x2: right, y1: placeY(y), y2: placeY(y), class: "grid" }));
-    group.append(svg("text", { x: left - 5, y: placeY(y) + 4, class: "tick end" }, format(y)));
+    group.append(svg("text", { x: left - 5, y: placeY(y) + 4, class: "tick end" }, shown(y)));
   }
   for (const x of ticksX ?? []) {
     const place = placeX(x), anchor = place > right - 14 ? "end" : place < left + 8 ? "start" : "middle";
@@ -243,14 +243,34 @@ function drawCurves() {
     ["Loss", [run("loss"), batch(name("loss"))], both],
     ["Loss / chance", [run("loss_over_chance"), batch(name("loss_over_chance"))], both],
     ["Scale", [run("logit_scale"), batch(name("logit_scale"))], both],
-    ["R@1 in the fixed batch", [batch(name("r1_image_to_text"), "image to text"), batch(name("r1_text_to_image"), "text to image", "second")], [["first", "image to text"], ["second", "text to image"]]],
+    [`R@1 in the fixed batch, chance ${percent(1 / past.captions.length)}`, [batch(name("r1_image_to_text"), "image to text"), batch(name("r1_text_to_image"), "text to image", "second")], [["first", "image to text"], ["second", "text to image"]]],
   ];
   const all = [...steps, ...(training.step ?? [])].filter(known), rangeX = [Math.min(...all), Math.max(...all)];
   charts.forEach(([title, series, keys], k) => {
     const target = $("history-curves").children[k], width = fit(target, 130);
-    const places = chart(target, { x: 0, y: 0, width, height: 130 }, { title, series: series.filter(Boolean), rangeX, ticksX: rangeX, zero: k === 3, marks: [{ x: now, kind: "now", label: `step ${now}` }] });
+    const places = chart(target, { x: 0, y: 0, width, height: 130 }, { title, series: series.filter(Boolean), rangeX, ticksX: rangeX, zero: k === 3, shown: k === 3 ? percent : format, marks: [{ x: now, kind: "now", label: `step ${now}` }] });
     target.append(keyTo(places.right, 11, keys));
   });
+}
+
+function showStep(step) {
+  state.step = step;
+  $("step").value = step;
+  drawPast();
+  notePast();
+}
+
+// From the chosen step to the last, or from the first if that is the last.
+let playing = 0;
+function play(on) {
+  clearInterval(playing);
+  const last = past.steps.length - 1;
+  if (on && state.step === last) showStep(0);
+  playing = on && last ? setInterval(() => {
+    showStep(state.step + 1);
+    if (state.step === last) play(false);
+  }, 400) : 0;
+  $("play").textContent = playing ? "Pause" : "Play";
 }
 
 function startPast() {
@@ -263,10 +283,10 @@ function startPast() {
     $("history-curves").append(svg("svg", { role: "img", "aria-label": `${label} along the training` }));
   }
   $("step").addEventListener("input", () => {
-    state.step = Number($("step").value);
-    drawPast();
-    notePast();
+    play(false);
+    showStep(Number($("step").value));
   });
+  $("play").addEventListener("click", () => play(!playing));
   $("history-matrix").addEventListener("pointermove", (event) => {
     const box = $("history-matrix").getBoundingClientRect();
     choosePast(...[(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((f) => Math.floor(f * past.captions.length)));

@@ -136,6 +136,7 @@ function format(value, digits = 3) {
   return value.toPrecision(digits);
 }
 
+const percent = (share) => (known(share) ? `${share < 5e-4 ? format(100 * share, 2) : (100 * share).toFixed(1)}\u00a0%` : "n/a");
 const settingsOf = (loss) => Object.entries(data.losses[loss].settings).map(([name, value]) => `${name} ${value}`).join(", ");
 const about = (value) => (data.rounded && value ? "about " : "");
 const unitOf = (view, loss) => {

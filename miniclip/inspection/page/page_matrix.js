@@ -270,9 +270,12 @@ function drawOverlay({ overlay, view }) {
   const { row, column } = positionOf(state.i, state.j), cell = width / (n * state.window.span);
   const x = (column - state.window.x * n) * cell, y = (row - state.window.y * n) * cell;
   context.clearRect(0, 0, width, width);
-  context.fillStyle = view === "gradient" ? "rgb(128 128 128 / 65%)" : "rgb(255 255 255 / 50%)";
-  context.fillRect(x + cell / 2 - ratio / 2, 0, ratio, width);
-  context.fillRect(0, y + cell / 2 - ratio / 2, width, ratio);
+  const lines = state.pinned ? [["rgb(0 0 0 / 60%)", 3], [style("--pin"), 1]] : [[view === "gradient" ? "rgb(128 128 128 / 65%)" : "rgb(255 255 255 / 50%)", 1]];
+  for (const [colour, line] of lines) {
+    context.fillStyle = colour;
+    context.fillRect(x + (cell - line * ratio) / 2, 0, line * ratio, width);
+    context.fillRect(0, y + (cell - line * ratio) / 2, width, line * ratio);
+  }
   const size = Math.max(cell, 7 * ratio), left = x + (cell - size) / 2, top = y + (cell - size) / 2;
   context.clearRect(left, top, size, size);
   for (const [colour, line] of [["#000000", 4], [state.pinned ? style("--pin") : "#ffffff", 2]]) {
@@ -390,8 +393,8 @@ function listenTo(canvas) {
     pin(!unpin);
   });
   canvas.addEventListener("wheel", (event) => {
-    // At the whole matrix, turning back scrolls the page on.
-    if (state.window.span === 1 && event.deltaY > 0) return;
+    // A pinch on a touchpad comes as a wheel with Ctrl; without it the page scrolls.
+    if (!event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     const box = canvas.getBoundingClientRect(), pixels = event.deltaY * (event.deltaMode === 1 ? 30 : 1);
     zoomTo(state.window.span * Math.exp(Math.max(-200, Math.min(200, pixels)) * 0.0025), (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
