@@ -51,7 +51,8 @@ def report(run: str) -> None:
     print(f"{page} is the page, {markdown} the same in Markdown")
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"classify": classify, "matrix": matrix, "audit": audit, "report": report}
+_Command = Callable[..., int | None]
+_COMMANDS: dict[str, _Command] = {"classify": classify, "matrix": matrix, "audit": audit, "report": report}
 
 
 def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
     try:
         options = at_home(vars(_parser(program).parse_args(words)[command]))
         names = set(options)
-        action = partial(_COMMANDS.get(command, evaluate), **options)
+        action: Callable[[], int | None] = partial(_COMMANDS.get(command, evaluate), **options)
         if command in TASKS:
             own = {field.name: options.pop(field.name) for field in fields(TASKS[command]) if field.init}
             action = partial(evaluate, TASKS[command](**own), shlex.join([*program.split(), *line]), **options)

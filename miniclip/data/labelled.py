@@ -193,9 +193,7 @@ def _prompting(
     return names, None if known is None else known.templates
 
 
-def _read_folders(
-    root: Path, split: str, at_least: int | None
-) -> tuple[list[str], np.ndarray, ImageColumn, str, int]:
+def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[str], np.ndarray, ImageColumn, str, int]:
     """What the classes are called, in order; of each image the place in it; the images; the source's word for the
     split, empty if it has none; and how many images there are in all splits."""
     layout = _labelled_layout(root)
