@@ -102,7 +102,7 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         "train/a train/b test/a test/b test-multiple",
     ],
 )
-def test_splits_under_many_names(tmp_path: Path, layout: str) -> None:
+def test_splits_under_many_names(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     folders = layout.split()
     for number, where in enumerate(folders):
         write_image(tmp_path / where / f"{number}.png", number)
@@ -110,6 +110,9 @@ def test_splits_under_many_names(tmp_path: Path, layout: str) -> None:
     assert contents(open_labelled(tmp_path, split="train")) == {0: "a", 1: "b"}
     assert [numbers(open_images(tmp_path, split=split)) for split in ("train", "test")] == [[0, 1], [2, 3]]
     assert len(labelled_splits(tmp_path)) == (3 if "extra" in layout else 2)
+    assert ("taken for splits, since they hold the same folders: extra" in caplog.text) == ("extra" in layout)
+    for left_out in ("masks", "docs"):
+        assert (left_out in caplog.text) == (left_out in layout)
 
 
 def test_folders_that_are_classes_though_their_names_tell_a_split(
@@ -170,6 +173,10 @@ def test_divisions_with_names_of_their_own(tmp_path: Path, caplog: pytest.LogCap
         ("train/a train/b test", r"no folders of classes in its split 'test' \(.*set/test\)"),
         ("train/a train/b test/unknown", r"no folders of classes in its split 'test'"),
         ("train/a train/b val/a val/b", "no split 'test'; choose one of train, val"),
+        (
+            "cat/day cat/night dog/day dog/night test/day test/night",
+            r"set/test and the folders beside it \(cat, dog\) hold",
+        ),
         ("train_1/a train_1/b train_2/a train_2/b", "no split 'test'; choose one of train_1, train_2"),
     ],
 )

@@ -60,6 +60,11 @@ def read_layout(folder: Path) -> Layout:
                 f"{held[0]} holds folders, as a split does ({_names(below[held[0]])}), and those beside it hold none "
                 f"({_names(odd)}); put all classes into splits, or give that class a name that tells no split"
             )
+        if len(kin) > 1 and not several:
+            raise ValueError(
+                f"{held[0]} and the folders beside it ({_names(kin)}) hold the same ({_names(below[held[0]])}): "
+                "either are they splits, or classes; name one split as the data, or that class otherwise"
+            )
         divided = alike or not (any(below[f] for f in odd) if several else odd or len(told) > 1)
     else:
         divided = several and (not rest or len({f.name.lower() for f in told} & set(SPLIT_NAMES)) > 1)
@@ -71,6 +76,8 @@ def read_layout(folder: Path) -> Layout:
         return Layout({}, {}, level)
     if odd:
         log.warning("%s: no split as the folders beside it, and left out: %s", root, _names(odd))
+    if kin:
+        log.warning("%s: taken for splits, since they hold the same folders: %s", root, _names(kin))
     often = Counter(told.values())
     called = {f: told[f] if often.get(told.get(f, "")) == 1 else f.name.lower() for f in (*told, *kin, *blank)}
     # test/unknown/ beside train/cat/, as some loaders want it, names no class either
