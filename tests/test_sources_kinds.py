@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_parquet_files_and_patterns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "list.parquet", {"path": names, "text": [f"text {i}" for i in range(4)]})
     for source in ("list.parquet", "*.parquet", "{list,list}.parquet"):
         assert everything(tmp_path / source) == texts(0, 4)
+
+
+@pytest.mark.parametrize("name", ["[2024] set", "a{1,2}", "what?", "st*r"])
+def test_folders_whose_names_look_like_patterns(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    for split, first in (("train", 0), ("test", 2)):
+        write_shard(folder / "p" / f"{split}-0.parquet", first, first + 2)
+        write_tar(folder / "t" / f"{split}-0.tar", samples(first, first + 2))
+    for source in ("p", "p/*.parquet", "p/{train,test}-0.parquet", "t", "t/*.tar", "t/{train,test}-0.tar", "*/*.tar"):
+        assert contents(opened(folder / source, "test")) == texts(2, 4), source
+        shards = find_shards(str(folder / source))
+        assert [s.name.rsplit("/", 1)[1] for s in shards["train"]] == [f"train-0{Path(shards['train'][0].name).suffix}"]
+        assert len(list(replace(shards["test"][0], image="image", captions=["caption"]).read())) == 2
+    (tmp_path / "x" / name).mkdir(parents=True)
+    (tmp_path / "x" / name / "a.arrow").write_text("x")
+    refused("rename it" if name != "a{1,2}" else "nothing the", tmp_path / "x" / name)
 
 
 def test_captions_inside_objects(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ def accepts(source: Source) -> bool:
 def open_tables(source: Source) -> Mapping[str, ArrowTable]:
     """Image paths are relative to the folder. Raises ValueError if a file cannot be read."""
     # the library goes by the commonest kind of file: beside images it would miss the table that names them
-    if source.is_folder and not source.below(*extensions()):
+    if source.is_folder and not source.below(*extensions()) and not glob.has_magic(source.label):
         return load_local(source)
     folder = source.path if source.is_folder else Path(literal_folder(source.text)).expanduser()
     roots = library_caches() if is_url(source.text) else (os.path.realpath(folder),)
-    return load_local(source, "parquet", roots, data_files=source.by_split(".parquet"))
+    return load_local(source, "parquet", roots, data_files=_escaped(source.by_split(".parquet")))
 
 
 def find_shards(source: Source) -> Mapping[str, list[Shard]]:
@@ -37,10 +38,15 @@ def find_shards(source: Source) -> Mapping[str, list[Shard]]:
 
     files = source.by_split(".parquet")
     try:
-        loaded = datasets.load_dataset("parquet", data_files=files, streaming=True, **in_small_bites())
+        loaded = datasets.load_dataset("parquet", data_files=_escaped(files), streaming=True, **in_small_bites())
     except Exception as error:
         raise ValueError(f"{source.text}: cannot be read ({reason(error)})") from error
     return {split: shards_of(loaded[split], names, source.text) for split, names in files.items()}
+
+
+def _escaped(splits: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Names of files as the patterns that the `datasets` library takes them for."""
+    return {split: [name if is_url(name) else glob.escape(name) for name in names] for split, names in splits.items()}
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,8 @@ def load_local(
         return load(source.label, roots, what, **options)
     except Exception as error:
         why = " ".join(str(error).split())
+        if what is None and glob.has_magic(source.label):
+            why += "; it takes [, * and ? in the name of the folder for a pattern: rename it"
         raise ValueError(f"{source.label}: {looked}nothing the `datasets` library can read ({why})") from error
     finally:
         if shown:

@@ -57,15 +57,19 @@ class Source:
             return braces(self.text)
         if self.path.is_file():
             return [str(self.path)]
-        if self.is_folder or not is_pattern(self.text):
+        path = str(self.path)
+        folder = literal_folder(path)
+        pattern = path.removeprefix(folder)
+        if self.is_folder or not is_pattern(pattern):
             return []
         files: list[str] = []
-        for one in braces(str(self.path)):
+        for end in braces(pattern):
+            one, fits = folder + end, glob.has_magic(end)
             # not Path.glob, which takes hidden files too
-            names = glob.glob(one, recursive=True) if glob.has_magic(one) else [one]  # noqa: PTH207
+            names = glob.glob(glob.escape(folder) + end, recursive=True) if fits else [one]  # noqa: PTH207
             found = sorted(name for name in names if Path(name).is_file())
             if not found:
-                none = f"{one}: no file fits" if glob.has_magic(one) else f"{self.text}: there is no file {one}"
+                none = f"{one}: no file fits" if fits else f"{self.text}: there is no file {one}"
                 raise FileNotFoundError(f"{none} (looked from {Path.cwd()}){near_file(one)}")
             files += found
         return list(dict.fromkeys(files))
@@ -247,8 +251,15 @@ def _range(text: str) -> list[str]:
 
 
 def literal_folder(pattern: str) -> str:
-    """Folder of a file, or the one above all files that a pattern may stand for."""
-    literal = re.split(r"[*?\[{]", pattern, maxsplit=1)[0] if is_pattern(pattern) else pattern
+    """Folder of a file, or the one above all files that a pattern may stand for. A folder that is there under a name
+    such as "[2024] set" stands for itself."""
+    literal, start = pattern, 0
+    while is_pattern(pattern[start:]) and (magic := re.compile(r"[*?\[{]").search(pattern, start)):
+        end = pattern.find("/", magic.end())
+        if end < 0 or is_url(pattern) or not Path(pattern[:end]).expanduser().is_dir():
+            literal = pattern[: magic.start()]
+            break
+        start = end
     return literal.rpartition("/")[0] or ("/" if literal.startswith("/") else "")
 
 
