@@ -119,6 +119,11 @@ def test_parquet_files_and_patterns(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b" / "train")
     write_shard(tmp_path / "b" / "test" / "0000.parquet", 20, 23)
     assert contents(opened(tmp_path / "b/**/*.parquet", "test")) == texts(20, 23)
+    for first, folder in enumerate(("Train", "TestSet")):
+        write_shard(tmp_path / "d" / folder / "part-00000-of-00001.parquet", 10 * first, 10 * first + 3)
+    for source in ("d", "d/**/*.parquet"):
+        assert contents(opened(tmp_path / source, "test")) == texts(10, 13)
+        assert list(map(len, find_shards(str(tmp_path / source)).values())) == [1, 1]
     write_shard(tmp_path / "c" / "extra-00000-of-00001.parquet", 5, 9)
     write_shard(tmp_path / "c" / "train-00000-of-00001.parquet", 0, 4)
     assert {s: len(t) for s, t in read_tables(str(tmp_path / "c" / "*")).items()} == {"extra": 4, "train": 4}

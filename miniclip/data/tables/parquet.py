@@ -25,7 +25,7 @@ def accepts(source: Source) -> bool:
 def open_tables(source: Source) -> Mapping[str, ArrowTable]:
     """Image paths are relative to the folder. Raises ValueError if a file cannot be read."""
     # the library goes by the commonest kind of file: beside images it would miss the table that names them
-    if source.is_folder and not source.below(*extensions()) and not glob.has_magic(source.label):
+    if source.is_folder and not source.below(*extensions()) and (source.name is not None or _has_card(source.path)):
         return load_local(source)
     folder = source.path if source.is_folder else Path(literal_folder(source.text)).expanduser()
     roots = library_caches() if is_url(source.text) else (os.path.realpath(folder),)
@@ -42,6 +42,12 @@ def find_shards(source: Source) -> Mapping[str, list[Shard]]:
     except Exception as error:
         raise ValueError(f"{source.text}: cannot be read ({reason(error)})") from error
     return {split: shards_of(loaded[split], names, source.text) for split, names in files.items()}
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether a README as of the Hub says which files are which split, or what the columns are."""
+    card = folder / "README.md"
+    return card.is_file() and any(word in card.read_bytes() for word in (b"data_files:", b"dataset_info:"))
 
 
 def _escaped(splits: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
