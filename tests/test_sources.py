@@ -451,7 +451,9 @@ def test_a_list_in_one_text_is_its_captions(
     rows = {"image": names, "text": list(map(written, lists))}
     expected = dict(enumerate(lists))
     assert everything(write_csv(tmp_path / "l.csv", [rows, *zip(*rows.values(), strict=True)])) == expected
-    assert "l.csv, text: 3 rows hold a list written as text, the first l.csv line 2; its texts are" in caplog.text
+    assert (
+        "l.csv, text: a list written as text is read as its captions in 3 rows, the first l.csv line 2" in caplog.text
+    )
     assert everything(table(tmp_path / "l.jsonl", names, rows["text"])) == expected
     assert everything(table(tmp_path / "m.jsonl", names, [[text] for text in rows["text"]])) == expected
     write_parquet(tmp_path / "p" / "x.parquet", {"image": cells(3), "text": rows["text"]})
@@ -472,7 +474,10 @@ def test_captions_in_brackets_stay_as_they_are(tmp_path: Path, caplog: pytest.Lo
     names = write_images(tmp_path, len(plain + odd))
     source = whole(table(tmp_path / "l.jsonl", names, plain + odd))
     assert contents(source) == {i: [text] for i, text in enumerate(plain + odd)}
-    assert "text: 7 rows hold a list written as text, the first l.jsonl line 3; which cannot be read" in caplog.text
+    assert (
+        "text: what may be a list written as text is read as one caption in 7 rows, the first l.jsonl line 3"
+        in caplog.text
+    )
 
 
 LANGUAGES = {  # what a table in it is written in

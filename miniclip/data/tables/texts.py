@@ -151,8 +151,11 @@ def texts_of(cell: Any) -> Texts:
 def tell_lists(label: str, places: Mapping[str, Sequence[str]]) -> None:
     """Log where lists stand as one text. places: "read" or "unread" -> rows."""
     for how, where in places.items():
-        said = "its texts are the captions" if how == "read" else "which cannot be read as one, and is one caption"
-        log.warning("%s: %d rows hold a list written as text, the first %s; %s", label, len(where), where[0], said)
+        what = "a list written as text is read as its captions"
+        if how == "unread":
+            what = "what may be a list written as text is read as one caption"
+        rows = "rows" if len(where) > 1 else "row"
+        log.warning("%s: %s in %d %s, the first %s", label, what, len(where), rows, where[0])
 
 
 def listed(text: str) -> list[str | None] | None:
