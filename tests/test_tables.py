@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -25,7 +26,7 @@ from miniclip.evaluation.tables import (
     print_evaluations,
     show,
 )
-from miniclip.metrics.bootstrap import Figure
+from miniclip.metrics.bootstrap import Figure, Share, Statistic
 
 NAN = math.nan
 
@@ -244,10 +245,12 @@ def test_json_is_plain_and_whole(tmp_path: Path) -> None:
 
 
 def test_only_what_saw_the_same_images_is_compared() -> None:
-    first, second = (Evaluation("zeroshot", "t", {}, {}, (), "", lambda w: {"top1": float(w[0])}, (n,)) for n in (3, 2))
+    hit = Statistic({"top1": Share.of(np.array([True, False]))})
+    first, second = (Evaluation("zeroshot", "t", {}, {}, (), "", hit, (n,)) for n in (3, 2))
     with pytest.raises(ValueError, match=r"t: counted on \(3,\) and on \(2,\) images"):
         difference(first, second)
-    assert difference(first, first)["top1"][:3] == (0, 0, 0)
+    apart = difference(second, second)["top1"]
+    assert apart.value == 0 and apart.low < 0 < apart.high  # two images without a difference prove none
 
 
 def test_names_may_not_steer_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_calibration_by_hand() -> None:
     assert second == {"low": 0.25, "high": 0.5, "n": 2, "confidence": 7 / 16, "accuracy": 1 / 2}
     assert third["n"] == 0 and isnan(third["confidence"]) and isnan(third["accuracy"])
     assert fourth == {"low": 0.75, "high": 1.0, "n": 2, "confidence": 15 / 16, "accuracy": 1 / 2}
-    assert isnan(calibration.error(np.zeros(5)))
+    assert np.isnan(calibration.gaps(np.zeros(5))).all()
     over = np.array([1.0000001, 1.0], dtype=np.float32)  # as a softmax in float32 may say
     assert weighted.Calibration(over, np.array([True, True])).bins()[-1]["n"] == 2
 
@@ -90,7 +90,8 @@ def test_calibration_equals_a_naive_loop(rows: list[tuple[int, bool, int]]) -> N
         if held:
             confidence, accuracy = (sum(part) / len(held) for part in zip(*held, strict=True))
             error += len(held) / times.sum() * abs(accuracy - confidence)
-    assert weighted.Calibration(thirtieths / 30, hit).error(times.astype(float)) == pytest.approx(error, abs=1e-14)
+    gaps = weighted.Calibration(thirtieths / 30, hit).gaps(times.astype(float))
+    assert len(gaps) == 15 and np.abs(gaps).sum() == pytest.approx(error, abs=1e-14)
 
 
 def test_detection_equals_sklearn() -> None:
@@ -137,4 +138,4 @@ def test_a_score_that_is_no_number_counts_against() -> None:
     assert lost.auroc(ones, ones) == lost.fpr95(ones, ones) == 0.5
     collapsed = weighted.Detection(np.full(2, nan), np.full(2, nan))
     assert collapsed.auroc(ones, ones) == 0 and collapsed.fpr95(ones, ones) == 1
-    assert isnan(weighted.Calibration(np.array([nan, 0.5]), np.array([0, 1])).error(ones))
+    assert isnan(weighted.Calibration(np.array([nan, 0.5]), np.array([0, 1])).gaps(ones).sum())

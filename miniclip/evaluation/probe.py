@@ -25,7 +25,8 @@ from miniclip.data.subset import Subset
 from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, encode_readable
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.zeroshot import labels_of
-from miniclip.metrics.bootstrap import RESAMPLES, with_intervals
+from miniclip.metrics.bootstrap import RESAMPLES, Share, Statistic, with_intervals
+from miniclip.metrics.weighted import balanced_size
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TwoTowers
 
@@ -203,15 +204,13 @@ def probe(
             curve.append(point | {"C": [one.C for one in fits]})
             said += _convergence_notes(f"{shot}-shot", fits)
 
-    rows_of_hits = np.stack([row.astype(np.float64) for row in hits.values()])  # f n
-    divisors = np.asarray(list(repeats.values()))
-
-    def statistic(weights: np.ndarray) -> dict[str, float]:
-        figures = dict(zip(hits, (rows_of_hits @ weights / (divisors * weights.sum())).tolist(), strict=True))
+    def balanced(weights: np.ndarray) -> dict[str, float]:
         images, right = np.bincount(y["test"], weights), np.bincount(y["test"], weights * hits["linear"])
-        balanced = float((right[images > 0] / images[images > 0]).mean())
-        return {"linear": figures.pop("linear"), "linear_balanced_accuracy": balanced, **figures}
+        return {"linear_balanced_accuracy": float((right[images > 0] / images[images > 0]).mean())}
 
+    by_image = {name: Share.of(row / repeats[name]) for name, row in hits.items()}
+    sizes = {"linear_balanced_accuracy": balanced_size(counts["test"])}
+    statistic = Statistic(by_image, balanced, sizes=sizes)
     details = {
         "classes": list(classes),
         "chance": 1 / len(classes),

@@ -20,7 +20,7 @@ from miniclip.common.processes import place, total
 from miniclip.data.captioned import PairSource
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable, encode_texts, model_device
 from miniclip.evaluation.result import Evaluation
-from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
+from miniclip.metrics.bootstrap import RESAMPLES, Share, Statistic, with_intervals
 from miniclip.metrics.retrieval import (
     RetrievalRanks,
     chance_recall_at_k,
@@ -140,24 +140,24 @@ def _ranks(pairs: PairEmbeddings, shared: bool, device: torch.device) -> Retriev
 
 
 def _statistic(ranks: RetrievalRanks, image_of_text: np.ndarray) -> Statistic:
-    ways = []
-    for way, rank, precision in (
+    shares, ways = dict[str, Share](), []
+    for way, found, precision in (
         ("image_to_text", ranks.image_to_text, ranks.image_average_precision),
         ("text_to_image", ranks.text_to_image, 1 / ranks.text_to_image.double()),  # one own image a caption
     ):
-        place_of = rank.numpy().astype(np.float64)
-        shares = {f"{way}_r{k}": (place_of <= k).astype(np.float64) for k in (1, 5, 10)}
-        ways.append((way, shares | {f"{way}_mean_rank": place_of, f"{way}_map": precision.numpy()}, Median(place_of)))
+        rank, image = found.numpy(), None if way == "image_to_text" else image_of_text
+        for name, values in (*((f"r{k}", rank <= k) for k in (1, 5, 10)), ("map", precision.numpy())):
+            shares[f"{way}_{name}"] = Share.of(values, image)
+        ways.append((way, image, rank.astype(np.float64), Median(rank)))
 
-    def statistic(weights: np.ndarray) -> dict[str, float]:
+    def counted(weights: np.ndarray) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for way, means, median in ways:
-            own = weights if way == "image_to_text" else weights[image_of_text]
-            figures |= {name: mean(values, own) for name, values in means.items()}
-            figures[f"{way}_median_rank"] = median(own)
+        for way, image, rank, median in ways:
+            own = weights if image is None else weights[image]
+            figures |= {f"{way}_mean_rank": mean(rank, own), f"{way}_median_rank": median(own)}
         return figures
 
-    return statistic
+    return Statistic(shares, ranks=counted)
 
 
 def best_captions(pairs: PairEmbeddings, images: Sequence[int], k: int = 3) -> list[list[RankedCaption]]:

@@ -176,6 +176,8 @@ def difference_table(rows: Sequence[tuple[str, Mapping[str, Figure]]], than: str
         if figure is None:
             return "-"
         value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
+        if not is_number(figure.low):
+            return value
         better = (figure.value < 0) == lower_is_better(name)
         mark = ("better" if better else "worse") if verdict else "*"
         return f"{value} [{low}, {high}]" + (f" {mark}" if figure.low > 0 or figure.high < 0 else "")

@@ -28,10 +28,10 @@ from miniclip.evaluation.prompts import (
 )
 from miniclip.evaluation.result import Evaluation
 from miniclip.losses.energy import free_energy
-from miniclip.metrics.bootstrap import RESAMPLES, Statistic, with_intervals
+from miniclip.metrics.bootstrap import RESAMPLES, Gaps, Share, Statistic, with_intervals
 from miniclip.metrics.classification import class_ranks, predictions
 from miniclip.metrics.retrieval import cosine_matrix
-from miniclip.metrics.weighted import Calibration, Detection, class_scores, confusion, mean
+from miniclip.metrics.weighted import Calibration, Detection, balanced_size, class_scores, confusion
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
 
@@ -132,14 +132,10 @@ def zero_shot(
         candidates = encode_texts(model, tokenizer, texts, options)
         candidates = candidates.view(len(dataset), len(classes), -1)[images.rows]  # (n c) e -> n c e
         cosines = torch.einsum("ne,nce->nc", images.values.double(), candidates.double()).float()
-        hit = (class_ranks(cosines, labels) == 1).double().numpy()
-
-        def top1(weights: np.ndarray) -> dict[str, float]:
-            return {"top1": mean(hit, weights)}
-
+        statistic = Statistic({"top1": Share.of((class_ranks(cosines, labels) == 1).numpy())})
         notes.insert(0, "no confusion matrix: the sentences change from image to image")
-        figures, chance = with_intervals(top1, groups, resamples=resamples), {"chance": 1 / len(classes)}
-        return Evaluation("zeroshot", task, figures, chance, tuple(notes), digest(*read, *texts), top1, groups)
+        figures, chance = with_intervals(statistic, groups), {"chance": 1 / len(classes)}
+        return Evaluation("zeroshot", task, figures, chance, tuple(notes), digest(*read, *texts), statistic, groups)
 
     prompts, chosen = prompts_of(dataset, templates)
     by_class = embed_prompts(model, tokenizer, prompts, options)
@@ -186,22 +182,24 @@ def _counted(
 ) -> tuple[Statistic, dict[str, Any]]:
     """The figures under weights of the images, and the details."""
     rank, predicted = found.rank.numpy(), found.predicted.numpy()
-    hits = {f"top{k}": (rank <= k).astype(np.float64) for k in ((1, 5) if len(classes) > 5 else (1,))}
-    calibration, theirs = Calibration(found.confidence.numpy(), hits["top1"]), {} if ood is None else ood.familiarity()
+    shares = {f"top{k}": Share.of(rank <= k) for k in ((1, 5) if len(classes) > 5 else (1,))}
+    calibration, theirs = Calibration(found.confidence.numpy(), rank <= 1), {} if ood is None else ood.familiarity()
     detections = {name: Detection(own, theirs[name]) for name, own in found.familiarity().items() if theirs}
 
-    def statistic(weights: np.ndarray) -> dict[str, float]:
+    def rates(weights: np.ndarray) -> dict[str, float]:
         here, there = weights[: len(labels)], weights[len(labels) :]
         scores = class_scores(confusion(labels, predicted, len(classes), here))
-        figures = {name: mean(hit, here) for name, hit in hits.items()}
-        figures |= {"balanced_accuracy": scores.mean_of_present("recall"), "macro_f1": scores.mean_of_present("f1")}
-        figures["ece"] = calibration.error(here)
+        figures = {"balanced_accuracy": scores.mean_of_present("recall"), "macro_f1": scores.mean_of_present("f1")}
         for name, detection in detections.items():
             figures[f"auroc_{name}"] = detection.auroc(here, there)
             figures[f"fpr95_{name}"] = detection.fpr95(here, there)
         return figures
 
     counts = confusion(labels, predicted, len(classes), np.ones(len(labels)))
+    # a class weighs the same with few images as with many
+    sizes = dict.fromkeys(("balanced_accuracy", "macro_f1"), balanced_size(counts.sum(1)))
+    ece = Gaps(lambda weights: calibration.gaps(weights[: len(labels)]), "top1")
+    statistic = Statistic(shares, rates, gaps={"ece": ece}, sizes=sizes)
     columns = (counts.sum(1).astype(np.int64), *class_scores(counts))
     rows = zip(classes, *(column.tolist() for column in columns), strict=True)
     return statistic, {

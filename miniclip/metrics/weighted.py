@@ -56,6 +56,12 @@ def class_scores(confusion: np.ndarray) -> ClassScores:
     return ClassScores(_ratios(hits, predictions), _ratios(hits, images), _ratios(2 * hits, images + predictions))
 
 
+def balanced_size(images: np.ndarray) -> float:
+    """How many images, evenly over the classes that have some, a mean over classes is worth. images: (C,)."""
+    images = images[images > 0]
+    return float(len(images) ** 2 / (1 / images).sum())
+
+
 class Calibration:
     """How well the confidence of a prediction says how often it is right, in bins of equal width on (0, 1]."""
 
@@ -65,10 +71,11 @@ class Calibration:
         self._bin = np.clip(np.searchsorted(self._edges, self._confidence, side="left") - 1, 0, bins - 1)
         self._gap = self._hit - self._confidence
 
-    def error(self, weights: np.ndarray) -> float:
-        """Mean over the images of |accuracy - mean confidence| of their bin (arXiv:1706.04599, eq. 3); NaN of none."""
-        gaps = np.bincount(self._bin, weights * self._gap)
-        return _ratio(float(np.abs(gaps).sum()), float(weights.sum()))
+    def gaps(self, weights: np.ndarray) -> np.ndarray:
+        """(bins,): accuracy - mean confidence, times the share of the images. The sum of their absolute values is the
+        expected calibration error (arXiv:1706.04599, eq. 3). NaN if no image counts."""
+        gaps = np.bincount(self._bin, weights * self._gap, len(self._edges) - 1)
+        return gaps / weights.sum() if weights.any() else np.full_like(gaps, np.nan)
 
     def bins(self) -> list[dict[str, float | int]]:
         """A reliability diagram: low, high, n, and mean confidence and accuracy (NaN if n is 0) of each bin."""

@@ -19,7 +19,7 @@ from miniclip.data.images import MAX_PIXELS
 from miniclip.evaluation.report.examples import Example, examples
 from miniclip.evaluation.result import Evaluation, is_number
 from miniclip.evaluation.tables import Table, class_tables, difference_table, evaluation_tables, template_tables
-from miniclip.metrics.bootstrap import Figure
+from miniclip.metrics.bootstrap import Figure, Statistic
 
 if TYPE_CHECKING:
     from miniclip.config import Config
@@ -181,7 +181,7 @@ def _result(folder: str, entry: dict[str, Any]) -> Result:
         raise ValueError(f"kind is none of {', '.join(_KINDS)}")
     details = {name: value for name, value in entry["details"].items() if value is not None}
     notes, task = tuple(map(str, entry["notes"])), str(entry["task"] or "(no name)")
-    result = Evaluation(entry["kind"], task, _figures(entry), details, notes, "", statistic=lambda weights: {})
+    result = Evaluation(entry["kind"], task, _figures(entry), details, notes, "", statistic=Statistic())
     evaluation_tables([(task, result)], intervals=True)
     model = (str(entry["model"].get(key) or "-") for key in ("name", "fingerprint"))
     data = (str(entry["data"].get(key) or "-") for key in ("source", "split", "fingerprint"))
