@@ -206,6 +206,9 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=r"f\.yaml, line \d: (byte 80 is not UTF-8|control characters)"):
             load_config_file(path)
+    path.write_text("train: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(ConfigError, match=r"f\.yaml, line 1: maximum recursion depth"):
+        load_config_file(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config_file(tmp_path)
     with pytest.raises(ConfigError, match=r"g\.yaml does not exist; did you mean f\.yaml\?"):

@@ -31,7 +31,7 @@ def read_values(path: Path, sections: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigError(f"{path} {found}; write e.g. train: {{max_steps: 1000}}")
         _find_lines(str(path), root, "", lines, set())
         values = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}, {_said(error, text)}") from None
     empty = next((key for key, node in ((k.value, v) for k, v in root.value) if node.value == ""), None)
     if empty in sections:
@@ -89,7 +89,7 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}, line {line}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
-def _said(error: yaml.YAMLError, text: str) -> str:
+def _said(error: Exception, text: str) -> str:
     """Line and fault."""
     mark = getattr(error, "problem_mark", None)
     number = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
