@@ -15,7 +15,7 @@ from miniclip.inspection.verdicts import Repeats, summary, verdicts
 
 HEALTHY = {"loss_over_chance": 0.5, "training_loss_over_chance": 0.3, "r1_image_to_text": 0.2, "r1_text_to_image": 0.2}
 HEALTHY |= {"rank_image": 40.0, "rank_text": 35.0, "uniformity_image": -2.9, "uniformity_text": -3.1}
-HEALTHY |= {"logit_scale": 20.0, "best_scale": 18.0, "unseen_duplicates": 0.01, "r1_chance": 0.01}
+HEALTHY |= {"logit_scale": 20.0, "best_scale": 18.0, "unseen_duplicates": 0.01, "r1_chance": 0.01, "side": 64.0}
 LOG = {
     "step": [10.0, 20.0, 30.0],
     "loss_over_chance": [1.0, 0.8, 0.4],
@@ -44,6 +44,10 @@ def past(*loss_over_chance: float, hits: tuple[float, ...] = ()) -> History:
     if hits:
         history.figures["r1_image_to_text"] = history.figures["r1_text_to_image"] = torch.tensor(hits)
     return history
+
+
+def sides(side: int) -> dict[str, list[float]]:
+    return {"pixels_per_s": [NAN, 7.3 * side**2], "samples_per_s": [NAN, 7.3]}
 
 
 def judge(changed: dict[str, float], log: dict[str, list[float]], without: str = "", **more: Any) -> list[Verdict]:
@@ -107,6 +111,11 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
             {},
             {"history": past(1, 1.1, 1.2, 1.4)},
         ),
+        # which nobody knows of images that are larger than those it was trained on so far; as large ones do not matter
+        ("smaller_images", "had 32 pixels a side, these have 64", {"loss_over_chance": 1.16}, sides(32), {}),
+        ("smaller_images", "is 0.50 of its chance", LUCK, sides(32), {}),
+        ("overfitting", "1.16 on these", {"loss_over_chance": 1.16}, sides(64), {}),
+        ("flat", "", AT_CHANCE, FLAT | sides(32), {}),
         # of the training's own pairs, too; or of a fixed batch that nothing is known of any more
         ("diverged", "had been down to 0.40; it ended at 0.90", {}, {"loss_over_chance": [1.0, 0.4, 0.9]}, {}),
         (

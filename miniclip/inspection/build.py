@@ -60,6 +60,7 @@ def build(
         "loss": view.value,
         "loss_over_chance": view.value / (view.chance or 1.0),
         **batch_figures(image, text, scale, bias, positives),
+        "side": sample.squares[0].width,
         "r1_chance": float(positives.double().mean()),
         "unseen_duplicates": unseen_duplicates(positives, equal_text, equal_image),
         "logit_scale": scale,

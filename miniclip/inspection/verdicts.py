@@ -47,8 +47,8 @@ def verdicts(
 ) -> list[Verdict]:
     """What the figures of the pairs and the log of the training say, gravest first.
 
-    figures: by the names of FIGURES, of pairs that were not trained on, and r1_chance, what R@1 is by chance. images,
-    texts: of those pairs. log: metrics.jsonl, name -> values, or empty.
+    figures: by the names of FIGURES, of pairs that were not trained on, and r1_chance, what R@1 is by chance, and side,
+    of the images in pixels. images, texts: of those pairs. log: metrics.jsonl, name -> values, or empty.
     """
     broken = [*_broken(figures, log, history)]
     found = [*_collapse(figures, images, texts), *_tower(log), *_scale(figures, log)]
@@ -59,6 +59,8 @@ def verdicts(
             return [*broken, Verdict(kind, f"Nearly all pairs have the same {name}", [evidence], [advice]), *found]
     learning = [*_diverged(log, history)] or [*_overfitting(figures, log, history)]
     learning = learning or [*_learning(figures, log)]
+    if learning and learning[0].kind in ("overfitting", "overconfident", "chance"):
+        learning = [*_smaller(learning[0].evidence[0], figures["side"], log)] or learning
     return [*broken, *learning, *found, *_duplicates(figures["unseen_duplicates"])]
 
 
@@ -158,6 +160,18 @@ def _learning(figures: Mapping[str, float], log: Log) -> Iterator[Verdict]:
             yield Verdict("flat", "The loss is flat at chance: nothing is told apart", evidence, advice)
         else:
             yield Verdict("chance", "The model hardly tells these pairs apart", evidence, advice)
+
+
+def _smaller(evidence: str, side: float, log: Log) -> Iterator[Verdict]:
+    """Of a training that is still at train.low_image_size, in place of what would be said of another."""
+    pixels, samples = _finite(log, "pixels_per_s"), _finite(log, "samples_per_s")
+    seen = round(math.sqrt(pixels[-1] / samples[-1])) if pixels and samples and samples[-1] else side
+    if seen < side:
+        found = f"Those of its last steps had {seen} pixels a side, these have {side:.0f}."
+        advice = "Look again when it has taken steps at full size (train.low_image_size, train.low_share)."
+        yield Verdict(
+            "smaller_images", "So far the training saw smaller images than these", [found, evidence], [advice]
+        )
 
 
 def _collapse(figures: Mapping[str, float], images: Repeats, texts: Repeats) -> Iterator[Verdict]:
