@@ -684,7 +684,9 @@ def test_text_of_the_data_stays_text(visit: Visits, page: Screen, tmp_path: Path
     assert NASTY[1] in victim.title() and NASTY[1] in victim.text("h1")
     heard = victim.locator("#verdicts").text_content() or ""
     assert all(text in heard for text in NASTY if text.isprintable())
-    assert victim.text("#verdicts h3") == NASTY[0]
+    assert victim.text("#verdicts h3") == NASTY[0] and NASTY[1] in victim.text("#verdict")
+    victim.locator("#find").fill(NASTY[2])
+    assert victim.text("#found") == "1 of 2" and victim.text("#suspicion") == NASTY[3]
     assert [victim.texts(f"#about {tag}")[1] for tag in ("dt", "dd")] == [NASTY[1]] * 2
     label, value, help_ = victim.texts("#figures tbody tr :is(th, td)")
     assert [label, help_] == [NASTY[1], NASTY[3]] and value.endswith("<u>")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from miniclip.inspection.contents import Figure, Inspection, Verdict
+from miniclip.inspection.contents import Figure, Inspection, Summary, Verdict
 from support import inspecting
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ def nasty() -> Inspection:
     history = replace(inspecting.history(), captions=NASTY[:6])
     built = inspecting.inspection(len(NASTY), captions=NASTY, history=history)
     about = {text: text for text in NASTY}
+    built = replace(built, summary=Summary("bad", *NASTY[:3]), suspicion=NASTY[3])
     return replace(built, title=" ".join(NASTY), names=NASTY[::-1], about=about, verdicts=[verdict], figures=[figure])
 
 
