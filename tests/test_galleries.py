@@ -142,7 +142,9 @@ def test_text_of_the_data_is_inert(tmp_path: Path, visit: Visits) -> None:
     assert "url(" not in style and "@import" not in style and f"--own: #{bytes(GREEN).hex()}" in style
     for scheme in ("light", "dark"):
         for width in (320, 1400):
-            seen = visit(tmp_path / "examples.html", viewport={"width": width, "height": 900}, color_scheme=scheme)
+            seen = visit(
+                tmp_path / "examples.html", order="", viewport={"width": width, "height": 900}, color_scheme=scheme
+            )
             assert seen.evaluate("document.documentElement.scrollWidth") <= width
             assert seen.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             light = seen.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] > 128")

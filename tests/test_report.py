@@ -527,7 +527,7 @@ def test_a_browser_shows_it_and_runs_nothing_of_the_data(visit: Visits, whole: P
     own, nasty = write_report(whole)[1], write_report(nasty_run(tmp_path / "run"))[1]
     dark = {"color_scheme": "dark"}
     for path, options in ((own, {}), (own, dark), (own, narrow), (nasty, narrow)):
-        page = visit(path, **options)
+        page = visit(path, order="", **options)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         assert page.evaluate("document.images.length") == (6 if path == own else 3)
