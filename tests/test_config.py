@@ -209,7 +209,10 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
     path.write_text("train: " + "[" * 3000 + "]" * 3000)
     with pytest.raises(ConfigError, match=r"f\.yaml, line 1: maximum recursion depth"):
         load_config_file(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); name a YAML file$"):
+        load_config_file(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"did you mean .*/config\.yaml\?$"):  # of a run
         load_config_file(tmp_path)
     with pytest.raises(ConfigError, match=r"g\.yaml does not exist; did you mean f\.yaml\?"):
         load_config_file(tmp_path / "g.yaml")

@@ -273,6 +273,8 @@ def test_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--data.source", "/nowhere/at/all.csv"], "/nowhere/at/all.csv"),
         (["--data.batch_size", "401"], "use a batch of at most 400"),
         (["--seconds", "0"], "--seconds"),
+        (["--seconds", "abc"], "--seconds abc is not a number"),
+        (["--seconds"], "--seconds lacks its value"),
         (["--json", "/nowhere/found.json"], "--json"),
     ):
         assert doctor_main(["--config", str(config), *options]) == 2

@@ -426,7 +426,7 @@ zeroshot --checkpoint {ok} --compare {ok} --task shape -> name the same model tw
 zeroshot --checkpoint {ok} --compare {tmp} {tmp} --task shape -> name the same model twice
 zeroshot --checkpoint {ok} {ok} --task shape -> stands alone; write the option
 zeroshot --checkpoint {ok} --task shape --device warp -> --device warp cannot be used
-zeroshot --checkpoint {ok} --task no -> invalid choice: 'no' (choose from shape, colour
+zeroshot --checkpoint {ok} --task shap -> relation; did you mean shape?
 zeroshot --checkpoint {ok} --task shape --seed -1 -> --seed -1 must be at least 0
 zeroshot --checkpoint {ok} --task shape --batch_size 0 -> batch_size=0 must be at least 1
 zeroshot --checkpoint {ok} --task shape --precision fp8 -> fp8 is not one of auto, fp32, bf16

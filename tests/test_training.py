@@ -256,7 +256,8 @@ REFUSED = [
     ("--model.text_heads 3", "text_heads"),
     ("--data.source /no/such/folder", "/no/such/folder"),
     ("--eval.tasks [shapes]", "eval.tasks: 'shapes'"),
-    ("--log.trackers [tensorbord]", "tensorbord"),
+    ("--eval.tasks [shap]", "did you mean shape?"),
+    ("--log.trackers [tensorbord]", "tensorbord is not one of all, aim, tensorboard"),
 ]
 
 

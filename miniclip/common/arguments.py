@@ -90,7 +90,8 @@ def wrong_kind(message: str, hints: Mapping[str, Any], given: Mapping[str, Any],
     """
     found = re.search(r'Parser key "([\w.]+)".*?(?:(?:Got|Given) value: (.*))?$', message, re.DOTALL)
     if found is None or found[1] not in hints:
-        return re.sub(r"argument (\S+): expected .*argument", r"\1 lacks its value", message)
+        message = re.sub(r"argument (\S+): expected .*argument", r"\1 lacks its value", message)
+        return re.sub(r"argument (\S+): invalid \w+ value: '(.*)'", r"\1 \2 is not a number", message)
     hint, value = hints[found[1]], given.get(found[1], found[2])
     words = kind_words(hint)
     quotes = "; put numbers in quotes" if "text" in words and not isinstance(value, str) else ""

@@ -80,7 +80,8 @@ def _text(path: Path) -> str:
         near = did_you_mean(path.name, (p.name for p in folder.iterdir())) if folder.is_dir() else ""
         raise ConfigError(f"--config {path} does not exist{near}") from None
     except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read ({error.strerror}); name a YAML file") from None
+        near = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").is_file() else "; name a YAML file"
+        raise ConfigError(f"--config {path} cannot be read ({error.strerror}){near}") from None
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if wide else "utf-8-sig")

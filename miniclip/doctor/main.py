@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from miniclip.common.arguments import advised, at_home, check_output, refused
+from miniclip.common.arguments import advised, at_home, check_output, refusal, refused
 from miniclip.common.notes import say_once
 from miniclip.common.printing import printable
 from miniclip.config import Config, ConfigError, load_config, smaller_training
@@ -39,14 +39,15 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m miniclip.doctor",
         description="Look for what would spoil a long run. Takes the options of train.py (see train.py --help), and:",
         allow_abbrev=False,
+        exit_on_error=False,
     )
     more = "time of each training (default: 60), up to thrice if need be"
     parser.add_argument("--seconds", type=float, default=60.0, help=more)
     parser.add_argument("--json", metavar="FILE", help="write all that was found")
-    own, rest = parser.parse_known_args(arguments)
     stages: list[Stage] = []
     say_once()
     try:
+        own, rest = parser.parse_known_args(arguments)
         if not 0 < own.seconds < math.inf:
             raise ConfigError(f"--seconds {own.seconds} must be above 0 and finite")
         own.json = at_home(own.json)
@@ -71,6 +72,8 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
             shown = {stage.name: {key: getattr(stage, key) for key in keys} for stage in stages}
             values = {"healthy": not found, "all_told": told, "verdicts": found, "stages": shown}
             write_json(own.json, json_safe({**values, "config": config.to_dict()}))
+    except argparse.ArgumentError as error:
+        return refused("doctor", refusal(error))
     except (OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise

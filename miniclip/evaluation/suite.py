@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from miniclip.common.console import write_json
+from miniclip.common.printing import did_you_mean
 from miniclip.common.processes import place
 from miniclip.config import Config, ConfigError, EvalTask
 from miniclip.data.scenes.source import TASKS as SCENES
@@ -131,7 +132,8 @@ def _open(config: Config, wanted: str | EvalTask, role: Role) -> Opened:
             task = Zeroshot(data=wanted, split=role)
         else:
             known = f"neither retrieval, nor one of {', '.join(SCENES)}, nor a folder with one sub-folder a class"
-            raise ConfigError(f"eval.tasks: {wanted!r} is {known}; other data takes a mapping with kind and data")
+            near = did_you_mean(wanted, ("retrieval", *SCENES))
+            raise ConfigError(f"eval.tasks: {wanted!r} is {known}; other data takes a mapping with kind and data{near}")
         parts = task.open(side, role, allowed)
         if isinstance(task, Zeroshot):  # before the training, not after it
             cut = Tokenizer(config.model.context_length or Tokenizer.context_length)

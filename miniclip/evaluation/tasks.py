@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from miniclip.common.arguments import check_range
+from miniclip.common.printing import did_you_mean
 
 if TYPE_CHECKING:
     from miniclip.data.captioned import LabelledSource
@@ -144,7 +145,7 @@ class Zeroshot(_Labelled):
         if self.data is not None and self.task is not None:
             raise ValueError("--task: not allowed with argument --data")
         if self.task is not None and self.task not in SCENES:
-            raise ValueError(f"--task: invalid choice: {self.task!r} (choose from {', '.join(SCENES)})")
+            raise ValueError(f"--task {self.task} is not one of {', '.join(SCENES)}{did_you_mean(self.task, SCENES)}")
         data_only = ("classnames", "label_column", "image_column", "name", "revision")
         stray = [f"--{option}" for option in data_only if self.task and vars(self)[option] is not None]
         if stray:

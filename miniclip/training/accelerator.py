@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miniclip.common.printing import did_you_mean
 from miniclip.config import Config, ConfigError
+from miniclip.config.sections import require
 from miniclip.models import DualEncoder, tower_of
 from miniclip.training.precision import Precision, agreed
 
@@ -52,7 +54,7 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import DistributedType
+    from accelerate.utils import DistributedType, LoggerType
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -69,6 +71,9 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
         precision = precision._replace(name="fp32")  # FSDP scales no loss
     if precision.slow and state.is_main_process:
         log.warning("train.precision=bf16 is slow here: %s; use auto or fp32", precision.why)
+    known = LoggerType.list()
+    for name in config.log.trackers:
+        require(name in known, f"log.trackers: {name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
     accelerator = Accelerator(
         mixed_precision="no" if precision.name == "fp32" else precision.name,
         cpu=cpu,
