@@ -100,6 +100,8 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         "train/a train/b/deep test/a/a test/b",
         "train/a train/b test/a test/b val/unknown",
         "train/a train/b test/a test/b test-multiple",
+        "train/dataset/a train/dataset/b test/dataset/a test/dataset/b",
+        "labeled/train/a labeled/train/b labeled/test/a labeled/test/b unlabeled",
     ],
 )
 def test_splits_under_many_names(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,6 +115,7 @@ def test_splits_under_many_names(tmp_path: Path, layout: str, caplog: pytest.Log
     assert ("taken for splits, since they hold the same folders: extra" in caplog.text) == ("extra" in layout)
     for left_out in ("masks", "docs"):
         assert (left_out in caplog.text) == (left_out in layout)
+    assert ("left out: unlabeled" in caplog.text) == ("labeled/train" in layout)
 
 
 def test_folders_that_are_classes_though_their_names_tell_a_split(

@@ -16,7 +16,7 @@ from miniclip.data.tables.source import SPLIT_NAMES, TABLE_EXTENSIONS, sub_folde
 
 log = logging.getLogger(__name__)
 
-_WRAPPERS = ("images", "image", "imgs", "img", "data")
+_WRAPPERS = ("images", "image", "imgs", "img", "data", "dataset")
 _TABLES = tuple(extension for extension in TABLE_EXTENSIONS if extension != ".txt")
 _UNLABELLED = re.compile(r"(.*[\W_])?(un-?label+ed|unsup\w*|pred|predict|predictions?|submission)([\W_].*)?")
 _PART = re.compile(r"(.*[\W_])?(fold|split|part|subset|batch)[\W_]?\d+")
@@ -88,11 +88,18 @@ def read_layout(folder: Path) -> Layout:
 
 def _passed(folder: Path, through: Callable[[Path, Path], bool]) -> Path:
     """Down through folders that hold nothing but another one, as long as it is to be gone through."""
-    while len(inside := sub_folders(folder)) == 1 and through(folder, inside[0]):
+    while len(inside := _labelled(every := sub_folders(folder))) == 1 and through(folder, inside[0]):
         if any(file.suffix.lower() in extensions() for file in folder.iterdir()):
             break
+        if inside != every:
+            log.warning("%s: no class, and left out: %s", folder, _names(set(every) - set(inside)))
         folder = inside[0]
     return folder
+
+
+def _labelled(folders: list[Path]) -> list[Path]:
+    """Without those that are called unlabelled, and hold no folders."""
+    return [f for f in folders if not _UNLABELLED.fullmatch(f.name.lower()) or sub_folders(f)]
 
 
 def _holds_all(_: Path, inside: Path) -> bool:
@@ -114,10 +121,10 @@ def _same_level(outside: Path, inside: Path) -> bool:
 
 def class_folders(folders: list[Path]) -> list[Path]:
     """Those of a level that are classes. Raises ValueError where their insides speak against it."""
-    blank = [f for f in folders if _UNLABELLED.fullmatch(f.name.lower()) and not sub_folders(f)]
-    if blank:
-        log.warning("%s: no class, and left out: %s", folders[0].parent, _names(blank))
-        folders = [f for f in folders if f not in blank]
+    kept = _labelled(folders)
+    if len(kept) < len(folders):
+        log.warning("%s: no class, and left out: %s", folders[0].parent, _names(set(folders) - set(kept)))
+        folders = kept
     held = {f: os.listdir(f) for f in folders}  # noqa: PTH208, since there may be a million
     tables = {f: n for f in folders for n in held[f] if n.lower().endswith(_TABLES) and not n.startswith(".")}
     if 0 < len(tables) < len(folders):  # one in each folder says something of the class
