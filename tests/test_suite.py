@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.files import write_classes, write_images, write_jsonl
+from support.files import write_classes, write_image, write_images, write_jsonl
 from support.group import together
 from test_training import RESNET, TINY, lines, result_of
 
@@ -173,6 +173,12 @@ def test_refused_before_the_first_step(data: Data, tmp_path: Path, capsys: pytes
     (empty / "yellow").mkdir()
     one = write_classes(tmp_path / "one", red=range(3))
     twice = write_classes(tmp_path / "twice", blue=[1], **{"dark_red": [2], "dark red": [3]})
+    long = "of a very long name that goes on and on and has no end " * 8
+    cut, order = (tmp_path / f"{name}.txt" for name in ("cut", "order"))
+    cut.write_text(f"red\t{long} rose\nblue\t{long} sky\ngreen\tgrass\n")
+    order.write_text("rose\nsky\ngrass\n")
+    halves = write_classes(tmp_path / "halves" / "seg_train", red=[1], blue=[2])
+    write_image(halves.parent / "seg_test" / "3.png", 3)
     broken = write_colours(tmp_path / "broken", each=3)
     captioned = write_captioned(tmp_path / "captioned", 12)  # 5 is of validation, 9 of test
     for bad in (next((broken / "red").iterdir()), captioned / "5.png", captioned / "9.png"):
@@ -185,6 +191,9 @@ def test_refused_before_the_first_step(data: Data, tmp_path: Path, capsys: pytes
         *((tasks, ["empty/yellow holds no image"]) for tasks in ([str(empty)], task("probe", empty))),
         ([str(one)], ["one has 1 sub-folder", "one a class"]),
         (task("zeroshot", twice), ["dark red"]),
+        (task("zeroshot", data.classes, classnames=str(cut)), ["'blue' and 'red' have prompts of the same tokens"]),
+        (task("zeroshot", data.classes, classnames=str(order)), ["none of its names", "blue -> rose, green -> sky"]),
+        ([str(halves.parent)], ["no folders of classes in its split 'test'", "seg_test"]),
         ([str(broken)], [".png", "1 of 9 images cannot be used", "data.max_bad_fraction"]),
         (task("probe", broken), [".png", "images cannot be used"]),
         (task("retrieval", captioned), [".png", "1 of 12 images cannot be used (split test)"]),
