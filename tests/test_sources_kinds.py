@@ -175,7 +175,7 @@ def test_captions_inside_objects(tmp_path: Path) -> None:
 # ---- folders of images, each with a text file
 
 
-def test_a_text_file_beside_each_image(tmp_path: Path) -> None:
+def test_a_text_file_beside_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "set"
     write_beside(folder, 0, 4)
     write_beside(folder / "deep" / "er", 4, 8)
@@ -184,6 +184,7 @@ def test_a_text_file_beside_each_image(tmp_path: Path) -> None:
     (folder / "README.txt").write_text("no image is called so")
     (folder / ".hidden.png").write_bytes(b"")
     assert everything(folder) == {**texts(0, 8), 2: ["ein Hündchen", "a dog"]}
+    assert "text files without an image of their name, and left out: 1 (README.txt)" in caplog.text
     source = whole(folder)
     assert source.name(6) == "deep/er/6.png (deep/er/6.txt)"
     assert source.column("file_name")[6] == "deep/er/6.png"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from miniclip.common.printing import first_few
 from miniclip.data.formats import extensions, note_left_out
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
 from miniclip.data.tables.texts import decode_all, like_a_list, listed
+
+log = logging.getLogger(__name__)
 
 LONGEST = 1 << 20  # bytes of a caption file
 
@@ -34,7 +38,12 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
             "metadata.jsonl (.csv, .tsv, .json), for a text file beside each "
             f"({Path(images[0]).with_suffix('.txt')}), for tars and for Parquet files"
         )
-    note_left_out(folder, set(source.below("")) - {*images, *texts.values()})
+    lone = sorted(set(source.below(".txt")) - set(texts.values()))
+    if lone:
+        log.warning(
+            "%s: text files without an image of their name, and left out: %d (%s)", folder, len(lone), first_few(lone)
+        )
+    note_left_out(folder, set(source.below("")) - {*images, *texts.values(), *lone})
     splits: dict[str, list[str]] = {}
     for path in images:
         splits.setdefault(path.partition(os.sep)[0], []).append(path)
