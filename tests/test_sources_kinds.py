@@ -253,6 +253,9 @@ def test_json_files_of_rows(tmp_path: Path) -> None:
         (tmp_path / "metadata.json").write_text(json.dumps(value, indent=1))
         assert everything(tmp_path) == everything(tmp_path / "metadata.json") == texts(0, 4)
     (tmp_path / "metadata.json").unlink()
+    for folder in (write_beside(tmp_path / "b", 0, 4), Path(write_tar(tmp_path / "t" / "0.tar", samples(0, 4))).parent):
+        (folder / "metadata.json").write_text('{"license": "MIT"}')  # which says nothing of the rows
+        assert everything(folder) == texts(0, 4)
     for file, text in (("l.json", "\n".join(map(json.dumps, rows))), ("l.jsonl", json.dumps(rows))):
         (tmp_path / file).write_text(text)
         assert everything(tmp_path / file) == texts(0, 4)
@@ -348,6 +351,11 @@ def test_images_below_the_folder_of_their_table(tmp_path: Path, caplog: pytest.L
     assert "l.csv: its images are those in photos/test/, photos/train/" in caplog.text
     write_image(tmp_path / "thumbs" / "3.png", 3)
     refused(r"l\.csv: 3\.png is photos/train/3\.png or thumbs/3\.png; write the folder", source)
+    for n, split in enumerate(("train", "test")):  # the same names, and tables that say whose
+        write_csv(tmp_path / "own" / f"{split}.csv", rows[:4])
+        for i in range(3):
+            write_image(tmp_path / "own" / "photos" / f"{split}2017" / f"{i}.png", 10 * n + i)
+    assert contents(opened(tmp_path / "own", "test")) == {10 + i: [f"text {i}"] for i in range(3)}
     write_csv(tmp_path / "l.csv", [rows[0], *((f"train\\{n}", t) for n, t in rows[1:5]), (r"test\4.png", "text 4")])
     assert contents(opened(source, "test")) == texts(4, 5)
 
@@ -376,6 +384,12 @@ def test_tables_that_are_packed_or_lack_a_header(tmp_path: Path) -> None:
     for name in ("l.csv.gz", "l.tsv.gz", "l.zip"):
         (tmp_path / name).write_bytes(b"x")
         refused(rf"{name} is compressed; unpack it", tmp_path / name)
+    write_image(tmp_path / "folder" / "0.png", 0)
+    for name in ("captions.csv.gz", "pairs.json"):
+        (tmp_path / "folder" / name).write_bytes(b"x")
+    refused(r"of captions\.csv\.gz; pairs\.json one may be unpacked, or named as the source", tmp_path / "folder")
+    (tmp_path / "l.tsv").write_text("a dog\thttps://example.org/1.jpg\n" * 2)
+    refused(r"l\.tsv has no header, and addresses; .* img2dataset", tmp_path / "l.tsv")
     write_csv(tmp_path / "l.csv", [("1.png", "a dog"), ("2.png", "a cat")])
     refused(r"l\.csv: its first line is no header \(1\.png, a dog\); write", tmp_path / "l.csv")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from miniclip.common.printing import first_few
-from miniclip.data.formats import extensions, note_left_out
+from miniclip.data.formats import extensions, looks_like_image, note_left_out
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
 from miniclip.data.tables.texts import decode_all, like_a_list, listed
@@ -33,10 +33,12 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
     file beside an image."""
     folder, images, texts = source.path, source.below(*extensions()), _captions(source)
     if not texts:
+        others = [name for name in source.below("") if os.sep not in name and not looks_like_image(name)]
         raise ValueError(
             f"{folder}: {len(images)} images, but nothing that says what is in them; looked for "
             "metadata.jsonl (.csv, .tsv, .json), for a text file beside each "
             f"({Path(images[0]).with_suffix('.txt')}), for tars and for Parquet files"
+            + (f"; of {first_few(others)} one may be unpacked, or named as the source" if others else "")
         )
     lone = sorted(set(source.below(".txt")) - set(texts.values()))
     if lone:

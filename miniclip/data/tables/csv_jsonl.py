@@ -124,6 +124,8 @@ def _read_delimited(file: Path, text: str) -> tuple[list[dict[str, Any]], list[s
                 f"{file}: the header has the one column {columns[0] if columns else ''!r}; expected at least two, "
                 "separated by commas, tabs, semicolons or |"
             )
+        if any(map(is_url, columns)):
+            raise ValueError(f"{file} has no header, and addresses; fetch the images first, e.g. with img2dataset")
         if any(map(looks_like_image, columns)):
             raise ValueError(
                 f"{file}: its first line is no header ({', '.join(columns)}); write `file_name,caption` above"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from miniclip.common.printing import first_few, one_line
 from miniclip.data.images import leaves_folder
-from miniclip.data.tables.source import files_below, is_url
+from miniclip.data.tables.source import files_below, is_url, told_split
 from miniclip.data.tables.table import Table
 
 log = logging.getLogger(__name__)
@@ -66,14 +66,19 @@ def _found_below(root: str, paths: Sequence[str], label: str) -> list[str]:
         return list(paths)
     wanted = {os.path.normpath(path) for path in named}
     last = {os.path.basename(path) for path in wanted}  # noqa: PTH119, for the time
-    found: dict[str, str] = {}
+    fits, found = dict[str, list[str]](), dict[str, str]()
     for file in files_below(Path(root)):
         if file.rpartition(os.sep)[2] not in last:
             continue
         for start in (0, *(slash.end() for slash in re.finditer(re.escape(os.sep), file))):
-            if file[start:] in wanted and found.setdefault(file[start:], file) != file:
-                other = found[file[start:]]
-                raise ValueError(f"{label}: {file[start:]} is {other} or {file}; write the folder before the names")
+            if file[start:] in wanted:
+                fits.setdefault(file[start:], []).append(file)
+    split = told_split(Path(label).stem)  # of train.csv
+    for end, files in fits.items():
+        own = [file for file in files if split in map(told_split, file.split(os.sep)[:-1])] if len(files) > 1 else files  # noqa: PTH206
+        if len(own) != 1:
+            raise ValueError(f"{label}: {end} is {' or '.join(files)}; write the folder before the names")
+        found[end] = own[0]
     if found:
         where = sorted({file.removesuffix(end) for end, file in found.items()})
         log.warning("%s: its images are those in %s", label, first_few(where).replace("; ", ", "))
