@@ -271,6 +271,10 @@ def test_json_files_of_rows(tmp_path: Path) -> None:
         refused(message, tmp_path / "l.json")
     (tmp_path / "l.json").write_text('[{"a": 1},\n{b]')
     refused(r"l\.json line 2: not JSON", tmp_path / "l.json")
+    (tmp_path / "l.json").write_text('{"0.png": "a", "1.png": "b", "0.png": "c"}')
+    refused(r"l\.json: the key '0\.png' stands in an object twice", tmp_path / "l.json")
+    (tmp_path / "l.jsonl").write_text('{"image": "0.png", "text": "a"}\n{"image": "1.png", "text": "b", "text": "c"}')
+    refused(r"l\.jsonl line 2: the key 'text' stands in an object twice", tmp_path / "l.jsonl")
 
 
 @pytest.mark.parametrize("inside", ["", "images/"])
@@ -305,13 +309,13 @@ def test_karpathy_s_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "Flickr8k_text"])
 def test_flickr8k_as_it_is_handed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
-    names = write_images(tmp_path / "Flicker8k_Dataset", 8, "10{}_b.png")
-    lines = [f'{name}#{k}\t{word} "dog {i}' for i, name in enumerate(names) for k, word in enumerate("ab")]
+    names = write_images(tmp_path / "Flicker8k_Dataset", 8, "1 #0{}_b.png")
+    lines = [f'{name}#{k}\t{word}, "dog, {i}' for i, name in enumerate(names) for k, word in enumerate("ab")]
     (tmp_path / text).mkdir(exist_ok=True)
     for file in ("Flickr8k.token.txt", "Flickr8k.lemma.token.txt"):
         (tmp_path / text / file).write_text("\n".join(lines if "lemma" not in file else ["x#0\tx"]) + "\n")
     (tmp_path / text / "ExpertAnnotations.txt").write_text("a\tb\t1\t2\t3\n")
-    captions = {i: [f'a "dog {i}', f'b "dog {i}'] for i in range(8)}
+    captions = {i: [f'a, "dog, {i}', f'b, "dog, {i}'] for i in range(8)}
     assert everything(tmp_path) == everything(tmp_path / text / "Flickr8k.token.txt") == captions
     assert "its images are those in Flicker8k_Dataset/" in caplog.text
     for name, of in (("train", names[:4]), ("dev", names[4:6]), ("test", names[6:7])):

@@ -14,7 +14,7 @@ from typing import Any
 
 from miniclip.common.fingerprint import stamp
 from miniclip.data.formats import looks_like_image
-from miniclip.data.tables.objects import read_objects
+from miniclip.data.tables.objects import KeyTwiceError, each_once, read_objects
 from miniclip.data.tables.source import (
     ANNOTATIONS,
     OBJECT_EXTENSIONS,
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 DELIMITERS = (",", "\t", ";", "|")
 PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tgz")
+NUMBER = re.compile(r"#\d+$")  # of a caption, behind the name of its image
 FLICKR8K = {"train": "train", "dev": "validation", "test": "test"}  # its lists of images -> split
 FLICKR30K = ["image_name", "comment_number", "comment"]
 
@@ -82,11 +83,13 @@ def read_file(file: Path) -> RecordTable:
 def _whole(text: str, file: Path) -> Any:
     """What a JSON file says as a whole; None if it is one object a line."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return None
         raise ValueError(f"{file} line {error.lineno}: not JSON ({error.msg})") from None
+    except KeyTwiceError as error:
+        raise ValueError(f"{file}: {error}") from None
     except RecursionError:
         raise ValueError(f"{file}: not JSON that can be read, lists in lists without end") from None
 
@@ -97,9 +100,11 @@ def _read_jsonl(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str],
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=each_once)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} line {number}: not JSON ({error.msg}); write one object a line") from None
+        except KeyTwiceError as error:
+            raise ValueError(f"{file} line {number}: {error}") from None
         if not isinstance(record, dict):
             raise ValueError(f'{file} line {number}: expected an object, {{"file_name": …, "text": …}}')
         records.append(record)
@@ -109,12 +114,13 @@ def _read_jsonl(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str],
 
 def _read_delimited(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     stream = io.StringIO(text, newline="")
-    # Names of columns hold no delimiters, captions do: the header alone decides.
     header = stream.readline()
-    delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
     stream.seek(0)
     # the lines of Flickr8k's token file are plain: image#number, tab, caption
-    bare = delimiter == "\t" and looks_like_image(header.partition("\t")[0].partition("#")[0])
+    first, tab, _ = header.partition("\t")
+    bare = tab != "" and looks_like_image(NUMBER.sub("", first))
+    # Names of columns hold no delimiters, captions do: the header alone decides.
+    delimiter = "\t" if bare else max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
     reader = csv.reader(stream, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
     records, lines, line = [], [], 1
     try:
@@ -152,7 +158,7 @@ def _read_delimited(file: Path, text: str) -> tuple[list[dict[str, Any]], list[s
         ) from None
     if bare:
         for record in records:
-            record["file_name"] = re.sub(r"#\d+$", "", record["file_name"])
+            record["file_name"] = NUMBER.sub("", record["file_name"])
     return _with_lists(file, records, columns, lines)
 
 
@@ -163,7 +169,7 @@ def _with_lists(
     split: dict[str, str] = {}
     for name, word in FLICKR8K.items():
         listed = file.with_name(f"Flickr_8k.{name}Images.txt")
-        split |= dict.fromkeys(read_text(listed).split() if listed.is_file() else (), word)
+        split |= dict.fromkeys(read_text(listed).splitlines() if listed.is_file() else (), word)
     column = next((c for c in columns if split and any(r[c] in split for r in records)), None)
     if column is None:
         return records, columns, lines

@@ -11,6 +11,19 @@ from miniclip.data.formats import looks_like_image
 Rows = tuple[list[dict[str, Any]], list[str]]  # and what messages call each
 
 
+class KeyTwiceError(ValueError):
+    """An object of JSON has a key twice, of which a dict would keep the last."""
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises KeyTwiceError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise KeyTwiceError(f"the key {twice!r} stands in an object twice")
+    return found
+
+
 def read_objects(value: Any, file: Path, root: Path) -> Rows:
     """Of a list of objects; an object that holds one, or columns, or captions by image; COCO's, or Karpathy's splits of
     COCO and Flickr. root: folder of the images. Raises ValueError."""
