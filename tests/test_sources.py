@@ -406,7 +406,7 @@ def test_folders_in_the_paths_of_one_table_tell_the_split(tmp_path: Path, layout
     assert [contents(opened(tmp_path, split)) for split in SPLITS] == [texts(0, 6), texts(6, 8), texts(8, 10)]
 
 
-def test_folders_that_tell_a_split_of_some_images(tmp_path: Path) -> None:
+def test_folders_that_tell_a_split_of_some_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def source(*paths: str, **columns: Any) -> str:
         for i, path in enumerate(paths):
             if path:
@@ -426,6 +426,10 @@ def test_folders_that_tell_a_split_of_some_images(tmp_path: Path) -> None:
     told = source(*paths, split=["Test", "train", "train", "VAL"])  # a column says more than folders
     assert [len(opened(told, split, max_bad_fraction=1)) for split in SPLITS] == [1, 1, 1]
     assert contents(opened(source(*paths[:2], set=["train", "test"]), "test")) == {1: ["text 1"]}
+    inside = [{"set": "train"}, {"set": "test"}]
+    assert contents(opened(source(*paths[:2], about=inside), "test")) == {1: ["text 1"]}
+    assert everything(source("0.png", "1.png", "2.png", split=[0, 0, 1])) == texts(0, 3)
+    assert "l.jsonl: column 'split' holds no words, and tells no splits" in caplog.text
     assert len(opened(source("train/0.png", "", "train/2.png", "test/3.png"), "test")) == 1
     refused(r"1 of 4 images .* line 2: no image", source("train/0.png", "", "train/2.png", "test/3.png"))
 

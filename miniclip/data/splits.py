@@ -71,10 +71,15 @@ def read_parts(
 
 
 def split_column(table: Table) -> str | None:
-    """A text column called "split", or one with a like name that holds names of splits alone."""
-    named = {c.lower(): c for c in table.columns if c.lower() in ("split", *LIKE_SPLIT) and table.kind(c) == "text"}
-    like = (c for c in named.values() if _all_splits(table.values(c)))
-    return named.get("split") or next(like, None)
+    """A text column called "split"; or one with a like name, or inside an object, that holds names of splits alone."""
+    own = next((c for c in table.columns if c.lower() == "split"), None)
+    if own is not None and table.kind(own) == "text":
+        return own
+    like = [c for c in table.columns if c != own and c.lower().rpartition(".")[2] in ("split", *LIKE_SPLIT)]
+    found = next((c for c in like if table.kind(c) == "text" and _all_splits(table.values(c))), None)
+    if own is not None and found is None:
+        log.warning("%s: column %r holds no words, and tells no splits", table.label, own)
+    return found
 
 
 def _all_splits(values: Iterable[Any]) -> bool:

@@ -120,7 +120,7 @@ def _kind(kind: Any) -> Kind:
         return "image"
     listed = types.is_list(kind) or types.is_large_list(kind)
     value = kind.value_type if listed else kind
-    if types.is_string(value) or types.is_large_string(value):
+    if types.is_string(value) or types.is_large_string(value) or types.is_string_view(value):
         return "texts" if listed else "text"
     return "other"
 
