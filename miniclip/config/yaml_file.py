@@ -6,6 +6,7 @@ YAML by itself passes over in silence what a key that comes twice held before: h
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from miniclip.common.printing import did_you_mean
 from miniclip.config.sections import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# what YAML 1.1 reads as another number than it looks: 0100 is 64, 1:30 is 90
+_ODD_NUMBER = re.compile(r"tag:yaml.org,2002:(int|float) [-+]?(0[0-7_]+|[0-9_]+(:.+)+)")
 
 
 def read_values(path: Path, sections: Mapping[str, str]) -> dict[str, Any]:
@@ -33,14 +36,17 @@ def read_values(path: Path, sections: Mapping[str, str]) -> dict[str, Any]:
         values = get_loader("yaml")(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}, {_said(error, text)}") from None
-    empty = next((key for key, node in ((k.value, v) for k, v in root.value) if node.value == ""), None)
-    if empty in sections:
-        fill = f"indent its options below it, e.g. {sections[str(empty)]}:, or take the line out"
-        raise ConfigError(f"{path}, line {lines[str(empty)]}: the section {empty} is empty; {fill}")
+    for key in (str(key.value) for key, node in root.value if node.value == ""):
+        if key in sections:
+            fill = f"indent its options below it, e.g. {sections[key]}:, or take the line out"
+            raise ConfigError(f"{path}, line {lines[key]}: the section {key} is empty; {fill}")
+    if not isinstance(values, dict):  # jsonargparse hands back as text what holds nothing but keys
+        values = {str(key.value): None for key, _ in root.value}
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if key in sections and not isinstance(value, dict):
-            advice = f"write {key}: {{{sections[key]}: {value}}}"
+            glued = re.fullmatch(r"(\w+)[:=](.*)", str(value))
+            advice = f"write {glued[1]}: {glued[2]}" if glued else f"write {key}: {{{sections[key]}: {value}}}"
             raise ConfigError(f"{path}, line {lines.get(key, 1)}: {key} is a section of options; {advice}")
         flat |= {f"{key}.{k}": v for k, v in value.items()} if key in sections else {str(key): value}
     return flat
@@ -68,6 +74,9 @@ def _find_lines(where: str, node: yaml.Node | None, prefix: str, lines: dict[str
                 twice = f"{path} stands in line {lines[path]} already, which would be lost; keep one of the two"
                 raise ConfigError(f"{where}, line {line}: {twice}")
             lines[path] = line
+            if isinstance(value, yaml.ScalarNode) and _ODD_NUMBER.fullmatch(f"{value.tag} {value.value}"):
+                meant = "an octal number, or one of the clock; write it in quotes, or without 0 and :"
+                raise ConfigError(f"{where}, line {line}: {path}: {value.value} is {meant}")
         _find_lines(where, value, f"{path}.", lines, seen)
 
 
@@ -101,4 +110,6 @@ def _said(error: Exception, text: str) -> str:
         said = "a second document begins here; keep one"
     else:
         said = str(getattr(error, "problem", None) or getattr(error, "reason", error))
+        if mark is not None:
+            said += "; text with { [ * : or # in it wants quotes"
     return f"line {number + 1}: {said}"
