@@ -280,6 +280,8 @@ def test_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert doctor_main(["--config", str(config), *options]) == 2
         error = capsys.readouterr().err
         assert error.startswith("doctor: error: ") and said in error and error.count("\n") == 1
+    assert doctor_main(["--data.batch_size", "401", "--config", str(config)]) == 2  # the options win here, too
+    assert "use a batch of at most 400" in capsys.readouterr().err
 
 
 def test_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
