@@ -180,6 +180,7 @@ def test_divisions_with_names_of_their_own(tmp_path: Path, caplog: pytest.LogCap
             "cat/day cat/night dog/day dog/night test/day test/night",
             r"set/test and the folders beside it \(cat, dog\) hold",
         ),
+        ("images/a images/b masks/a masks/b", r"and are no classes; name .*set/images as the data"),
         ("train_1/a train_1/b train_2/a train_2/b", "no split 'test'; choose one of train_1, train_2"),
     ],
 )

@@ -145,6 +145,11 @@ def class_folders(folders: list[Path]) -> list[Path]:
             )
     common = set.intersection(*inside.values()) if len(folders) > 1 else set()
     if len(common) > 1:
+        if around := [f for f in folders if f.name.lower() in _WRAPPERS]:  # images/ and masks/
+            raise ValueError(
+                f"{around[0].parent}: its folders ({_names(folders)}) hold the same folders ({_words(common)}), and "
+                f"are no classes; name {around[0]} as the data"
+            )
         log.warning(
             *("%s: its folders (%s) are taken for the classes, and hold the same folders each (%s)", folders[0].parent),
             *(_names(folders), _words(common)),
