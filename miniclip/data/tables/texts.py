@@ -25,10 +25,8 @@ MARKS = {
 }
 UNKNOWN = "unknown"
 # what captions are found in; of all that there are, short texts fit too many
-OLDER = (
-    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp874"),
-    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
-)
+SEVERAL = ("cp932", "euc_jp", "gb18030", "big5", "cp949")  # bytes a letter
+OLDER = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp874", *SEVERAL)
 ENOUGH = 1 << 20  # bytes that tell an encoding
 _CENTRAL = re.compile(r"[šžŠŽ]|[^\W\d_][¹³º¿¾¼]")  # as they look in Windows-1252
 
@@ -70,6 +68,9 @@ def decoded(items: Sequence[bytes | None]) -> list[tuple[str | None, str]]:
     else:
         other = {i: item for i, item in other.items() if b"\0" not in item}
         encoding = _older(b"\n".join(other.values())) if other else None
+        accidents = {i: item for i, item in enumerate(items) if item and found[i][1] == "utf-8" and not item.isascii()}
+        if encoding in SEVERAL and len(accidents) < len(other):  # one letter or two may be good UTF-8
+            other |= {i: item for i, item in accidents.items() if _decodes(item, encoding)}
     for i, item in other.items():
         found[i] = (item.decode(encoding), encoding) if encoding else (None, UNKNOWN)
     return found
@@ -94,9 +95,12 @@ def spoken(encoding: str) -> str:
 
 
 def _older(data: bytes) -> str | None:
-    """Windows-1252 unless another says clearly more, or its letters are those of Central Europe."""
+    """Windows-1252 unless another says clearly more, or its letters are another's."""
     from charset_normalizer import from_bytes
 
+    high = data.translate(None, bytes(range(128)))
+    if len(high) >= 40 and not high.translate(None, bytes(range(0xE0, 0xFB))):
+        return "cp1255"  # Hebrew's letters alone; Cyrillic and Greek have more
     sample = data[: data.find(b"\n", ENOUGH) + 1 or None]
     foreign = re.findall(rb"[^\s,;\"]*[\x80-\xff][^\t\r\n,;\"]*", sample)  # without the names and keys around it
     for text in (sample, b"\n".join(foreign)):
@@ -108,8 +112,11 @@ def _older(data: bytes) -> str | None:
     best = matches[0]
     western = any("cp1252" in m.could_be_from_charset and m.coherence >= best.coherence for m in matches)
     if western and _decodes(data, "cp1252"):
-        central = any(m.encoding == "cp1250" for m in matches) and _CENTRAL.search(data.decode("cp1252"))
-        return "cp1250" if central else "cp1252"
+        western_text = data.decode("cp1252")
+        letters = set(western_text)
+        central = any(m.encoding == "cp1250" for m in matches) and _CENTRAL.search(western_text)
+        turkish = letters & set("ýþðÝÞÐ") and not letters & set("áéíóúæ")  # Icelandic has those, too
+        return "cp1250" if central else "cp1254" if turkish else "cp1252"
     return best.encoding
 
 
