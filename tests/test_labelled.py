@@ -336,6 +336,12 @@ def test_names_alone_go_by_name_and_by_no_order_that_nothing_confirms(tmp_path: 
         (["AnnualCrop", "SeaLake"], "sea lake\nannual crop", "annual crop;sea lake"),
         (["cafe\u0301", "bar"], "caf\u00e9\nbar", "caf\u00e9;bar"),  # as macOS writes it
         (["bigcat", "big_cat"], "big cat\nbigcat", "bigcat;big cat"),  # to the letter before all else
+        (["cat", "dog", "water"], "a body of water\na dog\ncat", "cat;a dog;a body of water"),  # by words
+        (
+            ["AnnualCrop", "River", "SeaLake"],
+            "river\nsea or lake\nannual crop land",
+            "annual crop land;river;sea or lake",
+        ),
         (["0", "1", "2"], "a\nb\nc", "a b c"),
         (["1", "10", "2", "3", "4", "5", "6", "7", "8", "9"], "a\nb\nc\nd\ne\nf\ng\nh\ni\nj", "a j b c d e f g h i"),
         (
@@ -354,6 +360,7 @@ def test_names_alone_go_by_name_and_by_no_order_that_nothing_confirms(tmp_path: 
         ),
         (["9", "10"], "a\nb\n", "none of its names"),
         (["cats", "dogs"], "cat\ndog\n", "none of its names"),
+        (["cat", "dog"], "a cat\na hot dog or a cat", "none of its names"),  # the second holds both
         (["cat", "dog"], "cat\nhound\n", r"lacks dog and names hound \(line 2\) without images"),
         (["big_cat", "dog"], "big cat | big-cat\nBig-Cat!\n", "line 2: class 'big_cat' stands in line 1 already"),
     ):

@@ -35,9 +35,9 @@ def name_classes(keys: Sequence[str], file: str | Path | None, by: str = "name")
     """Folder names or labels -> all names of each for prompts, in the same order; the first is the one to show.
 
     file: lines `key<TAB>name` or a JSON object; or lines or a JSON list of names alone, which go by name if one of them
-    is a key but for case and what is no letter or digit; by number where the keys are the numbers from 0 or 1 on,
-    perhaps behind one word; and else by order, with by="order" alone. A line may give further names after |, JSON a
-    list of names. None: what `cleaned` makes of the keys.
+    is a key but for case and what is no letter or digit, or holds the words of one key alone; by number where the keys
+    are the numbers from 0 or 1 on, perhaps behind one word; and else by order, with by="order" alone. A line may give
+    further names after |, JSON a list of names. None: what `cleaned` makes of the keys.
     Raises FileNotFoundError, or ValueError that names the lines or classes.
     """
     if file is None:
@@ -114,7 +114,10 @@ def sorted_keys(keys: Collection[str]) -> list[str]:
 
 
 def _by_name(path: Path, keys: Sequence[str], entries: Sequence[_Entry]) -> list[str | None]:
-    """Of each entry the key that one of its names is; a name that is one to the letter goes before others."""
+    """Of each entry the key that one of its names is; a name that is one to the letter goes before others.
+
+    The rest go by words ("a body of water" for Water), if each then has one key, and no two the same.
+    """
     owners: dict[str, list[str]] = {}
     for key, name in zip(keys, cleaned(keys), strict=True):
         for same in {_squeezed(key), _squeezed(name)} - {""}:
@@ -127,7 +130,19 @@ def _by_name(path: Path, keys: Sequence[str], entries: Sequence[_Entry]) -> list
         found.append(next(filter(None, own), None))
         if found[-1] is not None and first.setdefault(found[-1], entry.where) != entry.where:
             raise ValueError(f"{path}, {entry.where}: class {found[-1]!r} stands in {first[found[-1]]} already")
+    left = {key: _words(name) for key, name in zip(keys, cleaned(keys), strict=True) if key not in first}
+    rest = [set().union(*map(_words, entry.names)) for entry, key in zip(entries, found, strict=True) if key is None]
+    fits = [[key for key, own in left.items() if own and own <= words] for words in rest]
+    if all(len(fit) == 1 for fit in fits) and len({fit[0] for fit in fits}) == len(fits):
+        by_words = iter(fits)
+        return [next(by_words)[0] if key is None else key for key in found]
     return found
+
+
+def _words(name: str) -> set[str]:
+    return set(
+        re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold())
+    )
 
 
 def _numbers(keys: Sequence[str]) -> list[int] | None:
