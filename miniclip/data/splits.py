@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ import numpy as np
 from miniclip.common.printing import did_you_mean
 from miniclip.config import DataConfig
 from miniclip.data.tables.columns import image_column
-from miniclip.data.tables.image_column import FileImages, TarImages, images_of
+from miniclip.data.tables.image_column import FileImages, images_of
 from miniclip.data.tables.kinds import read_tables
+from miniclip.data.tables.paths import paths_in
 from miniclip.data.tables.source import SPLIT_NAMES, splits_of
 from miniclip.data.tables.table import Table
+from miniclip.data.tables.tars import TarTable
 
 log = logging.getLogger(__name__)
 
@@ -92,23 +95,28 @@ def _told_by_folders(table: Table, wanted: str | None, option: str) -> dict[str,
     Raises what `splits_of` does.
     """
     try:
-        images = images_of(table, image_column(table, wanted, option))
+        column = image_column(table, wanted, option)
     except ValueError:  # raised again where the images are needed
         return {}
-    if isinstance(images, TarImages):
-        paths = images.table.keys.firsts()
-    elif isinstance(images, FileImages):
-        paths = images.keys(range(len(table)))
+    if isinstance(table, TarTable):
+        paths = table.keys.firsts()
+    elif table.kind(column) == "text":
+        paths = [_relative(path, table.roots[0]) for path in paths_in(table, column)]
     else:
         return {}
-    missing = images.missing()
-    told = splits_of([path for path, gone in zip(paths, missing, strict=True) if not gone], table.label)
+    told = splits_of(filter(None, paths), table.label)
     rows: dict[str, list[int]] = {}
     split = next(iter(told.values()), "")
     for row, path in enumerate(paths if told else ()):
-        split = split if missing[row] else told[path.rpartition("/")[0]]  # a row without an image counts as bad
+        split = told[path.rpartition("/")[0]] if path else split  # a row without an image counts as bad
         rows.setdefault(split, []).append(row)
     return rows
+
+
+def _relative(path: str, root: str) -> str:
+    if path[:1] == "/":
+        return os.path.relpath(path, root)
+    return os.path.normpath(path) if path and ("./" in path or "//" in path) else path
 
 
 def count_images(part: Part, column: str) -> int:

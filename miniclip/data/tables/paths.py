@@ -16,6 +16,7 @@ from miniclip.data.tables.table import Table
 log = logging.getLogger(__name__)
 
 _ENCODED = re.compile(r"(data:image/|/9j/|iVBORw0KG|R0lGOD|UklGR)[\w+/=;,:.-]{40,}\s*")  # data addresses, and base64
+LONG = 60  # characters, of which base64 has more
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -28,7 +29,7 @@ def paths_in(table: Table, column: str) -> list[str]:
     root, paths = table.roots[0], list[str]()
     for row, value in enumerate(table.values(column)):
         path = value.strip() if isinstance(value, str) else ""
-        if problem := _problem(path):
+        if (":" in path or path[:1] in ("/", "\\") or len(path) > LONG) and (problem := _problem(path)):
             raise ValueError(f"{table.label}, {table.where(row)}: column {column!r} {problem}")
         if "\\" in path and not Path(root, path).exists():
             path = path.replace("\\", "/")

@@ -132,6 +132,7 @@ def _decodes(data: bytes, encoding: str) -> bool:
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _LIST = re.compile(rf"(?:array\()?[\[(]\s*(?:(?:{_QUOTED}|None)[\s,]*)*[\])](?:,\s*dtype=[\w<>']+\s*\))?\)?", re.DOTALL)
+_BEGINNINGS = ("[", "(", "{", "array(")
 _LIKE_A_LIST = re.compile(r"(?:array\()?[\[({]\s*['\"].*|\[.*\]", re.DOTALL)
 
 
@@ -145,6 +146,8 @@ class Texts(NamedTuple):
 def texts_of(cell: Any) -> Texts:
     """The captions of a cell: itself, those of its list, and of a list that is written as text, as JSON, Python or
     numpy print one. "[sic] a dog" is one caption, and so is what cannot be read as a list of texts."""
+    if isinstance(cell, str) and not cell.lstrip().startswith(_BEGINNINGS):
+        return Texts([cell], "")  # nearly every caption
     texts, lists = list[Any](), set[Literal["read", "unread"]]()
     for text in cell if isinstance(cell, list) else [cell]:
         found = None
@@ -184,4 +187,4 @@ def listed(text: str) -> list[str | None] | None:
 def like_a_list(text: str) -> bool:
     """Whether it may be a list, or an object, that is written as text."""
     text = text.strip()
-    return text[:1] in ("[", "(", "{", "a") and _LIKE_A_LIST.fullmatch(text) is not None
+    return text.startswith(_BEGINNINGS) and _LIKE_A_LIST.fullmatch(text) is not None
