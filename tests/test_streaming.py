@@ -429,9 +429,14 @@ def test_the_image_feature_and_lists_of_captions(tmp_path: Path) -> None:
         assert all(len(set(row.tolist())) == 2 for b in batches for row in b.text_id)
 
 
-def test_a_list_in_one_text_is_its_captions() -> None:
+def test_a_list_in_one_text_is_its_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cells = ["['a dog', 'one dog']", ["[sic] a cat", '["b", null]']]
     assert usable_captions(Sample(b"", cells, "x")) == ["a dog", "one dog", "[sic] a cat", "b"]
+    for split in ("train", "validation", "test"):
+        rows = [(f"{n}", {"png": png(n), "txt": b"['a', 'b']"}) for n in range(3)]
+        write_tar(tmp_path / f"{split}-0.tar", rows)
+    assert streamed_eval_pairs(config_of(tmp_path), "test", 9, 4).texts == [["a", "b"]] * 3
+    assert ", test: a list written as text is read as its captions in 3 rows, the first test-0.tar sa" in caplog.text
 
 
 def test_text_that_is_not_utf_8(tmp_path: Path) -> None:

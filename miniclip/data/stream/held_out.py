@@ -15,6 +15,7 @@ from miniclip.data.images import BadImage, decode_image
 from miniclip.data.stream.shards import split_shards
 from miniclip.data.stream.stream import image_id, usable_captions
 from miniclip.data.tables.table import Shard
+from miniclip.data.tables.texts import tell_lists, texts_of
 from miniclip.losses.matrix import shares
 
 log = logging.getLogger(__name__)
@@ -74,18 +75,23 @@ def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: in
             log.warning("%s has no split for %s: %s is set aside from training", *words)
         half = ("validation", "test").index(role) if aside == ["validation", "test"] else None
         before = len(pairs)
-        skipped = _collect(shards, pairs, count, half)
+        lists: dict[str, list[str]] = {}
+        skipped = _collect(shards, pairs, count, half, lists)
         if len(pairs) == before:
             raise ValueError(
                 f"{source}: no usable pair for {role} in {shards[0].name} ({skipped[:1] or 'it is empty'})"
             )
         if skipped:
             log.warning("%s: %d samples for %s cannot be used: %s", source, len(skipped), role, "; ".join(skipped[:5]))
+        tell_lists(f"{source}, {role}", lists)
     return pairs
 
 
-def _collect(shards: list[Shard], pairs: HeldPairs, count: int, half: int | None) -> list[str]:
-    """Add count images; returns what is wrong with others. half: 0 or 1, which half of the hashes; None for all."""
+def _collect(
+    shards: list[Shard], pairs: HeldPairs, count: int, half: int | None, lists: dict[str, list[str]]
+) -> list[str]:
+    """Add count images; returns what is wrong with others. half: 0 or 1, which half of the hashes; None for all.
+    lists: gains where lists are written as text, see `tell_lists`."""
     skipped: list[str] = []
     where: dict[int, int] = {}
     for shard in shards:
@@ -104,6 +110,8 @@ def _collect(shards: list[Shard], pairs: HeldPairs, count: int, half: int | None
                 except BadImage as error:
                     skipped.append(str(error))
                     continue
+                for how in {texts_of(cell).lists for cell in sample.captions} - {""}:
+                    lists.setdefault(how, []).append(sample.name)
                 if key not in where:
                     where[key] = len(pairs)
                     pairs.images.append(sample.image)
