@@ -421,6 +421,9 @@ def test_folders_that_tell_a_split_of_some_images(tmp_path: Path, caplog: pytest
     assert everything(source("bus/0.png", "train/1.png", "bus/2.png")) == texts(0, 3)  # vehicles
     assert everything(source("bus/0.png", "test tube/1.png", "2.png")) == texts(0, 3)
     assert contents(opened(source("test/0.png", "test/1.png"), "test")) == texts(0, 2)
+    inside = source("train/test_tube/0.png", "train/cat/1.png", "test/train/2.png", "test/cat/3.png")
+    assert contents(opened(inside, "test")) == {2: ["text 2"], 3: ["text 3"]}  # classes in splits
+    assert everything(source("train/test_tube/0.png", "train/cat/1.png", "train/cat/2.png")) == texts(0, 3)
     refused("no split 'train', but test", source("test/0.png", "test/1.png"))
     paths = ["a/0.png", "test/1.png", "", "train/3.png"]
     told = source(*paths, split=["Test", "train", "train", "VAL"])  # a column says more than folders

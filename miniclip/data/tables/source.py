@@ -180,18 +180,26 @@ def told_split(name: str) -> str | None:
 
 
 def splits_of(paths: Iterable[str], label: str) -> dict[str, str]:
-    """Relative folder of each path -> the split that its innermost part with a split's name tells; empty if none does.
+    """Relative folder of each path -> the split that it tells; empty if none does.
 
-    A lone "train" among other folders may as well be a railway's, and a name such as "test_tube" counts only beside
-    another split's. Raises ValueError if some paths lie in folders of splits and some do not.
+    By the first level that tells several, so that train/test_tube/ is trained on; else by the last folder that is
+    called as a split. A lone "train" among other folders may as well be a railway's, and a name such as "test_tube"
+    counts only beside another split's. Raises ValueError if some paths lie in folders of splits and some do not.
     """
     first: dict[str, str] = {}
     for path in paths:
         first.setdefault(path.rpartition("/")[0], path)
-    names = {f: next((n for n in reversed(f.split("/")) if told_split(n)), "") for f in first}
+    parts = {folder: folder.split("/") for folder in first}
+    for level in zip(*parts.values(), strict=False):
+        words = [told_split(name) for name in level]
+        if len(set(words)) > 1 and None not in words:
+            return {folder: str(word) for folder, word in zip(parts, words, strict=True)}
+    names = {
+        f: next((n for n in reversed(p) if _is_split(n)), next(filter(told_split, p), "")) for f, p in parts.items()
+    }
     told = {folder: told_split(name) or "" for folder, name in names.items()}
     splits = set(told.values()) - {""}
-    sure = any(re.sub(r"\d+$", "", name.lower()) in SPLIT_NAMES for name in names.values())
+    sure = any(map(_is_split, names.values()))
     outside = next((path for folder, path in first.items() if not told[folder]), None)
     if not (sure or len(splits) > 1) or (outside is not None and splits <= {"train", "training"}):
         return {}
@@ -202,6 +210,11 @@ def splits_of(paths: Iterable[str], label: str) -> dict[str, str]:
             "column 'split'"
         )
     return told
+
+
+def _is_split(name: str) -> bool:
+    """Whether a folder is called as a split and no more, but for the year of one of COCO's."""
+    return re.sub(r"\d+$", "", name.lower()) in SPLIT_NAMES
 
 
 def sub_folders(root: Path) -> list[Path]:
