@@ -7,9 +7,13 @@ import io
 import json
 import logging
 import pickle
+import random
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,16 @@ import pytest
 from support.files import number_of, png, samples, served, write_shard, write_tar
 from support.opened import SPLITS, contents, everything, opened, refused, texts, whole
 
-from miniclip.data.images import BadImage, TooManyBad
+from miniclip.config import DataConfig
+from miniclip.data.augment import Augment
+from miniclip.data.images import BadImage, TooManyBad, decode_image
 from miniclip.data.labelled import open_labelled
+from miniclip.data.stream.shards import training_shards
+from miniclip.data.stream.stream import open_stream
 from miniclip.data.tables.image_column import images_of
-from miniclip.data.tables.kinds import read_tables
+from miniclip.data.tables.kinds import find_shards, read_tables
+from miniclip.data.tables.table import Unordered
+from miniclip.models.tokenizer import Tokenizer
 
 
 def as_json(**values: Any) -> bytes:
@@ -115,6 +125,96 @@ def test_members_that_are_no_files_and_names_that_lead_out(tmp_path: Path) -> No
     before = sorted(tmp_path.rglob("*"))
     assert contents(whole(file, max_bad_fraction=1)) == texts(0, 2)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def write_members(file: Path, names: list[str], format: int = tarfile.GNU_FORMAT, start: str = "") -> Path:
+    """Members in that order, with the folders that they lie in; "3.png" holds image 3, "3.txt" its text."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    comment = {"comment": "ü"} if format == tarfile.PAX_FORMAT else {}
+    with tarfile.open(file, "w", format=format, pax_headers=comment) as tar:
+        for folder in dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name or start):
+            member = tarfile.TarInfo(start + folder)
+            member.type = tarfile.DIRTYPE
+            tar.addfile(member)
+        for name in names:
+            number, kind = name.rpartition("/")[2].split(".")
+            data = png(int(number)) if kind == "png" else f"text {int(number)}".encode()
+            member = tarfile.TarInfo(start + name)
+            member.size, member.mtime = len(data), 1.5  # a fraction wants a PAX header of its own
+            tar.addfile(member, io.BytesIO(data))
+    return file
+
+
+def in_any_order(count: int) -> dict[str, list[str]]:
+    names = [f"{i:03d}.{kind}" for i in range(count) for kind in ("png", "txt")]
+    mixed = random.Random(0).sample(names, len(names))
+    first = {f"{kind} first": sorted(names, key=lambda name: not name.endswith(kind)) for kind in ("png", "txt")}
+    return {**first, "mixed": mixed}
+
+
+def test_a_sample_is_joined_by_its_name_wherever_its_files_lie(tmp_path: Path) -> None:
+    orders = in_any_order(40)
+    for order, names in orders.items():
+        assert contents(whole(write_members(tmp_path / "x" / "0.tar", names))) == texts(0, 40), order
+    folders = [f"{'a b' if int(name[:3]) % 2 else 'ä'}/{name}" for name in orders["mixed"]]
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        for start in ("", "./", ".//" + "long/" * 40):
+            assert contents(whole(write_members(tmp_path / "x" / "0.tar", folders, format, start))) == texts(0, 40)
+    (tmp_path / "files").mkdir()
+    for i in range(3):
+        (tmp_path / "files" / f"{i}.png").write_bytes(png(i))
+        (tmp_path / "files" / f"{i}.txt").write_text(f"text {i}")
+    if tar := shutil.which("tar"):
+        for call in (["."], ["--transform=s,^,./,", *(f"{i}.{kind}" for kind in ("png", "txt") for i in range(3))]):
+            subprocess.run([tar, "-C", tmp_path / "files", "-cf", tmp_path / "made.tar", *call], check=True)
+            assert contents(whole(tmp_path / "made.tar")) == texts(0, 3)
+    twice = write_members(tmp_path / "twice.tar", ["0.png", "0.txt", "1.png", "1.txt", "./0.png"])
+    refused(r"twice\.tar: \./0\.png is there twice", twice)
+
+
+def test_a_stream_wants_the_files_of_a_sample_side_by_side(tmp_path: Path) -> None:
+    """Or it says how; what it does read is what the table has."""
+    sort = "tar --sort=name, or set data.streaming to false"
+    for order, names in in_any_order(300).items():
+        write_members(tmp_path / order / "1.tar", ["0.png", "0.txt"])
+        write_members(tmp_path / order / "0.tar", names)
+        with pytest.raises(ValueError, match=rf"0\.tar: (none of the first 100|the files of sample) .*{sort}"):
+            training_shards(DataConfig(str(tmp_path / order), streaming=True))
+    for names, said in (([], "the files of sample 1 lie apart"), (["2.png"], "2.png is there twice")):
+        few = write_members(tmp_path / "few.tar", [*(names or ["1.png"]), "0.png", "0.txt", "2.png", "1.txt", "2.txt"])
+        (shard,) = find_shards(str(few))["train"]
+        with pytest.raises(ValueError, match=f"few.tar: {said}"):
+            shard.table("x")
+        with pytest.raises(Unordered, match=f"few.tar: {said}"):
+            list(replace(shard, image="png", captions=("txt",)).read())
+    write_tar(tmp_path / "set" / "0.tar", samples(0, 12))
+    shutil.copy(few, tmp_path / "set" / "1.tar")
+    write_tar(tmp_path / "set" / "validation.tar", samples(20, 22))
+    write_tar(tmp_path / "set" / "test.tar", samples(22, 24))
+    for workers in (0, 1):  # one of many shards: nothing goes on without it
+        config = DataConfig(str(tmp_path / "set"), streaming=True, batch_size=4, shuffle_buffer=8, workers=workers)
+        stream = open_stream(config, Augment(4, "none"), Tokenizer(77), seed=0)
+        with pytest.raises(Unordered, match=r"^[^\n]*1\.tar: 2\.png is there twice; each sample has a [^\n]*$"):
+            list(stream.batches(0, 20))
+    ordered = write_members(tmp_path / "ordered.tar", sorted(in_any_order(9)["mixed"]), tarfile.PAX_FORMAT, "./")
+    (shard,) = find_shards(str(ordered))["train"]
+    found = replace(shard, image="png", captions=("txt",)).read()
+    read = {number_of(decode_image(sample.image or b"", "x")): sample.captions for sample in found}
+    assert read == contents(whole(ordered)) == texts(0, 9)
+
+
+def test_members_that_are_links_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_members(tmp_path / "t.tar", ["0.png", "0.txt"])
+    with tarfile.open(file, "a") as tar:
+        for name, kind in (("1.png", tarfile.SYMTYPE), ("2.png", tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "0.png"
+            tar.addfile(member)
+    assert contents(whole(file)) == texts(0, 1)
+    (shard,) = find_shards(str(file))["train"]
+    assert len(list(replace(shard, image="png", captions=("txt",)).read())) == 1
+    said = "t.tar: 2 members are links or no files, and left out: 1.png; 2.png; pack what they lead to: tar --deref"
+    assert sum(said in message for message in caplog.messages) == 2
 
 
 def test_a_tar_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

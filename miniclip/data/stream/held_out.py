@@ -14,7 +14,7 @@ from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.stream.shards import split_shards
 from miniclip.data.stream.stream import image_id, usable_captions
-from miniclip.data.tables.table import Shard
+from miniclip.data.tables.table import Shard, Unordered
 from miniclip.data.tables.texts import tell_lists, texts_of
 from miniclip.losses.matrix import shares
 
@@ -118,6 +118,8 @@ def _collect(
                     pairs.texts.append([])
                     pairs.names.append(sample.name)
                 pairs.texts[where[key]].extend(texts)
+        except Unordered:
+            raise
         except Exception as error:
             if not where:
                 raise ValueError(f"{shard.name}: cannot be read ({type(error).__name__}: {error})") from error

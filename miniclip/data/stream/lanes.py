@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from miniclip.data.sampler import mix
-from miniclip.data.tables.table import Sample, Shard, reason
+from miniclip.data.tables.table import Sample, Shard, Unordered, reason
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class _Pass:
     def _read(self) -> Sample | None:
         try:
             return next(self.samples, None)
-        except MemoryError:
+        except (MemoryError, Unordered):
             raise
         except Exception as error:  # of tarfile, pyarrow, fsspec, zlib and more
             by_network = type(error).__module__.split(".")[0] in ("aiohttp", "httpx", "httpcore", "requests", "urllib3")

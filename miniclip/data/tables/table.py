@@ -31,6 +31,10 @@ class Table(Protocol):
         """Changes when the files of the table do; the files that it names are not looked at."""
 
 
+class Unordered(ValueError):
+    """A shard whose samples cannot be told apart when it is read from its start; nothing of it may be used."""
+
+
 class Sample(NamedTuple):
     """image: encoded, None if there is none. captions: the cells of the caption columns, whatever they hold."""
 

@@ -1,5 +1,7 @@
 """WebDataset tars: members with one name up to its first dot are the fields of a sample (00001.jpg, 00001.txt).
 
+They may lie anywhere in the tar; a stream wants those of a sample side by side.
+
 Nothing is unpacked: the places of the members are listed once, and each is read where it lies, by any thread. So one
 caption that is missing or broken costs one sample, and no second copy of the images fills the disk.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import posixpath
 import tarfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +24,11 @@ from typing import Any, Self
 import numpy as np
 
 from miniclip.common.fingerprint import digest, stamp
+from miniclip.common.printing import first_few
 from miniclip.data.formats import looks_like_image
 from miniclip.data.tables import table as tables
 from miniclip.data.tables.source import Source, is_url
-from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, base_of, inside, reason
+from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, Unordered, base_of, inside, reason
 from miniclip.data.tables.texts import decode_all, decoded, unicode_of
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ JSON = ("json", "jsn")
 LOOKED_AT = 1000  # samples that tell which fields the JSON objects have; of a stream, a tenth of them
 LONGEST = 1 << 20  # bytes of a text or an object
 LARGEST = 1 << 28  # bytes of an image; what is larger is passed over
+_SORT = "a stream wants them side by side: write the tar with tar --sort=name, or set data.streaming to false"
 
 
 def accepts(source: Source) -> bool:
@@ -70,22 +75,28 @@ class _TarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}: {error}") from None
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _members(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Key of the sample, field and place of each plain file. Raises TarError where the tar is cut short or damaged."""
-    current, fields = "", set[str]()
+    seen, passed = set[str](), dict[str, list[str]]()
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-        folder, slash, base = member.name.rpartition("/")
+        name = posixpath.normpath(member.name)  # ./00001.jpg
+        folder, slash, base = name.rpartition("/")
         stem, dot, field = base.partition(".")
-        if not (stem and dot and member.isreg() and member.size <= LARGEST) or member.issparse():
+        if not stem or not dot or member.isdir():
+            continue
+        if not member.isreg() or member.issparse() or member.size > LARGEST:
+            why = f"larger than {LARGEST >> 20} MB" if member.isreg() and not member.issparse() else "links or no files"
+            passed.setdefault(why, []).append(name)
             continue
         key, field = f"{folder}{slash}{stem}", field.lower()
-        if key != current:
-            current, fields = key, set()
-        if field in fields:
-            raise ValueError(f"{member.name} is there twice; each sample has a name of its own")
-        fields.add(field)
+        if (name := f"{key}.{field}") in seen:
+            raise Unordered(f"{member.name} is there twice; each sample has a name of its own")
+        seen.add(name)
         yield key, field, member
+    for why, names in passed.items():
+        advice = "; pack what they lead to: tar --dereference --hard-dereference" if why.startswith("links") else ""
+        log.warning("%s: %d members are %s, and left out: %s%s", called, len(names), why, first_few(names), advice)
 
 
 def decode_field(field: str, text: str | None) -> Any:
@@ -214,21 +225,20 @@ def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray
 
     _: the file's stamp, so that one that has changed is listed anew.
     """
-    keys: list[str] = []
+    rows: dict[str, int] = {}  # by key; the members of a sample need not lie side by side
     places: dict[str, list[tuple[int, int, int]]] = {}
-    size, end = Path(file).stat().st_size, 0
+    size, end, last = Path(file).stat().st_size, 0, "at its start"
     try:
         with tarfile.open(file, "r:", tarinfo=_TarInfo) as tar:
             try:
-                for key, field, member in _members(tar):
+                for key, field, member in _members(tar, name):
                     if member.offset_data + member.size > size:
                         continue
                     end = tar.offset
-                    if keys[-1:] != [key]:
-                        keys.append(key)
-                    places.setdefault(field, []).append((len(keys) - 1, member.offset_data, member.size))
+                    last = f"after sample {key}"
+                    row = rows.setdefault(key, len(rows))
+                    places.setdefault(field, []).append((row, member.offset_data, member.size))
             except tarfile.TarError:
-                last = f"after sample {keys[-1]}" if keys else "at its start"
                 log.warning("%s is cut short or damaged %s (byte %d): what follows is lost", name, last, end)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
@@ -237,10 +247,10 @@ def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray
             compressed = stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
         hint = "; unpack it, a compressed tar cannot be read here and there" if compressed else ""
         raise ValueError(f"{name} is not a tar ({error}){hint}") from None
-    listed = {field: np.full((len(keys), 2), -1) for field in places}
+    listed = {field: np.full((len(rows), 2), -1) for field in places}
     for field, found in places.items():
         listed[field][np.array(found)[:, 0]] = np.array(found)[:, 1:]
-    return keys, listed
+    return list(rows), listed
 
 
 def _fetch(names: Sequence[str]) -> list[str]:
@@ -270,9 +280,14 @@ class TarShard(Shard):
                 texts = {f: decode_field(f, unicode_of(data)[0]) if _is_text(f) else 0 for f, data in fields.items()}
                 records.append({f: data if is_image(f) else texts[f] for f, data in fields.items()})
                 keys.append(key)
+        except Unordered as error:
+            raise ValueError(str(error)) from None
         except Exception:
             if not records:
                 raise
+        whole = any(any(map(is_image, record)) and any(map(_is_text, record)) for record in records)
+        if len(records) > 1 and not whole and any(len(record) == 1 for record in records):
+            raise ValueError(f"{self.name}: none of the first {len(records)} samples has an image and a text; {_SORT}")
         formats = {f for record in records for f in record if _is_format(f)}
         if len(formats) > 1 and all(len(formats & record.keys()) < 2 for record in records):
             records = [{"image" if f in formats else f: v for f, v in record.items()} for record in records]
@@ -295,7 +310,11 @@ class TarShard(Shard):
             xopen(self.name, "rb", **options) as stream,
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=_TarInfo) as tar,
         ):
-            for key, group in groupby(_members(tar), itemgetter(0)):
+            seen: set[str] = set()
+            for key, group in groupby(self._members(tar), itemgetter(0)):
+                if key in seen:
+                    raise Unordered(f"{self.name}: the files of sample {key} lie apart; {_SORT}")
+                seen.add(key)
                 fields: dict[str, bytes] = {}
                 try:
                     for _, field, member in group:
@@ -307,6 +326,12 @@ class TarShard(Shard):
                         yield key, fields
                     raise
                 yield key, fields
+
+    def _members(self, tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+        try:
+            yield from _members(tar, self.name)
+        except Unordered as error:
+            raise Unordered(f"{self.name}: {error}") from None
 
 
 def _is_text(field: str) -> bool:
