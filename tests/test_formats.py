@@ -112,7 +112,7 @@ def test_what_is_not_used_is_counted_by_its_ending(
             (tmp_path / folder / name).write_bytes(b"x")
     (tmp_path / "classes" / "loose.jpg").write_bytes(content(1, "jpg"))
     helps = "are left out: pip install pillow-heif pillow-jxl-plugin"
-    once = f"{tmp_path}/beside: 2 .heic, 1 without an ending, 1 .cr2, 1 .jxl, 1 .txt files {helps}"
+    once = f"{tmp_path}/beside: 2 .heic, 1 without an ending, 1 .cr2, 1 .jxl files {helps}"
     assert len(whole(tmp_path / "beside")) == 3 and caplog.messages.count(once) == 1
     assert len(open_images(tmp_path / "beside")) == 3
     assert f"{tmp_path}/beside: 4 .txt, 2 .heic, 1 without an ending, 1 .cr2, 1 .jxl files {helps}" in caplog.messages

@@ -23,6 +23,7 @@ from miniclip.data.splits import Part, carve, count_images, read_parts, resolve_
 from miniclip.data.tables.columns import caption_columns, image_column, value_column
 from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_of
+from miniclip.data.tables.source import folders_of
 from miniclip.data.tables.table import Table, TextLists
 from miniclip.data.tables.texts import tell_lists, texts_of
 
@@ -173,14 +174,16 @@ def open_source(
             f"data.revision={config.revision} is for data sets of the Hub, and data.source={config.source} lies here; "
             "leave it out"
         )
-    found = {one: _open(replace(config, source=one, mixing=None), one, split, image_size) for one in config.sources}
+    named = folders_of(config.sources)
+    alone = {one: replace(config, source=one, mixing=None) for one in config.sources}
+    found = {one: _open(own, one, split, image_size, named) for one, own in alone.items()}
     if len(config.sources) == 1:
         return found[config.sources[0]]
     return Concat([found[one] for one in config.sources], config.sources)
 
 
-def _open(config: DataConfig, source: str, split: str, image_size: int) -> Pairs:
-    parts = read_parts(source, config.name, config.image_column, revision=config.revision)
+def _open(config: DataConfig, source: str, split: str, image_size: int, named: tuple[str, ...]) -> Pairs:
+    parts = read_parts(source, config.name, config.image_column, revision=config.revision, named=named)
     name, missing = resolve_splits(parts, config, split)
     table = parts[name].table
     column = image_column(table, config.image_column)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sized
+import re
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -98,28 +99,39 @@ def decode_image(value: bytes | str | Path, name: str, *, at_least: int | None =
         raise BadImage(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def path_inside(root: str, path: str, name: str) -> str:
-    """Path of a file listed in a table, absolute; links are followed and must stay inside root (itself a real path).
+def roots_of(own: str | Path, *named: str | Path) -> tuple[str, ...]:
+    """Real paths of the folders that files may lie in: a data set's own, others that the user names, and where one is
+    a snapshot in a cache of the Hub (datasets--NAME/snapshots/REVISION), the blobs to which its links lead."""
+    roots = [os.path.realpath(folder) for folder in (own, *named)]
+    places = [place for root in roots for place in (Path(root), *Path(root).parents)]
+    snapshots = [place.parents[1] for place in places if place.parent.name == "snapshots"]
+    blobs = [str(cached / "blobs") for cached in snapshots if re.match("(dataset|model|space)s--", cached.name)]
+    return tuple(dict.fromkeys((*roots, *blobs)))
+
+
+def path_inside(roots: Sequence[str], path: str, name: str) -> str:
+    """Path of a file listed in a table, absolute or relative to the first root; links are followed, and must lead into
+    one of the roots, which are real paths.
 
     Raises BadImage.
     """
     try:
-        full = os.path.realpath(Path(root) / path)
+        full = os.path.realpath(Path(roots[0]) / path)
     except ValueError as error:  # a null byte
         raise BadImage(f"{name}: {path!r} is not a path ({error})") from None
-    if not _is_below(full, root):
-        raise BadImage(f"{name}: {path!r} leads out of {root}; keep the images inside the folder of their table")
+    if not is_below(full, roots):
+        raise BadImage(f"{name}: {path!r} leads out of {roots[0]}; keep the images inside the folder of their table")
     return full
 
 
-def leaves_folder(root: str, path: str) -> bool:
-    """Whether a path points outside root by '..' or as an absolute path; links below root are left to path_inside."""
+def leaves_folder(roots: Sequence[str], path: str) -> bool:
+    """Whether a path points outside all roots by '..' or as an absolute path; links in them are left to path_inside."""
     if ".." not in path and ":" not in path and path[:1] not in ("/", "\\"):
         return False  # nearly every path: millions of them are looked at when a source is opened
-    if Path(path).is_absolute():
-        return not _is_below(os.path.realpath(path), root)
-    return not _is_below(os.path.normpath(f"{root}/{path}"), root)
+    full = os.path.realpath(path) if Path(path).is_absolute() else os.path.normpath(f"{roots[0]}/{path}")
+    return not is_below(full, roots)
 
 
-def _is_below(full: str, root: str) -> bool:
-    return full == root or full.startswith(root.rstrip(os.sep) + os.sep)
+def is_below(full: str, roots: Iterable[str]) -> bool:
+    """Whether a real path is one of the roots, or lies in one."""
+    return any(full == root or full.startswith(root.rstrip(os.sep) + os.sep) for root in roots)

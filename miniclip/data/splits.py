@@ -41,13 +41,14 @@ def read_parts(
     wanted_image: str | None = None,
     option: str = "data.image_column",
     revision: str | None = None,
+    named: tuple[str, ...] = (),
 ) -> dict[str, Part]:
     """Split name -> rows, by the source's own splits; or if it has one only, by a column called "split" (or "set", …),
     else by the folders of the images.
 
     Raises what read_tables does, and ValueError if a row names no split, or an image lies in two.
     """
-    tables = read_tables(source, name, revision)
+    tables = read_tables(source, name, revision, named)
     only = next(iter(tables.values()))
     if len(tables) > 1:
         return {split: Part(table, np.arange(len(table))) for split, table in tables.items()}

@@ -8,7 +8,7 @@ from miniclip.config import DataConfig
 from miniclip.data.splits import resolve_splits, split_column
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.data.tables.kinds import find_shards
-from miniclip.data.tables.source import splits_of
+from miniclip.data.tables.source import folders_of, splits_of
 from miniclip.data.tables.table import RecordTable, Shard, reason
 
 
@@ -23,7 +23,7 @@ def split_shards(config: DataConfig, source: str, role: str) -> tuple[list[Shard
     If role is one of those, the shards are that one. Raises FileNotFoundError, or ValueError that names the option to
     change.
     """
-    splits = find_shards(source, config.name, config.revision)
+    splits = find_shards(source, config.name, config.revision, folders_of(config.sources))
     name, missing = resolve_splits(splits, replace(config, source=source, mixing=None), role)
     shards = splits[name]
     if missing:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from miniclip.common.printing import first_few
 from miniclip.data.formats import extensions, looks_like_image, note_left_out
+from miniclip.data.images import is_below
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
 from miniclip.data.tables.texts import decode_all, like_a_list, listed
@@ -51,26 +52,26 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
         splits.setdefault(path.partition(os.sep)[0], []).append(path)
     if not all(name.lower() in SPLIT_NAMES for name in splits):  # deeper folders may tell it: splits.py
         splits = {"": images}
-    return {s.lower() or "train": _read(folder, s and s + os.sep, paths, texts) for s, paths in splits.items()}
+    return {s.lower() or "train": _read(source, s and s + os.sep, paths, texts) for s, paths in splits.items()}
 
 
-def _read(folder: Path, split: str, images: list[str], texts: Mapping[str, str]) -> RecordTable:
+def _read(source: Source, split: str, images: list[str], texts: Mapping[str, str]) -> RecordTable:
     """split: the start of all these paths, which is left out of the names."""
-    root, label = os.path.realpath(folder / split), str(folder / split)
+    roots, label = source.roots(source.path / split), str(source.path / split)
     stems = [path.rpartition(".")[0] for path in images]
     places = [texts.get(stem, f"{stem}.txt").removeprefix(split) for stem in stems]
-    found = [_content(root, place) if stem in texts else None for stem, place in zip(stems, places, strict=True)]
+    found = [_content(roots, place) if stem in texts else None for stem, place in zip(stems, places, strict=True)]
     captions = map(_lines, decode_all(found, label, places.__getitem__))
     names = (path.removeprefix(split) for path in images)
     records = [{"file_name": n, "captions": lines} for n, lines in zip(names, captions, strict=True)]
     # the fingerprints of its images and captions tell the rest
-    return RecordTable(label, records, ["file_name", "captions"], places, (root,), (root,))
+    return RecordTable(label, records, ["file_name", "captions"], places, roots, (roots[0],))
 
 
-def _content(root: str, name: str) -> bytes | None:
-    """None if it is too long to be a caption file, or a link that leads out of root."""
-    path = Path(root, name)
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+def _content(roots: Sequence[str], name: str) -> bytes | None:
+    """None if it is too long to be a caption file, or a link that leads out of all roots."""
+    path = Path(roots[0], name)
+    if path.is_symlink() and not is_below(os.path.realpath(path), roots):
         return None
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would block

@@ -42,7 +42,7 @@ def accepts(source: Source) -> bool:
 
 def open_tables(source: Source) -> Mapping[str, RecordTable]:
     if source.tables:
-        return {split: read_file(file) for split, file in source.tables.items()}
+        return {split: read_file(file, source) for split, file in source.tables.items()}
     if is_url(source.text):
         raise ValueError(
             f"{source.text}: of what lies behind a URL, Parquet files (.parquet) and tars (.tar) can be read"
@@ -52,11 +52,11 @@ def open_tables(source: Source) -> Mapping[str, RecordTable]:
             f"{source.text} fits {len(source.files)} files ({source.extension}); a pattern can stand for Parquet files "
             "or tars, and data.source can be a list of tables"
         )
-    return {"train": read_file(Path(source.files[0]))}
+    return {"train": read_file(Path(source.files[0]), source)}
 
 
-def read_file(file: Path) -> RecordTable:
-    """Read a CSV, TSV, JSONL or JSON file. Raises ValueError that names the line."""
+def read_file(file: Path, source: Source | None = None) -> RecordTable:
+    """Read a CSV, TSV, JSONL or JSON file of a source. Raises ValueError that names the line."""
     extension, root = file.suffix.lower(), file.parent
     if extension in PACKED:
         raise ValueError(f"{file} is compressed; unpack it, and name the file or folder that it holds")
@@ -77,7 +77,7 @@ def read_file(file: Path) -> RecordTable:
     if not records:
         raise ValueError(f"{file} has no rows")
     told = (os.path.realpath(file), stamp(file))
-    return RecordTable(str(file), records, columns, places, (os.path.realpath(root),), told)
+    return RecordTable(str(file), records, columns, places, (source or Source(str(root))).roots(root), told)
 
 
 def _whole(text: str, file: Path) -> Any:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from miniclip.common.fingerprint import digest, stamp
 from miniclip.data.formats import extensions
-from miniclip.data.images import BadImage, decode_image, path_inside
+from miniclip.data.images import BadImage, decode_image, path_inside, roots_of
 from miniclip.data.tables.parquet import ArrowTable
 from miniclip.data.tables.paths import paths_in
 from miniclip.data.tables.source import near_file
@@ -64,7 +64,7 @@ class FileImages(ImageColumn):
     paths: TextLists
 
     def encoded(self, row: int, name: str) -> str:
-        return path_inside(self.table.roots[0], self.paths[row][0], name)
+        return path_inside(self.table.roots, self.paths[row][0], name)
 
     def path(self, row: int) -> str:
         return self.paths[row][0]
@@ -105,12 +105,7 @@ class CellImages(ImageColumn):
             return data
         if path is None:
             raise BadImage(f"{name}: the row has no image")
-        for root in self.table.roots[1:]:
-            try:
-                return path_inside(root, path, name)
-            except BadImage:
-                continue
-        return path_inside(self.table.roots[0], path, name)
+        return path_inside(self.table.roots, path, name)
 
     def path(self, row: int) -> str:
         return Path(self._stored(row)).name
@@ -213,7 +208,7 @@ def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> Image
     """Files of a folder. Raises FileNotFoundError if there are none."""
     if not paths:
         raise FileNotFoundError(f"{folder} holds no image ({', '.join(extensions())})")
-    table = RecordTable(str(folder), [], [], [""] * len(paths), (os.path.realpath(folder),))
+    table = RecordTable(str(folder), [], [], [""] * len(paths), roots_of(folder))
     return FileImages(table, at_least, TextLists([path] for path in paths))
 
 

@@ -17,28 +17,32 @@ from miniclip.data.tables.table import Shard, Table
 KINDS = (csv_jsonl, tars, beside, parquet, hub)
 
 
-def read_tables(source: str, name: str | None = None, revision: str | None = None) -> Mapping[str, Table]:
+def read_tables(
+    source: str, name: str | None = None, revision: str | None = None, named: tuple[str, ...] = ()
+) -> Mapping[str, Table]:
     """Split name -> table. A source that is not split has the one split "train", as in the `datasets` library.
 
     source: a CSV, TSV, JSONL or JSON file; Parquet files or tars: one, a pattern (*, **, {000..031}) or a URL; a folder
     with metadata.jsonl (or .csv, .tsv, .json), itself or in a sub-folder a split, as COCO and Flickr are handed out,
     with tars, with a text file beside each image, or with Parquet files; a Hub name. name, revision: configuration, and
-    branch, tag or commit, of a Hub set.
+    branch, tag or commit, of a Hub set. named: folders beside it into which links may lead.
     Raises FileNotFoundError if there is no such source, ValueError if it cannot be read.
     """
-    asked = Source(source, name, revision)
+    asked = Source(source, name, revision, named)
     for kind in KINDS:
         if kind.accepts(asked):
             return kind.open_tables(asked)
     raise _absent(asked)
 
 
-def find_shards(source: str, name: str | None = None, revision: str | None = None) -> Mapping[str, list[Shard]]:
+def find_shards(
+    source: str, name: str | None = None, revision: str | None = None, named: tuple[str, ...] = ()
+) -> Mapping[str, list[Shard]]:
     """Split -> shards, from tars or Parquet files (one, a folder, a pattern or a URL) or a Hub name; nothing is read.
 
     Raises FileNotFoundError, or ValueError for what cannot be streamed.
     """
-    asked = Source(source, name, revision)
+    asked = Source(source, name, revision, named)
     if asked.below(".tar") and asked.below(".parquet"):
         raise ValueError(f"{source} holds tars and Parquet files; name one kind; {STREAMED}")
     for kind in (tars, parquet, hub):

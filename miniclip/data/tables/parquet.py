@@ -28,7 +28,7 @@ def open_tables(source: Source) -> Mapping[str, ArrowTable]:
     if source.is_folder and not source.below(*extensions()) and (source.name is not None or _has_card(source.path)):
         return load_local(source)
     folder = source.path if source.is_folder else Path(literal_folder(source.text)).expanduser()
-    roots = library_caches() if is_url(source.text) else (os.path.realpath(folder),)
+    roots = library_caches() if is_url(source.text) else source.roots(folder)
     return load_local(source, "parquet", roots, data_files=_escaped(source.by_split(".parquet")))
 
 
@@ -147,7 +147,7 @@ def load_local(
     datasets.disable_progress_bars()
     try:
         if what is None:
-            return load(source.label, (os.path.realpath(source.path),), source.label, source.name)
+            return load(source.label, source.roots(source.path), source.label, source.name)
         return load(source.label, roots, what, **options)
     except Exception as error:
         why = " ".join(str(error).split())

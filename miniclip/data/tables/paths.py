@@ -33,7 +33,7 @@ def paths_in(table: Table, column: str) -> list[str]:
             raise ValueError(f"{table.label}, {table.where(row)}: column {column!r} {problem}")
         if "\\" in path and not Path(root, path).exists():
             path = path.replace("\\", "/")
-        if path and leaves_folder(root, path):
+        if path and leaves_folder(table.roots, path):
             raise ValueError(
                 f"{table.label}, {table.where(row)}: {path!r} leads out of {root}; "
                 "keep the images inside the folder of their table"

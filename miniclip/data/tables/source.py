@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -11,8 +12,11 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from miniclip.common.printing import near_name
+from miniclip.common.printing import first_few, near_name
 from miniclip.data.formats import looks_like_image
+from miniclip.data.images import is_below, roots_of
+
+log = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "training", "validation", "val", "valid", "dev", "test", "testing", "eval")
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
@@ -32,11 +36,13 @@ _LISTED = 20_000  # entries of a folder among which a near name is sought
 
 @dataclass(frozen=True)
 class Source:
-    """Looked at once, for all kinds to choose by. name, revision: configuration, and branch or commit, of a Hub set."""
+    """Looked at once, for all kinds to choose by. name, revision: configuration, and branch or commit, of a Hub set.
+    named: folders of the sources beside it, into which its links may lead, too."""
 
     text: str
     name: str | None = None
     revision: str | None = None
+    named: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -45,6 +51,19 @@ class Source:
     @cached_property
     def is_folder(self) -> bool:
         return not is_url(self.text) and self.path.is_dir()
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that the user names: itself, that of a file, or the one above a pattern; None far away."""
+        if is_url(self.text):
+            return None
+        if self.is_folder:
+            return str(self.path)
+        return literal_folder(str(self.path)) or "." if self.path.is_file() or is_pattern(self.text) else None
+
+    def roots(self, own: Path) -> tuple[str, ...]:
+        """`roots_of` a table's own folder and of those that the user names."""
+        return roots_of(own, *((self.path,) if self.is_folder else ()), *self.named)
 
     @cached_property
     def files(self) -> list[str]:
@@ -84,7 +103,7 @@ class Source:
 
     @cached_property
     def _below(self) -> list[str]:
-        return files_below(self.path) if self.is_folder else []
+        return files_below(self.path, roots=self.roots(self.path)) if self.is_folder else []
 
     def below(self, *extensions: str) -> list[str]:
         """Files of the folder, see `files_below`; none if it is no folder."""
@@ -101,6 +120,7 @@ class Source:
             inside = sub_folders(folder)
             found = _only_table(folder) or _tables_of_splits(inside)
             if found or len(inside) != 1 or any(looks_like_image(name) for name in os.listdir(folder)):  # noqa: PTH208
+                self._check_inside(found.values())
                 return found
             folder = inside[0]  # unpacked into a folder of its own
         return {}
@@ -116,19 +136,47 @@ class Source:
     def by_split(self, extension: str) -> dict[str, list[str]]:
         """Split -> those files."""
         if self.is_folder:
-            return by_split([str(self.path / file) for file in self.below(extension)], f"{self.path}/*")
+            files = [self.path / file for file in self.below(extension)]
+            self._check_inside(files)
+            return by_split(list(map(str, files)), f"{self.path}/*")
         return by_split(self.files, self.text)
 
+    def _check_inside(self, files: Iterable[Path]) -> None:
+        """Raise ValueError for a link out of the folder: what a data set brings along may not read other files."""
+        roots = self.roots(self.path)
+        for file in files:
+            if not is_below(real := os.path.realpath(file), roots):
+                raise ValueError(f"{file} is a link out of {self.path}; name {real} itself, or copy it there")
 
-def files_below(folder: Path, extensions: tuple[str, ...] = ("",)) -> list[str]:
-    """Files below a folder, as sorted paths relative to it; hidden ones and links to folders are left out."""
-    found: list[str] = []
-    for where, below, files in os.walk(folder):
-        below[:] = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
+
+def folders_of(sources: Iterable[str]) -> tuple[str, ...]:
+    """The folders that the user names with some sources."""
+    return tuple(folder for text in sources if (folder := Source(text).folder) is not None)
+
+
+def files_below(folder: Path, extensions: tuple[str, ...] = ("",), roots: Sequence[str] = ()) -> list[str]:
+    """Files below a folder, as sorted paths relative to it; hidden ones are left out.
+
+    Links to folders are followed into the roots (see `roots_of`; left out, those of the folder), but not in a circle:
+    others are named in the log.
+    """
+    found, out, roots = list[str](), list[str](), roots or roots_of(folder)
+    for where, below, files in os.walk(folder, followlinks=True):
+        shown = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
+        links = [d for d in shown if os.path.islink(f"{where}/{d}") and not _may_follow(f"{where}/{d}", folder, roots)]  # noqa: PTH114
+        out += [os.path.relpath(f"{where}/{link}", folder) for link in links]
+        below[:] = [d for d in shown if d not in links]
         inside = str(Path(where).relative_to(folder) / "_")[:-1]  # with its slash, if it is not the folder itself
         shown = sorted(name for name in files if name.lower().endswith(extensions) and not name.startswith("."))
         found += [inside + name for name in shown]
+    if out:
+        log.warning("%s: left out are links to folders outside of it, or in a circle: %s", folder, first_few(out))
     return found
+
+
+def _may_follow(link: str, folder: Path, roots: Sequence[str]) -> bool:
+    target, above = os.path.realpath(link), [place for place in Path(link).parents if place.is_relative_to(folder)]
+    return is_below(target, roots) and target not in map(os.path.realpath, above)
 
 
 def _only_table(folder: Path) -> dict[str, Path]:
