@@ -24,8 +24,8 @@ _WORDS = {
 
 GAP = 2  # between columns
 LONGEST = 32  # of a word that is not cut
-# what is not broken: a word, with its per cent sign, and an interval
-_UNIT = re.compile(r"(?:\[[^\]]{0,20}\]|\S)+(?: %(?!\S))?")
+# what is not broken: a word, and an interval
+_UNIT = re.compile(r"(?:\[[^\]]{0,20}\]|\S)+")
 
 
 def open_console() -> Console:
