@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 from miniclip.common.fingerprint import digest
@@ -15,10 +16,9 @@ SAID = "MINICLIP_SAID"  # variable with the folder that holds an empty file for 
 class _Once(logging.Filter):
     """Passes what neither this process nor one of its workers, which may not be forked, has said."""
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str) -> None:
         super().__init__("miniclip")
-        self.made = None if folder else tempfile.TemporaryDirectory(prefix="miniclip-", ignore_cleanup_errors=True)
-        self.folder = folder or str(self.made and self.made.name)
+        self.folder = folder
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not super().filter(record):
@@ -32,12 +32,13 @@ class _Once(logging.Filter):
         return True
 
 
-def say_once(folder: str | None = None) -> None:
-    """For a command, from now on; where an application handles logging itself, its handlers still get every note.
+def say_once() -> None:
+    """For a command, from now on; where an application handles logging itself, its handlers still get every note."""
+    os.environ[SAID] = tempfile.mkdtemp(dir=get_temp_dir())  # which goes with the process
+    say_with_parent()
 
-    folder: of the process that this one works for, as SAID tells it.
-    """
-    if logging.lastResort is not None:
-        once = _Once(folder)
-        logging.lastResort.filters = [once]
-        os.environ[SAID] = once.folder
+
+def say_with_parent() -> None:
+    """In a worker: what its command has said, or another worker, is not said again."""
+    if SAID in os.environ and logging.lastResort is not None:
+        logging.lastResort.filters = [_Once(os.environ[SAID])]

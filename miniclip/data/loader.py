@@ -5,7 +5,6 @@ Every random choice derives from (seed, epoch, row), so that it does not matter 
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from miniclip.common.notes import SAID, say_once
+from miniclip.common.notes import say_with_parent
 from miniclip.common.stopping import CODES
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import Prepared, token_rows
@@ -142,7 +141,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    say_once(os.environ.get(SAID))
+    say_with_parent()
     # a terminal or a scheduler signals all processes of a run, which has a step to finish
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
