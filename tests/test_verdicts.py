@@ -63,6 +63,8 @@ def test_a_healthy_run_has_none() -> None:
         # what never fell is no over-fitting, nor is it if the training is not any better
         ({}, {}, {"history": past(1.5, 1.1, 1.4, 1.6)}),
         ({}, {"loss_over_chance": [1.0, 0.8, 0.7]}, {"history": past(1.0, 0.6, 0.65, 0.75)}),
+        # nor is what batches of eight differ by a loss of what was learnt
+        ({}, {"loss_over_chance": [1, 0.9, 0.7, 0.8, 0.5, 0.9, 0.4, 0.7, 0.3, 0.8, 0.4, 0.7]}, {}),
         # few different captions have few directions
         ({"rank_text": 1.9}, {}, {"texts": Repeats(0.5, 2)}),
         # what is not finite does not count
@@ -111,13 +113,27 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
             {},
             {"history": past(1, 1.1, 1.2, 1.4)},
         ),
+        # also where these pairs are those of the training, if nothing of the fixed batch is found either
+        (
+            "overfitting",
+            "at its end it is 1.40",
+            {},
+            {},
+            {"history": past(1, 1.1, 1.2, 1.4, hits=(0, 0.03, 0.05, 0.03))},
+        ),
         # which nobody knows of images that are larger than those it was trained on so far; as large ones do not matter
         ("smaller_images", "had 32 pixels a side, these have 64", {"loss_over_chance": 1.16}, sides(32), {}),
         ("smaller_images", "is 0.50 of its chance", LUCK, sides(32), {}),
         ("overfitting", "1.16 on these", {"loss_over_chance": 1.16}, sides(64), {}),
         ("flat", "", AT_CHANCE, FLAT | sides(32), {}),
         # of the training's own pairs, too; or of a fixed batch that nothing is known of any more
-        ("diverged", "had been down to 0.40; it ended at 0.90", {}, {"loss_over_chance": [1.0, 0.4, 0.9]}, {}),
+        (
+            "diverged",
+            "had been down to 0.40; it ended at 0.95",
+            {},
+            {"loss_over_chance": [1, 0.4, 0.4, 0.5, 0.9, 0.95]},
+            {},
+        ),
         (
             "diverged",
             "lowest at step 20, 0.50; at its end it is 40.00",

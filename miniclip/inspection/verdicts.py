@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ DUPLICATES = 0.05  # share of pairs with a false negative
 STILL_TOWER = 1e-3  # gradient norm over that of the other tower
 FALLEN = 0.5  # scale over where it began
 RISEN = 0.1  # loss / chance above where it was lowest, or above that of training pairs
-LOST = 0.2  # the same, of the training itself, whose batches differ
+LOST = 0.2  # the same, of the training itself
+STRAY = 3.0  # and by so many times as much as its batches differ: few small ones rise by more without any cause
 
 NEAR_CHANCE = 3.0  # R@1 over its chance up to which it may be luck
 FEWEST = 0.1  # chance of R@1 from which on it says little
@@ -57,7 +59,7 @@ def verdicts(
             evidence = f"{_percent(repeats.share)} of the pairs share one {name}."
             advice = f"Look at the {name} column that the config's data section names, and at a few rows of the data."
             return [*broken, Verdict(kind, f"Nearly all pairs have the same {name}", [evidence], [advice]), *found]
-    learning = [*_diverged(log, history)] or [*_overfitting(figures, log, history)]
+    learning = [*_diverged(figures["loss_over_chance"], log, history)] or [*_overfitting(figures, log, history)]
     learning = learning or [*_learning(figures, log)]
     if learning and learning[0].kind in ("overfitting", "overconfident", "chance"):
         learning = [*_smaller(learning[0].evidence[0], figures["side"], log)] or learning
@@ -115,10 +117,11 @@ def _broken(figures: Mapping[str, float], log: Log, history: History | None) -> 
         yield Verdict("not_finite", "The loss is no number", evidence, advice)
 
 
-def _diverged(log: Log, history: History | None) -> Iterator[Verdict]:
+def _diverged(held_out: float, log: Log, history: History | None) -> Iterator[Verdict]:
     """Of what was known of the training's own pairs, or of the fixed batch, and is not any more."""
     course, turned, evidence = _course(log), _turned(history), []
-    if course and course[-1] > min(course) + LOST:
+    chance = min([held_out, *course[-1:]]) > FLAT  # these pairs say so, too
+    if course and course[-1] > min(course) + LOST + (0 if chance else STRAY * _noise(log)):
         evidence.append(
             f"Loss / chance of the training had been down to {min(course):.2f}; it ended at {course[-1]:.2f}."
         )
@@ -242,9 +245,13 @@ def _overfitting(figures: Mapping[str, float], log: Log, history: History | None
     if trained is not None and held_out - trained > (RISEN if held_out > FLAT else GAP):
         evidence.append(f"Loss / chance is {trained:.2f} on {which}, {held_out:.2f} on these.")
     turned = _turned(history)
-    # what never fell was not learnt, unless these pairs say so, too (of a pairwise loss the fixed batch is too small);
-    # and what the training does not know any better is no over-fitting
-    if turned and (turned.lowest < FLAT or held_out > FLAT) and (end is None or end < turned.end - RISEN):
+    # what never fell was not learnt, unless these pairs say so, too, or its hits (for the loss of a pairwise one the
+    # fixed batch is too small); and what the training does not know any better is no over-fitting
+    if (
+        turned
+        and (turned.lowest < FLAT or held_out > FLAT or turned.at_luck)
+        and (end is None or end < turned.end - RISEN)
+    ):
         evidence += turned.words
     if evidence:
         advice = [
@@ -258,10 +265,11 @@ def _overfitting(figures: Mapping[str, float], log: Log, history: History | None
 class Turned(NamedTuple):
     """A fixed batch whose loss / chance rises again: at its lowest, at its end, and that in sentences.
 
-    forgotten: whether R@1, too, is at chance in the end."""
+    at_luck: whether R@1, too, is at chance in the end. forgotten: and was not before."""
 
     lowest: float
     end: float
+    at_luck: bool
     forgotten: bool
     words: list[str]
 
@@ -281,7 +289,7 @@ def _turned(history: History | None) -> Turned | None:
         f"Its R@1 was highest at step {history.steps[recall.index(best)]}, {_percent(best)}; at the end it is "
         f"{_percent(recall[-1])}. Where R@1 still rises, only the certainty is too high.",
     ]
-    return Turned(lowest, end, recall[-1] <= luck < best, words)
+    return Turned(lowest, end, recall[-1] <= luck, recall[-1] <= luck < best, words)
 
 
 def _best(figures: Mapping[str, float]) -> str:
@@ -307,6 +315,13 @@ def _course(log: Log) -> list[float]:
     values = _finite(log, "loss_over_chance")
     width = max(1, len(values) // 10)
     return [median(values[k : k + width]) for k in range(len(values) % width, len(values), width)]
+
+
+def _noise(log: Log) -> float:
+    """By how much a point of that course may be off: the usual step between lines, less where it is of several."""
+    values = _finite(log, "loss_over_chance")
+    steps = [abs(b - a) for a, b in pairwise(values)]
+    return median(steps) / math.sqrt(max(1, len(values) // 10)) if steps else 0.0
 
 
 def _percent(share: float) -> str:
