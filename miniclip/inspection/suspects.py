@@ -115,8 +115,8 @@ def _bar(cosine: Tensor, same: Tensor) -> tuple[float, str]:
     usual, high = (float(leads.quantile(share)) if len(leads) else 0.0 for share in (0.5, 0.75))
     if usual <= 0:
         return math.inf, (
-            "Beside duplicates nothing is suspected: this model does not tell these pairs apart (half of them stand "
-            f"{-usual:.2f} or more below a rival), so what it takes for the same says nothing about the data."
+            "Beside duplicates nothing is suspected: this model does not tell half of these pairs apart (they stand "
+            f"{0 - usual:.2f} or more below a rival), so what it takes for the same says nothing about the data."
         )
     bar = min(0.0, max(STRAY * (high - usual) - usual, -usual / 2))
     if bar < 0:
