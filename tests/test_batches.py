@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -75,6 +76,41 @@ def test_a_stream_trains_and_resumes(stream_file: str, tmp_path: Path) -> None:
     assert epochs == sorted(epochs) and epochs[-1] >= 1  # 48 pairs and 72 drawn
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_and_run_may_move_between_jobs(
+    stream_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    streaming: bool,
+) -> None:
+    """A resume compares what the data are, not what they are called, nor when they were copied."""
+    whole, begin = tmp_path / "whole", ["--eval.tasks", "[]", "--data.streaming", str(streaming).lower()]
+    if not streaming:
+        begin += ["--data.cache_dir", str(tmp_path / "cache"), "--data.shuffle_buffer", "8192"]
+    run(stream_file, whole, *begin, "--train.max_steps", "4", "--data.source", str(tmp_path / "tars"))
+    monkeypatch.chdir(tmp_path)
+    run(stream_file, tmp_path / "job1", *begin, "--train.max_steps", "2", "--data.source", "tars")
+    (tmp_path / "job1").rename(tmp_path / "job2")
+    shutil.copytree(tmp_path / "tars", tmp_path / "elsewhere" / "tars", copy_function=shutil.copyfile)
+    resume = [*begin, "--train.max_steps", "4", "--run.resume", "true"]
+    shutil.copytree(tmp_path / "job2", tmp_path / "job3")
+    run(stream_file, tmp_path / "job2", *resume, "--data.source", str(tmp_path / "elsewhere" / "tars"))
+    assert losses(tmp_path / "job2") == losses(whole)
+    # one shard less a sample
+    write_tar(
+        tmp_path / "elsewhere" / "tars" / "001.tar", [("0", {"png": encoded(noise(0, (40, 40))), "txt": b"a dog"})]
+    )
+    before = (tmp_path / "job3" / "config.yaml").read_text()
+    capsys.readouterr()
+    options = ["--config", stream_file, "--run.dir", str(tmp_path / "job3"), *resume]
+    assert train_main([*options, "--data.source", str(tmp_path / "elsewhere" / "tars")]) == 2
+    said = capsys.readouterr().err
+    assert "stands at step 2 of another stream" in said if streaming else "stands at step 2 of other data than" in said
+    assert streaming or "it had 54 images, not 45, other captions, other image files; a resume needs those" in said
+    assert (tmp_path / "job3" / "config.yaml").read_text() == before
+
+
 def test_what_a_stream_cannot_do(stream_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor is another one resumed: the configuration says the same, the shards do not."""
     begin = ["--config", stream_file, "--eval.tasks", "[]", "--data.source", str(tmp_path / "tars" / "*.tar")]
@@ -138,7 +174,7 @@ def test_processes_share_every_batch_and_others_go_on(stream_file: str, tmp_path
         first = [outcome.value[0][which] for outcome in three]
         second = [share(config, place(rank, 2), 5, 9, first[0][1]) for rank in range(2)]
         state = dict(second[0][1])
-        if state:  # which processes of a group gather
+        if "cursors" in state:  # which processes of a group gather
             state["cursors"] = {lane: at for _, part in second for lane, at in part["cursors"].items()}
         third = [share(config, place(0, 1), 9, 12, state)]
         assert merged(first) + merged(second) + merged(third) == whole

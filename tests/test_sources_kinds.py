@@ -35,6 +35,7 @@ from support.opened import SPLITS, contents, everything, numbers, opened, refuse
 from miniclip.common.printing import near_name
 from miniclip.config import DataConfig
 from miniclip.data.captioned import Concat, NoCaptions, Pairs, open_source
+from miniclip.data.captioned import contents as compared
 from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.scenes.source import SceneSource
 from miniclip.data.subset import Subset
@@ -595,3 +596,40 @@ def test_the_fingerprint_opens_no_image(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail("opened"))
     monkeypatch.setattr(Path, "open", lambda *a, **k: pytest.fail("opened"))
     assert source.fingerprint()
+
+
+def other_text(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"text 2", b"text 7"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_elsewhere_has_the_same_contents(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By cp, which sets new times; by a path from elsewhere; and not if anything that is trained on is another."""
+    source = Path(make(tmp_path / "one" / "data", kind))
+    first = compared(opened(source, "test"))
+    assert first["images"] == 4
+    monkeypatch.chdir(source.parent)
+    assert compared(opened(source.name, "test")) == compared(opened(str(source), "test")) == first
+
+    def copied(name: str) -> Path:
+        shutil.copytree(tmp_path / "one" / "data", tmp_path / name / "data", copy_function=shutil.copyfile)
+        for path in (tmp_path / name).rglob("*"):
+            os.utime(path, (1, 1))
+        return tmp_path / name / "data" / source.relative_to(tmp_path / "one" / "data")
+
+    assert compared(opened(copied("two"), "test")) == first
+    larger, four = [*cells(3), {"bytes": png(3, (90, 90)), "path": "3.png"}], [f"text {i}" for i in range(4)]
+    changes = {
+        "csv": [("l.csv", other_text, "captions"), ("2.png", grown, "files")],
+        "folder": [("test/2.txt", other_text, "captions"), ("test", lambda p: write_beside(p, 4, 5), "images")],
+        "tar": [("test.tar", other_text, "captions"), ("test.tar", lambda p: write_tar(p, samples(0, 3)), "images")],
+        "parquet": [
+            ("test.parquet", lambda path: write_shard(path, 0, 5), "images"),
+            ("test.parquet", lambda path: write_shard(path, 1, 5), "captions"),
+            ("test.parquet", lambda path: write_parquet(path, {"image": larger, "caption": four}), "files"),
+        ],
+    }[kind]
+    for k, (name, change, key) in enumerate(changes):
+        place = copied(f"changed{k}")
+        change(tmp_path / f"changed{k}" / "data" / name)
+        assert compared(opened(place, "test"))[key] != first[key]

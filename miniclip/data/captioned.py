@@ -138,6 +138,20 @@ class Concat:
         return digest(*(part.fingerprint() for part in self.parts))
 
 
+def contents(source: PairSource) -> dict[str, Any]:
+    """What a copy of the data has in common with it, wherever it lies: not its place, nor when files were changed."""
+    if isinstance(source, Pairs):
+        return {
+            "images": len(source),
+            "captions": source.texts.fingerprint(),
+            "files": source.images.contents(source.rows),
+        }
+    if isinstance(source, Concat):
+        parts = [contents(part) for part in source.parts]
+        return {"images": len(source)} | {key: digest(*(p[key] for p in parts)) for key in ("captions", "files")}
+    return {"images": len(source), "captions": source.fingerprint()}
+
+
 def check_enough(data: DataConfig, images: int) -> None:
     """Raise ConfigError if the training split has too few images for a batch."""
     said = f"{data.label} has {images} images in split {data.train_split!r}, fewer than data.batch_size="

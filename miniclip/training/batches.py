@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from miniclip.common.fingerprint import digest, stamp
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError
 from miniclip.config.sections import require
 from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
-from miniclip.data.captioned import check_enough, open_source
+from miniclip.data.captioned import check_enough, contents, open_source
 from miniclip.data.images import BadCount, BadImage
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import TrainSampler
@@ -88,6 +89,9 @@ class MapBatches:
             if prepared.bad and main:
                 named = first_few(prepared.bad)
                 log.warning("%d images cannot be read and are left out: %s", len(prepared.bad), named)
+        self.contents = contents(source)
+        if weights is not None:
+            self.contents["weights"] = digest(weights.numpy().tobytes())
         self.pairs = TrainingPairs(source, augment, tokenizer, seed, prepared, data.captions_per_image, weights)
         rows = self.pairs.rows
         options = {"rank": accelerator.process_index, "world": world}
@@ -110,6 +114,18 @@ class MapBatches:
         """How many times the data have been seen after a step."""
         return step / self.sampler.per_epoch
 
+    def check(self, run_dir: str, first_step: int, state: Mapping[str, Any]) -> None:
+        """Raise ConfigError if the run stands at a step of other data, wherever they lay. state: as of that step."""
+        then = state.get("contents") or self.contents  # of before they were kept
+        said = {"images": f"{then['images']} images, not {self.contents['images']}", "files": "other image files"}
+        other = [key for key in (*then, *self.contents) if then.get(key) != self.contents.get(key)]
+        require(
+            not other,
+            f"the run in {run_dir} stands at step {first_step} of other data than {self.data.label}: it had "
+            f"{', '.join(said.get(key, f'other {key}') for key in dict.fromkeys(other))}; a resume needs those that it "
+            "began with, or a copy of them: bring them back, or start another run",
+        )
+
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         sampler, pin = replace(self.sampler, first_step=first_step), self.device.type == "cuda"
@@ -123,8 +139,8 @@ class MapBatches:
             raise BadImage(str(error).rstrip().rsplit("BadImage: ", 1)[-1]) from error
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember besides the step: nothing."""
-        return {}
+        """What a checkpoint has to remember besides the step: which data these are."""
+        return {"contents": self.contents}
 
 
 class StreamBatches:
@@ -142,6 +158,9 @@ class StreamBatches:
         self.stream = open_stream(
             config.data, build_augment(config), Tokenizer(config.model.context_length or 0), **share
         )
+        names = [shard.name for pool in self.stream.shards for shard in pool]
+        # the size of a file here, the address of one far away
+        self.contents = digest(*(stamp(name).split()[0].replace("absent", name) for name in names))
         self.bad = BadCount(SEEN, config.data.max_bad_fraction, config.data.train_split)
         self._cursors: dict[int, Cursor] = {}
         self._epoch = 0
@@ -157,13 +176,17 @@ class StreamBatches:
         """The epoch, from 0, that this process's last lane is in."""
         return self._epoch
 
+    def check(self, run_dir: str, first_step: int, state: Mapping[str, Any]) -> None:
+        """Raise ConfigError if the run stands at a step of another stream, wherever it lay. state: as of that step."""
+        other = f"{run_dir} stands at step {first_step} of another stream: its shards"
+        advice = "have changed since; go on with what it began with, or start a new run"
+        same = state.get("layout") == self.stream.layout and state.get("contents", self.contents) == self.contents
+        require(not first_step or same, f"{other}, or data.shuffle_buffer, {advice}")
+
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         cursors, rank, world = None, self.stream.rank, self.stream.world
         if first_step:
-            other = f"{self.config.run.dir} stands at step {first_step} of another stream: its shards"
-            advice = "have changed since; go on with what it began with, or start a new run"
-            require(state.get("layout") == self.stream.layout, f"{other}, or data.shuffle_buffer, {advice}")
             cursors = {int(lane): (turn, start, done) for lane, (turn, start, done) in state["cursors"].items()}
             self._cursors = {lane: cursors[lane] for lane in range(rank, self.stream.lanes, world)}
         steps = ((step.batch, step) for step in self.stream.batches(first_step, self.steps, cursors))
@@ -176,7 +199,7 @@ class StreamBatches:
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to remember besides the step; every process calls it."""
         cursors = dict(gather_object(list(self._cursors.items())))
-        return {"layout": self.stream.layout, "cursors": cursors}
+        return {"layout": self.stream.layout, "cursors": cursors, "contents": self.contents}
 
 
 TrainBatches = MapBatches | StreamBatches

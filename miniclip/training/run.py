@@ -91,6 +91,7 @@ def _train(
         group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
     if progress.step > feed.steps:
         raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
+    feed.check(config.run.dir, progress.step, progress.feed)
     if main:
         prepare_run_dir(config, progress.step)
         for doubt in of_length(config, feed.steps):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
+from miniclip.models.saved import checkpoints
 
 # What may change between a run and its resume; the rest decides which pairs a step sees, or what it computes.
 _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir", "model.activation_checkpointing")
@@ -64,7 +65,12 @@ def _check_unchanged(new: Config, old: Config) -> None:
     """A resume goes on with the same model, loss and batches; optimiser, length and evaluation may change."""
     now, then = flat(new.to_dict()), flat(old.to_dict())
     fixed = [key for key in now if key.startswith(("model.", "data.", "loss.")) or key == "run.seed"]
-    changed = [key for key in fixed if key not in _FREE and now[key] != then[key]]
+    newest = checkpoints(Path(new.run.dir))[-1:]
+    # the data may lie elsewhere, or be called otherwise: the checkpoint knows what they are
+    files = [folder / "progress.json" for folder in newest]
+    compared = all(file.exists() and '"contents"' in file.read_text(encoding="utf-8") for file in files)
+    free = (*_FREE, "data.source") if compared else _FREE
+    changed = [key for key in fixed if key not in free and now[key] != then[key]]
     if changed:
         key, *others = changed
         more = f" (and {len(others)} other keys differ)" if others else ""

@@ -22,6 +22,8 @@ from miniclip.data.tables.source import near_file
 from miniclip.data.tables.table import RecordTable, Table, TextLists
 from miniclip.data.tables.tars import TarTable
 
+LOOKED_AT = 1000  # files of a data set whose sizes are compared on a resume
+
 
 @dataclass(frozen=True)
 class ImageColumn(ABC):
@@ -56,6 +58,10 @@ class ImageColumn(ABC):
         """Of the image files of some rows; those inside a table are told by the table's own."""
         return ""
 
+    @abstractmethod
+    def contents(self, rows: np.ndarray) -> str:
+        """The same for a copy of the images elsewhere: of their sizes, and of the paths below their folder."""
+
 
 @dataclass(frozen=True)
 class FileImages(ImageColumn):
@@ -80,6 +86,10 @@ class FileImages(ImageColumn):
     def fingerprint(self, rows: Iterable[int]) -> str:
         paths = self.paths.firsts()
         return _stamps(self.table.roots[0], (paths[row] for row in rows))
+
+    def contents(self, rows: np.ndarray) -> str:
+        root, paths = self.table.roots[0], self.keys(rows.tolist())
+        return digest("\0".join(paths), *_sizes(root, paths))
 
     def check_some_exist(self, rows: np.ndarray) -> None:
         """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
@@ -143,6 +153,19 @@ class CellImages(ImageColumn):
                 paths += [path if out else None for out, path in zip(outside, files.to_pylist(), strict=True)]
         return _stamps(self.table.roots[0], (path for row in rows if (path := paths[row]) is not None))
 
+    def contents(self, rows: np.ndarray) -> str:
+        from pyarrow.compute import binary_length, fill_null
+
+        parts = [np.zeros(0, dtype=np.int64)]
+        for chunk in self.table.chunks(self.column):
+            data = _field(chunk, "bytes")  # of which the offsets alone are read
+            none = np.full(len(chunk), -1)
+            parts.append(none if data is None else np.asarray(fill_null(binary_length(data), -1)).astype(np.int64))
+        lengths = np.concatenate(parts)[rows]
+        outside = [self._stored(row) for row in rows[lengths < 0].tolist()]
+        names = "\0".join(Path(path).name for path in outside)
+        return digest(lengths.tobytes(), names, *_sizes(self.table.roots[0], outside))
+
 
 @dataclass(frozen=True)
 class TarImages(ImageColumn):
@@ -167,6 +190,9 @@ class TarImages(ImageColumn):
         keys = [self.table.keys[row][0] for row in rows]
         # each tar may count its samples from 0
         return keys if len(set(keys)) == len(keys) else [self.table.where(row) for row in rows]
+
+    def contents(self, rows: np.ndarray) -> str:
+        return digest("\0".join(self.keys(rows.tolist())), self.table.fields[self.column][rows, 1].tobytes())
 
 
 @dataclass(frozen=True)
@@ -232,3 +258,9 @@ def _contents(data: Any) -> str:
 
 def _stamps(root: str, paths: Iterable[str]) -> str:
     return digest(root, "\0".join(f"{path} {stamp(f'{root}/{path}' if path[:1] != '/' else path)}" for path in paths))
+
+
+def _sizes(root: str, paths: Sequence[str]) -> list[str]:
+    """Of as many files as are looked at in no time also where there are millions, evenly over all."""
+    some = np.unique(np.linspace(0, len(paths) - 1, min(LOOKED_AT, len(paths))).astype(int)).tolist()
+    return [stamp(Path(root) / paths[k]).split()[0] for k in some]
