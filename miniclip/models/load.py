@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from miniclip.common.arguments import at_home
 from miniclip.common.printing import near_name
 from miniclip.common.runs import CONFIG, did_you_mean_run, run_of
 from miniclip.config import ModelConfig, load_config_file
@@ -34,7 +35,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
     """
     name = str(checkpoint)
     if library := _library(name):
-        loaded: tuple[Any, Preprocess, Any] = library.load(_at_home(name), device)
+        loaded: tuple[Any, Preprocess, Any] = library.load(at_home(name), device)
         return loaded
     weights, run = _find(name)
     config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
@@ -48,7 +49,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
 def image_size_of(checkpoint: str) -> int:
     """Side of the images that the model of load takes, in pixels; no weights are read. Raises what load would."""
     if library := _library(checkpoint):
-        return int(library.image_size(_at_home(checkpoint)))
+        return int(library.image_size(at_home(checkpoint)))
     weights, run = _find(checkpoint)
     return (_of_run(run) if run else _of_folder(weights.parent))[1].image_size
 
@@ -139,8 +140,3 @@ def _of_run(run: Path) -> tuple[ModelConfig, Preprocess, str]:
 def _library(name: str) -> Any:
     names = [module for start, module in _LIBRARIES.items() if name.startswith(start)]
     return import_module(f"miniclip.models.external.{names[0]}") if names else None
-
-
-def _at_home(name: str) -> str:
-    """open_clip:ARCH:~/weights.pt -> open_clip:ARCH:/home/me/weights.pt"""
-    return name.replace(":~/", f":{Path.home()}/")
