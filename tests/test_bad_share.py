@@ -17,6 +17,7 @@ from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import TooManyBad
 from miniclip.data.labelled import open_labelled
+from miniclip.data.stream.held_out import streamed_eval_pairs
 from miniclip.data.subset import readable
 from miniclip.evaluation.encode import EncodeOptions, encode_readable
 from miniclip.inspection.sample import draw
@@ -112,6 +113,30 @@ def test_labelled_images_count_in_all_splits(kind: str, tmp_path: Path) -> None:
     assert len(source) == HELD_OUT and len(readable(source, 0.01)) == HELD_OUT - 1
     with pytest.raises(TooManyBad, match=r"1 of 199 images cannot be used \(split test\)"):
         readable(source, 0.005)
+
+
+def test_a_stream_counts_among_a_thousand_at_least(tmp_path: Path) -> None:
+    """How many images there are is not known: ten of a thousand may be bad, in what is held out as in training."""
+    write_tar(tmp_path / "train.tar", samples(0, 40))
+    write_tar(tmp_path / "test.tar", samples(100, 130))
+    config = DataConfig(str(tmp_path), streaming=True)
+    for unsaid, broken in ((10, 10), (11, 0), (0, 11)):
+        held_out = samples(200, 230)
+        for n in range(unsaid):
+            held_out[n][1]["txt"] = b""
+        for n in range(broken):
+            held_out[29 - n][1]["png"] = CUT + bytes([n])  # equal bytes would be one image
+        write_tar(tmp_path / "validation.tar", held_out)
+        if unsaid > 10:
+            with pytest.raises(TooManyBad, match=r"11 of 1000 images cannot be used \(split validation\)"):
+                streamed_eval_pairs(config, "validation", 100, 4)
+            continue
+        source = streamed_eval_pairs(config, "validation", 100, 4)
+        if broken > 10:
+            with pytest.raises(TooManyBad, match=r"11 of 1000 images cannot be used \(split validation\)"):
+                readable(source, config.max_bad_fraction)
+        else:
+            assert len(readable(source, config.max_bad_fraction)) == 10
 
 
 def test_training_and_evaluation_allow_the_same() -> None:

@@ -66,7 +66,7 @@ def why_unknown(start: bytes) -> str:
     for format, plugin in _PLUGINS.items():
         if format not in known_formats() and re.match(plugin.start, start, re.DOTALL):
             return f"a {format} image; pip install {plugin.package}"
-    return f"not an image in any of the formats {', '.join(known_formats())}"
+    return "not an image in any known format"
 
 
 def note_left_out(where: object, files: Iterable[str]) -> None:

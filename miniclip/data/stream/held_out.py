@@ -11,7 +11,7 @@ from PIL import Image
 from miniclip.common.fingerprint import digest
 from miniclip.config import DataConfig
 from miniclip.data.captioned import PairSource, open_source
-from miniclip.data.images import BadImage, decode_image
+from miniclip.data.images import BadCount, BadImage, decode_image
 from miniclip.data.stream.shards import split_shards
 from miniclip.data.stream.stream import image_id, usable_captions
 from miniclip.data.tables.table import Shard, Unordered
@@ -65,9 +65,9 @@ def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: in
 
     They come from the split of that name, or from the last shard by name of the training split, which training then
     leaves out: by the hash of an image's bytes, half of it is for validation and half for test. Rows with the same
-    image are one. Raises ValueError if there is neither, or no usable pair.
+    image are one. Raises ValueError if there is neither, or no usable pair, and TooManyBad as training does.
     """
-    pairs = HeldPairs([], [], [], 2 * image_size)
+    pairs = HeldPairs([], [], [], 2 * image_size, role)
     for source, count in zip(config.sources, shares(size, len(config.sources)), strict=True):
         shards, aside = split_shards(config, source, role)
         if role in aside:
@@ -76,7 +76,8 @@ def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: in
         half = ("validation", "test").index(role) if aside == ["validation", "test"] else None
         before = len(pairs)
         lists: dict[str, list[str]] = {}
-        skipped = _collect(shards, pairs, count, half, lists)
+        skipped, read = _collect(shards, pairs, count, half, lists)
+        BadCount(max(SEEN, read), config.max_bad_fraction, role).add(skipped)
         if len(pairs) == before:
             raise ValueError(
                 f"{source}: no usable pair for {role} in {shards[0].name} ({skipped[:1] or 'it is empty'})"
@@ -89,14 +90,18 @@ def streamed_eval_pairs(config: DataConfig, role: str, size: int, image_size: in
 
 def _collect(
     shards: list[Shard], pairs: HeldPairs, count: int, half: int | None, lists: dict[str, list[str]]
-) -> list[str]:
-    """Add count images; returns what is wrong with others. half: 0 or 1, which half of the hashes; None for all.
-    lists: gains where lists are written as text, see `tell_lists`."""
+) -> tuple[list[str], int]:
+    """Add count images; returns what is wrong with others, and how many samples were looked at.
+
+    half: 0 or 1, which half of the hashes; None for all. lists: gains where lists stand as text, see `tell_lists`.
+    """
     skipped: list[str] = []
+    read = 0
     where: dict[int, int] = {}
     for shard in shards:
         try:
             for sample in shard.read():
+                read += 1
                 if sample.image is None:
                     skipped.append(f"{sample.name}: holds no image")
                     continue
@@ -104,7 +109,7 @@ def _collect(
                 if half is not None and key % 2 != half:
                     continue
                 if key not in where and len(where) == count:
-                    return skipped
+                    return skipped, read
                 try:
                     texts = usable_captions(sample)
                 except BadImage as error:
@@ -124,4 +129,4 @@ def _collect(
             if not where:
                 raise ValueError(f"{shard.name}: cannot be read ({type(error).__name__}: {error})") from error
             skipped.append(f"{shard.name}: {error}")
-    return skipped
+    return skipped, read
