@@ -68,6 +68,10 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "set", a=[1])
     with pytest.raises(ValueError, match="1 sub-folders; expected one a class"):
         open_labelled(root)
+    for split in ("train", "test"):
+        write_classes(tmp_path / "splits" / split / split, pics=[1])
+    with pytest.raises(ValueError, match=r"splits/test/test has 1 sub-folders"):
+        open_labelled(tmp_path / "splits")
     (root / "empty").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*empty holds no image"):
         open_labelled(root)

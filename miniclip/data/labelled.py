@@ -208,8 +208,9 @@ def _read_folders(root: Path, split: str, at_least: int | None) -> tuple[list[st
         told = choose_split(layout.splits, split, str(root))
         chosen = layout.splits[told]
     if len(chosen) < 2:
+        where = chosen[0].parent if chosen else root
         raise ValueError(
-            f"{root} has {len(chosen)} sub-folders; expected one a class, with images in it "
+            f"{where} has {len(chosen)} sub-folders; expected one a class, with images in it "
             "(`eval.py classify` takes images without labels)"
         )
     folders = {folder.name: folder for folder in chosen}
