@@ -270,7 +270,7 @@ def _tars(plan: Plan, root: Path) -> Path:
         images, texts = list[tuple[str, bytes]](), list[tuple[str, bytes]]()
         for photo in photos:
             key = ("./set/" if plan.order == "folder" else "") + photo.file.rpartition(".")[0]
-            photo.places.append(f"sample {key}")
+            photo.places.append(f"sample {key.removeprefix('./')}")
             captions = _captions(plan, photo)
             images += [(f"{key}.{photo.file.rpartition('.')[2]}", content(photo))] * (photo.state != "missing")
             if plan.form in ("one", "both"):
