@@ -122,6 +122,7 @@ REFUSED = """
 --lr 9 -> did you mean optim.lr?
 --data.epochs 9 -> did you mean train.epochs?
 --checkpoint_evry=9 -> did you mean run.checkpoint_every?
+--confg x -> unknown key confg; did you mean config?
 --zzzz 9 -> unknown key zzzz (sections: run, model
 -data.batch_size 9 -> write --data.batch_size
 data.batch_size=9 -> write --data.batch_size=9

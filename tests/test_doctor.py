@@ -275,6 +275,7 @@ def test_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--seconds", "0"], "--seconds"),
         (["--seconds", "abc"], "--seconds abc is not a number"),
         (["--seconds"], "--seconds lacks its value"),
+        (["--secnds", "3"], "unknown key secnds; did you mean seconds?"),
         (["--json", "/nowhere/found.json"], "--json"),
     ):
         assert doctor_main(["--config", str(config), *options]) == 2

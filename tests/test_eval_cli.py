@@ -445,6 +445,8 @@ probe --checkpoint {ok} --data {folders} --split test -> --split is no option he
 probe --checkpoint {ok} --data {untested} -> needs the splits train and test, and it has test, validation
 probe --checkpoint {ok} --data {folders}/test -> class 'blue' has 2 images, and 3 parts need one each
 report -> required: run; see eval.py report --help
+report --run {ok} -> --run is no option here; leave the word out; see eval.py report --help
+--checkpoint {ok} zeroshot --task shape -> the command comes first: eval.py zeroshot --checkpoint
 zeroshot --checkpont {ok} --task shape -> --checkpont is no option here; did you mean --checkpoint?
 zeroshot --checkpont={ok} --task shape -> --checkpont is no option here; did you mean --checkpoint?
 zeroshot --checkpoint {ok} --task shape --batchsize 8 -> did you mean --batch_size?

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
         first = "" if not words or words[0].startswith("-") else words[0]
         meant = f"{first} is no command{did_you_mean(first, typed)}" if first else "name a command"
         return refused(program, f"{meant}; choose from {', '.join(typed)}; see {program} --help")
+    if command and words[0] != command and not {"-h", "--help"} & set(words):
+        return refused(program, f"the command comes first: {program} {command} {words[0]} …; see {program} --help")
     try:
         options = at_home(vars(_parser(program).parse_args(words)[command]))
         names = set(options)

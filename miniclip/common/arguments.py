@@ -110,7 +110,8 @@ def refusal(error: Exception, *typed: Callable[..., Any]) -> str:
         return f"{stray[1]} stands alone; write the option that it belongs to before it"
     word = stray[1].partition("=")[0]
     near = near_name(word.strip("-"), hints)
-    return f"{word} is no option here" + (f"; did you mean --{near}?" if near else "")
+    meant = f"; did you mean --{near}?" if near else ""
+    return f"{word} is no option here" + ("; leave the word out" if word == f"--{near}" else meant)
 
 
 def at_home(value: Any) -> Any:

@@ -88,8 +88,10 @@ SECTIONS: dict[str, type] = {f.name: globals()[str(f.type)] for f in fields(Conf
 _FIRST = {name: fields(section)[0].name for name, section in SECTIONS.items()}  # an example of each
 
 
-def load_config(arguments: Sequence[str] | None = None) -> Config:
+def load_config(arguments: Sequence[str] | None = None, others: Sequence[str] = ()) -> Config:
     """Command line (default sys.argv[1:]) -> checked configuration. Raises ConfigError that names the key.
+
+    others: further options of a command, which it has taken out; a misspelt one is told.
 
     The command line wins over --config wherever that stands, and of several files a later one over those before.
     """
@@ -135,7 +137,7 @@ def load_config(arguments: Sequence[str] | None = None) -> Config:
     except argparse.ArgumentError as error:
         message = str(error)
         if stray := re.search(r"unrecognized arguments: (\S+)", message):
-            raise ConfigError(_stray(stray[1], hints)) from error
+            raise ConfigError(_stray(stray[1], ["config", *others, *hints])) from error
         raise ConfigError(where + wrong_kind(message, hints, given)) from error
     return Config(**{name: getattr(sections, name) for name in SECTIONS})
 

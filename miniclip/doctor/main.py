@@ -53,7 +53,7 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
         own.json = at_home(own.json)
         if own.json:
             check_output("--json", own.json)
-        config = load_config(rest)
+        config = load_config(rest, list(vars(own)))
         with advised(f"use {', '.join(smaller_training(config, 1))}"):
             for stage in examine(config, own.seconds):
                 stages.append(stage)
