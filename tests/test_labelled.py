@@ -155,6 +155,10 @@ def test_divisions_with_names_of_their_own(tmp_path: Path, caplog: pytest.LogCap
         write_image(tmp_path / "home" / where / "x.png", len(where))
     assert open_labelled(tmp_path / "home").classes == ["Art", "Photo"]
     assert "(Art, Photo) are taken for the classes, and hold the same folders each (chair, lamp)" in caplog.text
+    for where in ("Plants/oak", "Plants/elm", "Animals/wolf"):
+        write_image(tmp_path / "kinds" / where / "x.png", len(where))
+    assert open_labelled(tmp_path / "kinds").classes == ["Animals", "Plants"]
+    assert "the folders inside a class count as that class, e.g. Plants (elm, oak)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,14 @@ def test_divisions_with_names_of_their_own(tmp_path: Path, caplog: pytest.LogCap
             "cat/day cat/night dog/day dog/night test/day test/night",
             r"set/test and the folders beside it \(cat, dog\) hold",
         ),
-        ("images/a images/b masks/a masks/b", r"and are no classes; name .*set/images as the data"),
+        (
+            "images/a images/b masks/a masks/b",
+            r"set/images is no class by its name, nor .* \(masks\); name it as the data",
+        ),
+        ("images annotations/trimaps", r"set/images is no class by its name, nor .* \(annotations\)"),
+        ("images/pie images/soup meta", r"set/images is no class by its name, nor .* \(meta\)"),
+        ("train/images train/labels val/images val/labels", r"train/images is no class by its name"),
+        ("new/new/train/a new/new/valid/a test/test", r"set/new holds splits \(train, valid\), so that it is no class"),
         ("train_1/a train_1/b train_2/a train_2/b", "no split 'test'; choose one of train_1, train_2"),
     ],
 )

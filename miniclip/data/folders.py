@@ -134,25 +134,30 @@ def class_folders(folders: list[Path]) -> list[Path]:
     if folders and _several(names) and all(map(told_split, names)):
         raise ValueError(f"{folders[0].parent} holds splits ({_words(names)}), where classes were expected")
     for folder, below in inside.items():
-        if _several(below):
+        if _several(splits := [f.name for f in sub_folders(_passed(folder, _same_level))]):
             advice = "name it as the data, or put all classes into the splits"
-            raise ValueError(f"{folder} holds splits ({_words(below)}), so that it is no class; {advice}")
+            raise ValueError(f"{folder} holds splits ({_words(splits)}), so that it is no class; {advice}")
         again = below & (names - {folder.name})
         if 2 * len(again) > len(below):
             raise ValueError(
                 f"{folder} holds the folders {_words(again)}, and so does {folder.parent}: unpacked into itself, or a "
                 "split beside classes; remove one of the two, or name the right one as the data"
             )
-    common = set.intersection(*inside.values()) if len(folders) > 1 else set()
-    if len(common) > 1:
-        if around := [f for f in folders if f.name.lower() in _WRAPPERS]:  # images/ and masks/
-            raise ValueError(
-                f"{around[0].parent}: its folders ({_names(folders)}) hold the same folders ({_words(common)}), and "
-                f"are no classes; name {around[0]} as the data"
-            )
+    if len(folders) > 1 and (around := [f for f in folders if f.name.lower() in _WRAPPERS]):  # images/ and masks/
+        beside = _names(set(folders) - {around[0]})
+        raise ValueError(
+            f"{around[0]} is no class by its name, nor are then the folders beside it ({beside}); name it as the data, "
+            "or call that class otherwise"
+        )
+    if len(folders) > 1 and len(common := set.intersection(*inside.values())) > 1:
         log.warning(
             *("%s: its folders (%s) are taken for the classes, and hold the same folders each (%s)", folders[0].parent),
             *(_names(folders), _words(common)),
+        )
+    elif deep := [f for f, below in inside.items() if len(below) > 1]:
+        log.warning(
+            *("%s: the folders inside a class count as that class, e.g. %s (%s)", folders[0].parent, deep[0].name),
+            _words(inside[deep[0]]),
         )
     return folders
 
