@@ -214,6 +214,10 @@ def test_numbers_go_by_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert not caplog.text
     assert contents(open_labelled(tmp_path / "set"))[10] == "10"
     assert "its classes are called 0; 1; 2; 3; 4; a class-names file says what they are" in caplog.text
+    for one, other in (("1", "-1"), ("0.0", "1.0")):
+        write_csv(tmp_path / "signed.csv", [("file_name", "label"), ("set/1/x.png", one), ("set/2/x.png", other)])
+        open_labelled(tmp_path / "signed.csv")
+        assert f"its classes are called {min(one, other)}; {max(one, other)}; a class-names file says" in caplog.text
     table = write_csv(tmp_path / "labels.csv", [("file_name", "label"), *((f"set/{n}/x.png", n) for n in range(11))])
     assert contents(open_labelled(table, classnames_file=names))[10] == "name 10"
 
@@ -243,6 +247,22 @@ def test_a_file_of_labels_has_the_same_classes_in_every_split(tmp_path: Path) ->
     assert open_labelled(file, label_column="file_name").classes == [f"images/{i}.png" for i in range(4)]
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "validation" in line))
     assert contents(open_labelled(tmp_path)) == {1: "cat", 2: "a dog"}  # the one split there is
+
+
+def test_images_in_several_rows_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in a table with one row a box; where two classes are said of an image, that one is shown."""
+    a, b, c = write_images(tmp_path, 3)
+    rows = [
+        ("file_name", "class"),
+        (a, "cat"),
+        (a, "cat"),
+        (b, "cat"),
+        (f"./{b}", "dog"),
+        (c, "dog"),
+        *[("", "dog")] * 2,
+    ]
+    assert len(open_labelled(write_csv(tmp_path / "boxes.csv", rows))) == 7
+    assert "boxes.csv: 2 images stand in several rows, and count in each, e.g. 1.png as cat; dog" in caplog.text
 
 
 def test_parquet_with_named_written_and_numbered_labels(tmp_path: Path) -> None:

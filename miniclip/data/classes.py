@@ -285,8 +285,8 @@ def find_known(source: str, labels: Sequence[str]) -> KnownSet | None:
 
 
 def wordless(labels: Sequence[str]) -> bool:
-    """Whether the labels are numbers, plain or WordNet's, which say nothing in a prompt."""
-    return all(label.isdecimal() or _WNID.fullmatch(label) for label in labels)
+    """Whether the labels are numbers, plain (also -1 and 2.0) or WordNet's, which say nothing in a prompt."""
+    return all(re.fullmatch(r"[+-]?\d+([.,]\d+)?", label) or _WNID.fullmatch(label) for label in labels)
 
 
 def _squeezed(text: str) -> str:

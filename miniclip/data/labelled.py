@@ -86,6 +86,7 @@ def open_labelled(
         column = find_label_column(table, label_column, image)
         images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
         keys, labels = _read_labels(list(parts.values()), chosen, column)
+        _tell_repeated(table.label, images, rows, [keys[label] for label in labels])
     said = [str(key) for key in keys]
     first = dict[str, str]()
     near = [(other, key) for key in said if (other := first.setdefault(spoken(key).casefold(), key)) != key]
@@ -252,6 +253,21 @@ def _read_labels(parts: Sequence[Part], chosen: Part, column: str) -> tuple[list
     keys = [*sorted(numbers), *sorted_keys(texts)]
     number = {key: i for i, key in enumerate(keys)}
     return keys, np.array([number[value] for value in values])
+
+
+def _tell_repeated(source: str, images: ImageColumn, rows: np.ndarray, labels: Sequence[Any]) -> None:
+    """Log how many images stand in several rows, as in a table with one row a box."""
+    said: dict[str, list[Any]] = {}
+    for key, label in zip(images.keys(rows) if isinstance(images, FileImages) else (), labels, strict=False):
+        said.setdefault(key, []).append(label)
+    said.pop(".", None)  # rows without a path
+    often = sorted((len(set(own)), key) for key, own in said.items() if len(own) > 1)
+    if often:
+        key = often[-1][1]
+        log.warning(
+            *("%s: %d images stand in several rows, and count in each, e.g. %s as %s", source, len(often), key),
+            first_few(said[key]),
+        )
 
 
 def _values(part: Part, column: str) -> list[Any]:
