@@ -396,6 +396,13 @@ def test_names_alone_go_by_name_and_by_no_order_that_nothing_confirms(tmp_path: 
         (["9", "10"], "a\nb\n", "none of its names"),
         (["cats", "dogs"], "cat\ndog\n", "none of its names"),
         (["cat", "dog"], "a cat\na hot dog or a cat", "none of its names"),  # the second holds both
+        # rows of tables hold the words as well
+        (["cat", "dog"], "0 dog\n1 cat\n", "none of its names"),
+        (["cat", "dog"], "cat: tabby\ndog: hound\n", "none of its names"),
+        (["cat", "dog"], "Cat,tabby\nDog,hound\n", "none of its names"),
+        (["cat", "dog"], "cat - tabby\ndog -> hound\n", "none of its names"),
+        (["n01440764", "n01443537"], "n01440764 tench\nn01443537 goldfish\n", "none of its names"),
+        (["001.Black_tern", "002.Ovenbird"], "1 001.Black_tern\n2 002.Ovenbird\n", "none of its names"),
         (["cat", "dog"], "cat\nhound\n", r"lacks dog and names hound \(line 2\) without images"),
         (["big_cat", "dog"], "big cat | big-cat\nBig-Cat!\n", "line 2: class 'big_cat' stands in line 1 already"),
     ):

@@ -47,7 +47,10 @@ def name_classes(keys: Sequence[str], file: str | Path | None, by: str = "name")
         found = [None] * len(entries) if by == "order" else _by_name(path, keys, entries)
         if not any(found):
             if len(entries) != len(keys):
-                raise ValueError(f"{path} has {len(entries)} names for {len(keys)} classes: {_short(keys)}")
+                raise ValueError(
+                    f"{path} has {len(entries)} names for {len(keys)} classes: {_short(keys)}; write one a line, or "
+                    "`folder<TAB>name`"
+                )
             places = range(len(keys)) if by == "order" else _numbers(keys)
             if places is None:
                 pairs = ", ".join(f"{key} -> {e.names[0]}" for key, e in zip(keys[:3], entries, strict=False))
@@ -130,13 +133,24 @@ def _by_name(path: Path, keys: Sequence[str], entries: Sequence[_Entry]) -> list
         found.append(next(filter(None, own), None))
         if found[-1] is not None and first.setdefault(found[-1], entry.where) != entry.where:
             raise ValueError(f"{path}, {entry.where}: class {found[-1]!r} stands in {first[found[-1]]} already")
-    left = {key: _words(name) for key, name in zip(keys, cleaned(keys), strict=True) if key not in first}
-    rest = [set().union(*map(_words, entry.names)) for entry, key in zip(entries, found, strict=True) if key is None]
-    fits = [[key for key, own in left.items() if own and own <= words] for words in rest]
+    left = {
+        key: _words(name)
+        for key, name in zip(keys, cleaned(keys), strict=True)
+        if key not in first and not wordless([key])
+    }
+    rest = [entry for entry, key in zip(entries, found, strict=True) if key is None]
+    fits = [[key for key, own in left.items() if own and _holds(entry, own)] for entry in rest]
     if all(len(fit) == 1 for fit in fits) and len({fit[0] for fit in fits}) == len(fits):
         by_words = iter(fits)
         return [next(by_words)[0] if key is None else key for key in found]
     return found
+
+
+def _holds(entry: _Entry, own: set[str]) -> bool:
+    """Whether its names hold these words, and are no rows `0 cat`, `cat: tabby` or `cat,tabby` of a table."""
+    words = set().union(*map(_words, entry.names))
+    first, *rest = re.split(r"[:;,=>]|\s-\s", entry.names[0], maxsplit=1)
+    return own <= words and not re.search(r"\d", "".join(words - own)) and not (rest and _words(first) == own)
 
 
 def _words(name: str) -> set[str]:
