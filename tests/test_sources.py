@@ -70,8 +70,10 @@ def test_jsonl_with_a_split_column_and_a_folder_for_each_split(tmp_path: Path) -
         lines = [(name, f"{split} {name}") for name in write_images(folder, n + 2)]
         write_csv(folder / "metadata.csv", [("file_name", "text"), *lines])
         shutil.copytree(folder, tmp_path / "seg" / f"seg_{split}")
+        shutil.copytree(folder, tmp_path / "twice" / "twice" / split / split)
     assert [len(opened(tmp_path / "folder", split)) for split in SPLITS] == [2, 3, 4]
     assert [len(opened(tmp_path / "seg", split)) for split in SPLITS] == [2, 3, 4]
+    assert [len(opened(tmp_path / "twice", split)) for split in SPLITS] == [2, 3, 4]
     assert opened(tmp_path / "folder", "validation").captions(1) == ["val 1.png"]
 
 

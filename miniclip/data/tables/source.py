@@ -115,15 +115,12 @@ class Source:
 
         Raises ValueError where it is unclear.
         """
-        folder = self.path
-        while self.is_folder:
-            inside = sub_folders(folder)
-            found = _only_table(folder) or _tables_of_splits(inside)
-            if found or len(inside) != 1 or any(looks_like_image(name) for name in os.listdir(folder)):  # noqa: PTH208
-                self._check_inside(found.values())
-                return found
-            folder = inside[0]  # unpacked into a folder of its own
-        return {}
+        found, folder = dict[str, Path](), self.path if self.is_folder else None
+        while folder is not None and not found:
+            found = _only_table(folder) or _tables_of_splits(sub_folders(folder))
+            folder = _only_folder(folder)  # unpacked into a folder of its own
+        self._check_inside(found.values())
+        return found
 
     @property
     def label(self) -> str:
@@ -205,14 +202,22 @@ def _text_of(name: str) -> str:
 def _tables_of_splits(folders: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
-        split = told_split(folder.name)
-        inside = {} if split is None and folder.name.lower() not in ANNOTATIONS else _only_table(folder)
+        split, inside = told_split(folder.name), dict[str, Path]()
+        within = folder if split is not None or folder.name.lower() in ANNOTATIONS else None
+        while within is not None and not inside:
+            inside, within = _only_table(within), _only_folder(within)
         for name, table in inside.items():
             if found.setdefault(split or name, table) != table:
                 raise ValueError(
                     f"{found[split or name]} and {table} are both for {split or name}; name one as the source"
                 )
     return found
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The only folder in one that holds no images; else None."""
+    inside = sub_folders(folder)
+    return inside[0] if len(inside) == 1 and not any(map(looks_like_image, os.listdir(folder))) else None  # noqa: PTH208
 
 
 def told_split(name: str) -> str | None:
