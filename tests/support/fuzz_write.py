@@ -225,6 +225,8 @@ def _flickr30k(plan: Plan, root: Path) -> Path:
 def _coco(plan: Plan, root: Path) -> Path:
     for word in plan.splits if plan.told == "files" else [""]:
         photos = [photo for photo in plan.photos if not word or photo.split == word]
+        for photo in photos:
+            photo.places.append(f"image {100 + photo.number}")
         images = [{"id": 100 + p.number, "file_name": p.file, "height": 12, "width": 16} for p in photos]
         said = [(p, caption) for p in photos for caption in _captions(plan, p)]
         notes = [{"id": i, "image_id": 100 + p.number, "caption": caption} for i, (p, caption) in enumerate(said)]
@@ -253,10 +255,10 @@ def _parquet(plan: Plan, root: Path) -> Path:
         rows[word] = rows.get(word, 0) + len(records)
         kind = pa.string() if plan.form != "list" else pa.list_(pa.string())
         columns = {c: [record[c] for record in records] for c in records[0]}
-        first = next(iter(columns))
-        table = {
-            c: pa.array(v, None if c == first else pa.string() if c == "split" else kind) for c, v in columns.items()
-        }
+        bytes_and_path = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        image = pa.string() if plan.layout == "parquet_paths" else bytes_and_path
+        kinds = {next(iter(columns)): image, "split": pa.string()}
+        table = {c: pa.array(values, kinds.get(c, kind)) for c, values in columns.items()}
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(table), files[-1])
     return files[0]
