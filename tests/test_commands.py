@@ -49,7 +49,7 @@ SMALL = """
 --train.max_steps 2 --train.low_image_size null --train.precision fp32 --eval.size 8 --eval.tasks [retrieval]
 --log.progress false --log.trackers [] --run.overwrite true
 """
-SHORTER = {"matrix": ["--size", "8"], "probe": ["--shots", "1", "--draws", "1"], "audit": ["--limit", "8"]}
+SHORTER = {"matrix": "--size 8", "probe": "--shots 1 --draws 1", "audit": "--limit 8 --batch_size 4"}
 
 
 class Command(NamedTuple):
@@ -201,6 +201,8 @@ def instead(function: Any, name: str | Path, *rest: Any) -> Any:
 
 def place(world: Path, program: str, words: list[str]) -> None:
     """photos/ and SOURCE are what the command takes: classes or captions, with a captions.csv if that is asked for."""
+    if "--out" in words:
+        shutil.rmtree(world / words[words.index("--out") + 1], ignore_errors=True)
     labelled = program == "eval" and words[0] in ("zeroshot", "probe")
     for name in ("photos", "SOURCE"):
         (world / name).symlink_to("labelled" if labelled else "captioned")
@@ -233,7 +235,7 @@ def test_every_command_is_parsed(command: Command, here: Path, monkeypatch: pyte
         parse_script(program, rest, monkeypatch)
         return
     for place in ("cli.eval.exit_code", "data.audit.command.exit_code", "cli.train.run"):
-        monkeypatch.setattr(f"miniclip.{place}", lambda *_: 0)
+        monkeypatch.setattr(f"miniclip.{place}", lambda *_, **__: 0)
     monkeypatch.setattr("miniclip.doctor.main.examine", interrupted)
     if not rest and program in ("audit", "doctor"):
         return  # only its name
@@ -286,7 +288,7 @@ def test_every_help_example_is_parsed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those that --help prints, under each name of the program."""
-    monkeypatch.setattr("miniclip.cli.eval.exit_code", lambda *_: 0)
+    monkeypatch.setattr("miniclip.cli.eval.exit_code", lambda *_, **__: 0)
     shown = {}
     for program in ("eval.py", "miniclip eval"):
         with pytest.raises(SystemExit):
@@ -318,7 +320,9 @@ def helps() -> str:
     from miniclip.cli.eval import _COMMANDS, TASKS
 
     launchers = (launch_command_parser(), get_args_parser())  # whose help hides some
-    text = " ".join(word for one in launchers for word in one._option_string_actions) + " --logdir --section.key "
+    text = (
+        " ".join(word for one in launchers for word in one._option_string_actions) + " --logdir --sort --section.key "
+    )
     out = io.StringIO()
     for program, words in (
         (train_main, []),
@@ -360,8 +364,8 @@ def test_every_command_runs(program: str, words: list[str], runs: Path, here: Pa
     if program == "train":
         shorter = [*SMALL.split(), "--run.dir", str(tmp_path / "run")]
     else:
-        shorter = SHORTER.get("audit" if program == "audit" else words[0], [])
-        shorter = [*shorter, *(["--size", "8"] if "--task" in words else [])]
+        shorter = SHORTER.get("audit" if program == "audit" else words[0], "").split()
+        shorter += ["--size", "8"] if "--task" in words else []
     assert RUN[program]([*words, *shorter]) == 0
     assert program != "train" or (tmp_path / "run" / "results.json").is_file()
 
