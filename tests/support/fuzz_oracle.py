@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from support.fuzz import AFFIXED, CLASHES, ROLES, TABLES, Photo, Plan
+from support.fuzz import CLASHES, ROLES, TABLES, Photo, Plan
 
 
 class Group(NamedTuple):
@@ -45,13 +45,9 @@ def _group(plan: Plan, roles: tuple[str, ...], photos: list[Photo]) -> Group:
         ([plan.extra, *(word for p in plan.photos if p.state == "dotdot" for word in p.words)], True),
         ([word for p in plan.photos if p.state != "good" for word in p.words], plan.strict or not pairs),  # too many
         (["no usable pair"], plan.stream),
-        ([plan.word(role) for role in plan.splits], (plan.dialect in AFFIXED and plan.layout != "coco") or plan.deeper),
-        ([plan.root, "0a1b2c"], plan.wrapped or (plan.asked == "pattern" and set(plan.root) & set("[]{}"))),
-        (["UTF-8", "UTF-16", "encoding"], plan.encoding == "utf-16-le"),  # has no mark
+        ([plan.root, "0a1b2c"], plan.wrapped),
         (["--sort=name"], plan.order == "apart" and plan.layout == "tar"),
-        ([*(plan.word(p.split) for p in photos), plan.inside, "link"], plan.link == "folder"),
         (["split"], plan.stream and plan.told == "column"),
-        (["train"], "car" in plan.classes and plan.labelled),
         ([*plan.classes], clash),
         (["img2dataset"], web),
         (["data.streaming"], unstreamed),
