@@ -260,11 +260,18 @@ def test_splits_that_are_there_and_those_that_are_not(tmp_path: Path) -> None:
         assert not parts[0].keys() & (parts[1].keys() | parts[2].keys())
 
 
+def test_an_evaluation_takes_the_one_split_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of COCO's captions_val2017.json, where there is nothing to train on."""
+    assert len(opened(split_table(tmp_path, ["val"]), "test")) == 10
+    assert "has the one split 'val', which is taken whole" in caplog.text
+
+
 def test_splits_that_cannot_be(tmp_path: Path) -> None:
     for have, config, role, message in (
         (["train", "test"], {"test_split": "tset"}, "test", r"split 'tset', but train, test; .*; did you mean test\?$"),
         (["train", "test"], {"validation_split": "dev"}, "train", "no split 'dev'"),
         (["a", "b"], {}, "train", "has no split 'train', but a, b; set data.train_split"),
+        (["a", "b"], {}, "test", "has no split 'test', but a, b; set data.test_split"),
         (["test"], {}, "train", "has no split 'train'"),
         (["train", "test"], {"test_split": "train"}, "test", "both name 'train'"),
         (["train", " "], {}, "train", r"line 2: column 'split' is empty"),

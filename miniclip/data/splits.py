@@ -160,8 +160,10 @@ def resolve_splits(splits: Collection[str], config: DataConfig, role: str) -> tu
 
     if pool is None and asked["train"] == "train" and len(splits) == 1 and not any(found.values()):
         pool = next(iter(splits))  # one split under a name of its own, such as "all"
+    if pool is None and role != "train" and asked[role] == role and len(splits) == 1:
+        return choose_split(splits, role, config.label), []
     if pool is None:
-        raise absent("train", "")
+        raise absent(role, "")
     for other in ("validation", "test"):
         if found[other] == pool:
             if asked[other] != other:
