@@ -217,6 +217,17 @@ def test_members_that_are_links_are_said(tmp_path: Path, caplog: pytest.LogCaptu
     assert sum(said in message for message in caplog.messages) == 2
 
 
+def test_a_table_inside_a_tar_is_to_be_unpacked(tmp_path: Path) -> None:
+    rows = [(key, {"png": fields["png"]}) for key, fields in samples(0, 3)]
+    file = write_tar(tmp_path / "t.tar", [*rows, ("metadata", {"csv": b"file_name,text\n0.png,a\n"})])
+    said = r"t\.tar holds a table \(\.csv\) and no text beside its images; unpack it, and name the folder"
+    refused(said, file)
+    with pytest.raises(ValueError, match=said):
+        find_shards(file)["train"][0].table("x")
+    both = write_tar(tmp_path / "both.tar", samples(0, 3, csv=lambda i: b"x"))  # one a sample
+    assert contents(whole(both)) == texts(0, 3)
+
+
 def test_a_tar_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = Path(write_tar(tmp_path / "t.tar", samples(0, 20)))
     data = file.read_bytes()

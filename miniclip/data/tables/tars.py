@@ -13,7 +13,7 @@ import logging
 import os
 import posixpath
 import tarfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby, islice
@@ -125,6 +125,14 @@ def _is_format(field: str) -> bool:
     return "." not in field and looks_like_image(f".{field}")
 
 
+def _check_no_table(fields: Iterable[str], name: str) -> None:
+    """Raise ValueError for images with a table of their captions among them, which is no WebDataset."""
+    table = next((field for field in fields if field in ("csv", "tsv", "jsonl", "parquet")), None)
+    if table is not None and not any(_is_text(field) or field in NUMBER for field in fields):
+        told = f"{name} holds a table (.{table}) and no text beside its images"
+        raise ValueError(f"{told}; unpack it, and name the folder")
+
+
 # ---- as a table: the members are listed once, and read where they lie
 
 
@@ -210,6 +218,7 @@ def _join(names: Sequence[str], files: Sequence[str], split: str, source: str) -
         field: np.concatenate([own.get(field, np.full((len(keys), 2), -1)) for keys, own in listed])
         for field in dict.fromkeys(field for _, own in listed for field in own)
     }
+    _check_no_table(fields, names[0])
     # one column "image" of .jpg, .png, … if no sample has two of them
     formats = [field for field in fields if _is_format(field)]
     if len(formats) > 1 and (np.stack([fields[f][:, 1] >= 0 for f in formats]).sum(0) <= 1).all():
@@ -285,6 +294,7 @@ class TarShard(Shard):
         except Exception:
             if not records:
                 raise
+        _check_no_table({f for record in records for f in record}, self.name)
         whole = any(any(map(is_image, record)) and any(map(_is_text, record)) for record in records)
         if len(records) > 1 and not whole and any(len(record) == 1 for record in records):
             raise ValueError(f"{self.name}: none of the first {len(records)} samples has an image and a text; {_SORT}")
