@@ -18,7 +18,7 @@ from test_training import RESNET, TINY, lines, result_of
 
 import miniclip
 from miniclip.cli.train import train_main
-from miniclip.config import load_config, load_config_file
+from miniclip.config import ConfigError, load_config, load_config_file
 from miniclip.data.labelled import open_labelled
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.suite import evaluate, open_suite, scalars
@@ -53,6 +53,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     names = folder / "names.txt"
     names.write_text("red\tblood\nblue\tocean\ngreen\tgrass\n")
     return Data(write_colours(folder / "colours"), write_captioned(folder / "scenes"), names)
+
+
+def test_a_task_without_the_split_names_the_option_and_what_to_write(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_colours(tmp_path / "colours" / split, 2)
+    config = load_config(["--train.max_steps=1", "--model.image_size=32", f"--eval.tasks=[{tmp_path}/colours]"])
+    with pytest.raises(ConfigError) as error:
+        open_suite(config, "validation")
+    said = "colours has no split 'validation'; choose one of test, train; tell a split, e.g. {kind: zeroshot, data: "
+    assert str(error.value).startswith("eval.tasks: ") and said in str(error.value)
 
 
 TEMPLATES = ["a {} thing.", "something {}: that."]

@@ -134,7 +134,11 @@ def _open(config: Config, wanted: str | EvalTask, role: Role) -> Opened:
             known = f"neither retrieval, nor one of {', '.join(SCENES)}, nor a folder with one sub-folder a class"
             near = did_you_mean(wanted, ("retrieval", *SCENES))
             raise ConfigError(f"eval.tasks: {wanted!r} is {known}; other data takes a mapping with kind and data{near}")
-        parts = task.open(side, role, allowed)
+        try:
+            parts = task.open(side, role, allowed)
+        except ValueError as error:
+            split = f"; tell a split, e.g. {{kind: {task.kind}, data: {task.source}, split: test}}"
+            raise ConfigError(f"eval.tasks: {error}" + split * (f"no split {role!r}" in str(error))) from error
         if isinstance(task, Zeroshot):  # before the training, not after it
             cut = Tokenizer(config.model.context_length or Tokenizer.context_length)
             check_prompts(task.label, parts[0], task.resolved, cut)
