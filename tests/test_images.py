@@ -73,6 +73,15 @@ def test_transparency_goes_on_white() -> None:
     assert [pixel(palette, (x, 0), transparency=0) for x in (0, 1)] == [WHITE, RED]
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_values_of_8_bits_in_wider_pixels_are_refused_rather_than_black(kind: type) -> None:
+    wide = Image.fromarray(np.arange(200, dtype=kind).reshape(10, 20))
+    with pytest.raises(BadImage, match=r"a\.tiff: .*would all be black; save it with 8 bits a channel"):
+        decode_image(encoded(wide, "TIFF"), "a.tiff")
+    black = Image.fromarray(np.zeros((10, 20), dtype=kind))
+    assert decode_image(encoded(black, "TIFF"), "black.tiff").getextrema() == ((0, 0),) * 3
+
+
 def test_grey_16_bit_cmyk_one_bit_and_animations() -> None:
     assert pixel(Image.new("L", (1, 1), 77)) == (77, 77, 77)
     assert pixel(Image.new("1", (1, 1), 1)) == WHITE

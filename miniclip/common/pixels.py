@@ -15,7 +15,8 @@ def to_rgb(image: Image.Image, at_least: int | None = None) -> Image.Image:
     """RGB, upright, on white where it is clear, of 16 bits the upper 8; an upright RGB image is returned itself.
 
     image: stays as it is. Idempotent. at_least: as in `draft`, for a JPEG whose pixels have not been read yet. Raises
-    ValueError for pixels without an agreed range, and whatever Pillow raises where they cannot be decoded.
+    ValueError for pixels without an agreed range or in that of 8 bits where there are 16, and whatever Pillow raises
+    where they cannot be decoded.
     """
     if at_least is not None and isinstance(image, JpegImageFile) and image.tile and image.tell() == 0:
         assert image.fp is not None  # it was not read yet
@@ -51,6 +52,8 @@ def _convert(image: Image.Image) -> Image.Image:
         low, high = wide.getextrema()
         if low < 0 or high > 65535:  # type: ignore[operator]
             raise ValueError("integer pixels outside 0..65535; save it with 8 or 16 bits a channel")
+        if 0 < high < 256:  # type: ignore[operator]
+            raise ValueError("16-bit pixels that are 255 at most would all be black; save it with 8 bits a channel")
         return wide.point(lambda v: v * (1 / 257)).convert("L").convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
