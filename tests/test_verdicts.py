@@ -158,6 +158,7 @@ def test_each_illness_has_its_verdict_gravest_first() -> None:
             {"history": past(1, 0.5, 0.4, NAN)},
         ),
         ("chance", "R@1 is 1.0 %, by chance 1.0 %: that may be luck", LUCK, {}, {}),
+        ("chance", "that may be luck", LUCK, {}, {"history": past(1, 1.1, 1.2, 1.4, hits=(0, 0.03, 0.05, 0.03))}),
         # dated by the fixed batch
         ("overfitting", "lowest at step 20, 0.60; at its end it is 0.75", {}, {}, overfit),
         # constant data is named instead of what follows from it

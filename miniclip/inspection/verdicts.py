@@ -245,13 +245,10 @@ def _overfitting(figures: Mapping[str, float], log: Log, history: History | None
     if trained is not None and held_out - trained > (RISEN if held_out > FLAT else GAP):
         evidence.append(f"Loss / chance is {trained:.2f} on {which}, {held_out:.2f} on these.")
     turned = _turned(history)
-    # what never fell was not learnt, unless these pairs say so, too, or its hits (for the loss of a pairwise one the
-    # fixed batch is too small); and what the training does not know any better is no over-fitting
-    if (
-        turned
-        and (turned.lowest < FLAT or held_out > FLAT or turned.at_luck)
-        and (end is None or end < turned.end - RISEN)
-    ):
+    # what never fell was not learnt, unless these pairs say so, too (of a pairwise loss the fixed batch is too small),
+    # or are known when nothing of it is; and what the training does not know any better is no over-fitting
+    known = turned and (turned.lowest < FLAT or held_out > FLAT or (turned.at_luck and not _lucky(figures)))
+    if turned and known and (end is None or end < turned.end - RISEN):
         evidence += turned.words
     if evidence:
         advice = [
