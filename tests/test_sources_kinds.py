@@ -266,6 +266,13 @@ def test_json_files_of_rows(tmp_path: Path) -> None:
         ("text", "l.json: expected a list of objects"),
         ([], "l.json has no rows"),
         ({"images": [], "annotations": [{"bbox": []}]}, r"hold no caption; of COCO's files, captions_….json do"),
+        (
+            {
+                "images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}],
+                "annotations": [{"image_id": 1, "caption": "a"}],
+            },
+            r"two images have the id 1, a\.png and b\.png",
+        ),
         ({"images": [{"sentences": []}]}, "entry 1: expected filename, split"),
     ):
         (tmp_path / "l.json").write_text(json.dumps(value))
@@ -344,6 +351,44 @@ def test_flickr_s_tables(tmp_path: Path) -> None:
     token = tmp_path / "flickr30k" / "results_20130124.token"
     token.write_text("".join(f"{i}.png#0\ttext {i}\n" for i in range(4)))
     assert everything(token) == everything(tmp_path / "flickr30k") == texts(0, 4)
+
+
+def test_names_without_endings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in HAM10000 and many another table of ids."""
+    for i in range(6):
+        write_image(tmp_path / f"part_{i % 2}" / f"ISIC.{i}.png", i)
+    (tmp_path / "part_0" / "ISIC.0.xml").touch()
+    source = write_csv(tmp_path / "l.csv", [("image_id", "text"), *((f"ISIC.{i}", f"text {i}") for i in range(6))])
+    assert everything(source, image_column="image_id") == texts(0, 6)
+    assert "l.csv: its images are those in part_0/, part_1/, by names without endings" in caplog.text
+    write_image(tmp_path / "part_0" / "ISIC.0.jpg", 0)
+    refused(r"l\.csv: ISIC\.0 is part_0/ISIC\.0\.jpg or part_0/ISIC\.0\.png", source, image_column="image_id")
+    source = write_csv(
+        tmp_path / "part_1" / "l.csv", [("id", "text"), *((f"ISIC.{i}", f"text {i}") for i in (1, 3, 5))]
+    )
+    assert everything(source, image_column="id") == {i: [f"text {i}"] for i in (1, 3, 5)}
+    assert "its images are those in its folder, by names" in caplog.text
+
+
+def test_captions_without_a_letter_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As where a detector's boxes lie beside the images."""
+    write_beside(tmp_path, 0, 5)
+    whole(tmp_path)
+    assert "letter" not in caplog.text
+    (tmp_path / "3.txt").write_text("0 0.5 0.5 0.1 0.1\n1 0.2 0.2 0.1 0.1\n")
+    whole(tmp_path)
+    assert f"{tmp_path}: 2 captions hold no letter, the first 3.txt: '0 0.5 0.5 0.1 0.1'" in caplog.text
+
+
+def test_images_in_the_tables_of_two_splits_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = write_images(tmp_path, 8)
+    for split, own in (("train", names[:5]), ("test", [f"./{n}" for n in names[5:]])):
+        write_csv(tmp_path / f"{split}.csv", [("file_name", "text"), *((n, "a") for n in own), ("", "b")])
+    opened(tmp_path, "test", max_bad_fraction=1)
+    assert "both" not in caplog.text
+    write_csv(tmp_path / "test.csv", [("file_name", "text"), *((n, "a") for n in names[3:])])
+    opened(tmp_path, "test", max_bad_fraction=1)
+    assert f"{tmp_path}: 2 images are both in test and in train, e.g. {tmp_path / '3.png'}" in caplog.text
 
 
 def test_images_below_the_folder_of_their_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -272,4 +272,8 @@ def _by_image(
         raise (NoCaptions if captions else ValueError)(
             f"{table.label}: no row has both an image and a caption ({', '.join(columns)})"
         )
+    mute = [(row, text) for row in kept for text in captions[row] if not any(map(str.isalpha, text))]
+    if mute:
+        where, text = table.where(mute[0][0]), one_line(repr(mute[0][1]), 40)
+        log.warning("%s: %d captions hold no letter, the first %s: %s", table.label, len(mute), where, text)
     return np.array(kept), [captions[row] for row in kept]

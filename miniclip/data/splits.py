@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +53,7 @@ def read_parts(
     tables = read_tables(source, name, revision, named)
     only = next(iter(tables.values()))
     if len(tables) > 1:
+        _tell_shared(source, tables, wanted_image, option)
         return {split: Part(table, np.arange(len(table))) for split, table in tables.items()}
     column = split_column(only)
     if column is None:
@@ -72,6 +75,26 @@ def read_parts(
                     "keep all rows of an image in one split"
                 )
     return {split: Part(only, np.array(numbers)) for split, numbers in rows.items()}
+
+
+def _tell_shared(source: str, tables: Mapping[str, Table], wanted: str | None, option: str) -> None:
+    """Log which image files the tables of two splits name."""
+    try:
+        columns = {split: image_column(table, wanted, option) for split, table in tables.items()}
+        named = {
+            split: {value for value in table.values(columns[split]) if isinstance(value, str) and value.strip()}
+            for split, table in tables.items()
+            if table.kind(columns[split]) == "text"
+        }
+        for pair in combinations(named, 2):
+            files: list[set[str]] = []
+            for split in pair if not named[pair[0]].isdisjoint(named[pair[1]]) else ():  # the same names, at least
+                table, images = tables[split], images_of(tables[split], columns[split])
+                files.append({str(Path(table.roots[0], key)) for key in images.keys(range(len(table)))})
+            if both := sorted(set.intersection(*files)) if files else ():
+                log.warning("%s: %d images are both in %s and in %s, e.g. %s", source, len(both), *pair, both[0])
+    except ValueError:  # raised again where the images are needed
+        return
 
 
 def split_column(table: Table) -> str | None:

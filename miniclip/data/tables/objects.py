@@ -66,7 +66,12 @@ def _coco(images: Iterable[Any], annotations: Iterable[Any], file: Path, root: P
                 said.setdefault(note["image_id"], []).append(note["caption"])
         if not said:
             raise ValueError(f"{file}: its annotations hold no caption; of COCO's files, captions_….json do")
-        files = {image["id"]: image["file_name"] for image in images}
+        files: dict[Any, Any] = {}
+        for image in images:
+            if files.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+                raise ValueError(
+                    f"{file}: two images have the id {image['id']!r}, {files[image['id']]} and {image['file_name']}"
+                )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: an image of COCO's has an id and a file_name, an annotation an image_id") from error
     # captions_train2017.json goes with the folder train2017

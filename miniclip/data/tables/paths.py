@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from miniclip.common.printing import first_few, one_line
+from miniclip.data.formats import extensions, looks_like_image
 from miniclip.data.images import leaves_folder
 from miniclip.data.tables.source import files_below, is_url, told_split
 from miniclip.data.tables.table import Table
@@ -60,7 +61,8 @@ def _problem(path: str) -> str:
 
 
 def _found_below(root: str, paths: Sequence[str], label: str) -> list[str]:
-    """The paths, or if eight of them are not there, those of the files below root that end in them."""
+    """The paths, or if eight of them are not there, those of the files below root that end in them; of images, if the
+    paths have no endings."""
     named = [path for path in paths if path]
     some = named[:: max(1, len(named) // 8)]
     if not some or any(Path(root, path).exists() for path in some):
@@ -68,12 +70,14 @@ def _found_below(root: str, paths: Sequence[str], label: str) -> list[str]:
     wanted = {os.path.normpath(path) for path in named}
     last = {os.path.basename(path) for path in wanted}  # noqa: PTH119, for the time
     fits, found = dict[str, list[str]](), dict[str, str]()
-    for file in files_below(Path(root)):
-        if file.rpartition(os.sep)[2] not in last:
+    bare = not any(map(looks_like_image, some))
+    for file in files_below(Path(root), extensions() if bare else ("",)):
+        name = file.rpartition(".")[0] if bare else file
+        if name.rpartition(os.sep)[2] not in last:
             continue
-        for start in (0, *(slash.end() for slash in re.finditer(re.escape(os.sep), file))):
-            if file[start:] in wanted:
-                fits.setdefault(file[start:], []).append(file)
+        for start in (0, *(slash.end() for slash in re.finditer(re.escape(os.sep), name))):
+            if name[start:] in wanted:
+                fits.setdefault(name[start:], []).append(file)
     split = told_split(Path(label).stem)  # of train.csv
     for end, files in fits.items():
         own = [file for file in files if split in map(told_split, file.split(os.sep)[:-1])] if len(files) > 1 else files  # noqa: PTH206
@@ -81,6 +85,7 @@ def _found_below(root: str, paths: Sequence[str], label: str) -> list[str]:
             raise ValueError(f"{label}: {end} is {' or '.join(files)}; write the folder before the names")
         found[end] = own[0]
     if found:
-        where = sorted({file.removesuffix(end) for end, file in found.items()})
-        log.warning("%s: its images are those in %s", label, first_few(where).replace("; ", ", "))
+        where = sorted({file[: file.rindex(end)] or "its folder" for end, file in found.items()})
+        shown = f"{first_few(where).replace('; ', ', ')}{', by names without endings' if bare else ''}"
+        log.warning("%s: its images are those in %s", label, shown)
     return [found.get(os.path.normpath(path), path) if path else path for path in paths]
