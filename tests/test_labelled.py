@@ -35,7 +35,8 @@ def contents(source: LabelledSource) -> dict[int, str]:
 def test_one_folder_a_class(tmp_path: Path) -> None:
     write_classes(tmp_path, polar_bear=[1, 2], ant=[3])
     write_image(tmp_path / "ant" / "deeper" / "x.JPEG.PNG", 4)
-    write_image(tmp_path / "ant" / ".ipynb_checkpoints" / "x.png", 5)
+    for hidden in ("ant/.ipynb_checkpoints", "@eaDir/ant", "ant/@eaDir/3.png", "__MACOSX/ant"):
+        write_image(tmp_path / hidden / "x.png", 5)
     (tmp_path / ".git").mkdir()
     for hidden in ("readme.txt", ".hidden.png"):
         (tmp_path / "ant" / hidden).touch()
@@ -263,6 +264,12 @@ def test_images_in_several_rows_are_said(tmp_path: Path, caplog: pytest.LogCaptu
     ]
     assert len(open_labelled(write_csv(tmp_path / "boxes.csv", rows))) == 7
     assert "boxes.csv: 2 images stand in several rows, and count in each, e.g. 1.png as cat; dog" in caplog.text
+
+
+def test_lists_written_as_text_are_said_to_be_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = zip(write_images(tmp_path, 3), ("['cat', 'dog']", "['cat']", "[sic] a dog"), strict=True)
+    open_labelled(write_csv(tmp_path / "l.csv", [("file_name", "labels"), *rows]))
+    assert "l.csv: what may be a list written as text is a class of its own: ['cat', 'dog']; ['cat']\n" in caplog.text
 
 
 def test_parquet_with_named_written_and_numbered_labels(tmp_path: Path) -> None:

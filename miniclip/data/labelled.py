@@ -22,6 +22,7 @@ from miniclip.data.tables.columns import label_column as find_label_column
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_in, images_of
 from miniclip.data.tables.parquet import ArrowTable
 from miniclip.data.tables.source import Source, files_below
+from miniclip.data.tables.texts import like_a_list
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ def open_labelled(
     if near:
         shown = "; ".join(f"{one!r} and {other!r}" for one, other in near[:5])
         log.warning("%s: classes that differ in case or white space alone, is it one? %s", source, shown)
+    if lists := [key for key in said if like_a_list(key)]:
+        log.warning("%s: what may be a list written as text is a class of its own: %s", source, first_few(lists))
     names, templates = _prompting(source, said, classnames_file, classnames_by)
     if names is None and not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{holds} numbers without names; give a class-names file")

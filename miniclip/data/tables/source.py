@@ -29,6 +29,7 @@ _HANDED_OUT = re.compile(
     rf"(captions(_\w+)?|metadata|annotations|labels|dataset(_coco|_flickr8k|_flickr30k)?|{'|'.join(SPLIT_NAMES)})\.json"
     r"|captions\.txt|(?!.*lemma).*\.token(\.txt)?"
 )
+HIDDEN = (".", "__MACOSX", "@eaDir")  # folders of macOS and Synology, with small copies of the images
 ANNOTATIONS = ("annotations", "flickr8k_text")  # folders beside those of the images
 _MOST = 1_000_000
 _LISTED = 20_000  # entries of a folder among which a near name is sought
@@ -159,7 +160,7 @@ def files_below(folder: Path, extensions: tuple[str, ...] = ("",), roots: Sequen
     """
     found, out, roots = list[str](), list[str](), roots or roots_of(folder)
     for where, below, files in os.walk(folder, followlinks=True):
-        shown = sorted(d for d in below if not d.startswith((".", "__MACOSX")))
+        shown = sorted(d for d in below if not d.startswith(HIDDEN))
         links = [d for d in shown if os.path.islink(f"{where}/{d}") and not _may_follow(f"{where}/{d}", folder, roots)]  # noqa: PTH114
         out += [os.path.relpath(f"{where}/{link}", folder) for link in links]
         below[:] = [d for d in shown if d not in links]
@@ -273,7 +274,7 @@ def _is_split(name: str) -> bool:
 def sub_folders(root: Path) -> list[Path]:
     """Folders right below, hidden ones left out."""
     with os.scandir(root) as entries:  # a folder of many images: no look at each of them
-        names = [entry.name for entry in entries if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+        names = [entry.name for entry in entries if not entry.name.startswith(HIDDEN) and entry.is_dir()]
     return [root / name for name in sorted(names)]
 
 
