@@ -15,6 +15,7 @@ _home = tempfile.mkdtemp(prefix="miniclip-tests-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ |= {"HF_HOME": _home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "Agg"}
 os.environ |= {"MINICLIP_CACHE": f"{_home}/prepared", "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+os.environ.pop("COLUMNS", None)  # xdist gives its workers 80
 # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

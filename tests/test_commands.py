@@ -10,6 +10,7 @@ import ast
 import contextlib
 import functools
 import io
+import json
 import os
 import re
 import runpy
@@ -153,6 +154,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k in range(32):
         samples = [(f"{i}", {"png": colours[i], "txt": f"shard {i}".encode()}) for i in range(3 * k, 3 * k + 3)]
         write_tar(root / "shards" / f"{k:03}.tar", samples)
+    for split, count in (("train2017", 24), ("val2017", 10)):
+        write_images(root / "coco" / split, count)
+        told = {"images": [{"id": k, "file_name": f"{k}.png"} for k in range(count)]}
+        told["annotations"] = [{"image_id": k, "caption": f"{split} {k}"} for k in range(count)]
+        (root / "coco" / "annotations").mkdir(exist_ok=True)
+        (root / "coco" / "annotations" / f"captions_{split}.json").write_text(json.dumps(told))
     (root / "pairs").mkdir()
     images = [{"bytes": encoded(Image.new("RGB", (32, 32), (k, 9, 0)), "PNG")} for k in range(40)]
     table = pa.table({"image": images, "caption": [f"row {k}" for k in range(40)]})

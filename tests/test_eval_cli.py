@@ -244,7 +244,9 @@ def test_a_model_does_not_differ_from_its_copy(
         (apart,) = written["differences"]
         assert (apart["of"], apart["than"], apart["task"]) == (models[1], models[0], first["task"])
         assert len(apart["figures"]) >= 2 and set(apart["figures"]) <= set(first["figures"])
-        assert all((f["value"], f["low"], f["high"]) == (0, 0, 0) for f in apart["figures"].values())
+        # of a sample: another one might tell them apart
+        assert all(f["value"] == 0 for f in apart["figures"].values())
+        assert all(f["low"] is None or f["low"] == -f["high"] < 0 for f in apart["figures"].values())
         assert "compare.png" in names_in(out) and f"difference from {models[0]}" in capsys.readouterr().out
 
 

@@ -21,7 +21,8 @@ CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 @pytest.fixture
 def config_file(tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "train": {**TINY["train"], "precision": "auto"}, "eval": {"tasks": []}}))
+    told = {**TINY, "train": {**TINY["train"], "precision": "auto"}, "eval": {"tasks": []}}
+    path.write_text(yaml.safe_dump({**told, "optim": {**TINY["optim"], "warmup_steps": 0}}))
     return str(path)
 
 
