@@ -18,7 +18,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.files import write_classes, write_image, write_images, write_jsonl
+from support.files import write_classes, write_csv, write_image, write_images, write_jsonl
 from support.launching import ROOT
 from support.models import save_tiny, tiny_model
 
@@ -219,6 +219,10 @@ def test_classify(checkpoint: str, folders: Path, tmp_path: Path, capsys: Shown)
     assert "predictions.csv; name another" in refused(base, capsys)
     names.write_text("cat\nCat\n")
     assert "line 2: the name 'Cat' stands in line 1 already" in refused([*base[:-1], str(tmp_path / "new")], capsys)
+    write_csv(tmp_path / "l.csv", [("path", "split"), (data / "z.png", "train"), (data / '1, "x".png', "test")])
+    names.write_text("cat\ndog\n")
+    base = [*base[:4], str(tmp_path / "l.csv"), *base[5:-1], str(tmp_path / "new")]
+    assert main(base) == 0 and "l.csv: 1 images of its split test" in " ".join(capsys.readouterr().out.split())
     said = refused(["zeroshot", "--checkpoint", checkpoint, "--data", str(data)], capsys)
     assert "has 0 sub-folders" in said and "`eval.py classify` takes images without labels" in said
 

@@ -266,6 +266,15 @@ def test_images_in_several_rows_are_said(tmp_path: Path, caplog: pytest.LogCaptu
     assert "boxes.csv: 2 images stand in several rows, and count in each, e.g. 1.png as cat; dog" in caplog.text
 
 
+def test_numbers_beside_the_names_of_classes(tmp_path: Path) -> None:
+    """As in EuroSAT's tables, where the numbers were taken."""
+    rows = [(name, n, "ab"[n]) for n, name in enumerate(write_images(tmp_path, 2))]
+    table = write_csv(tmp_path / "l.csv", [("Filename", "Label", "ClassName"), *rows])
+    with pytest.raises(ValueError, match="Label, ClassName could each be the label column; set label_column"):
+        open_labelled(table)
+    assert open_labelled(table, label_column="ClassName").classes == ["a", "b"]
+
+
 def test_lists_written_as_text_are_said_to_be_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = zip(write_images(tmp_path, 3), ("['cat', 'dog']", "['cat']", "[sic] a dog"), strict=True)
     open_labelled(write_csv(tmp_path / "l.csv", [("file_name", "labels"), *rows]))

@@ -55,14 +55,15 @@ def classify(
     from miniclip.training.precision import choose, for_encoding
 
     chosen = None if templates is None else resolve_templates(templates[0] if len(templates) == 1 else templates)
-    source = Named(open_images(data, split=split, image_size=image_size_of(checkpoint)), *read_classes(classnames))
+    images = open_images(data, split=split, image_size=image_size_of(checkpoint))
+    source = Named(images, *read_classes(classnames))
     check_classes("--classnames", source)
     there = device_of(device)
     computed_in = for_encoding(choose(precision, there).name)
     options = EncodeOptions(batch_size, computed_in, progress=sys.stderr.isatty(), max_bad_fraction=max_bad_fraction)
     found = predicted(*load(checkpoint, there), source, chosen, options)
     rows, words = summary(source, found)
-    title = f"{Path(data).name or data}: {len(found.rows):,} images"
+    title = f"{Path(data).name or data}: {len(found.rows):,} images{images.split and f' of its split {images.split}'}"
     console = open_console()
     show_table(console, title, ("class", "images", "mean probability %"), rows[:20])
     if len(rows) > 20:

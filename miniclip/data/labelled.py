@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from miniclip.common.printing import first_few
-from miniclip.data.captioned import ImageSource, LabelledSource
+from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import find_known, name_classes, sorted_keys, spoken, wordless
 from miniclip.data.folders import Layout, class_folders, read_layout
 from miniclip.data.formats import extensions, note_left_out
@@ -109,7 +109,7 @@ def open_labelled(
     return LabelledImages(images, rows, labels, said, names, templates, split=told, whole=whole)
 
 
-def open_images(path_or_name: str | Path, *, split: str = "test", image_size: int | None = None) -> ImageSource:
+def open_images(path_or_name: str | Path, *, split: str = "test", image_size: int | None = None) -> ImageRows:
     """The images of any source, each once, whatever is said of them. Raises FileNotFoundError or ValueError.
 
     path_or_name: a folder of images, searched to the bottom (one folder a class, or none); or what read_tables takes,
@@ -120,20 +120,22 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     if source.below(*extensions()) and not (source.tables or source.has(".tar") or source.has(".parquet")):
         layout = read_layout(source.path)
         splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
-        folder = splits[choose_split(splits, split, source.label)] if splits else source.path
+        told = choose_split(splits, split, source.label) if splits else ""
+        folder = splits.get(told, source.path)
         found = _below([folder], source.path)[folder]
         if not found:
             raise FileNotFoundError(f"{folder} holds no image ({', '.join(extensions())})")
-        return ImageRows(images_in(source.path, found, at_least), np.arange(len(found)))
+        return ImageRows(images_in(source.path, found, at_least), np.arange(len(found)), split=told)
     parts = read_parts(source.text, option="image_column")
-    table, rows = parts[choose_split(parts, split, source.text)]
+    told = choose_split(parts, split, source.text)
+    table, rows = parts[told]
     images = images_of(table, find_image_column(table, None, "image_column"), at_least)
     rows = rows[~images.missing()[rows]]
     if isinstance(images, FileImages):  # one row a caption
         rows = np.array(list(dict(zip(images.keys(rows), rows, strict=True)).values()))
     if not len(rows):
         raise ValueError(f"{table.label}: no row has an image")
-    return ImageRows(images, rows)
+    return ImageRows(images, rows, split=told if len(parts) > 1 else "")
 
 
 def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:

@@ -19,7 +19,18 @@ CAPTION_NAMES = (
     ("description", "descriptions", "alt_text", "prompt", "title", "comment"),
 )
 CAPTION_FAMILY = re.compile(r"(captions?|texts?|sentences?|txt|comments?|descriptions?)[ _-]?(\d+)", re.IGNORECASE)
-LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "fine_label", "coarse_label", "target", "cls")
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "classname",
+    "category",
+    "fine_label",
+    "coarse_label",
+    "target",
+    "cls",
+)
 
 
 def image_column(table: Table, wanted: str | None, option: str = "data.image_column") -> str:
