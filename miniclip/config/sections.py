@@ -120,8 +120,9 @@ class DataConfig:
 
     Args:
         source: shapes; a Hub name (jxie/flickr8k); a Parquet file, or a folder or pattern of them; a folder of images
-            with metadata.jsonl, or with a text file beside each; a CSV, TSV or JSONL file with image paths; WebDataset
-            tars (shards/{000..031}.tar, here or behind a URL); or a list of such sources.
+            with metadata.jsonl, or with a text file beside each; a CSV, TSV, JSON or JSONL file with image paths; COCO,
+            Flickr8k or Flickr30k as they are handed out; WebDataset tars (shards/{000..031}.tar, here or behind a URL);
+            or a list of such sources.
         name: configuration of a Hub data set that has several.
         revision: branch, tag or commit of a Hub data set.
         mixing: share of every batch that comes from each source of a list; without it they are one data set.
@@ -291,7 +292,7 @@ class TrainConfig:
     cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
-        which = f"give either train.max_steps or train.epochs, not {'both' if self.max_steps else 'neither'}"
+        which = f"give train.max_steps or train.epochs{', not both' if self.max_steps else ''}"
         either = (self.max_steps is None) != (self.epochs is None)
         require(either, f"{which}; on the command line, set the other one to null")
         finite = self.epochs is None or 0 < self.epochs < math.inf
