@@ -10,12 +10,14 @@ import pytest
 from support.files import (
     cells,
     number_of,
+    samples,
     write_classes,
     write_csv,
     write_image,
     write_images,
     write_jsonl,
     write_parquet,
+    write_tar,
 )
 from support.opened import numbers
 
@@ -441,6 +443,16 @@ def test_data_of_other_kinds_below_folders(tmp_path: Path) -> None:
         open_labelled(tmp_path / "twice")
     write_csv(tmp_path / "twice" / "docs" / "GT-00000.csv", [("file", "x"), ("8.png", 1)])  # as in GTSRB, one a class
     assert contents(open_labelled(tmp_path / "twice")) == {8: "docs", 9: "set"}
+
+
+def test_archives_beside_folders_of_classes(tmp_path: Path) -> None:
+    """The tars and Parquet files were read, and had no labels."""
+    for split, first in (("train", 0), ("test", 4)):
+        write_classes(tmp_path / split, a=[first], b=[first + 1])
+        write_tar(tmp_path / f"{split}.tar", samples(0, 2))
+    write_parquet(tmp_path / "features.parquet", {"id": [1, 2]})
+    assert contents(open_labelled(tmp_path)) == {4: "a", 5: "b"}
+    assert numbers(open_images(tmp_path, split="train")) == [0, 1]
 
 
 def test_files_of_names_and_archives_beside_the_folders(tmp_path: Path) -> None:

@@ -353,6 +353,16 @@ def test_flickr_s_tables(tmp_path: Path) -> None:
     assert everything(token) == everything(tmp_path / "flickr30k") == texts(0, 4)
 
 
+def test_tars_beside_images_with_texts_are_refused(tmp_path: Path) -> None:
+    """The tars alone were read."""
+    write_beside(tmp_path, 0, 5)
+    write_tar(tmp_path / "backup.tar", samples(0, 3))
+    refused(r"holds tars \(backup\.tar\) and images with texts beside them; name the tars", tmp_path)
+    for file in tmp_path.glob("*.txt"):
+        file.unlink()
+    assert len(everything(tmp_path)) == 3  # some images to look at
+
+
 def test_names_without_endings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As in HAM10000 and many another table of ids."""
     for i in range(6):

@@ -117,7 +117,7 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     """
     source = Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
-    if source.below(*extensions()) and not (source.tables or source.has(".tar") or source.has(".parquet")):
+    if source.below(*extensions()) and not (source.tables or _holds_shards(source)):
         layout = read_layout(source.path)
         splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
         told = choose_split(splits, split, source.label) if splits else ""
@@ -149,9 +149,16 @@ def labelled_splits(path_or_name: str | Path, name: str | None = None, revision:
 def _holds_folders(path: Path) -> bool:
     """Whether it is a folder of images by class, rather than one with a table or other data."""
     source = Source(str(path))
-    if not path.is_dir() or source.tables or source.has(".parquet") or source.has(".tar"):
+    if not path.is_dir() or source.tables or _holds_shards(source):
         return False
     return bool(source.below(*extensions())) or not source.below(*DATA_EXTENSIONS)
+
+
+def _holds_shards(source: Source) -> bool:
+    """Whether the tars or Parquet files of a folder are its data, rather than archives beside folders of images."""
+    shards = source.below(".tar", ".parquet")
+    folders = {name.partition(os.sep)[0] for name in source.below(*extensions()) if os.sep in name}
+    return bool(shards) and (any(os.sep in name for name in shards) or len(folders) < 2)
 
 
 def _below(folders: Iterable[Path], root: Path, rest: Iterable[str] = ()) -> dict[Path, list[str]]:

@@ -20,10 +20,10 @@ LONGEST = 1 << 20  # bytes of a caption file
 
 
 def accepts(source: Source) -> bool:
-    return bool(_captions(source)) or (bool(source.below(*extensions())) and not source.has(".parquet"))
+    return bool(texts_beside(source)) or (bool(source.below(*extensions())) and not source.has(".parquet"))
 
 
-def _captions(source: Source) -> dict[str, str]:
+def texts_beside(source: Source) -> dict[str, str]:
     """Image without its extension -> the text file that bears its name."""
     stems = {image.rpartition(".")[0] for image in source.below(*extensions())}
     return {stem: text for text in source.below(".txt") if (stem := text.rpartition(".")[0]) in stems}
@@ -32,7 +32,7 @@ def _captions(source: Source) -> dict[str, str]:
 def open_tables(source: Source) -> Mapping[str, RecordTable]:
     """Sub-folders named after splits are splits, if all are. Raises ValueError if images lie beside them, or no text
     file beside an image."""
-    folder, images, texts = source.path, source.below(*extensions()), _captions(source)
+    folder, images, texts = source.path, source.below(*extensions()), texts_beside(source)
     if not texts:
         others = [name for name in source.below("") if os.sep not in name and not looks_like_image(name)]
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from miniclip.common.printing import first_few
 from miniclip.data.tables import beside, csv_jsonl, hub, parquet, tars
 from miniclip.data.tables.source import STREAMED, Source, near_file
 from miniclip.data.tables.table import Shard, Table
@@ -29,6 +30,11 @@ def read_tables(
     Raises FileNotFoundError if there is no such source, ValueError if it cannot be read.
     """
     asked = Source(source, name, revision, named)
+    if (shards := asked.below(".tar")) and not asked.tables and beside.texts_beside(asked):
+        raise ValueError(
+            f"{source} holds tars ({first_few(shards)}) and images with texts beside them; name the tars as the "
+            "source, or move them out of the folder"
+        )
     for kind in KINDS:
         if kind.accepts(asked):
             return kind.open_tables(asked)
