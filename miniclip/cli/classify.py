@@ -42,13 +42,15 @@ def classify(
     if (folder / "predictions.csv").exists():
         raise ValueError(f"--out {folder} holds predictions.csv; name another folder, or remove it")
 
+    import numpy as np
+
     from miniclip.cli.devices import device_of
     from miniclip.common.console import open_console, plain, show_table
     from miniclip.common.printing import first_few
     from miniclip.data.classes import read_classes
-    from miniclip.data.labelled import open_images
-    from miniclip.evaluation.classify import Named, summary, write_classified
+    from miniclip.data.labelled import LabelledImages, open_images
     from miniclip.evaluation.classify import classify as predicted
+    from miniclip.evaluation.classify import summary, write_classified
     from miniclip.evaluation.encode import EncodeOptions
     from miniclip.evaluation.prompts import check_classes, resolve_templates
     from miniclip.models.load import image_size_of, load
@@ -56,7 +58,8 @@ def classify(
 
     chosen = None if templates is None else resolve_templates(templates[0] if len(templates) == 1 else templates)
     images = open_images(data, split=split, image_size=image_size_of(checkpoint))
-    source = Named(images, *read_classes(classnames))
+    keys, names = read_classes(classnames)
+    source = LabelledImages(**vars(images), labels=np.zeros(0), keys=keys, names=names, templates=None)
     check_classes("--classnames", source)
     there = device_of(device)
     computed_in = for_encoding(choose(precision, there).name)

@@ -34,7 +34,7 @@ class Subset:
         self.source, self.rows = source, rows
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("classes", "keys", "names", "templates", "split", "whole"):
+        if name in type(self).__annotations__:
             return getattr(self.source, name)
         raise AttributeError(name)
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from miniclip.data.captioned import ImageSource
+from miniclip.data.captioned import LabelledSource
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable
 from miniclip.evaluation.galleries import write_predictions
 from miniclip.evaluation.prompts import Templates, check_classes, check_prompts, prompts_of
@@ -26,31 +24,6 @@ from miniclip.models.protocols import TextTokenizer, TwoTowers
 
 TOP = 5
 _CHUNK = 4096  # images whose scores are alive at a time
-
-
-@dataclass(frozen=True)
-class Named:
-    """Images with the names of the classes they may be of, and no labels. names: all names of each class."""
-
-    images: ImageSource
-    keys: list[str]
-    names: list[list[str]]
-
-    @property
-    def classes(self) -> list[str]:
-        return [own[0] for own in self.names]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, index: int) -> Image.Image:
-        return self.images.image(index)
-
-    def name(self, index: int) -> str:
-        return self.images.name(index)
-
-    def label(self, index: int) -> int:
-        raise ValueError(f"{self.name(index)} has no label")
 
 
 class Predictions(NamedTuple):
@@ -67,7 +40,7 @@ def classify(
     model: TwoTowers,
     preprocess: Preprocess,
     tokenizer: TextTokenizer,
-    source: Named,
+    source: LabelledSource,
     templates: Templates | None = None,
     options: EncodeOptions = DEFAULT,
 ) -> Predictions:
@@ -82,7 +55,7 @@ def classify(
     return Predictions(images.rows, classes, probabilities, images.bad)
 
 
-def write_classified(source: Named, found: Predictions, folder: Path, title: str) -> None:
+def write_classified(source: LabelledSource, found: Predictions, folder: Path, title: str) -> None:
     """Write predictions.csv, a row an image, those that cannot be read without a class, and predictions.html."""
     by_row = dict(zip(found.rows.tolist(), zip(found.classes, found.probabilities, strict=True), strict=True))
     count = found.classes.shape[1]
@@ -98,7 +71,7 @@ def write_classified(source: Named, found: Predictions, folder: Path, title: str
     write_predictions(source, found.rows.tolist(), found.classes, found.probabilities, page, title=title)
 
 
-def summary(source: Named, found: Predictions) -> tuple[list[tuple[str, str, str]], str]:
+def summary(source: LabelledSource, found: Predictions) -> tuple[list[tuple[str, str, str]], str]:
     """A row for each class that was found, the commonest first: name, images, mean probability in per cent; and what
     the probabilities do not say."""
     first, sure = found.classes[:, 0], found.probabilities[:, 0]

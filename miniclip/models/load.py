@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -54,20 +54,16 @@ def image_size_of(checkpoint: str) -> int:
     return (_of_run(run) if run else _of_folder(weights.parent))[1].image_size
 
 
-class _Found(NamedTuple):
-    """run: whose checkpoint the weights are; None where MODEL and PREPROCESS lie beside them."""
+def _find(name: str) -> tuple[Path, Path | None]:
+    """The weights, and the run that they are a checkpoint of; None where MODEL and PREPROCESS lie beside them.
 
-    weights: Path
-    run: Path | None
-
-
-def _find(name: str) -> _Found:
-    """Raises FileNotFoundError, with what could be named instead."""
+    Raises FileNotFoundError, with what could be named instead.
+    """
     path = Path(name).expanduser()
     if path.is_file() and path.name in _FILES:
         path = path.parent
     if (path / MODEL).is_file():
-        return _Found(path / WEIGHTS, None)
+        return path / WEIGHTS, None
     run, part = run_of(path)
     found = checkpoints(path)
     if run and part[:1] == ("checkpoints",):
@@ -77,10 +73,10 @@ def _find(name: str) -> _Found:
     finished = path / "model" / WEIGHTS
     newest = max((weights.stat().st_mtime for weights in whole), default=0.0)
     if finished.is_file() and finished.stat().st_mtime >= newest:
-        return _Found(finished, None)
+        return finished, None
     if not whole or not run:
         raise FileNotFoundError(f"{name}: {_lacking(path)}; name {_TAKEN}")
-    return _Found(whole[-1], run)
+    return whole[-1], run
 
 
 def _lacking(path: Path) -> str:

@@ -15,13 +15,7 @@ from typing import Any
 from miniclip.common.fingerprint import stamp
 from miniclip.data.formats import looks_like_image
 from miniclip.data.tables.objects import KeyTwiceError, each_once, read_objects
-from miniclip.data.tables.source import (
-    ANNOTATIONS,
-    OBJECT_EXTENSIONS,
-    TABLE_EXTENSIONS,
-    Source,
-    is_url,
-)
+from miniclip.data.tables.source import ANNOTATIONS, OBJECT_EXTENSIONS, TABLE_EXTENSIONS, Source, is_url
 from miniclip.data.tables.table import RecordTable, nested_columns
 from miniclip.data.tables.texts import read_text
 
