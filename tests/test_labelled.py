@@ -536,6 +536,7 @@ def test_class_names_that_do_not_fit(tmp_path: Path) -> None:
         ("a.json", "[]", "expected a list of names"),
         ("a.json", '"a"', "expected a list of names"),
         ("a.json", "{", "is not JSON"),
+        ("a.json", "[" * 100_000, "is not JSON"),
         ("a.json", '{"n01": "a", "n02": "b"}', "lacks n03"),
         ("a.json", '{"n01": "a", "n02": "b", "n01": "c"}', "entry 3: class 'n01' stands in entry 1 already"),
         ("a.json", '["a", "b", ["c", "B"]]', "entry 3: the name 'B' stands in entry 2"),

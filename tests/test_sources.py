@@ -362,6 +362,7 @@ def test_malformed_files_name_the_line(tmp_path: Path) -> None:
         ("a.csv", "image,text\n", "has no rows"),
         ("a.csv", "", "the header has the one column|has no rows"),
         ("a.jsonl", '{"image": "a"}\n\n{broken\n', "line 3: not JSON"),
+        ("a.jsonl", '{"image": "a"}\n{"image": ' + "[" * 100_000, "line 2: not JSON"),
         ("a.jsonl", "[1]\n", "entry 1: expected an object"),
         ("a.jsonl", good + '{"image": "b.png", "text": 3}\n', "line 2: no text in column text, but 3"),
         ("a.jsonl", good + '{"image": 3, "text": "t"}\n', "line 2: no image in column image"),

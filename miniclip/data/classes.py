@@ -187,7 +187,7 @@ def _read_json(path: Path, text: str) -> list[_Entry]:
     wanted = "expected a list of names, or an object of folder: name"
     try:
         value = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, list) or not value:
         raise ValueError(f"{path}: {wanted}")

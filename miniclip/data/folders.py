@@ -39,10 +39,9 @@ def read_layout(folder: Path) -> Layout:
     logged, and so are classes whose names tell a split.
     Raises ValueError that names the folders if they can be read in two ways.
     """
-    root = _passed(folder, _holds_all)
-    level = sub_folders(root)
+    root, level = _passed(folder, _holds_all)
     told = {f: split for f in level if (split := told_split(f.name)) is not None}
-    below = {f: sub_folders(_passed(f, _same_level)) for f in level}
+    below = {f: _passed(f, _same_level)[1] for f in level}
     classes = {f: {inside.name for inside in below[f]} for f in level}
 
     def like(f: Path, others: Iterable[Path]) -> bool:
@@ -86,15 +85,15 @@ def read_layout(folder: Path) -> Layout:
     return Layout(splits, {name: f for f, name in called.items() if f in bare}, [])
 
 
-def _passed(folder: Path, through: Callable[[Path, Path], bool]) -> Path:
-    """Down through folders that hold nothing but another one, as long as it is to be gone through."""
+def _passed(folder: Path, through: Callable[[Path, Path], bool]) -> tuple[Path, list[Path]]:
+    """Down through folders that hold nothing but another one, as long as it is to be gone through; and its folders."""
     while len(inside := _labelled(every := sub_folders(folder))) == 1 and through(folder, inside[0]):
         if any(file.suffix.lower() in extensions() for file in folder.iterdir()):
             break
         if inside != every:
             log.warning("%s: no class, and left out: %s", folder, _names(set(every) - set(inside)))
         folder = inside[0]
-    return folder
+    return folder, every
 
 
 def _labelled(folders: list[Path]) -> list[Path]:
@@ -134,7 +133,7 @@ def class_folders(folders: list[Path]) -> list[Path]:
     if folders and _several(names) and all(map(told_split, names)):
         raise ValueError(f"{folders[0].parent} holds splits ({_words(names)}), where classes were expected")
     for folder, below in inside.items():
-        if _several(splits := [f.name for f in sub_folders(_passed(folder, _same_level))]):
+        if _several(splits := [f.name for f in _passed(folder, _same_level)[1]]):
             advice = "name it as the data, or put all classes into the splits"
             raise ValueError(f"{folder} holds splits ({_words(splits)}), so that it is no class; {advice}")
         again = below & (names - {folder.name})

@@ -36,6 +36,7 @@ _PLUGINS = {
     "AVIF": _Plugin("pillow-avif-plugin", "pillow_avif", (".avif",), rb"....ftypavi"),  # of Pillow before 11.3
     "JXL": _Plugin("pillow-jxl-plugin", "pillow_jxl", (".jxl",), rb"\xff\x0a|\x00\x00\x00\x0cJXL "),
 }
+_PLUGGED = tuple(ending for plugin in _PLUGINS.values() for ending in plugin.endings)
 
 
 @cache
@@ -58,7 +59,7 @@ def extensions() -> tuple[str, ...]:
 
 def looks_like_image(name: str) -> bool:
     """Whether a name ends as an image's does, also as one that a plug-in would read."""
-    return name.lower().endswith((*extensions(), *(e for plugin in _PLUGINS.values() for e in plugin.endings)))
+    return name.lower().endswith(extensions() + _PLUGGED)
 
 
 def why_unknown(start: bytes) -> str:

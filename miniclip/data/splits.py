@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -103,14 +103,11 @@ def split_column(table: Table) -> str | None:
     if own is not None and table.kind(own) == "text":
         return own
     like = [c for c in table.columns if c != own and c.lower().rpartition(".")[2] in ("split", *LIKE_SPLIT)]
-    found = next((c for c in like if table.kind(c) == "text" and _all_splits(table.values(c))), None)
+    words = {c: (str(value).strip().lower() for value in table.values(c)) for c in like if table.kind(c) == "text"}
+    found = next((c for c, said in words.items() if all(word in SPLIT_NAMES for word in said)), None)
     if own is not None and found is None:
         log.warning("%s: column %r holds no words, and tells no splits", table.label, own)
     return found
-
-
-def _all_splits(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) and value.strip().lower() in SPLIT_NAMES for value in values)
 
 
 def _told_by_folders(table: Table, wanted: str | None, option: str) -> dict[str, list[int]]:

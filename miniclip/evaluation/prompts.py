@@ -40,12 +40,6 @@ def names_of(source: LabelledSource) -> list[list[str]]:
     return [[name] for name in source.classes] if names is None else names
 
 
-def keys_of(source: LabelledSource) -> list[str] | None:
-    """What the data call the classes, by folder or label; None of a source that has no other names for them."""
-    keys: list[str] | None = getattr(source, "keys", None)
-    return keys
-
-
 def templates_of(source: LabelledSource) -> tuple[str, ...]:
     """The templates that a source brings, being one of the usual sets (see data.classes), else SIMPLE_TEMPLATES."""
     templates: tuple[str, ...] | None = getattr(source, "templates", None)
@@ -114,7 +108,7 @@ def prompts_of(source: LabelledSource, templates: Templates | None) -> tuple[lis
 
 def check_classes(task: str, source: LabelledSource) -> None:
     """Raise ValueError if there are fewer than two classes, or two share a name but for case and white space."""
-    names, keys = names_of(source), keys_of(source) or source.classes
+    names, keys = names_of(source), getattr(source, "keys", source.classes)
     if len(names) < 2:
         raise ValueError(f"{task}: zero-shot classification needs at least two classes, got {list(source.classes)}")
     first: dict[str, int] = {}
@@ -130,7 +124,7 @@ def check_prompts(task: str, source: LabelledSource, templates: Templates | None
     if brings_sentences(source):
         return
     prompts, chosen = prompts_of(source, templates)
-    keys, first = keys_of(source) or source.classes, dict[bytes, tuple[int, str]]()
+    keys, first = getattr(source, "keys", source.classes), dict[bytes, tuple[int, str]]()
     for number, own in enumerate(prompts):
         texts = own[:: len(chosen) or 1]
         # what brings its own prompts is told apart by all of them

@@ -22,7 +22,6 @@ from miniclip.evaluation.prompts import (
     brings_sentences,
     check_classes,
     check_prompts,
-    keys_of,
     names_of,
     prompts_of,
 )
@@ -146,7 +145,7 @@ def zero_shot(
         ood = predict(others.values, classifier, scale)
         groups, seen = (*groups, len(others.values)), digest(seen, others.fingerprint)
         notes, raw = notes + others.notes, (found.confidence.numpy(), ood.confidence.numpy())
-    keys = keys_of(dataset)
+    keys: list[str] | None = getattr(dataset, "keys", None)  # what the data call the classes
     if keys is not None:
         shown = [f"{key} -> {name}" for key, name in zip(keys, classes, strict=True)]
         rest = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""

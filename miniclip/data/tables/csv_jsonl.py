@@ -14,7 +14,7 @@ from typing import Any
 
 from miniclip.common.fingerprint import stamp
 from miniclip.data.formats import looks_like_image
-from miniclip.data.tables.objects import KeyTwiceError, each_once, read_objects
+from miniclip.data.tables.objects import parse, read_objects
 from miniclip.data.tables.source import ANNOTATIONS, OBJECT_EXTENSIONS, TABLE_EXTENSIONS, Source, is_url
 from miniclip.data.tables.table import RecordTable, nested_columns
 from miniclip.data.tables.texts import read_text
@@ -77,15 +77,13 @@ def read_file(file: Path, source: Source | None = None) -> RecordTable:
 def _whole(text: str, file: Path) -> Any:
     """What a JSON file says as a whole; None if it is one object a line."""
     try:
-        return json.loads(text, object_pairs_hook=each_once)
+        return parse(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return None
         raise ValueError(f"{file} line {error.lineno}: not JSON ({error.msg})") from None
-    except KeyTwiceError as error:
+    except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"{file}: not JSON that can be read, lists in lists without end") from None
 
 
 def _read_jsonl(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str], list[int]]:
@@ -94,10 +92,10 @@ def _read_jsonl(file: Path, text: str) -> tuple[list[dict[str, Any]], list[str],
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=each_once)
+            record = parse(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} line {number}: not JSON ({error.msg}); write one object a line") from None
-        except KeyTwiceError as error:
+        except ValueError as error:
             raise ValueError(f"{file} line {number}: {error}") from None
         if not isinstance(record, dict):
             raise ValueError(f'{file} line {number}: expected an object, {{"file_name": …, "text": …}}')

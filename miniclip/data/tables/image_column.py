@@ -79,8 +79,8 @@ class FileImages(ImageColumn):
         return np.array([not path for path in self.paths.firsts()], dtype=bool)
 
     def keys(self, rows: Iterable[int]) -> list[str]:
-        root = self.table.roots[0]
-        paths = (os.path.normpath(self.paths[row][0]) for row in rows)
+        root, every = self.table.roots[0], self.paths.firsts()
+        paths = (os.path.normpath(every[row]) for row in rows)
         return [os.path.relpath(path, root) if path[:1] in ("/", "\\") else path for path in paths]
 
     def fingerprint(self, rows: Iterable[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from miniclip.data.formats import looks_like_image
 Rows = tuple[list[dict[str, Any]], list[str]]  # and what messages call each
 
 
-class KeyTwiceError(ValueError):
-    """An object of JSON has a key twice, of which a dict would keep the last."""
+def parse(text: str) -> Any:
+    """JSON; a key that stands in an object twice is refused. Raises JSONDecodeError, or another ValueError."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("not JSON that can be read, lists in lists without end") from None
 
 
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises KeyTwiceError."""
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
-        raise KeyTwiceError(f"the key {twice!r} stands in an object twice")
+        raise ValueError(f"the key {twice!r} stands in an object twice")
     return found
 
 

@@ -182,7 +182,9 @@ def _only_table(folder: Path) -> dict[str, Path]:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and "." in e.name and e.is_file())
     tables = [n for n in names if n.lower().endswith(TABLE_EXTENSIONS) and not n.lower().endswith(".txt")]
     stems = {name.rpartition(".")[0] for name in names if looks_like_image(name)}
-    if not tables and not any(n.lower().endswith((".tar", ".parquet")) or _text_of(n) in stems for n in names):
+    if not tables and not any(
+        n.lower().endswith((".tar", ".parquet")) or (n.lower().endswith(".txt") and n[:-4] in stems) for n in names
+    ):
         tables = [n for n in names if _HANDED_OUT.fullmatch(n.lower())]
     files = [folder / name for name in tables]
     named = next(
@@ -192,12 +194,6 @@ def _only_table(folder: Path) -> dict[str, Path]:
     if None not in splits and len(splits) == len(named):
         return {str(split): file for split, file in splits.items()}
     raise ValueError(f"{folder} holds several tables: {', '.join(p.name for p in named)}; name one as the source")
-
-
-def _text_of(name: str) -> str:
-    """What a text file is called after; empty for other files."""
-    stem, _, extension = name.rpartition(".")
-    return stem if extension.lower() == "txt" else ""
 
 
 def _tables_of_splits(folders: Iterable[Path]) -> dict[str, Path]:
