@@ -133,7 +133,7 @@ def class_folders(folders: list[Path]) -> list[Path]:
     if folders and _several(names) and all(map(told_split, names)):
         raise ValueError(f"{folders[0].parent} holds splits ({_words(names)}), where classes were expected")
     for folder, below in inside.items():
-        if _several(splits := [f.name for f in _passed(folder, _same_level)[1]]):
+        if below and _several(splits := [f.name for f in _passed(folder, _same_level)[1]]):
             advice = "name it as the data, or put all classes into the splits"
             raise ValueError(f"{folder} holds splits ({_words(splits)}), so that it is no class; {advice}")
         again = below & (names - {folder.name})

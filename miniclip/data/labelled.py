@@ -75,7 +75,7 @@ def open_labelled(
     """
     source, path = str(path_or_name), Path(path_or_name).expanduser()
     at_least = None if image_size is None else 2 * image_size
-    if _holds_folders(path):
+    if _holds_folders(Source(str(path))):
         keys, labels, images, told, whole = _read_folders(path, split, at_least)
         rows, holds = np.arange(len(labels)), ""
     else:
@@ -117,7 +117,7 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     """
     source = Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
-    if source.below(*extensions()) and not (source.tables or _holds_shards(source)):
+    if source.below(*extensions()) and _holds_folders(source):
         layout = read_layout(source.path)
         splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
         told = choose_split(splits, split, source.label) if splits else ""
@@ -141,15 +141,14 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
 def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:
     """The splits that `open_labelled` can open; of folders that are not divided the one word "all"."""
     path = Path(path_or_name).expanduser()
-    if _holds_folders(path):
+    if _holds_folders(Source(str(path))):
         return list(_labelled_layout(path).splits) or ["all"]
     return list(read_parts(str(path_or_name), name, revision=revision))
 
 
-def _holds_folders(path: Path) -> bool:
+def _holds_folders(source: Source) -> bool:
     """Whether it is a folder of images by class, rather than one with a table or other data."""
-    source = Source(str(path))
-    if not path.is_dir() or source.tables or _holds_shards(source):
+    if not source.is_folder or source.tables or _holds_shards(source):
         return False
     return bool(source.below(*extensions())) or not source.below(*DATA_EXTENSIONS)
 
