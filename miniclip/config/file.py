@@ -106,10 +106,8 @@ def load_config(arguments: Sequence[str] | None = None, others: Sequence[str] = 
         exit_on_error=False,
         default_env=False,
     )
-    about = (
-        "YAML file with the sections below, or one of those shipped, e.g. shapes; of two the later wins, and options"
-    )
-    about += " of the command line over both"
+    about = "YAML file with the sections below, or one of those shipped, e.g. shapes; of two the later wins, "
+    about += "and options of the command line over both"
     parser.add_argument("--config", action="config", help=about)
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)

@@ -247,10 +247,9 @@ def _by_image(
                     own.append(text.strip())
                     continue
                 blank[row] += 1
-                if text is not None and not isinstance(text, str):
-                    odd[row] = f"no text in column {column}, but {one_line(repr(text), 40)}"
-                elif row not in odd:
-                    odd[row] = f"no text in column {column}"
+                other = "" if text is None or isinstance(text, str) else f", but {one_line(repr(text), 40)}"
+                if other or row not in odd:
+                    odd[row] = f"no text in column {column}{other}"
     tell_lists(f"{table.label}, {', '.join(columns)}", {how: list(map(table.where, at)) for how, at in written.items()})
     error = TooManyBad if bad else NoCaptions
     for row, own in captions.items():

@@ -35,12 +35,12 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def print_evaluations(results: Mapping[str, Evaluation], title: str = "", console: Console | None = None) -> None:
+def print_evaluations(results: Mapping[str, Evaluation], title: str = "") -> None:
     """One table a kind, its rows named by the keys (a checkpoint, a task), with the notes of all below.
 
     A single zero-shot result also gets its classes and its templates.
     """
-    console = console or open_console()
+    console = open_console()
     _print(console, *evaluation_tables(list(results.items()), title))
     for note in dict.fromkeys(note for result in results.values() for note in result.notes):
         console.print(plain(note))
@@ -50,11 +50,9 @@ def print_evaluations(results: Mapping[str, Evaluation], title: str = "", consol
         _print(console, *(class_tables(result) if few else ()), *template_tables(result))
 
 
-def print_differences(
-    differences: Mapping[str, Mapping[str, Figure]], than: str, console: Console | None = None
-) -> None:
+def print_differences(differences: Mapping[str, Mapping[str, Figure]], than: str) -> None:
     """One row for each model: its figures less those of the model called than, with the interval of the difference."""
-    _print(console or open_console(), difference_table(list(differences.items()), than))
+    _print(open_console(), difference_table(list(differences.items()), than))
 
 
 def _print(console: Console, *tables: Table) -> None:
