@@ -112,6 +112,8 @@ def test_the_matrix_of_other_data_stays(
             json.loads((tmp_path / "inspection" / folder / "matrix.json").read_text())["about"]["checkpoint"] == model
         )
     assert "inspection: in place of the matrix of a on 4 pairs" in capsys.readouterr().out
+    (tmp_path / "inspection" / "matrix.json").write_text('{"about": [1]}')  # damaged
+    assert main([*base, models[0]]) == 0 and (tmp_path / "inspection" / "3" / "matrix.json").exists()
     run = shutil.copytree(run_directory, tmp_path / "run")
     for split, folder in (("test", "."), ("validation", "2"), ("test", ".")):
         assert main([*base, str(run), "--split", split]) == 0

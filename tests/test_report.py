@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -448,6 +449,9 @@ def test_only_pngs_of_a_sane_size_go_in(tmp_path: Path) -> None:
     (run / "confusion_cut.png").write_bytes(cut[: len(cut) // 2])
     (run / "confusion_heavy.png").write_bytes(cut + bytes(9 * 2**20))
     (run / "confusion_folder.png").mkdir()
+    Image.new("L", (9000, 9000)).save(run / "large.jpg")
+    large = b64encode((run / "large.jpg").read_bytes()).decode()
+    (run / "examples.html").write_text(f'<article class="example"><img src="data:image/jpeg;base64,{large}">')
     markdown, page, _ = reported(run)
     assert markdown.sources == ["curves.png"] and len(page.sources) == 1
     for said in (
@@ -457,6 +461,7 @@ def test_only_pngs_of_a_sane_size_go_in(tmp_path: Path) -> None:
         "confusion_cut.png: damaged",
         "confusion_heavy.png: larger than 8 MiB",
         "confusion_folder.png: no file",
+        "examples.html: 9000 x 9000 pixels are too many",
     ):
         assert said in page.text
 

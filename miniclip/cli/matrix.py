@@ -134,12 +134,14 @@ def matrix(
     about |= {"trained with": loss.name if loss else "not known", "positives": kind, "precision": computed_in}
     found: dict[str, Any] = {"training_loss_over_chance": learnt, "log": log, "history": history}
     inspection = build(sample, *pairs, scale, bias, loss, title=title, about=about, **found)
-    before = read_standing(folder / "matrix.json")
-    numbers = (folder / str(k) for k in counted(2))
-    own = ("data", "split") if run else ("data", "split", "checkpoint")
-    while before and out is None and [dict(before.get("about", ())).get(key) for key in own] != [about[k] for k in own]:
-        folder = next(numbers)  # that one is of other data
-        before = read_standing(folder / "matrix.json")
+    own = {key: about[key] for key in ("data", "split", *(() if run else ("checkpoint",)))}
+    place, numbers = folder, counted(2)
+    while (before := read_standing(place / "matrix.json")) and out is None:
+        said = before.get("about")
+        if isinstance(said, dict) and own.items() <= said.items():
+            break
+        place = folder / str(next(numbers))  # that one is of other data
+    folder = place
     if before:
         print(f"{folder}: in place of the matrix of {before.get('title')}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,16 +20,8 @@ CAPTION_NAMES = (
 )
 CAPTION_FAMILY = re.compile(r"(captions?|texts?|sentences?|txt|comments?|descriptions?)[ _-]?(\d+)", re.IGNORECASE)
 LABEL_NAMES = (
-    "label",
-    "labels",
-    "class",
-    "class_name",
-    "classname",
-    "category",
-    "fine_label",
-    "coarse_label",
-    "target",
-    "cls",
+    *("label", "labels", "class", "class_name", "classname", "category"),
+    *("fine_label", "coarse_label", "target", "cls"),
 )
 
 

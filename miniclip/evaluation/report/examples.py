@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from miniclip.data.images import MAX_PIXELS
+
 _SHOWN = 4  # of a page
 _READ = ("rank", "text", "cosine")  # classes of the elements whose text counts
 
@@ -46,8 +48,17 @@ def _jpeg(source: str) -> bytes:
     if match is None:
         raise ValueError("an image in it is no JPEG")
     content = base64.b64decode(match[1])
-    Image.open(io.BytesIO(content), formats=("JPEG",)).load()
+    whole_image(content, "JPEG")
     return content
+
+
+def whole_image(content: bytes, format: str) -> Image.Image:
+    """Raises ValueError, or what Pillow raises, unless it is of that format and of a sane size."""
+    image = Image.open(io.BytesIO(content), formats=(format,))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    image.load()
+    return image
 
 
 class _Reader(HTMLParser):

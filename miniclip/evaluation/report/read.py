@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -11,12 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from PIL import Image
-
 from miniclip.common.printing import printable
 from miniclip.common.runs import did_you_mean_run
-from miniclip.data.images import MAX_PIXELS
-from miniclip.evaluation.report.examples import Example, examples
+from miniclip.evaluation.report.examples import Example, examples, whole_image
 from miniclip.evaluation.result import Evaluation, is_number
 from miniclip.evaluation.tables import Table, class_tables, difference_table, evaluation_tables, template_tables
 from miniclip.metrics.bootstrap import Figure, Statistic
@@ -93,11 +89,7 @@ class Run:
     def png(self, name: str) -> PNG:
         """Raises ValueError, or what Pillow raises, unless it is a PNG of a sane size inside the run."""
         content = self._content(name, limit=8)  # it goes into the page as it is
-        image = Image.open(io.BytesIO(content), formats=("PNG",))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        image.load()
-        return PNG(name, content, image.size)
+        return PNG(name, content, whole_image(content, "PNG").size)
 
     def _examples(self, name: str) -> list[Example]:
         is_sheet = name.rpartition("/")[2] == "examples.html"
