@@ -28,12 +28,14 @@ def paths_in(table: Table, column: str) -> list[str]:
     Raises ValueError that names the first row if the column holds something else, or a path leads out of the folder.
     """
     root, paths = table.roots[0], list[str]()
+    named: bool | None = None  # whether \ is a letter in names; the first tells, since a look at millions takes hours
     for row, value in enumerate(table.values(column)):
         path = value.strip() if isinstance(value, str) else ""
         if (":" in path or path[:1] in ("/", "\\") or len(path) > LONG) and (problem := _problem(path)):
             raise ValueError(f"{table.label}, {table.where(row)}: column {column!r} {problem}")
-        if "\\" in path and not Path(root, path).exists():
-            path = path.replace("\\", "/")
+        if "\\" in path:
+            named = Path(root, path).exists() if named is None else named
+            path = path if named else path.replace("\\", "/")
         if path and leaves_folder(table.roots, path):
             raise ValueError(
                 f"{table.label}, {table.where(row)}: {path!r} leads out of {root}; "
