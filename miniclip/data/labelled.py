@@ -16,12 +16,12 @@ from miniclip.data.captioned import LabelledSource
 from miniclip.data.classes import find_known, name_classes, sorted_keys, spoken, wordless
 from miniclip.data.folders import Layout, class_folders, read_layout
 from miniclip.data.formats import extensions, note_left_out
-from miniclip.data.splits import ALIASES, Part, choose_split, count_images, read_parts
+from miniclip.data.splits import Part, choose_split, count_images, read_parts
 from miniclip.data.tables.columns import image_column as find_image_column
 from miniclip.data.tables.columns import label_column as find_label_column
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_in, images_of
 from miniclip.data.tables.parquet import ArrowTable
-from miniclip.data.tables.source import Source, files_below
+from miniclip.data.tables.source import ALIASES, Source, files_below
 from miniclip.data.tables.texts import like_a_list
 
 log = logging.getLogger(__name__)

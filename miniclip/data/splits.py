@@ -18,13 +18,12 @@ from miniclip.data.tables.columns import image_column
 from miniclip.data.tables.image_column import FileImages, images_of
 from miniclip.data.tables.kinds import read_tables
 from miniclip.data.tables.paths import paths_in
-from miniclip.data.tables.source import SPLIT_NAMES, splits_of
+from miniclip.data.tables.source import ALIASES, SPLIT_NAMES, splits_of
 from miniclip.data.tables.table import Table
 from miniclip.data.tables.tars import TarTable
 
 log = logging.getLogger(__name__)
 
-ALIASES = {"train": ("training",), "validation": ("val", "valid", "dev"), "test": ("testing", "eval")}
 LIKE_SPLIT = ("set", "subset", "partition", "data_split", "phase", "fold")
 SHARE = 0.05
 LARGEST = 5000

@@ -20,8 +20,8 @@ from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import place
 from miniclip.data.captioned import LabelledSource
-from miniclip.data.splits import ALIASES
 from miniclip.data.subset import Subset
+from miniclip.data.tables.source import ALIASES
 from miniclip.evaluation.encode import DEFAULT, Encoded, EncodeOptions, encode_readable
 from miniclip.evaluation.result import Evaluation
 from miniclip.evaluation.zeroshot import labels_of

@@ -18,7 +18,8 @@ from miniclip.data.images import is_below, roots_of
 
 log = logging.getLogger(__name__)
 
-SPLIT_NAMES = ("train", "training", "validation", "val", "valid", "dev", "test", "testing", "eval")
+ALIASES = {"train": ("training",), "validation": ("val", "valid", "dev"), "test": ("testing", "eval")}
+SPLIT_NAMES = tuple(name for role, others in ALIASES.items() for name in (role, *others))
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
 OBJECT_EXTENSIONS = (".json", ".token")  # tables, too, where they are named, or named as those that are handed out
 FILE_EXTENSIONS = (*TABLE_EXTENSIONS, *OBJECT_EXTENSIONS, ".parquet", ".tar")  # what ends so is no name of the Hub
