@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from test_training import TINY
 
 from miniclip.cli.eval import main
 from miniclip.cli.train import train_main
+from miniclip.common.notes import SAID, say_once
 
 
 def notes(processes: int, *arguments: str) -> Counter[str]:
@@ -50,6 +52,16 @@ def test_a_run_says_each_note_once(tmp_path: Path, processes: int) -> None:
     ):
         assert sum(words in line for line in said) == 1, (words, said)
     assert len(said) == 6, said
+
+
+def test_a_note_brings_no_escape_sequence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.lastResort
+    assert handler is not None
+    monkeypatch.setattr(handler, "filters", [])
+    monkeypatch.setenv(SAID, "")
+    say_once()
+    handler.handle(logging.LogRecord("miniclip.data", logging.WARNING, "", 1, "%s is odd", ("a\x1b[2Jb",), None))
+    assert capsys.readouterr().err == "a [2Jb is odd\n"
 
 
 @pytest.mark.slow

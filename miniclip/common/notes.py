@@ -9,6 +9,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 from miniclip.common.fingerprint import digest
+from miniclip.common.printing import printable
 
 SAID = "MINICLIP_SAID"  # variable with the folder that holds an empty file for each note that was said
 
@@ -25,8 +26,9 @@ class _Once(logging.Filter):
             return True
         if int(os.environ.get("RANK", 0)) > 0:  # the first of several processes speaks for all
             return record.levelno >= logging.ERROR
+        record.msg, record.args = printable(record.getMessage()), None  # names of files and captions may stand in it
         try:
-            Path(self.folder, digest(record.getMessage())).touch(exist_ok=False)
+            Path(self.folder, digest(record.msg)).touch(exist_ok=False)
         except OSError as error:
             return not isinstance(error, FileExistsError)
         return True
