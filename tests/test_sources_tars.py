@@ -26,7 +26,7 @@ from miniclip.data.augment import Augment
 from miniclip.data.images import BadImage, TooManyBad, decode_image
 from miniclip.data.labelled import open_labelled
 from miniclip.data.stream.shards import training_shards
-from miniclip.data.stream.stream import open_stream
+from miniclip.data.stream.stream import open_stream, usable_captions
 from miniclip.data.tables.image_column import images_of
 from miniclip.data.tables.kinds import find_shards, read_tables
 from miniclip.data.tables.table import Unordered
@@ -170,6 +170,27 @@ def test_a_sample_is_joined_by_its_name_wherever_its_files_lie(tmp_path: Path) -
             assert contents(whole(tmp_path / "made.tar")) == texts(0, 3)
     twice = write_members(tmp_path / "twice.tar", ["0.png", "0.txt", "1.png", "1.txt", "./0.png"])
     refused(r"twice\.tar: \./0\.png is there twice", twice)
+
+
+def test_a_text_of_several_lines_is_several_captions_as_in_a_folder(tmp_path: Path) -> None:
+    lists = {
+        0: b"a dog\none dog \n",
+        1: b"a cat",
+        2: b"[\n 'a cow',\n 'one cow'\n]",
+        3: b"\xef\xbb\xbfa hen\r\na bird\r\n",
+    }
+    rows = samples(0, 4, txt=lambda i: lists[i])
+    for i, (_, fields) in enumerate(rows):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        for field, data in fields.items():
+            (tmp_path / "photos" / f"{i}.{field}").write_bytes(data)
+    file = Path(write_tar(tmp_path / "tars" / "train-0.tar", rows))
+    told = {0: ["a dog", "one dog"], 1: ["a cat"], 2: ["a cow", "one cow"], 3: ["a hen", "a bird"]}
+    assert contents(whole(tmp_path / "photos")) == contents(whole(file)) == told
+    for split in ("validation", "test"):
+        shutil.copy(file, tmp_path / "tars" / f"{split}-0.tar")
+    ((shard,),) = training_shards(DataConfig(str(tmp_path / "tars"), streaming=True))
+    assert {number_of(decode_image(one.image or b"", "x")): usable_captions(one) for one in shard.read()} == told
 
 
 def test_a_stream_wants_the_files_of_a_sample_side_by_side(tmp_path: Path) -> None:

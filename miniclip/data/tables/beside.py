@@ -12,7 +12,7 @@ from miniclip.data.formats import extensions, looks_like_image, note_left_out
 from miniclip.data.images import is_below
 from miniclip.data.tables.source import SPLIT_NAMES, Source
 from miniclip.data.tables.table import RecordTable
-from miniclip.data.tables.texts import decode_all, like_a_list, listed
+from miniclip.data.tables.texts import decode_all, lines_of
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _read(source: Source, split: str, images: list[str], texts: Mapping[str, str
     stems = [path.rpartition(".")[0] for path in images]
     places = [texts.get(stem, f"{stem}.txt").removeprefix(split) for stem in stems]
     found = [_content(roots, place) if stem in texts else None for stem, place in zip(stems, places, strict=True)]
-    captions = map(_lines, decode_all(found, label, places.__getitem__))
+    captions = [None if text is None else lines_of(text) for text in decode_all(found, label, places.__getitem__)]
     names = (path.removeprefix(split) for path in images)
     records = [{"file_name": n, "captions": lines} for n, lines in zip(names, captions, strict=True)]
     # the fingerprints of its images and captions tell the rest
@@ -79,10 +79,3 @@ def _content(roots: Sequence[str], name: str) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _lines(text: str | None) -> list[str] | None:
-    """The captions of a file: its lines, but a list that is written as text may take several."""
-    if text is None:
-        return None
-    return [text] if like_a_list(text) and listed(text) is not None else text.splitlines()

@@ -29,7 +29,7 @@ from miniclip.data.formats import looks_like_image
 from miniclip.data.tables import table as tables
 from miniclip.data.tables.source import Source, is_url
 from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, Unordered, base_of, inside, reason
-from miniclip.data.tables.texts import decode_all, decoded, unicode_of
+from miniclip.data.tables.texts import decode_all, decoded, lines_of, unicode_of
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +100,17 @@ def _members(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, str, tarf
 
 
 def decode_field(field: str, text: str | None) -> Any:
-    """What a member of text, a number or JSON says; None if it says nothing, or cannot be read."""
+    """What a member of text (of several lines, their list), a number or JSON says; None if it says nothing, or cannot
+    be read."""
     if text is None:
         return None
     extension = extension_of(field)
     try:
         if extension in JSON:
             return json.loads(text)
-        return int(text) if extension in NUMBER else text
+        if extension in NUMBER:
+            return int(text)
+        return lines if len(lines := lines_of(text)) > 1 else text
     except (ValueError, RecursionError):
         return None
 

@@ -184,6 +184,11 @@ def listed(text: str) -> list[str | None] | None:
     return found if good else None
 
 
+def lines_of(text: str) -> list[str]:
+    """The captions of a file: its lines, but a list that is written as text may take several."""
+    return [text] if like_a_list(text) and listed(text) is not None else text.splitlines()
+
+
 def like_a_list(text: str) -> bool:
     """Whether it may be a list, or an object, that is written as text."""
     text = text.strip()
