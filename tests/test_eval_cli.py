@@ -223,6 +223,7 @@ def test_classify(checkpoint: str, folders: Path, tmp_path: Path, capsys: Shown)
     names.write_text("cat\ndog\n")
     base = [*base[:4], str(tmp_path / "l.csv"), *base[5:-1], str(tmp_path / "new")]
     assert main(base) == 0 and "l.csv: 1 images of its split test" in " ".join(capsys.readouterr().out.split())
+    assert f'\n"{data}/1, ""x"".png",' in (tmp_path / "new" / "predictions.csv").read_text()  # and no line of the table
     said = refused(["zeroshot", "--checkpoint", checkpoint, "--data", str(data)], capsys)
     assert "has 0 sub-folders" in said and "`eval.py classify` takes images without labels" in said
 

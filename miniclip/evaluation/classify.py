@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from miniclip.data.captioned import LabelledSource
+from miniclip.data.labelled import LabelledImages
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable
 from miniclip.evaluation.galleries import write_predictions
 from miniclip.evaluation.prompts import Templates, check_classes, check_prompts, prompts_of
@@ -55,7 +56,7 @@ def classify(
     return Predictions(images.rows, classes, probabilities, images.bad)
 
 
-def write_classified(source: LabelledSource, found: Predictions, folder: Path, title: str) -> None:
+def write_classified(source: LabelledImages, found: Predictions, folder: Path, title: str) -> None:
     """Write predictions.csv, a row an image, those that cannot be read without a class, and predictions.html."""
     by_row = dict(zip(found.rows.tolist(), zip(found.classes, found.probabilities, strict=True), strict=True))
     count = found.classes.shape[1]
@@ -66,7 +67,7 @@ def write_classified(source: LabelledSource, found: Predictions, folder: Path, t
         table.writerow(["file", *heads])
         for row in range(len(source)):
             best = zip(*(x.tolist() for x in by_row[row]), strict=True) if row in by_row else ()
-            table.writerow([source.name(row), *(v for c, p in best for v in (source.classes[c], f"{p:.6f}"))])
+            table.writerow([source.file(row), *(v for c, p in best for v in (source.classes[c], f"{p:.6f}"))])
     page = folder / "predictions.html"
     write_predictions(source, found.rows.tolist(), found.classes, found.probabilities, page, title=title)
 

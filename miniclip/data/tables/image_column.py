@@ -220,6 +220,10 @@ class ImageRows:
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
 
+    def file(self, index: int) -> str:
+        """For a table of images: the path of a file, and the name of what lies inside one."""
+        return self.images.path(int(self.rows[index])) if isinstance(self.images, FileImages) else self.name(index)
+
 
 def images_of(table: Table, column: str, at_least: int | None = None) -> ImageColumn:
     """The images of a column; where it holds no text, there is none. Raises what `paths_in` does."""
