@@ -28,6 +28,7 @@ from miniclip.data.images import BadImage, TooManyBad
 from miniclip.data.labelled import open_images, open_labelled
 from miniclip.data.stream.shards import split_shards
 from miniclip.data.tables.kinds import find_shards
+from miniclip.data.tables.source import files_below
 
 
 def table(folder: Path) -> None:
@@ -136,7 +137,8 @@ def test_no_link_leads_anywhere_else(tmp_path: Path, caplog: pytest.LogCaptureFi
     with pytest.raises(BadImage, match=r"7\.png.* leads out of"):
         source.image(3)
     assert len(source) == 4  # nor is the text read to which 8.txt leads
-    assert f"{photos}: left out are links to folders outside of it, or in a circle: more" in caplog.messages
+    said = f"{photos}: left out are links to folders outside of it, in a circle, or followed already: more"
+    assert said in caplog.messages
     classes = write_classes(tmp_path / "classes", cat=[1, 2])
     (classes / "dog").symlink_to(write_classes(tmp_path / "far", dog=[3, 4]) / "dog")
     with pytest.raises(BadImage, match="leads out of"):
@@ -153,5 +155,16 @@ def test_links_to_folders_inside_are_followed_and_never_in_a_circle(
     (tmp_path / ".store" / "test" / "self").symlink_to(".")
     assert contents(opened(tmp_path, "test")) == texts(0, 3)
     assert contents(opened(tmp_path, "train", validation_split="test")).keys() <= {3, 4, 5}
-    said = f"{tmp_path}: left out are links to folders outside of it, or in a circle: test/self; train/again"
-    assert said in caplog.messages
+    said = f"{tmp_path}: left out are links to folders outside of it, in a circle, or followed already: "
+    assert f"{said}test/self; train/again" in caplog.messages
+
+
+def test_links_that_branch_at_every_folder_are_followed_once_each(tmp_path: Path) -> None:
+    """Else 40 folders with two links each to the next would be walked a million million times."""
+    for number in range(40):
+        (tmp_path / f"{number:02}").mkdir()
+        write_image(tmp_path / f"{number:02}" / "0.png", number)
+        for name in ("a", "b"):
+            (tmp_path / f"{number:02}" / name).symlink_to(f"../{number + 1:02}")
+    found = files_below(tmp_path, (".png",))
+    assert len(found) == 40 + 39 and len(set(found)) == len(found)

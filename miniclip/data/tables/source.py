@@ -156,20 +156,30 @@ def folders_of(sources: Iterable[str]) -> tuple[str, ...]:
 def files_below(folder: Path, extensions: tuple[str, ...] = ("",), roots: Sequence[str] = ()) -> list[str]:
     """Files below a folder, as sorted paths relative to it; hidden ones are left out.
 
-    Links to folders are followed into the roots (see `roots_of`; left out, those of the folder), but not in a circle:
-    others are named in the log.
+    Links to folders are followed into the roots (see `roots_of`; left out, those of the folder), but not in a circle,
+    nor to one folder twice: others are named in the log.
     """
     found, out, roots = list[str](), list[str](), roots or roots_of(folder)
+    followed = set[str]()  # else two links each in twenty folders lead down a million ways
     for where, below, files in os.walk(folder, followlinks=True):
         shown = sorted(d for d in below if not d.startswith(HIDDEN))
-        links = [d for d in shown if os.path.islink(f"{where}/{d}") and not _may_follow(f"{where}/{d}", folder, roots)]  # noqa: PTH114
+        links = []
+        for name in (d for d in shown if os.path.islink(f"{where}/{d}")):  # noqa: PTH114
+            target = os.path.realpath(f"{where}/{name}")
+            if target in followed or not _may_follow(f"{where}/{name}", folder, roots):
+                links.append(name)
+            followed.add(target)
         out += [os.path.relpath(f"{where}/{link}", folder) for link in links]
         below[:] = [d for d in shown if d not in links]
         inside = str(Path(where).relative_to(folder) / "_")[:-1]  # with its slash, if it is not the folder itself
         shown = sorted(name for name in files if name.lower().endswith(extensions) and not name.startswith("."))
         found += [inside + name for name in shown]
     if out:
-        log.warning("%s: left out are links to folders outside of it, or in a circle: %s", folder, first_few(out))
+        log.warning(
+            "%s: left out are links to folders outside of it, in a circle, or followed already: %s",
+            folder,
+            first_few(out),
+        )
     return found
 
 
