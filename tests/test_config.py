@@ -221,6 +221,10 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
     path.write_text("train: " + "[" * 3000 + "]" * 3000)
     with pytest.raises(ConfigError, match=r"f\.yaml, line 1: maximum recursion depth"):
         load_config_file(path)
+    tens = "\n".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 12))
+    path.write_text(f"x0: &x0 [{'1, ' * 9}1]\n{tens}\n")
+    with pytest.raises(ConfigError, match=r"f\.yaml, line 5: more than 100,000 values, by its aliases"):
+        load_config_file(path)
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); name a YAML file$"):
         load_config_file(tmp_path)
     (tmp_path / "config.yaml").touch()

@@ -310,6 +310,9 @@ def test_images_that_cannot_be_read_name_file_and_line(tmp_path: Path) -> None:
     for row, message in ((1, "cannot be decoded"), (2, "no such file"), (3, ".* leads out of")):
         with pytest.raises(BadImage, match=rf"^{row}\.png \(l\.jsonl line {row + 1}\): {message}"):
             source.image(row)
+    longest = table(tmp_path / "set" / "l.jsonl", ["x y " * 999, names[0]], split=["test"] * 2)
+    with pytest.raises(BadImage, match=r"\(l\.jsonl line 1\): .*File name too long"):
+        opened(longest, "test").image(0)
     moved = table(tmp_path / "elsewhere" / "l.jsonl", names, split=["test"] * 4)
     refused(r"0\.png .* was not found below .* taken from its own folder", moved, "test", FileNotFoundError)
 

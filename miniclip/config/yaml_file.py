@@ -17,6 +17,7 @@ from miniclip.common.printing import did_you_mean
 from miniclip.config.sections import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST = 100_000  # values of a file
 # what YAML 1.1 reads as another number than it looks: 0100 is 64, 1:30 is 90
 _ODD_NUMBER = re.compile(r"tag:yaml.org,2002:(int|float) [-+]?(0[0-7_]+|[0-9_]+(:.+)+)")
 
@@ -32,7 +33,7 @@ def read_values(path: Path, sections: Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(root, yaml.MappingNode):
             found = "holds no option" if root is None else "is no mapping of sections"
             raise ConfigError(f"{path} {found}; write e.g. train: {{max_steps: 1000}}")
-        _find_lines(str(path), root, "", lines, set())
+        _find_lines(str(path), root, "", lines, {})
         values = get_loader("yaml")(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}, {_said(error, text)}") from None
@@ -55,16 +56,19 @@ def read_values(path: Path, sections: Mapping[str, str]) -> dict[str, Any]:
 def refuse_twice(option: str, text: str) -> None:
     """Raise ConfigError if a mapping in a value of the command line has a key twice."""
     try:
-        _find_lines(option, yaml.compose(text, _Loader), "", {}, set())
+        _find_lines(option, yaml.compose(text, _Loader), "", {}, {})
     except yaml.YAMLError:
         return  # whatever it is, it is no mapping
 
 
-def _find_lines(where: str, node: yaml.Node | None, prefix: str, lines: dict[str, int], seen: set[int]) -> None:
-    """Fill lines with that of every key, by its dotted path; `seen` has the nodes, for an alias may be a circle."""
+def _find_lines(where: str, node: yaml.Node | None, prefix: str, lines: dict[str, int], seen: dict[int, int]) -> int:
+    """Fill lines with that of every key, by its dotted path; return how many values it has, aliases spelt out.
+
+    seen: that number of each node, for an alias may be a circle, and aliases of aliases a billion values.
+    """
     if node is None or id(node) in seen or not isinstance(node.value, list):
-        return
-    seen.add(id(node))
+        return 1 if node is None else seen.get(id(node), 1)
+    size = seen[id(node)] = 1
     pairs = node.value if isinstance(node, yaml.MappingNode) else enumerate(node.value)
     for key, value in pairs:
         path = f"{prefix}{key.value if isinstance(key, yaml.Node) else key}"
@@ -77,7 +81,11 @@ def _find_lines(where: str, node: yaml.Node | None, prefix: str, lines: dict[str
             if isinstance(value, yaml.ScalarNode) and _ODD_NUMBER.fullmatch(f"{value.tag} {value.value}"):
                 meant = "an octal number, or one of the clock; write it in quotes, or without 0 and :"
                 raise ConfigError(f"{where}, line {line}: {path}: {value.value} is {meant}")
-        _find_lines(where, value, f"{path}.", lines, seen)
+        size += _find_lines(where, value, f"{path}.", lines, seen)
+    if size > _MOST:
+        raise ConfigError(f"{where}, line {node.start_mark.line + 1}: more than {_MOST:,} values, by its aliases")
+    seen[id(node)] = size
+    return size
 
 
 def _text(path: Path) -> str:

@@ -95,7 +95,7 @@ class FileImages(ImageColumn):
         """Eight listed files are looked up: if none is there, the paths are meant from elsewhere."""
         root, sample = self.table.roots[0], rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)].tolist()
         files = [Path(root) / self.paths[row][0] for row in sample]
-        if files and not any(file.exists() for file in files):
+        if files and not any(map(os.path.exists, files)):  # for which a name may be too long
             raise FileNotFoundError(
                 f"{self.name(sample[0])} was not found below {root}, nor were {len(sample) - 1} others; "
                 f"paths in {self.table.label} are taken from its own folder{near_file(files[0])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def _coco(images: Iterable[Any], annotations: Iterable[Any], file: Path, root: P
     # captions_train2017.json goes with the folder train2017
     word = file.stem.rpartition("_")[2]
     first = next(iter(files.values()), "")
-    inside = next((f"{folder}/" for folder in (word, f"images/{word}") if (root / folder / str(first)).is_file()), "")
+    places = [folder for folder in (word, f"images/{word}") if os.path.isfile(f"{root}/{folder}/{first}")]  # noqa: PTH113
+    inside = f"{places[0]}/" if places else ""
     paths = {key: f"{inside}{name}" for key, name in files.items()}
     every = dict.fromkeys((*paths, *said))  # an image that annotations name and the list of images lacks, is bad
     records = [{"file_name": paths.get(key), "captions": said.get(key, [])} for key in every]

@@ -34,7 +34,7 @@ def paths_in(table: Table, column: str) -> list[str]:
         if (":" in path or path[:1] in ("/", "\\") or len(path) > LONG) and (problem := _problem(path)):
             raise ValueError(f"{table.label}, {table.where(row)}: column {column!r} {problem}")
         if "\\" in path:
-            named = Path(root, path).exists() if named is None else named
+            named = os.path.exists(f"{root}/{path}") if named is None else named  # noqa: PTH110
             path = path if named else path.replace("\\", "/")
         if path and leaves_folder(table.roots, path):
             raise ValueError(
@@ -67,7 +67,7 @@ def _found_below(root: str, paths: Sequence[str], label: str) -> list[str]:
     paths have no endings."""
     named = [path for path in paths if path]
     some = named[:: max(1, len(named) // 8)]
-    if not some or any(Path(root, path).exists() for path in some):
+    if not some or any(os.path.exists(f"{root}/{path}") for path in some):  # noqa: PTH110, which raises for a long name
         return list(paths)
     wanted = {os.path.normpath(path) for path in named}
     last = {os.path.basename(path) for path in wanted}  # noqa: PTH119, for the time
