@@ -318,6 +318,12 @@ def test_a_tar_that_changes_or_goes(tmp_path: Path) -> None:
         source.image(1)
 
 
+def test_a_tar_of_folders_of_classes_is_to_be_unpacked(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "t.tar", [(f"test/{name}/0", {"png": png(0)}) for name in ("cat", "dog")])
+    with pytest.raises(ValueError, match=r"t\.tar .*holds images alone; .* unpack it, and name the folder$"):
+        open_labelled(file)
+
+
 def test_classes_in_tars(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "t.tar", samples(0, 3, cls=lambda i: str([10, 9, 10][i]).encode()))
     (tmp_path / "names.txt").write_text("nine\nten\n")

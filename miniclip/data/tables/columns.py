@@ -62,6 +62,10 @@ def label_column(table: Table, wanted: str | None, image: str) -> str:
     if wanted is not None:
         return value_column(table, wanted, "label_column")
     found = [c for c in _named(table.columns, LABEL_NAMES) if c != image and table.kind(c) in ("text", "other")]
+    if [image] == table.columns:
+        raise ValueError(
+            f"{table.label} holds images alone; if folders inside a tar are the classes, unpack it, and name the folder"
+        )
     return _the_one(table, found, "label", "label_column")
 
 
