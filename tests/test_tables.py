@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -67,8 +68,9 @@ def found_pairs() -> Evaluation:
 
 def printed(function: Any, *arguments: Any) -> list[str]:
     """The lines, with one space between words."""
-    out = io.StringIO()
-    function(*arguments, console=Console(file=out, width=200))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setenv("COLUMNS", "200")
+        function(*arguments)
     return [" ".join(line.split()) for line in out.getvalue().splitlines()]
 
 
