@@ -73,6 +73,13 @@ def test_transparency_goes_on_white() -> None:
     assert [pixel(palette, (x, 0), transparency=0) for x in (0, 1)] == [WHITE, RED]
 
 
+def test_a_tiff_of_16_bits_whose_0_is_white() -> None:
+    """Pillow turns those of 8 bits over, also while it writes them; these it stores and reads as they are."""
+    stored = Image.fromarray(np.array([[0, 65535]], dtype=np.uint16))
+    for photometric, first in ((1, (0, 0, 0)), (0, WHITE)):
+        assert decode_image(encoded(stored, "TIFF", tiffinfo={262: photometric}), "x").getpixel((0, 0)) == first
+
+
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])
 def test_values_of_8_bits_in_wider_pixels_are_refused_rather_than_black(kind: type) -> None:
     wide = Image.fromarray(np.arange(200, dtype=kind).reshape(10, 20))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops, TiffImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 # EXIF's orientations 2 to 8 -> what turns the image upright
@@ -24,6 +24,12 @@ def to_rgb(image: Image.Image, at_least: int | None = None) -> Image.Image:
             draft(again, at_least)
             return to_rgb(again)
     rgb = _convert(_upright(image))
+    # a TIFF may call 0 white; Pillow turns that over where it has 8 bits
+    if (
+        image.mode.startswith("I;16")
+        and getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    ):
+        rgb = ImageChops.invert(rgb)
     if rgb is not image:
         rgb.info = {}  # what it says of turning and transparency has been done
     return rgb
