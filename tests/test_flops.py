@@ -76,19 +76,23 @@ def test_a_caption_costs_its_own_tokens() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peak_is_that_of_a_product_timed_here(dtype: torch.dtype) -> None:
-    start, random_state = time.perf_counter(), torch.get_rng_state()
-    peak = matmul_peak("cpu", dtype, seconds=0.3)
-    assert time.perf_counter() - start < 3
-    assert torch.equal(torch.get_rng_state(), random_state)  # the training's draws are its own
+    random_state = torch.get_rng_state()
     a = torch.randn(1024, 1024).to(dtype)
-    torch.mm(a, a)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, a)
-        times.append(time.perf_counter() - start)
-    # other programs may run beside either of them
-    assert 0.5 < peak / (2 * 1024**3 / min(times)) < 4
+    torch.set_rng_state(random_state)
+
+    def ratio() -> float:
+        start, times = time.perf_counter(), []
+        peak = matmul_peak("cpu", dtype, seconds=0.3)
+        assert time.perf_counter() - start < 3
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.mm(a, a)
+            times.append(time.perf_counter() - start)
+        return peak / (2 * 1024**3 / min(times))
+
+    # other programs may run beside either of them, hardly beside one of them five times
+    assert any(0.5 < ratio() < 4 for _ in range(5))
+    assert torch.equal(torch.get_rng_state(), random_state)  # the training's draws are its own
 
 
 def test_peak_counts_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
