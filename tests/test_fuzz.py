@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from support.fuzz_oracle import Group, judge
 from support.fuzz_write import number_of, write
 
 from miniclip.config import DataConfig
-from miniclip.data.captioned import open_source
+from miniclip.data.captioned import ImageSource, open_source
 from miniclip.data.images import BadImage, decode_image
 from miniclip.data.labelled import open_labelled
 from miniclip.data.stream.held_out import streamed_eval_pairs
@@ -64,6 +65,10 @@ def _read_pairs(config: DataConfig, role: str, found: Read) -> None:
     streamed = config.streaming
     source = streamed_eval_pairs(config, role, 1000, 64) if streamed else open_source(config, role)
     found.listed = len(source)
+    _read_each(source, source.captions, found)
+
+
+def _read_each(source: ImageSource, texts: Callable[[int], list[str]], found: Read) -> None:
     for i in range(len(source)):
         try:
             number = number_of(source.image(i))
@@ -71,7 +76,7 @@ def _read_pairs(config: DataConfig, role: str, found: Read) -> None:
             found.said.append(str(error))
             continue
         assert number not in found.pairs, f"image {number} comes twice"
-        found.pairs[number] = source.captions(i)
+        found.pairs[number] = texts(i)
 
 
 def _read_stream(config: DataConfig, found: Read) -> None:
@@ -89,14 +94,7 @@ def _read_stream(config: DataConfig, found: Read) -> None:
 def _read_labelled(source: str, role: str, found: Read) -> None:
     images = open_labelled(source, split=role)
     check_prompts("fuzz", images, None, Tokenizer())
-    for i in range(len(images)):
-        try:
-            number = number_of(images.image(i))
-        except BadImage as error:
-            found.said.append(str(error))
-            continue
-        assert number not in found.pairs, f"image {number} comes twice"
-        found.pairs[number] = [images.classes[images.label(i)]]
+    _read_each(images, lambda i: [images.classes[images.label(i)]], found)
 
 
 def check(plan: Plan, group: Group, found: dict[str, Read], log: list[str]) -> None:

@@ -47,7 +47,7 @@ def report(run: str) -> None:
     """
     from miniclip.evaluation.report.write import write_report
 
-    markdown, page = write_report(Path(run).expanduser())
+    markdown, page = write_report(Path(run))
     print(f"{page} is the page, {markdown} the same in Markdown")
 
 

@@ -211,7 +211,7 @@ def _open(config: DataConfig, source: str, split: str, image_size: int, named: t
             len(pieces["train"]),
         )
         rows, captions = rows[pieces[split]], [captions[i] for i in pieces[split]]
-    whole = sum(count_images(part, column) for part in parts.values())
+    whole = count_images(parts.values(), column)
     return Pairs(images, rows, TextLists(captions), table, split=split if missing else name, whole=whole)
 
 

@@ -73,17 +73,17 @@ def open_labelled(
     usual set (see classes.py) the class names and templates come by themselves.
     Raises FileNotFoundError or ValueError.
     """
-    source, path = str(path_or_name), Path(path_or_name).expanduser()
+    source, folder = str(path_or_name), Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
-    if _holds_folders(Source(str(path))):
-        keys, labels, images, told, whole = _read_folders(path, split, at_least)
+    if _holds_folders(folder):
+        keys, labels, images, told, whole = _read_folders(folder.path, split, at_least)
         rows, holds = np.arange(len(labels)), ""
     else:
         parts = read_parts(source, name, image_column, "image_column", revision)
         told = choose_split(parts, split, source)
         table, rows = chosen = parts[told]
         image = find_image_column(table, image_column, "image_column")
-        whole = sum(count_images(part, image) for part in parts.values())
+        whole = count_images(parts.values(), image)
         column = find_label_column(table, label_column, image)
         images, holds = images_of(table, image, at_least), f"{table.label}: {column} holds"
         keys, labels = _read_labels(list(parts.values()), chosen, column)
@@ -140,10 +140,10 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
 
 def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:
     """The splits that `open_labelled` can open; of folders that are not divided the one word "all"."""
-    path = Path(path_or_name).expanduser()
-    if _holds_folders(Source(str(path))):
-        return list(_labelled_layout(path).splits) or ["all"]
-    return list(read_parts(str(path_or_name), name, revision=revision))
+    source = Source(str(path_or_name))
+    if _holds_folders(source):
+        return list(_labelled_layout(source.path).splits) or ["all"]
+    return list(read_parts(source.text, name, revision=revision))
 
 
 def _holds_folders(source: Source) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -139,12 +139,17 @@ def _relative(path: str, root: str) -> str:
     return os.path.normpath(path) if path and ("./" in path or "//" in path) else path
 
 
-def count_images(part: Part, column: str) -> int:
-    """Images of a split, by the column that holds them; an image that several rows name is one."""
-    if column not in part.table.columns or part.table.kind(column) == "image":
-        return len(part.rows)
-    values = list(part.table.values(column))
-    return len({str(values[row]).strip() for row in part.rows.tolist()})
+def count_images(parts: Iterable[Part], column: str) -> int:
+    """Images of some splits, by the column that holds them; in a split an image that several rows name is one."""
+    total, read = 0, dict[int, list[Any]]()  # a table that several splits share is read once
+    for table, rows in parts:
+        if column not in table.columns or table.kind(column) == "image":
+            total += len(rows)
+            continue
+        if id(table) not in read:
+            read[id(table)] = list(table.values(column))
+        total += len({str(read[id(table)][row]).strip() for row in rows.tolist()})
+    return total
 
 
 def choose_split(splits: Collection[str], split: str, source: str) -> str:

@@ -163,14 +163,16 @@ def files_below(folder: Path, extensions: tuple[str, ...] = ("",), roots: Sequen
     followed = set[str]()  # else two links each in twenty folders lead down a million ways
     for where, below, files in os.walk(folder, followlinks=True):
         shown = sorted(d for d in below if not d.startswith(HIDDEN))
-        links = []
-        for name in (d for d in shown if os.path.islink(f"{where}/{d}")):  # noqa: PTH114
-            target = os.path.realpath(f"{where}/{name}")
-            if target in followed or not _may_follow(f"{where}/{name}", folder, roots):
-                links.append(name)
-            followed.add(target)
-        out += [os.path.relpath(f"{where}/{link}", folder) for link in links]
-        below[:] = [d for d in shown if d not in links]
+        below.clear()
+        for name in shown:
+            if os.path.islink(link := f"{where}/{name}"):  # noqa: PTH114
+                target = os.path.realpath(link)
+                again = target in followed
+                followed.add(target)
+                if again or not is_below(target, roots) or _is_around(target, link, folder):
+                    out.append(os.path.relpath(link, folder))
+                    continue
+            below.append(name)
         inside = str(Path(where).relative_to(folder) / "_")[:-1]  # with its slash, if it is not the folder itself
         shown = sorted(name for name in files if name.lower().endswith(extensions) and not name.startswith("."))
         found += [inside + name for name in shown]
@@ -183,9 +185,9 @@ def files_below(folder: Path, extensions: tuple[str, ...] = ("",), roots: Sequen
     return found
 
 
-def _may_follow(link: str, folder: Path, roots: Sequence[str]) -> bool:
-    target, above = os.path.realpath(link), [place for place in Path(link).parents if place.is_relative_to(folder)]
-    return is_below(target, roots) and target not in map(os.path.realpath, above)
+def _is_around(target: str, link: str, folder: Path) -> bool:
+    """Whether one of the folders that a link lies in, from `folder` down, really is its target."""
+    return target in (os.path.realpath(place) for place in Path(link).parents if place.is_relative_to(folder))
 
 
 def _only_table(folder: Path) -> dict[str, Path]:
