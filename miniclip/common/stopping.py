@@ -17,8 +17,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 INTERRUPTED, TERMINATED = 130, 143  # what a shell says of a process that SIGINT or SIGTERM killed
+REQUEUE = 75  # sysexits.h's "try again later"
 _NAMED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": TERMINATED}
 CODES = {getattr(signal, name): code for name, code in _NAMED.items() if hasattr(signal, name)}
+
+
+class Passing(Exception):
+    """What passes by itself, or with a hand from outside: the same command, started again, goes on with the run."""
 
 
 class Stopped(KeyboardInterrupt):

@@ -39,17 +39,22 @@ class RunConfig:
     Args:
         dir: run directory; metrics, checkpoints, the model and the results are written here.
         seed: every random choice derives from it.
-        resume: go on from the last checkpoint in dir; without one the run starts from the beginning.
-        overwrite: delete the run that dir already holds.
+        resume: go on from the last checkpoint in dir; without one the run starts from the beginning. auto does the
+            same, and nothing if the run is finished: one command that a scheduler may repeat until it is.
+        overwrite: replace the run that dir already holds, which is kept until the new one has a checkpoint.
+        allow_changed_data: resume although the images or captions are no longer those that the run began with.
         checkpoint_every: steps between checkpoints; 0 writes one only at the end.
+        checkpoint_minutes: minutes after which a checkpoint is written, whatever the step; 0 goes by steps alone.
         keep: how many of the newest checkpoints stay on disk.
     """
 
     dir: str = "runs/default"
     seed: int = 0
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
     overwrite: bool = False
+    allow_changed_data: bool = False
     checkpoint_every: int = 200
+    checkpoint_minutes: float = 0
     keep: int = 2
 
     def __post_init__(self) -> None:
@@ -57,7 +62,7 @@ class RunConfig:
         require(0 <= self.seed < 2**32, f"run.seed={self.seed} must lie in [0, 2^32)")
         both = self.resume and self.overwrite
         require(not both, "run.resume and run.overwrite exclude each other; set one to false")
-        at_least("run", self, checkpoint_every=0, keep=1)
+        at_least("run", self, checkpoint_every=0, checkpoint_minutes=0, keep=1)
 
 
 @dataclass(frozen=True)
@@ -277,6 +282,8 @@ class TrainConfig:
         low_share: share of the steps that do so.
         profile_steps: write a trace of that many steps, after a few to warm up, to trace.json in the run directory.
         cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
+        timeout: minutes that a process waits for another one before the run ends; what one process does alone, such
+            as writing a large model, must take less.
     """
 
     max_steps: int | None = None
@@ -290,6 +297,7 @@ class TrainConfig:
     low_share: float = 0.75
     profile_steps: int = 0
     cpu_threads: int | None = None
+    timeout: float = 30
 
     def __post_init__(self) -> None:
         which = f"give train.max_steps or train.epochs{', not both' if self.max_steps else ''}"
@@ -300,6 +308,7 @@ class TrainConfig:
         drop = self.patch_dropout
         require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
         at_least("train", self, max_steps=1, micro_batch_size=1, low_image_size=1, profile_steps=0, cpu_threads=1)
+        require(0 < self.timeout < math.inf, f"train.timeout={self.timeout} is in minutes; use a value above 0")
         require(0 < self.low_share <= 1, f"train.low_share={self.low_share} must lie in (0, 1]")
 
 
