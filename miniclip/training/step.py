@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from miniclip.config import Config
 from miniclip.data.augment import recolour
 from miniclip.data.loader import Batch
+from miniclip.data.sampler import mix
 from miniclip.losses.matrix import Embeddings, GlobalBatch, global_loss
 from miniclip.models import create_model
 from miniclip.models.preprocess import Preprocess
@@ -56,8 +57,6 @@ class Learner:
         self.preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
         torch.manual_seed(config.run.seed)
         self.model = create_model(config.model)
-        # the weights are the same everywhere, dropped patches are not
-        torch.manual_seed(config.run.seed + accelerator.process_index)
         if vocabulary is not None:
             use_small_vocabulary_(self.model, vocabulary)
         self.model.visual.patch_dropout = config.train.patch_dropout
@@ -90,6 +89,8 @@ class Learner:
         the learning rate. sizes: images of each process. mean: the processes' losses -> that of the global batch.
         """
         config, accelerator = self.config, self.accelerator
+        # what a step draws, such as the patches that are left out, hangs on nothing that was drawn before it
+        torch.manual_seed(mix(config.run.seed, number, accelerator.process_index))
         pixels = recolour(batch.image, batch.look) if config.data.flip or config.data.colour_jitter else batch.image
         image, weight = self.inputs(pixels), batch.weight if config.data.weights_for == "loss" else None
         known = GlobalBatch.gathered(config.loss.positives, batch.image_id, batch.text_id, weight, sizes)
