@@ -22,6 +22,7 @@ from PIL import Image
 from support.sources import FakePairs, noise
 from torch.utils.data import DataLoader
 
+from miniclip.common.durable import DiskFull
 from miniclip.data.augment import Augment
 from miniclip.data.cache import prepared as module
 from miniclip.data.cache.prepared import cache_folder, prepare
@@ -363,11 +364,11 @@ def test_too_little_space_is_said_before_the_long_work(tmp_path: Path, folder: P
 
     monkeypatch.setattr(module, "PART", 50)
     usage = shutil.disk_usage(tmp_path)
-    with pytest.raises(ValueError, match=r"100000 images takes about 0\.1 GB, and 0\.1 GB are free in .*cache; set "):
+    with pytest.raises(DiskFull, match=r"100000 images takes about 0\.1 GB, and 0\.1 GB are free in .*cache; set "):
         call(source := even(100_000, 90_000_000), folder)
     assert len(source.decoded()) >= 100
     assert len(call(even(150, 150 * 972), folder)) == 150
-    with pytest.raises(ValueError, match=ADVICE):
+    with pytest.raises(DiskFull, match=ADVICE):
         call(even(150, 150 * 972 - 1), folder / "other")
 
 

@@ -6,11 +6,11 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.common.durable import whole_file
 from miniclip.common.printing import printable
 
 if TYPE_CHECKING:
@@ -141,24 +141,10 @@ def json_safe(value: Any) -> Any:
 
 
 def write_json(path: str | Path, values: Any, indent: int | None = 2) -> None:
-    """Write values; path holds either what it held before or all of it. Raises ValueError for NaN or infinity."""
-    path = Path(path)
+    """Write values; as whole_file does. Raises DiskFull, and ValueError for NaN or infinity."""
     text = json.dumps(values, indent=indent, allow_nan=False) + "\n"
-    if path.exists() and not path.is_file():  # /dev/stdout, a pipe: written to, not replaced
-        path.write_text(text, encoding="utf-8")
-        return
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes the file private; a result is as readable as any file the user writes.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_standing(path: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from miniclip.common.stopping import Passing
@@ -24,25 +25,29 @@ class DiskFull(Passing, OSError):
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path to write to, with any library; then that file takes the place of `path`, synced, as readable as others.
+    """A path of the same name to write to, with any library; that file then takes the place of `path`, synced.
 
-    Whatever ends the write, path holds what it held or all of the new. Raises DiskFull.
+    Whatever ends the write, path holds what it held or all of the new, as readable as other files; a link is replaced,
+    not followed. What is no file, such as /dev/stdout or a pipe, is itself what is written to. Raises DiskFull.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
     part = path.with_name(f"{path.name}.part")
-    with _of_disk(path):
-        try:
-            part.unlink(missing_ok=True)
-            part.touch()
-            mode = part.stat().st_mode  # libraries make private files
-            yield part
-            part.chmod(mode)
-            sync(part)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    sync(path.parent)
+    remove(part)
+    with unfinished(part, path):
+        part.mkdir()  # a folder, for some libraries put files of their own beside what they write
+        new = part / path.name
+        new.touch()
+        mode = new.stat().st_mode  # and some make it private
+        yield new
+        if new.stat().st_mode != mode:
+            new.chmod(mode)
+        sync(new)
+        new.replace(path)
+        shutil.rmtree(part)
+        sync(path.parent)
 
 
 @contextmanager
@@ -51,27 +56,43 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     A process that is killed while one takes the other's place leaves the former as .old.
     """
-    part, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
-    with _of_disk(path):
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            yield part
-            put_in_place(part, path, old)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+    part = path.with_name(f"{path.name}.part")
+    remove(part)
+    with unfinished(part, path):
+        make_folder(part)
+        yield part
+        put_in_place(part, path, path.with_name(f"{path.name}.old"))
 
 
 def put_in_place(part: Path, path: Path, old: Path) -> None:
     """Sync the folder part and give it the name of path; what that named is called old until it is done."""
     sync_tree(part)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    if path.exists():  # else the only one is old, of a process that was killed here
+        remove(old)
         path.replace(old)
     part.replace(path)
     sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, all of it or nothing; it is not synced. Raises DiskFull."""
+    with room(path), path.open("ab", buffering=0) as file:
+        size, left = file.tell(), memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that may exist, and those above it that do not, so that the disk holds their names."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -79,14 +100,16 @@ def sync(path: Path) -> None:
     folder = path.is_dir()
     if folder and os.name == "nt":  # which opens no folders
         return
-    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
-        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks sync no folders
+        # some network disks sync no folders, and one may be written to but not read
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
-    finally:
-        os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:
@@ -96,22 +119,73 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def remove(path: Path) -> None:
+    """A file or folder, if it is there; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def clear_parts(*folders: Path) -> None:
+    """Remove what writes into these folders left when they were cut off."""
+    for folder in folders:
+        for part in folder.glob("*.part"):
+            remove(part)
+
+
 def free_space(folder: Path) -> int:
     """Bytes that this user may still write at a path, whether it exists or not."""
     standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(standing).free
 
 
+def means_full(error: BaseException | None) -> bool:
+    """Whether the system says that there is no room left on a disk."""
+    return getattr(error, "errno", None) in _FULL
+
+
 @contextmanager
-def _of_disk(path: Path) -> Iterator[None]:
+def unfinished(part: Path, path: Path) -> Iterator[None]:
+    """Around what fills part, a file or folder that is to become path: cleared away after a failure.
+
+    Raises DiskFull where the failure is for want of space, whatever a library makes of that.
+    """
     try:
         yield
-    except DiskFull:
+    except BaseException as error:
+        # safetensors has words for it alone, and torch only says that it failed
+        told = means_full(error) or any(os.strerror(number) in str(error) for number in _FULL)
+        full = told or (isinstance(error, RuntimeError) and free_space(part) < _SPARE)  # asked before there is room
+        remove(part)
+        if full:
+            raise _full(path) from error
         raise
+
+
+@contextmanager
+def room(path: Path) -> Iterator[None]:
+    """Around what libraries write at path: raises DiskFull where their error says that it is full.
+
+    One in a thread of theirs is not printed, for the next call raises it.
+    """
+    former = threading.excepthook
+    threading.excepthook = lambda told: None if means_full(told.exc_value) else former(told)
+    try:
+        yield
     except Exception as error:
-        # torch and safetensors tell of it in their own ways, or not at all
-        full = getattr(error, "errno", None) in _FULL or "No space left" in str(error)
-        if not full and (isinstance(error, ValueError) or free_space(path.parent) > _SPARE):
-            raise
-        free = free_space(path.parent) / 1e6
-        raise DiskFull(f"no space left to write {path} ({free:.1f} MB free there); make room") from error
+        before: BaseException | None = error
+        while before is not None and not isinstance(before, DiskFull):
+            before = before.__context__
+        if before is not None:  # what came after it, such as an end of files that cannot be written, tells less
+            raise before from None
+        if means_full(error):
+            raise _full(Path(getattr(error, "filename", None) or path)) from error
+        raise
+    finally:
+        threading.excepthook = former
+
+
+def _full(path: Path) -> DiskFull:
+    return DiskFull(f"no space left to write {path} ({free_space(path) / 1e6:.1f} MB free there); make room")

@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from miniclip.common.arguments import at_home, kind_words, wrong_kind
+from miniclip.common.durable import whole_file
 from miniclip.common.printing import did_you_mean, near_name
 from miniclip.config.eval_section import EvalConfig
 from miniclip.config.loss import LossConfig
@@ -146,10 +147,12 @@ def load_config_file(path: str | Path) -> Config:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write every value, defaults included, as YAML."""
+    """Write every value, defaults included, as YAML. Raises DiskFull."""
     import yaml
 
-    Path(path).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _unknown(key: str, known: Collection[str]) -> str:

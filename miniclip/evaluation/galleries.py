@@ -11,6 +11,7 @@ import torch
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
+from miniclip.common.durable import make_folder, whole_file
 from miniclip.common.page import data_uri, render_page
 from miniclip.common.pixels import to_rgb
 from miniclip.common.printing import one_line
@@ -116,7 +117,7 @@ def _write(source: ImageSource, file: Path, title: str, **values: Any) -> None:
     for row in dict.fromkeys(shown):
         readable_image(source, row, _SIDE).save(jpeg := io.BytesIO(), "JPEG", quality=80)
         images[row] = data_uri(jpeg.getvalue(), "jpeg")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     page = render_page(
         Path(__file__).with_name("examples.html"),
         title=_short(title),
@@ -126,7 +127,8 @@ def _write(source: ImageSource, file: Path, title: str, **values: Any) -> None:
         percent=lambda similarity: round(100 * min(similarity, 1.0)) if similarity > 0 else 0,  # a NaN has no bar
         **values,
     )
-    file.write_text(page, encoding="utf-8")
+    with whole_file(file) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def best_images(pairs: PairEmbeddings, captions: list[int], k: int) -> list[Answer]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from miniclip.common.durable import whole_file
 from miniclip.common.printing import one_line
 from miniclip.evaluation.result import is_number, is_rank, lower_is_better, words_of
 from miniclip.metrics.bootstrap import Figure
@@ -63,9 +64,9 @@ def _drawing(path: str | Path, title: str, width: float, height: float) -> Itera
 
 
 def _save(sheet: Sheet, path: str | Path) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), whole_file(path) as part:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # an emoji becomes a box
-        sheet.savefig(path, format="png")
+        sheet.savefig(part, format="png")
 
 
 def _look(k: int) -> dict[str, Any]:

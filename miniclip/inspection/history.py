@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from miniclip.common.console import json_safe, write_json
+from miniclip.common.durable import make_folder, whole_file
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError
 from miniclip.data.stream.held_out import open_pairs
@@ -72,17 +73,15 @@ class MatrixLog:
 
     def write(self, step: int, model: DualEncoder) -> None:
         """Store the matrix as it is after `step` steps, and the figures of the batch, its loss among them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if not (self.folder / BATCH).exists():
             write_json(self.folder / BATCH, {"captions": self.sample.captions, "names": self.sample.names})
         image, text = self.sample.encode(model, self.preprocess, self.tokenizer, self.options)
         scale, bias = scale_and_bias(model)
         figures = loss_figures(image, text, self.positives, scale, bias, self.loss, step) | {"logit_scale": scale}
         figures |= batch_figures(image, text, scale, bias, self.positives)
-        path = self.folder / f"step_{step:08d}.safetensors"
-        part = path.with_suffix(".part")
-        save_file({"cosine": (image @ text.T).half()}, part, metadata={"figures": json.dumps(json_safe(figures))})
-        part.replace(path)
+        with whole_file(self.folder / f"step_{step:08d}.safetensors") as part:
+            save_file({"cosine": (image @ text.T).half()}, part, metadata={"figures": json.dumps(json_safe(figures))})
 
 
 def read_history(run_dir: Path) -> History | None:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from miniclip.common.console import write_json
+from miniclip.common.durable import make_folder, sync, whole_file
 from miniclip.config import ModelConfig
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.preprocess import Preprocess
@@ -31,17 +32,17 @@ def save_model(
 ) -> Path:
     """Write weights, model config and preprocessing into directory; state takes the place of the model's own weights.
 
-    The weights come last and under their final name only when they are whole, so a directory that has them is complete.
+    The weights get their name last, so a directory that has them is complete; a model that lay there stays until then.
+    Raises DiskFull.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / WEIGHTS).unlink(missing_ok=True)  # another model's weights beside this one's config would mislead
-    write_json(directory / MODEL, asdict(model.config))
-    write_json(directory / PREPROCESS, preprocess.to_dict())
+    make_folder(directory)
     state = with_scalars(model.state_dict() if state is None else state)
-    part = directory / (WEIGHTS + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
-    part.replace(directory / WEIGHTS)
+    with whole_file(directory / WEIGHTS) as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
+        sync(part)  # so that three names change at once: these words beside another model's weights would mislead
+        write_json(directory / MODEL, asdict(model.config))
+        write_json(directory / PREPROCESS, preprocess.to_dict())
     return directory
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from miniclip.common.durable import whole_file
 from miniclip.config import ConfigError
 from miniclip.losses.matrix import Embeddings, GlobalBatch, gather
 from miniclip.metrics.batch import PAIRS, batch_figures
@@ -79,7 +80,7 @@ def at_clamp(scale: float) -> bool:
 def traced(steps: int, left: int, path: Path) -> Iterator[Callable[[], None]]:
     """Write what so many steps spend their time on to path; the context is to be called at the end of each step.
 
-    left: steps that will be taken. Raises ConfigError if that is too few.
+    left: steps that will be taken. Raises ConfigError if that is too few, and DiskFull.
     """
     from torch import profiler
 
@@ -91,6 +92,12 @@ def traced(steps: int, left: int, path: Path) -> Iterator[Callable[[], None]]:
             f"train.profile_steps={steps}: {BEFORE_TRACE} steps come before, {left} are left; set it to at most "
             f"{max(0, left - BEFORE_TRACE)}"
         )
+
+    def write(trace: profiler.profile) -> None:
+        with whole_file(path) as part:
+            trace.export_chrome_trace(str(part))
+            part.with_suffix(".room").write_bytes(bytes(4096))  # the export takes no notice of a full disk
+
     schedule = profiler.schedule(wait=1, warmup=BEFORE_TRACE - 1, active=steps, repeat=1)
-    with profiler.profile(schedule=schedule, on_trace_ready=lambda t: t.export_chrome_trace(str(path))) as found:
+    with profiler.profile(schedule=schedule, on_trace_ready=write) as found:
         yield found.step

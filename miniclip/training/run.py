@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.common.durable import room
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
 from miniclip.models import resolve
@@ -45,8 +46,9 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
 
     Every process of an `accelerate launch` or `torchrun` calls it. open_hooks: called with the resolved configuration
     before the first step, so that nothing can be missing after it. Raises ConfigError, ValueError or FileNotFoundError
-    before the first step for what can be known by then, and NonFiniteLoss at the step where the loss breaks. Ctrl-C,
-    SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a KeyboardInterrupt.
+    before the first step for what can be known by then, NonFiniteLoss at the step where the loss breaks, DiskFull for
+    whatever could not be written. Ctrl-C, SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a
+    KeyboardInterrupt.
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
@@ -55,7 +57,7 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     if before and config.train.precision == "auto":
         config = config.with_precision(before)
     check_possible(config)
-    with Stopping() as stopping:
+    with Stopping() as stopping, room(Path(config.run.dir)):
         accelerator, precision = build_accelerator(config)
         if before:
             kept = before == precision.name

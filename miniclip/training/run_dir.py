@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import checkpoints
 
@@ -90,7 +91,8 @@ def prepare_run_dir(config: Config, first_step: int) -> None:
         for pattern in ("metrics.jsonl", "results.json", "examples.*", "queries.png", "confusion_*.png", events):
             for path in run_dir.glob(pattern):
                 path.unlink()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
+    clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)
     save_config(config, run_dir / "config.yaml")
     _trim_metrics(run_dir / "metrics.jsonl", first_step)
     for matrix in kept_matrices(run_dir):
@@ -109,16 +111,14 @@ def _trim_metrics(path: Path, first_step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             break
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text("".join(kept), encoding="utf-8")
 
 
 def append_metrics(run_dir: Path, step: int, values: dict[str, Any]) -> None:
-    """One line of metrics.jsonl; what is not finite becomes null, which JSON can say."""
+    """One line of metrics.jsonl; what is not finite becomes null, which JSON can say. Raises DiskFull."""
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
+    append(run_dir / "metrics.jsonl", json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from miniclip.common.durable import whole_file
 from miniclip.common.printing import one_line
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
@@ -41,9 +42,9 @@ def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: st
     _sizes(figure.add_subplot(top[1]), found)
     _words(figure.add_subplot(grid[1]), told)
     _worst(figure, grid[2], found, sources)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), whole_file(path) as part:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
-        figure.savefig(path, format="png")
+        figure.savefig(part, format="png")
 
 
 def _words(axes: Axes, text: str) -> None:

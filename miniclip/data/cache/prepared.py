@@ -1,6 +1,7 @@
 """The prepared cache: images decoded and shrunk once, captions tokenised once, in files that are mapped into memory.
 
-A part of a store (store.py) becomes visible by one rename: whatever ends a build early, the next goes on from there.
+A part of a store (store.py) becomes visible by one rename, when it is on the disk: whatever ends a build early, the
+next goes on from there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
+from miniclip.common.durable import DiskFull, free_space, make_folder, means_full, sync, sync_tree
 from miniclip.common.printing import one_line
 from miniclip.data.ahead import in_order
 from miniclip.data.augment import Augment
@@ -58,7 +60,7 @@ def prepare(
 
     folder: data.cache_dir. label: what tells this source and split from others, for the key and for messages.
     allowed: data.max_bad_fraction. Of several processes that want the same store, one builds it and the others wait.
-    Raises TooManyBad; ValueError with advice if the folder cannot be written, or the disk is too small.
+    Raises TooManyBad; ValueError with advice if the folder cannot be written, DiskFull if the disk is too small.
     """
     # image_size, too: a large JPEG is decoded smaller, as far as that size allows
     key = [FORMAT, label, augment.image_size, augment.stored_side, augment.kind, augment.resize]
@@ -101,7 +103,7 @@ class _Build:
     def alone(self) -> Prepared:
         """Build while no other process does; if another has just done so, its store."""
         with _writing(self.directory):
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.directory.parent)
             lock = FileLock(self.directory.with_suffix(".lock"))
             with self._bar("waiting for another run that prepares these images", delay=1.0) as bar:
                 while not lock.is_locked:
@@ -134,7 +136,7 @@ class _Build:
                 problem = problem or str(error)
         keep = {part_name(i) for i in parts}
         with _writing(self.directory):
-            self.directory.mkdir(exist_ok=True)
+            make_folder(self.directory)
             for path in list(self.directory.iterdir()):
                 if path.name not in keep:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -200,14 +202,14 @@ class _Build:
         return image.height, image.width, image.tobytes(), self.source.captions(row)
 
     def _check_space(self, size: int) -> None:
-        """The first images tell what all of them take; raises ValueError before the disk is full."""
+        """The first images tell what all of them take; raises DiskFull before it is."""
         if len(self.sizes) == SAMPLED:
             return
         self.sizes.append(size)
-        needed, free = sum(self.sizes) / SAMPLED * self.missing, shutil.disk_usage(self.directory).free
+        needed, free = sum(self.sizes) / SAMPLED * self.missing, free_space(self.directory)
         if len(self.sizes) == SAMPLED and needed > free:
             takes = f"preparing {self.missing} images takes about {needed / 1e9:.1f} GB"
-            raise ValueError(f"{takes}, and {free / 1e9:.1f} GB are free in {self.directory.parent}; {ADVICE}")
+            raise DiskFull(f"{takes}, and {free / 1e9:.1f} GB are free in {self.directory.parent}; {ADVICE}")
 
     @contextmanager
     def _new(self, name: str) -> Iterator[Path]:
@@ -218,7 +220,9 @@ class _Build:
                 path.mkdir()
             yield path
             with _writing(self.directory):
+                sync_tree(path)
                 path.replace(self.directory / name)
+                sync(self.directory)
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -234,4 +238,5 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"the prepared images cannot be written to {directory.parent}: {error}; {ADVICE}") from error
+        kind = DiskFull if means_full(error) else ValueError
+        raise kind(f"the prepared images cannot be written to {directory.parent}: {error}; {ADVICE}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +13,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from miniclip.common.console import is_words
+from miniclip.common.durable import whole_file
 from miniclip.common.page import data_uri, render, render_page
 from miniclip.common.printing import printable
 from miniclip.data.tables.source import told_split
@@ -71,17 +71,24 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         raise ValueError(f"{folder} is a link that leads out of the run; remove it")
     markdown, page, curves = (folder / name for name in ("report.md", "report.html", "curves.png"))
     for path in (markdown, page, curves):
-        path.unlink(missing_ok=True)  # a link would be followed
+        if path.is_symlink():  # one to a device would be followed
+            path.unlink()
     drawn = None
-    with suppress(ValueError):  # no line holds a figure
+    try:
         curves_png(run.lines, curves, run.directory.name)
         drawn = run.png(f"{_FOLDER}/{curves.name}")
+    except ValueError:  # no line holds a figure
+        curves.unlink(missing_ok=True)
     told = {"title": run.directory.name or "run", "status": _status(run), "sections": _sections(run, drawn)}
     helpers = {"is_words": is_words, "remark": _remark, "address": _address, "label": _label, "line": _line}
     values: dict[str, Any] = {**told, **helpers, "embedded": data_uri}
     here = Path(__file__)
-    markdown.write_text(render(here.with_name("report.md"), _inline, **values), encoding="utf-8")
-    page.write_text(render_page(here.with_name("report.html"), **values), encoding="utf-8")
+    for path, text in (
+        (markdown, render(here.with_name("report.md"), _inline, **values)),
+        (page, render_page(here.with_name("report.html"), **values)),
+    ):
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
     return markdown, page
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from miniclip.common.durable import whole_file
 from miniclip.inspection.contents import Inspection
 from miniclip.inspection.numbers import numbers
 from miniclip.inspection.sample import THUMBNAIL
@@ -53,7 +54,8 @@ def write_report(inspection: Inspection, path: str | Path) -> Path:
         script="\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )
     path = Path(path)
-    path.write_bytes(page.encode("utf-8", "replace"))
+    with whole_file(path) as part:
+        part.write_bytes(page.encode("utf-8", "replace"))
     return path
 
 
