@@ -175,16 +175,21 @@ def room(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        before: BaseException | None = error
-        while before is not None and not isinstance(before, DiskFull):
-            before = before.__context__
-        if before is not None:  # what came after it, such as an end of files that cannot be written, tells less
-            raise before from None
-        if means_full(error):
-            raise _full(Path(getattr(error, "filename", None) or path)) from error
+        # what comes after it, such as an end of files that were never begun, says less
+        chain = list(_chain(error))
+        if told := [one for one in chain if isinstance(one, DiskFull)]:
+            raise told[-1] from None
+        if found := [one for one in chain if means_full(one)]:
+            raise _full(Path(getattr(found[-1], "filename", None) or path)) from error
         raise
     finally:
         threading.excepthook = former
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def _full(path: Path) -> DiskFull:

@@ -1,0 +1,267 @@
+"""Every file that is written: whole and on the disk before it has its name, also when the disk is full."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from support.disks import fill, in_memory
+from support.files import write_beside
+from test_signals import assert_same_weights, exact
+from test_training import TINY, run
+
+from miniclip.cli.eval import main as eval_main
+from miniclip.cli.train import train_main
+from miniclip.common.durable import DiskFull, append, free_space, whole_file, whole_folder
+from miniclip.common.stopping import REQUEUE
+
+EVERYTHING = [
+    "--eval.every",
+    "3",
+    "--eval.best",
+    "retrieval/image_to_text_r1",
+    "--log.matrix_every",
+    "3",
+    "--log.matrix_size",
+    "2",
+    "--log.trackers",
+    "[tensorboard]",
+    "--train.profile_steps",
+    "1",
+    "--run.checkpoint_every",
+    "2",
+]
+UNSYNCED = ("metrics.jsonl", "events.out.tfevents.", "hparams.yml", ".lock")  # a resume writes them again, or nobody
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+class Diary:
+    """What a process has synced and named, in order: ("sync", inode, size) and ("name", from, to)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kept: list[tuple[Any, ...]] = []
+        sync, name = os.fsync, os.replace
+
+        def synced(file: int) -> None:
+            sync(file)
+            self.kept.append(("sync", os.fstat(file).st_ino, os.fstat(file).st_size))
+
+        def named(source: Any, target: Any, **options: Any) -> None:
+            name(source, target, **options)
+            self.kept.append(("name", Path(source).absolute(), Path(target).absolute()))
+
+        for function, names in ((synced, ["fsync"]), (named, ["replace", "rename"])):
+            for one in names:
+                monkeypatch.setattr(os, one, function)
+
+    def lacking(self, file: Path) -> str:
+        """What the disk might not hold of a file after a power cut, or nothing."""
+        places = {file, *file.parents}
+        at = max((k for k, (kind, _, to) in enumerate(self.kept) if kind == "name" and to in places), default=None)
+        if at is None:
+            return f"{file} was written under its own name"
+        whole = self.kept[at][2]
+        inner = (
+            [file, *(folder for folder in file.parents if folder.is_relative_to(whole))] if whole != file else [file]
+        )
+        synced = [{inode for kind, inode, _ in part if kind == "sync"} for part in (self.kept[:at], self.kept[at:])]
+        missing = [path for path in inner if path.stat().st_ino not in synced[0]]
+        missing += [whole.parent] * (whole.parent.stat().st_ino not in synced[1])
+        return f"{file}: {', '.join(map(str, missing))} not synced" * bool(missing)
+
+
+def files(*folders: Path) -> list[Path]:
+    found = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not path.name.startswith(UNSYNCED) and path.suffix != ".lock")
+
+
+def test_a_training_syncs_each_file_before_it_names_it(
+    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = write_beside(tmp_path / "pairs", 0, 80)
+    diary, directory, cache = Diary(monkeypatch), tmp_path / "new" / "run", tmp_path / "cache"
+    data = ["--data.source", str(pairs), "--data.cache", "true", "--data.cache_dir", str(cache)]
+    run(config_file, directory, *EVERYTHING, *data)
+    written = files(directory, cache)
+    names = {path.name for path in written}
+    assert names >= {
+        "config.yaml",
+        "results.json",
+        "trace.json",
+        "examples.html",
+        "best.json",
+        "optimizer.bin",
+        "pixels",
+    }
+    assert not [said for path in written if (said := diary.lacking(path))]
+    # the folders that hold the names, too
+    inodes = {inode for kind, inode, *_ in diary.kept if kind == "sync"}
+    assert {folder.stat().st_ino for folder in (tmp_path, tmp_path / "new", directory, cache)} <= inodes
+    weights = [path for path in written if path.suffix == ".safetensors"]
+    assert {oct(path.stat().st_mode) for path in written} == {oct((directory / "config.yaml").stat().st_mode)}, weights
+    assert not list(directory.rglob("*.part"))
+
+
+COMMANDS = {
+    "zeroshot": "zeroshot --checkpoint RUN --task unseen --size 16",
+    "retrieval": "retrieval --checkpoint RUN --data shapes --size 16",
+    "matrix": "matrix --checkpoint RUN --size 8",
+    "classify": "classify --checkpoint RUN --data PAIRS --classnames classes.txt --out OUT/classified",
+    "report": "report RUN",
+    "audit": "audit --data PAIRS --json OUT/audit.json --png OUT/audit.png",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run(str(folder / "tiny.yaml"), folder / "RUN", "--eval.tasks", "[]")
+    write_beside(folder / "PAIRS", 0, 24)
+    (folder / "classes.txt").write_text("red\ngreen\n")
+    (folder / "OUT").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_syncs_each_file_before_it_names_it(
+    command: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, diary = {path: path.stat().st_mtime_ns for path in files(trained)}, Diary(monkeypatch)
+    monkeypatch.chdir(trained)
+    assert eval_main(COMMANDS[command].split()) in (0, 1)
+    written = [path for path in files(trained) if before.get(path) != path.stat().st_mtime_ns]
+    assert written and not [said for path in written if (said := diary.lacking(path))]
+    assert not list(trained.rglob("*.part"))
+
+
+def test_what_ends_a_write_leaves_what_was_there(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    for path in (file, folder):
+        part = path.with_name(f"{path.name}.part")
+        part.mkdir()
+        (part / "left").write_text("of a process that was killed")
+    old = os.umask(0o027)
+    try:
+        for text in ("first", "second"):
+            with whole_file(file) as part:
+                part.write_text(text)
+                part.chmod(0o600)  # as libraries do
+            with whole_folder(folder) as part:
+                (part / "one").write_text(text)
+    finally:
+        os.umask(old)
+    for whole in (whole_file, whole_folder):
+        with pytest.raises(KeyboardInterrupt), whole(tmp_path / whole.__name__.removeprefix("whole_")):  # type: ignore[operator]
+            raise KeyboardInterrupt
+    assert file.read_text() == (folder / "one").read_text() == "second"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "one"]
+    # killed between the two names: the former is still there, and goes only when the next has its own
+    folder.replace(tmp_path / "folder.old")
+    with pytest.raises(ValueError, match="damaged"), whole_folder(folder):
+        raise ValueError("damaged")
+    assert (tmp_path / "folder.old" / "one").exists()
+
+
+def test_a_full_disk_is_said_and_leaves_no_half(tmp_path: Path) -> None:
+    with in_memory(tmp_path / "disk", 2) as disk:
+        log, model = disk / "metrics.jsonl", disk / "model"
+        append(log, "x" * 4000 + "\n")  # 95 bytes below a page, which is what a disk gives
+        with whole_file(model) as part:
+            part.write_text("before")
+        filler = fill(disk)
+        for write in (
+            lambda: append(log, "y" * 200 + "\n"),
+            lambda: _write(model, lambda part: part.write_bytes(bytes(5000))),
+        ):
+            with pytest.raises(DiskFull, match=rf"no space left to write {disk}/m\S+ \(0.0 MB free there\); make room"):
+                write()
+        filler.unlink()
+        # torch says only that a write failed, and of a file that had room until then
+        for save in (torch.save, save_file):
+            with pytest.raises(DiskFull, match=f"no space left to write {model} "):
+                _write(model, lambda part, save=save: save({"a": torch.zeros(1_000_000)}, part))
+        assert log.read_text() == "x" * 4000 + "\n" and model.read_text() == "before"
+        assert {path.name for path in disk.iterdir()} == {"metrics.jsonl", "model"} and free_space(
+            disk / "no" / "such"
+        ) > 1e6
+        with pytest.raises(RuntimeError, match="another"), whole_file(model):
+            raise RuntimeError("another cause")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    with whole_file(path) as part:
+        write(part)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run(str(folder / "tiny.yaml"), folder / "run", *EVERYTHING)
+    return folder / "run"
+
+
+# what is called when the disk has just become full -> what the message names
+STRIKES = {
+    "miniclip.training.run_dir.save_config": "config.yaml",
+    "accelerate.Accelerator.init_trackers": "",
+    "miniclip.inspection.history.MatrixLog.write": "matrix",
+    "torch.profiler.profile.export_chrome_trace": "trace.json",
+    "miniclip.training.best.Best.offer": "best",
+    "accelerate.Accelerator.save_state": "checkpoints/step_00000002",
+    "miniclip.training.run.save_model": "model/model.safetensors",
+    "miniclip.evaluation.tasks.Retrieval.draw": "examples.html",
+    "miniclip.evaluation.suite.write_json": "results.json",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("struck", STRIKES)
+def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+    struck: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with in_memory(tmp_path / "disk", 128) as disk:
+        directory = disk / "run"
+        command = ["--config", str(undisturbed.parent / "tiny.yaml"), "--run.dir", str(directory), *EVERYTHING]
+        with monkeypatch.context() as patch:
+            owner, name = pkgutil.resolve_name(struck.rpartition(".")[0]), struck.rpartition(".")[2]
+            called, fillers = getattr(owner, name), list[Path]()
+
+            def full(*arguments: Any, **options: Any) -> Any:
+                fillers.append(fill(disk))
+                return called(*arguments, **options)
+
+            patch.setattr(owner, name, full)
+            assert train_main(command) == REQUEUE
+        said = capsys.readouterr().err
+        line = rf"train.py: error: no space left to write {directory}/?{STRIKES[struck]}\S* \(\d\.\d MB free there\); make room"
+        assert re.search(line, said) and "Traceback" not in said
+        assert not list(disk.rglob("*.part"))
+        fillers[0].unlink()
+        assert train_main([*command, "--run.resume", "true"]) == 0
+        for name in (
+            "model/model.safetensors",
+            "best/model.safetensors",
+            "checkpoints/step_00000006/model.safetensors",
+        ):
+            assert_same_weights(directory / name, undisturbed / name)
+        assert exact(directory) == exact(undisturbed)
+        assert {path.relative_to(directory) for path in files(directory)} == {
+            path.relative_to(undisturbed) for path in files(undisturbed)
+        }
