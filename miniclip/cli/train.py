@@ -13,7 +13,7 @@ from miniclip.cli.ending import ending
 from miniclip.common.arguments import advised, refused
 from miniclip.common.notes import say_once
 from miniclip.common.printing import printable
-from miniclip.common.stopping import CODES, INTERRUPTED, Stopped, resume_command
+from miniclip.common.stopping import CODES, INTERRUPTED, REQUEUE, Passing, Stopped, resume_command
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
 if TYPE_CHECKING:
@@ -66,12 +66,18 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
 
 
 def train_main(arguments: list[str] | None = None, program: str = "train.py") -> int:
-    """0, 2 after a line about what cannot be run as asked, 130 or 143 after one on how to go on from a signal.
+    """0; 2 after a line about what cannot be run as asked; 75 (REQUEUE) after what passes by itself, and from SIGUSR1;
+    130 and 143 from Ctrl-C and SIGTERM. All but 0 and 2 say how to go on.
 
     MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of a line.
     """
+    go_on = ""
     try:
-        return _train(arguments, program)
+        config = load_config(arguments)
+        go_on = f"; go on with: {resume_command(arguments, 'auto' if config.run.resume == 'auto' else 'true')}"
+        return _train(config, arguments, program, go_on)
+    except ConfigError as error:
+        return refused(program, str(error))
     except KeyboardInterrupt as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
@@ -81,16 +87,11 @@ def train_main(arguments: list[str] | None = None, program: str = "train.py") ->
         for number in CODES:
             signal.signal(number, signal.SIG_IGN)
     if int(os.environ.get("RANK", 0)) == 0:
-        advice = f"; go on with: {resume_command(arguments)}" if stop.checkpoint else ""
-        print(f"{program}: {printable(str(stop))}{advice}", file=sys.stderr)
+        print(f"{program}: {printable(str(stop))}{go_on if stop.checkpoint else ''}", file=sys.stderr)
     return stop.code
 
 
-def _train(arguments: list[str] | None, program: str) -> int:
-    try:
-        config = load_config(arguments)
-    except ConfigError as error:
-        return refused(program, str(error))
+def _train(config: Config, arguments: list[str] | None, program: str, go_on: str) -> int:
     say_once()
     # torch takes seconds to import: --help and a wrong key do not wait for it
     from miniclip.training.loop import NonFiniteLoss
@@ -100,11 +101,13 @@ def _train(arguments: list[str] | None, program: str) -> int:
         with advised(f"use {', '.join(smaller)}, or in an evaluation a smaller eval.batch_size"):
             if run(config):  # the main process
                 print(ending(config, arguments, program))
-    except (NonFiniteLoss, OSError, ValueError, MemoryError) as error:
+    except (NonFiniteLoss, Passing, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
+        if isinstance(error, Passing):
+            refused(program, str(error), go_on)
+            return REQUEUE
         saved = any(Path(config.run.dir).glob("checkpoints/step_*[0-9]"))
         goes_on = isinstance(error, MemoryError) and saved and len(smaller) > 1
-        advice = f"; go on with: {resume_command(arguments)} {smaller[0]}" if goes_on else ""
-        return refused(program, str(error), advice)
+        return refused(program, str(error), f"{go_on} {smaller[0]}" if goes_on else "")
     return 0

@@ -6,11 +6,14 @@ every process, or the others wait for ever.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def place() -> tuple[int, int]:
@@ -39,3 +42,19 @@ def gathered(values: list[Any]) -> list[Any]:
     parts: list[Any] = [None] * place()[1]
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
+
+
+def from_main(decide: Callable[[], T]) -> T:
+    """What decide returns on the main process, which alone calls it, or raises there: the same in every process."""
+    told: list[Any] = [None, None]
+    if place()[0] == 0:
+        try:
+            told[0] = decide()
+        except Exception as error:
+            told[1] = error
+    if place()[1] > 1:
+        dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    value: T = told[0]
+    return value

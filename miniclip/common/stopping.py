@@ -96,8 +96,8 @@ class Stopping:
         self.agreed = TERMINATED if terminated else INTERRUPTED if interrupted else 0
 
 
-def resume_command(arguments: Sequence[str] | None) -> str:
-    """What goes on with a run, quoted for a shell: its own command line with --run.resume true.
+def resume_command(arguments: Sequence[str] | None, resume: str = "true") -> str:
+    """What goes on with a run, quoted for a shell: its own command line with --run.resume, true or auto.
 
     arguments: of train.py; None takes the process's, with what started it.
     """
@@ -108,7 +108,7 @@ def resume_command(arguments: Sequence[str] | None) -> str:
             kept.append(word)
         elif not given:
             next(words, None)
-    return shlex.join([*(_started() if arguments is None else ["train.py"]), *kept, "--run.resume", "true"])
+    return shlex.join([*(_started() if arguments is None else ["train.py"]), *kept, "--run.resume", resume])
 
 
 def _started() -> list[str]:

@@ -18,7 +18,7 @@ from miniclip.models import DualEncoder, tower_of
 from miniclip.training.precision import Precision, agreed
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,20 @@ def check_possible(config: Config) -> None:
         )
 
 
+def form_group() -> PartialState:
+    """The processes that were started together can tell each other things from here on."""
+    from accelerate import PartialState
+
+    # the others wait while the main process evaluates
+    return PartialState(cpu=_cpu_asked_for(), timeout=timedelta(hours=6))
+
+
+def _cpu_asked_for() -> bool:
+    """Without a device, torchrun's processes form a group only if the CPU is asked for."""
+    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not has_device
+
+
 def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
     """Accelerate, with nothing of its launcher's environment that would change the run unasked, and its precision.
 
@@ -51,18 +65,14 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
     resolved. Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other
     than DDP and FSDP.
     """
-    from accelerate import Accelerator, PartialState
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import DistributedType, LoggerType
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
-    # without a device, torchrun's processes form a group only if the CPU is asked for
-    cpu = processes > 1 and not has_device
-    # the others wait while the main process evaluates
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
+    state = form_group()
     if state.device.type == "cpu":
         share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
     assert config.model.image_encoder is not None
@@ -76,7 +86,7 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
         require(name in known, f"log.trackers: {name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
     accelerator = Accelerator(
         mixed_precision="no" if precision.name == "fp32" else precision.name,
-        cpu=cpu,
+        cpu=_cpu_asked_for(),
         log_with=config.log.trackers or None,
         project_dir=config.run.dir,
         dynamo_backend="no",  # train.compile decides

@@ -181,5 +181,5 @@ class Loop:
         """
         seconds, samples = self.progress.seconds, self.progress.samples
         speed = samples / seconds if seconds else None
-        values = {"steps": self.feed.steps, "train_seconds": seconds, "samples_per_s": speed}
-        return values | {"bad": self.feed.bad.names, "best": self.best.record()}
+        values = {"steps": self.feed.steps, "epochs": self.config.train.epochs, "train_seconds": seconds}
+        return values | {"samples_per_s": speed, "bad": self.feed.bad.names, "best": self.best.record()}

@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniclip.common.durable import room
+from miniclip.common.processes import from_main
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
 from miniclip.models import resolve
 from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
-from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding
+from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding, form_group
 from miniclip.training.batches import MapBatches, TrainBatches, open_batches
 from miniclip.training.checkpoint import Progress, handed_out, load_checkpoint
 from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
-from miniclip.training.run_dir import check_run_dir, flat, precision_before, prepare_run_dir
+from miniclip.training.run_dir import flat, prepare_run_dir, standing
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
@@ -45,27 +46,33 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     """Run the whole of a configuration; returns what finish does.
 
     Every process of an `accelerate launch` or `torchrun` calls it. open_hooks: called with the resolved configuration
-    before the first step, so that nothing can be missing after it. Raises ConfigError, ValueError or FileNotFoundError
+    before the first step, so that nothing can be missing after it. With run.resume=auto a run that is finished is left
+    as it is, and what it returned is returned again. Raises ConfigError, ValueError or FileNotFoundError
     before the first step for what can be known by then, NonFiniteLoss at the step where the loss breaks, DiskFull for
     whatever could not be written. Ctrl-C, SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a
     KeyboardInterrupt.
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
-    check_run_dir(config)
-    before = precision_before(config)
-    if before and config.train.precision == "auto":
-        config = config.with_precision(before)
-    check_possible(config)
     with Stopping() as stopping, room(Path(config.run.dir)):
-        accelerator, precision = build_accelerator(config)
-        if before:
-            kept = before == precision.name
-            precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
+        group = form_group()
         try:
-            return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
+            results, before = from_main(lambda: standing(config))
+            if results is not None:
+                return results if group.is_main_process else {}
+            if before and config.train.precision == "auto":
+                config = config.with_precision(before)
+            check_possible(config)
+            accelerator, precision = build_accelerator(config)
+            if before:
+                kept = before == precision.name
+                precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
+            try:
+                return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
+            finally:
+                accelerator.end_training()
         finally:
-            accelerator.end_training()
+            group.destroy_process_group()
 
 
 def _train(

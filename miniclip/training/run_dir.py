@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
-from miniclip.models.saved import checkpoints
+from miniclip.models.saved import WEIGHTS, checkpoints, read_json
+
+log = logging.getLogger(__name__)
 
 # What may change between a run and its resume; the rest decides which pairs a step sees, or what it computes.
 _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir", "model.activation_checkpointing")
 
-
+RESULTS = "results.json"  # comes last: a run that has it for all its steps is finished
 MATRICES = "matrix"  # folder of the matrices of a fixed batch
 BEST = "best"  # folder of the model that eval.best chose
 _FOLDERS = ("checkpoints", "model", BEST, f"{BEST}.part", f"{BEST}.old", MATRICES, "inspection", "evaluation", "report")
@@ -26,6 +29,43 @@ def kept_matrices(run_dir: Path) -> list[Path]:
     """The matrices of the fixed batch, in the order of their steps."""
     files = (run_dir / MATRICES).glob("step_*.safetensors")
     return sorted(path for path in files if re.fullmatch(r"step_\d{8,}", path.stem))
+
+
+class Standing(NamedTuple):
+    """What a run stands at before it begins or goes on. results: what results.json holds, where run.resume=auto finds
+    it finished. precision: what it was computed in, None for one that begins."""
+
+    results: dict[str, Any] | None = None
+    precision: Format | None = None
+
+
+def standing(config: Config) -> Standing:
+    """Look at the run that the configuration names. Raises what check_run_dir does."""
+    check_run_dir(config)
+    file = Path(config.run.dir) / "config.yaml"
+    if not config.run.resume or not file.exists():
+        return Standing()
+    precision = load_config_file(file).train.precision
+    results = _results(config) if config.run.resume == "auto" else None
+    if results is not None:
+        print(f"the run in {config.run.dir} is finished, nothing to do", flush=True)
+    return Standing(results, None if precision == "auto" else precision)
+
+
+def _results(config: Config) -> dict[str, Any] | None:
+    """Of a run that is as long as the configuration asks for, and ended: a longer one may have been cut off since."""
+    run_dir, length = Path(config.run.dir), config.train
+    if not (run_dir / "model" / WEIGHTS).exists() or not (run_dir / RESULTS).exists():
+        return None
+    try:
+        results = read_json(run_dir / RESULTS)
+        steps, epochs = (results["training"].get(key) for key in ("steps", "epochs"))
+    except (ValueError, KeyError, AttributeError):
+        log.warning("%s is not the results of a training; its final evaluation is done again", run_dir / RESULTS)
+        return None
+    long = steps == length.max_steps if length.epochs is None else epochs == length.epochs
+    newest = [int(folder.name.removeprefix("step_")) for folder in checkpoints(run_dir)[-1:]]
+    return results if long and newest in ([], [steps]) else None
 
 
 def check_run_dir(config: Config) -> None:
@@ -46,13 +86,6 @@ def check_run_dir(config: Config) -> None:
         _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
 
 
-def precision_before(config: Config) -> Format | None:
-    """What the run that config resumes was computed in; None without such a run."""
-    file = Path(config.run.dir) / "config.yaml"
-    saved = load_config_file(file).train.precision if config.run.resume and file.exists() else "auto"
-    return None if saved == "auto" else saved
-
-
 def _is_run(run_dir: Path) -> bool:
     """Whether its config.yaml is a run's."""
     try:
@@ -69,7 +102,7 @@ def _check_unchanged(new: Config, old: Config) -> None:
     newest = checkpoints(Path(new.run.dir))[-1:]
     # the data may lie elsewhere, or be called otherwise: the checkpoint knows what they are
     files = [folder / "progress.json" for folder in newest]
-    compared = all(file.exists() and '"contents"' in file.read_text(encoding="utf-8") for file in files)
+    compared = all(file.exists() and b'"contents"' in file.read_bytes() for file in files)
     free = (*_FREE, "data.source") if compared else _FREE
     changed = [key for key in fixed if key not in free and now[key] != then[key]]
     if changed:

@@ -1,0 +1,97 @@
+"""What a start finds in its run directory: nothing, a run to go on with, one that is finished, or another process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.files import write_beside
+from test_signals import assert_same_weights, before, exact
+from test_training import TINY, run
+
+from miniclip.cli.train import train_main
+from miniclip.common.stopping import CODES, REQUEUE, Passing
+from miniclip.evaluation import suite
+from miniclip.training import loop
+
+AUTO = ["--run.resume", "auto"]
+FEW = ["--eval.tasks", "[]", "--train.max_steps", "2"]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("length", [["--train.max_steps", "6"], ["--train.max_steps", "null", "--train.epochs", "1.5"]])
+def test_one_command_until_the_run_is_finished(
+    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], length: Any
+) -> None:
+    """It begins, goes on, redoes a final evaluation that was cut off, and then does nothing, also without the data."""
+    data = write_beside(tmp_path / "data", 0, 36)
+    options = ["--config", config_file, "--data.source", str(data), "--eval.tasks", "[retrieval]", *length]
+    assert train_main([*options, "--run.dir", str(tmp_path / "whole")]) == 0
+    directory = tmp_path / "run"
+    arguments = [*options, "--run.dir", str(directory), *AUTO]
+    for name, call, number in (("_step", 3, signal.SIGUSR1), ("final_evaluation", 1, signal.SIGTERM)):
+        with monkeypatch.context() as patch:
+            before(patch, name, call, number)
+            assert train_main(arguments) == CODES[number]
+        assert capsys.readouterr().err.endswith("--run.resume auto\n")
+    assert train_main(arguments) == 0
+    assert exact(directory) == exact(tmp_path / "whole")
+    assert_same_weights(directory / "model/model.safetensors", tmp_path / "whole/model/model.safetensors")
+    left, _ = contents(directory), capsys.readouterr()
+    shutil.rmtree(data)
+    assert train_main(arguments) == 0
+    assert f"the run in {directory} is finished, nothing to do\n" in capsys.readouterr().out
+    assert contents(directory) == left
+    assert train_main([*arguments, "--model.text_layers", "2"]) == 2  # which is another run
+
+
+def test_a_longer_run_is_not_finished(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory holds the model and the results of the shorter one, at first even with the newest checkpoint."""
+    directory = tmp_path / "run"
+    run(config_file, directory, "--eval.tasks", "[]", *AUTO)
+    arguments = ["--config", config_file, "--run.dir", str(directory), "--eval.tasks", "[shape]", *AUTO]
+    arguments += ["--train.max_steps", "null", "--train.epochs", "2"]
+
+    def steps() -> int:
+        return int(json.loads((directory / "results.json").read_text())["training"]["steps"])
+
+    for name, call, number in (("prepare_run_dir", 1, signal.SIGINT), ("_step", 2, signal.SIGTERM)):
+        with monkeypatch.context() as patch:
+            before(patch, name, call, number)
+            assert train_main(arguments) == CODES[number] and steps() == 6
+    assert train_main(arguments) == 0 and steps() == 10
+    (directory / "results.json").write_text("{")
+    assert train_main(arguments) == 0 and steps() == 10  # evaluated again
+
+
+@pytest.mark.parametrize("resume", ["true", "auto"])
+def test_what_passes_by_itself_asks_for_a_requeue(
+    config_file: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], resume: str
+) -> None:
+    class Lost(Passing, RuntimeError):
+        pass
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise Lost("the disk is full")
+
+    monkeypatch.setattr(loop if resume == "true" else suite, "append_metrics" if resume == "true" else "evaluate", lost)
+    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run")]
+    asked = AUTO if resume == "auto" else []
+    assert train_main([*arguments, *asked]) == REQUEUE
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("train.py: error: the disk is full; go on with: ") and told.endswith(f"resume {resume}")
