@@ -6,23 +6,21 @@ Every random choice derives from (seed, epoch, row), so that it does not matter 
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from miniclip.common.notes import say_with_parent
-from miniclip.common.stopping import CODES
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import Prepared, token_rows
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.sampler import Draw, TrainSampler, mix, number_of
+from miniclip.data.workers import LOADING
 from miniclip.models.tokenizer import Tokenizer
 
 
@@ -134,21 +132,6 @@ class TrainingPairs(Dataset[Batch]):
             except BadImage as error:
                 bad.append(str(error))
         raise BadImage("no image of the training split can be read; check data.source and data.image_column")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _begin(worker: int) -> None:
-    say_with_parent()
-    # a terminal or a scheduler signals all processes of a run, which has a step to finish
-    for number in CODES:
-        signal.signal(number, signal.SIG_IGN)
-
-
-# each start of a loader draws a number: from a generator of its own, for a resume goes on with the training's
-LOADING: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _as_it_is, "worker_init_fn": _begin}
 
 
 def training_loader(pairs: TrainingPairs, sampler: TrainSampler, workers: int, pin: bool) -> DataLoader[Batch]:

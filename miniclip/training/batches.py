@@ -23,13 +23,14 @@ from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import check_enough, contents, open_source
-from miniclip.data.images import BadCount, BadImage
+from miniclip.data.images import BadCount
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.stream.held_out import SEEN
 from miniclip.data.stream.lanes import Cursor
 from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
+from miniclip.data.workers import brought
 from miniclip.losses.matrix import shares
 from miniclip.models.tokenizer import Tokenizer
 
@@ -130,13 +131,9 @@ class MapBatches:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         sampler, pin = replace(self.sampler, first_step=first_step), self.device.type == "cuda"
         loader = training_loader(self.pairs, sampler, self.data.workers, pin)
-        try:
-            for batch, _ in on_device(((batch, None) for batch in loader), self.device):
-                self.bad.add(batch.bad)
-                yield batch
-        except BadImage as error:
-            # out of a loader process the message comes behind that process's traceback
-            raise BadImage(str(error).rstrip().rsplit("BadImage: ", 1)[-1]) from error
+        for batch, _ in on_device(((batch, None) for batch in brought(loader)), self.device):
+            self.bad.add(batch.bad)
+            yield batch
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to remember besides the step: which data these are."""

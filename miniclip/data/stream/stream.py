@@ -23,12 +23,13 @@ from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import token_rows
 from miniclip.data.images import BadImage, decode_image
-from miniclip.data.loader import LOADING, Batch, Example, collate
+from miniclip.data.loader import Batch, Example, collate
 from miniclip.data.sampler import apportion, mix, number_of
-from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool, StreamLost
+from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import training_shards
-from miniclip.data.tables.table import Sample, Shard, Unordered
+from miniclip.data.tables.table import Sample, Shard
 from miniclip.data.tables.texts import texts_of
+from miniclip.data.workers import LOADING, brought
 from miniclip.models.tokenizer import Tokenizer
 
 HOPELESS = 1000  # bad samples in a row, after which no step would ever be full
@@ -114,17 +115,13 @@ class TrainStream:
     ) -> Iterator[StreamBatch]:
         """From first_step until steps. cursors: as of first_step, of all processes' lanes.
 
-        Raises StreamLost, BadImage where nothing is usable, and Unordered.
+        Raises StreamLost, BadImage where nothing is usable, Unordered, and WorkerLost.
         """
         cursors = dict.fromkeys(range(self.lanes), START) if cursors is None else cursors
         reader = _Reader(self, first_step, steps, cursors)
-        parts: Iterator[_Part] = iter(DataLoader(reader, batch_size=None, num_workers=self.workers, **LOADING))
+        parts = brought(DataLoader(reader, batch_size=None, num_workers=self.workers, **LOADING))
         for _ in range(first_step, steps):
-            try:
-                mine = [next(parts) for _ in range(max(1, self.workers))]
-            except (BadImage, StreamLost, Unordered) as error:
-                # out of a loader process the message comes behind that process's traceback
-                raise type(error)(str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]) from error
+            mine = [next(parts) for _ in range(max(1, self.workers))]
             after = {lane: cursor for part in mine for lane, cursor in part.cursors.items()}
             yield StreamBatch(_merge(mine, self.pin), after, min(part.epoch for part in mine))
 

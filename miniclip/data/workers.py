@@ -1,0 +1,127 @@
+"""The processes of a loader (data.workers): how they begin, how they end, and what the run says of one that is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch._C import _error_if_any_worker_fails
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+
+from miniclip.common.notes import say_with_parent
+from miniclip.common.stopping import CODES, Passing
+
+T = TypeVar("T")
+SHARED = Path("/dev/shm")  # where workers lay their batches down for the training process
+GRACE = 10  # seconds in which a worker may end by itself after the training process has died
+ADVICE = "give the machine or the container more (docker run --shm-size 8g), or lower data.workers"
+
+
+class WorkerLost(Passing, RuntimeError):
+    """A worker died, or could not be started or hand over its batch. The message names the cause."""
+
+
+def brought(loader: DataLoader[T]) -> Generator[T]:
+    """What a loader brings. Its processes end with the generator, or with this process, whatever they are at.
+
+    What a worker raises is raised here without that process's traceback. Raises WorkerLost within seconds.
+    """
+    # torch's own handler would raise anywhere, even where an error is taken for that of a bad image
+    signal_handling._SIGCHLD_handler_set = True
+    try:
+        batches: Any = iter(loader)
+    except OSError as error:  # of the semaphores, which are shared memory, or of fork
+        raise WorkerLost(f"{loader.num_workers} loader processes cannot be started ({error}); {_room()}") from error
+    workers = getattr(batches, "_workers", [])
+    try:
+        while True:
+            with _hearing(workers):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+    finally:
+        if workers:
+            batches._shutdown_workers()
+        for worker in workers:  # those that wait for a disk or the network
+            worker.kill()
+            worker.join()
+
+
+@contextmanager
+def _hearing(workers: list[Any]) -> Iterator[None]:
+    """Around the wait for a batch: errors of the workers as the run's own, and their death, even if it came before."""
+    heard = bool(workers) and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    try:
+        if heard:
+            former = signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
+            _error_if_any_worker_fails()
+        yield
+    except (OSError, ValueError, MemoryError, WorkerLost) as error:
+        if not str(error).startswith("Caught "):
+            raise
+        raise type(error)(str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]) from error
+    except RuntimeError as error:
+        ends = [(worker.pid, worker.exitcode) for worker in workers if worker.exitcode]
+        if ends:
+            (pid, code), by = ends[0], ""
+            by = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+            raise WorkerLost(f"loader process {pid} {by}, as they are for want of memory; {_room()}") from error
+        if str(error).startswith("Too many open files"):
+            raise WorkerLost(f"too many open files to hand batches over; raise ulimit -n, or {ADVICE}") from error
+        raise
+    finally:
+        if heard:
+            signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
+
+
+def _room() -> str:
+    free = shutil.disk_usage(SHARED).free / 1e6 if SHARED.is_dir() else None
+    return ADVICE if free is None else f"shared memory ({SHARED}) has {free:.1f} MB free; {ADVICE}"
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin(worker: int) -> None:
+    say_with_parent()
+    # a terminal or a scheduler signals all processes of a run, which has a step to finish
+    for number in CODES:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "SIGBUS"):
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's would print what _hearing says
+    # a thread of the queue hands the batches over: by default it prints what fails there, and nobody hears of the batch
+    Queue._on_queue_feeder_error = _not_handed_over  # type: ignore[attr-defined]
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _not_handed_over(queue: Queue[Any], error: Exception, batch: Any) -> None:
+    """In place of a batch, send why there is none."""
+    if isinstance(batch, tuple):
+        lost = WorkerLost(f"a loader process cannot hand its batch over ({error}); {_room()}")
+        queue.put((batch[0], ExceptionWrapper((WorkerLost, lost, None), "in a DataLoader worker")))
+
+
+def _end_with(parent: int) -> None:
+    """torch ends a worker whose parent has died, but not while it reads or waits for room in a pipe."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+# each start of a loader draws a number: from a generator of its own, for a resume goes on with the training's
+LOADING: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _as_it_is, "worker_init_fn": _begin}
