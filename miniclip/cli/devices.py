@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING
+
+from miniclip.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +23,15 @@ def together(name: str) -> Iterator[torch.device]:
         yield device_of(name)
         return
     import torch
-    from accelerate import PartialState
+
+    from miniclip.common.peers import group
 
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device {name}: each of several processes has a device of its own; use auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda cannot be used here: there is no GPU; use auto or cpu")
-    # the others wait while the main process fits, draws and writes
-    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=6))
-    try:
+    with group(name == "cpu" or not torch.cuda.is_available(), TrainConfig.timeout) as state:
         yield state.device
-    finally:
-        state.destroy_process_group()
 
 
 def device_of(name: str) -> torch.device:

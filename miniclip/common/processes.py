@@ -1,7 +1,7 @@
 """Work that several processes share: each does every count-th part, and all get the whole.
 
 Without a process group there is one process, and everything here hands its input back. What is shared must be called by
-every process, or the others wait for ever.
+every process; the others wait for one that is at work as long as it lives.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from miniclip.common.peers import meet
 
 T = TypeVar("T")
 
@@ -30,6 +32,7 @@ def total(part: Tensor, device: torch.device) -> Tensor:
     """
     if place()[1] == 1:
         return part
+    meet()
     met = part.to(device)
     dist.all_reduce(met)
     return part.copy_(met)
@@ -39,6 +42,7 @@ def gathered(values: list[Any]) -> list[Any]:
     """The lists of all processes, one after the other by rank; they travel pickled, among processes of one run."""
     if place()[1] == 1:
         return values
+    meet()
     parts: list[Any] = [None] * place()[1]
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
@@ -53,6 +57,7 @@ def from_main(decide: Callable[[], T]) -> T:
         except Exception as error:
             told[1] = error
     if place()[1] > 1:
+        meet()
         dist.broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]

@@ -6,11 +6,12 @@ import ctypes
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
 
+from miniclip.common.peers import group
 from miniclip.common.printing import did_you_mean
 from miniclip.config import Config, ConfigError
 from miniclip.config.sections import require
@@ -44,12 +45,9 @@ def check_possible(config: Config) -> None:
         )
 
 
-def form_group() -> PartialState:
-    """The processes that were started together can tell each other things from here on."""
-    from accelerate import PartialState
-
-    # the others wait while the main process evaluates
-    return PartialState(cpu=_cpu_asked_for(), timeout=timedelta(hours=6))
+def form_group(config: Config) -> AbstractContextManager[PartialState]:
+    """The processes that were started together can tell each other things until the context ends."""
+    return group(_cpu_asked_for(), config.train.timeout)
 
 
 def _cpu_asked_for() -> bool:
@@ -72,7 +70,7 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
-    state = form_group()
+    state = PartialState(cpu=_cpu_asked_for())
     if state.device.type == "cpu":
         share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
     assert config.model.image_encoder is not None

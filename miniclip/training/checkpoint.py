@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from miniclip.common.arguments import out_of_memory
 from miniclip.common.console import write_json
+from miniclip.common.peers import meet
 from miniclip.common.processes import place
 from miniclip.config import ModelConfig
 from miniclip.models import DualEncoder, create_model
@@ -47,6 +48,7 @@ def handed_out(model: DualEncoder | None, config: ModelConfig, device: torch.dev
         with torch.device("meta"):  # which draws no random numbers
             model = create_model(config)
         model = model.to_empty(device=device).eval()
+    meet()
     for _, value in sorted(model.state_dict(keep_vars=True).items()):
         dist.broadcast(value.data, 0)
     return model

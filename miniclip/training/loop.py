@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from miniclip.common.peers import meet
 from miniclip.common.stopping import Stopped, Stopping
 from miniclip.data.augment import shrink
 from miniclip.data.loader import Batch
@@ -146,14 +147,14 @@ class Loop:
         self._log(step, values)
         if self.main and choice is not None:
             self.best.offer(step, choice, model, self.learner.preprocess)
-        self.accelerator.wait_for_everyone()
+        meet()
 
     def _keep_matrix(self, step: int) -> None:
         """The matrix of the fixed batch, on the main process; the others wait."""
         model = whole_model(self.learner, self.main)
         if self.main and model is not None:
             self.hooks.keep_matrix(step, model)
-        self.accelerator.wait_for_everyone()
+        meet()
 
     def _save(self, step: int) -> None:
         # with FSDP a process holds a part of each, and all of them have to stop

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniclip.common.durable import room
+from miniclip.common.peers import meet
 from miniclip.common.processes import from_main
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
@@ -54,25 +55,21 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
-    with Stopping() as stopping, room(Path(config.run.dir)):
-        group = form_group()
+    with Stopping() as stopping, room(Path(config.run.dir)), form_group(config) as group:
+        results, before = from_main(lambda: standing(config))
+        if results is not None:
+            return results if group.is_main_process else {}
+        if before and config.train.precision == "auto":
+            config = config.with_precision(before)
+        check_possible(config)
+        accelerator, precision = build_accelerator(config)
+        if before:
+            kept = before == precision.name
+            precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
         try:
-            results, before = from_main(lambda: standing(config))
-            if results is not None:
-                return results if group.is_main_process else {}
-            if before and config.train.precision == "auto":
-                config = config.with_precision(before)
-            check_possible(config)
-            accelerator, precision = build_accelerator(config)
-            if before:
-                kept = before == precision.name
-                precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
-            try:
-                return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
-            finally:
-                accelerator.end_training()
+            return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
         finally:
-            group.destroy_process_group()
+            accelerator.end_training()
 
 
 def _train(
@@ -85,6 +82,7 @@ def _train(
     main, run_dir = accelerator.is_main_process, Path(config.run.dir)
     check_sharding(config, accelerator)
     feed = open_batches(config, accelerator)
+    meet()  # a host may still prepare its images
     check_sharding(config, accelerator, (feed.shares(step) for step in range(min(feed.steps, 100))))
     assert config.model.image_size is not None
     hooks = open_hooks(config, Preprocess(config.model.image_size, resize=config.data.resize))
@@ -106,7 +104,7 @@ def _train(
         for doubt in of_length(config, feed.steps):
             log.warning("%s", doubt)
         _announce(learner, precision, feed, progress.step)
-    accelerator.wait_for_everyone()
+    meet()
     accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
     loop = Loop(learner, feed, hooks, stopping, progress)
@@ -120,7 +118,7 @@ def _train(
         # what is evaluated is what was saved
         finished, preprocess, _ = load(saved, accelerator.device)
     results = hooks.finish(handed_out(finished, config.model, accelerator.device), preprocess, loop.summary())
-    accelerator.wait_for_everyone()
+    meet()
     return results
 
 
