@@ -127,7 +127,7 @@ def test_which_is_kept(model: DualEncoder, tmp_path: Path) -> None:
             continue
         assert best.record() == record(10 * kept[-1], values[kept[-1]], figure)
         assert {p.name for p in (folder / "best").iterdir()} == {
-            "best.json", "model.json", "model.safetensors", "preprocess.json"
+            "best.json", "checksums.json", "model.json", "model.safetensors", "preprocess.json"
         }  # fmt: skip
         assert [p.name for p in folder.iterdir()] == ["best"]
 
@@ -162,7 +162,7 @@ def test_a_kill_at_any_place_leaves_a_whole_model(
     class Killed(Exception):
         pass
 
-    for (owner, at), survived in itertools.product(((Path, "replace"), (shutil, "rmtree")), range(4)):
+    for (owner, at), survived in itertools.product(((Path, "replace"), (shutil, "rmtree")), range(7)):
         folder, real, left = tmp_path / at / str(survived), getattr(owner, at), iter(range(survived))
         best = Best(folder, R10)
         assert best.offer(1, choice(0.1), model, Preprocess(32))
@@ -175,6 +175,7 @@ def test_a_kill_at_any_place_leaves_a_whole_model(
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(owner, at, lambda *a, limited=limited, **k: limited(*a, **k))
             best.offer(2, choice(0.2), model, Preprocess(32))
+        Best(folder, R10).restore(2)  # as a resume does
         found = Best(folder, R10).record()
         assert found is not None and found["step"] in (1, 2)
         assert Best(folder, R10).load(torch.device("cpu")) is not None
@@ -287,6 +288,43 @@ def test_a_resume_keeps_an_earlier_best(planned: Planned, tmp_path: Path) -> Non
     best, seen = planned([], 15, *resume, figure="null")
     assert best is None and not seen
     assert same(weights(model), weights(tmp_path / "run" / "checkpoints" / "step_00000015"))
+
+
+def test_a_discarded_future_takes_its_best_with_it(planned: Planned, tmp_path: Path) -> None:
+    """Cut off after its best evaluation, a run goes on from a checkpoint before it, and to other weights."""
+    directory, every = tmp_path / "run", ("--run.checkpoint_every", "4")
+    _, first = planned([0.2, 0.6, 0.1, 0.9], 8, *every)
+    shutil.rmtree(directory / "checkpoints" / "step_00000008")
+    best, _ = planned([0.3, 0.4], 8, *every, "--run.resume", "true", "--optim.lr", "1e-4")
+    assert best == record(4, 0.6) and same(weights(directory / "model"), first[1])
+    assert same(weights(directory / "best"), first[1])
+
+
+def test_the_best_that_checkpoints_keep(planned: Planned, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes its space once for all of them; either of its two copies comes back from the other; without both the
+    choice begins anew, with a line."""
+    directory, options = tmp_path / "run", ("--run.keep", "9", "--run.checkpoint_every", "2")
+    _, seen = planned([0.2, 0.6, 0.5, 0.1], 8, *options)
+    kept = [directory / "checkpoints" / f"step_{step:08d}" / "best" for step in (2, 4, 6, 8)]
+    inodes = [(folder / "model.safetensors").stat().st_ino for folder in (*kept, directory / "best")]
+    assert inodes[1] == inodes[2] == inodes[3] and len(set(inodes)) == 3
+
+    def flip(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        with file.open("r+b") as bytes_:
+            bytes_.seek(-9, 2)
+            bytes_.write(bytes([file.read_bytes()[-9] ^ 1]))
+
+    for folder in (directory / "best", kept[3]):
+        flip(folder)
+        best, _ = planned([0.3], 10, *options, "--run.resume", "true")
+        assert best == record(4, 0.6) and same(weights(directory / "model"), seen[1])
+        shutil.rmtree(directory / "checkpoints" / "step_00000010")
+    assert "lost" not in caplog.text
+    flip(directory / "best")
+    best, seen = planned([0.3], 10, *options, "--run.resume", "true")
+    assert best == record(10, 0.3) and same(weights(directory / "model"), seen[0])
+    assert f"{kept[3] / 'model.safetensors'} has flipped bits: the best model so far is lost" in caplog.text
 
 
 def test_overwriting_deletes_what_was_kept(planned: Planned, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_outside_of_a_step(
 
 def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no further step to hear of a signal that comes while the last checkpoint is written."""
-    before(monkeypatch, "save_checkpoint", 1, signal.SIGTERM)
+    before(monkeypatch, "_save", 1, signal.SIGTERM)
     with pytest.raises(Stopped, match="stopped after step 6 of 6"):
         run(config_file, tmp_path / "run", "--eval.tasks", "[]")
     assert not (tmp_path / "run" / "model").exists()

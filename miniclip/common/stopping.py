@@ -30,9 +30,12 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the run. code: what the process ends with. checkpoint: where it goes on from, or None."""
 
     def __init__(self, code: int, where: str, checkpoint: Path | None) -> None:
-        kept = f"the last checkpoint is {checkpoint}" if checkpoint else "nothing was saved"
-        super().__init__(f"stopped {where}; {kept}")
-        self.code, self.checkpoint = code, checkpoint
+        super().__init__(code, where, checkpoint)
+        self.code, self.where, self.checkpoint = code, where, checkpoint
+
+    def __str__(self) -> str:
+        kept = f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "nothing was saved"
+        return f"stopped {self.where}; {kept}"
 
 
 class Stopping:

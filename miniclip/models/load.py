@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from miniclip.common.arguments import at_home
+from miniclip.common.checksums import damage
 from miniclip.common.printing import near_name
 from miniclip.common.runs import CONFIG, did_you_mean_run, run_of
 from miniclip.config import ModelConfig, load_config_file
@@ -39,6 +40,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
         return loaded
     weights, run = _find(name)
     config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
+    if wrong := damage(weights.parent, WEIGHTS):
+        raise ValueError(f"{wrong}; name another checkpoint of its run")
     try:
         model = assemble(config, with_scalars(load_file(weights)), device)
     except (RuntimeError, SafetensorError) as error:
@@ -71,12 +74,20 @@ def _find(name: str) -> tuple[Path, Path | None]:
     # FSDP's hold theirs in another form
     whole = [checkpoint / WEIGHTS for checkpoint in found if (checkpoint / WEIGHTS).is_file()]
     finished = path / "model" / WEIGHTS
-    newest = max((weights.stat().st_mtime for weights in whole), default=0.0)
-    if finished.is_file() and finished.stat().st_mtime >= newest:
+    if finished.is_file() and not (whole and _went_on(path, whole[-1].parent)):
         return finished, None
     if not whole or not run:
         raise FileNotFoundError(f"{name}: {_lacking(path)}; name {_TAKEN}")
     return whole[-1], run
+
+
+def _went_on(run: Path, newest: Path) -> bool:
+    """Whether a run has a checkpoint of a later step than its results are of; clocks and copies change files' times."""
+    try:
+        steps = read_json(run / "results.json")["training"]["steps"]
+        return int(newest.name.removeprefix("step_")) > steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # its first end was cut off after the model
 
 
 def _lacking(path: Path) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from miniclip.common.checksums import CHECKSUMS, damage, write_checksums
 from miniclip.common.console import write_json
+from miniclip.common.durable import remove, whole_folder
 from miniclip.models import DualEncoder
 from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import save_model
-from miniclip.training.run_dir import BEST
+from miniclip.models.saved import read_json, save_model
+from miniclip.training.run_dir import BEST, checkpoint_folder
 
+log = logging.getLogger(__name__)
 _RECORD = "best.json"
 
 
@@ -36,21 +40,19 @@ class Best:
     """
 
     def __init__(self, run_dir: Path, figure: str | None) -> None:
-        self.folder, self.figure = run_dir / BEST, figure
-        self._part = self.folder.with_suffix(".part")
+        self.run_dir, self.folder, self.figure = run_dir, run_dir / BEST, figure
 
     def record(self) -> dict[str, Any] | None:
-        """What best.json says; None without one, or if it tells of another figure."""
-        folder = self._whole()
-        if folder is None:
+        """What best.json says; None without one, or if it tells of another figure. Raises ValueError."""
+        if not (self.folder / _RECORD).exists():
             return None
-        found: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        found = read_json(self.folder / _RECORD)
         return found if found["figure"] == self.figure else None
 
     def offer(self, step: int, choice: Choice, model: DualEncoder, preprocess: Preprocess) -> bool:
         """Keep the model if its figure is better than the one that is kept; of equals the earlier stays.
 
-        What was counted on other images is no rival.
+        What was counted on other images is no rival. Raises DiskFull.
         """
         value, seen, kept = choice.value, choice.fingerprint, self.record()
         sign = -1 if choice.falls else 1
@@ -58,23 +60,65 @@ class Best:
             kept = None
         if not math.isfinite(value) or (kept is not None and sign * value <= sign * kept["value"]):
             return False
-        # The record comes last, so a folder that has it is whole; and the former one goes only when this one is.
-        shutil.rmtree(self._part, ignore_errors=True)
-        save_model(self._part, model, preprocess)
-        write_json(self._part / _RECORD, {"figure": self.figure, "step": step, "value": value, "fingerprint": seen})
-        old = self.folder.with_suffix(".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.replace(old)
-        self._part.replace(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(self.folder) as part:
+            save_model(part, model, preprocess)
+            write_json(part / _RECORD, {"figure": self.figure, "step": step, "value": value, "fingerprint": seen})
+            write_checksums(part)
         return True
 
     def load(self, device: torch.device) -> DualEncoder | None:
         """The model that is kept, in evaluation mode; None if there is none."""
-        folder = self._whole()
-        return None if folder is None or self.record() is None else load(folder, device)[0]
+        return None if self.record() is None else load(self.folder, device)[0]
 
-    def _whole(self) -> Path | None:
-        """Where the model lies: a process may have been killed before its folder got its name."""
-        return next((f for f in (self.folder, self._part) if (f / _RECORD).is_file()), None)
+    def restore(self, step: int) -> None:
+        """Have best/ hold what it held after so many steps: what is later, or damaged, gives way to what the checkpoint
+        of that step kept, if there is one.
+
+        For the main process alone. Raises DiskFull.
+        """
+        former = self.folder.with_name(f"{BEST}.old")
+        if former.exists() and not self.folder.exists():  # killed while one took the other's place
+            former.replace(self.folder)
+        lost, since = self._state()
+        if since <= step and not lost:
+            return
+        kept = checkpoint_folder(self.run_dir, step) / BEST
+        if kept.exists():
+            lost = damage(kept)
+            if not lost:
+                with whole_folder(self.folder) as part:
+                    shutil.copytree(kept, part, dirs_exist_ok=True)
+                return
+        if lost:
+            log.warning("%s: the best model so far is lost, and its choice begins anew", lost)
+        remove(self.folder)
+
+    def _state(self) -> tuple[str, float]:
+        """What is damaged in best/, and the step that it is of; infinity where there is none."""
+        if not self.folder.exists():
+            return "", math.inf
+        lost = damage(self.folder)
+        try:
+            found = read_json(self.folder / _RECORD)
+            return lost, float({key: found[key] for key in ("step", "figure", "value", "fingerprint")}["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return lost or f"{self.folder / _RECORD} is damaged", math.inf
+
+
+def keep_copy(best: Path, copy: Path, former: Path) -> None:
+    """Copy a folder best, if there is one, with links to the files of a former copy if that is the same.
+
+    Nothing is linked to best itself: what a disk does to the one leaves the other.
+    """
+    if not best.exists():
+        return
+    sums = [folder / CHECKSUMS for folder in (best, former)]
+    same = all(file.exists() for file in sums) and sums[0].read_bytes() == sums[1].read_bytes()
+    shutil.copytree(former if same else best, copy, copy_function=_link if same else shutil.copyfile)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without hard links
+        shutil.copyfile(source, target)

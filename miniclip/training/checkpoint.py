@@ -1,14 +1,19 @@
 """The state to go on from: weights, optimiser, random states and step, in RUN/checkpoints/step_00000500/.
 
+checksums.json there tells whether they are as they were written. best/ is what the run's best/ held at that step.
+
 Optimiser and random states (and with FSDP the weights) are read through Accelerate with `weights_only=True`: nothing
 that is read here can run code.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,16 +21,23 @@ import torch
 import torch.distributed as dist
 
 from miniclip.common.arguments import out_of_memory
-from miniclip.common.console import write_json
+from miniclip.common.checksums import damage, write_checksums
+from miniclip.common.durable import DiskFull, free_space, make_folder, put_in_place, remove, sync, unfinished
 from miniclip.common.peers import meet
-from miniclip.common.processes import place
+from miniclip.common.processes import from_main, gathered, place
+from miniclip.common.stopping import Stopped, Stopping
 from miniclip.config import ModelConfig
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars
+from miniclip.training.best import keep_copy
+from miniclip.training.run_dir import BEST, checkpoint_folder
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+_PROGRESS = "progress.json"
 
 
 def whole_model(learner: Learner, wanted: bool) -> DualEncoder | None:
@@ -66,54 +78,173 @@ class Progress(NamedTuple):
     clamped: Sequence[bool] = ()
 
 
-def checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Where the state after so many steps lies."""
-    return run_dir / "checkpoints" / f"step_{step:08d}"
+def check_space(accelerator: Accelerator, run_dir: Path) -> None:
+    """Raise DiskFull, in every process, if the disk has no room for one more checkpoint."""
+    from_main(lambda: _check_space(accelerator, run_dir))
 
 
-def save_checkpoint(accelerator: Accelerator, run_dir: Path, progress: Progress, keep: int) -> Path:
-    """Write the state after progress.step steps; every process calls it. Older ones than the newest `keep` are removed.
+def _check_space(accelerator: Accelerator, run_dir: Path) -> None:
+    parameters = [p for model in accelerator._models for p in model.parameters()]
+    # of those that are trained the optimiser keeps two more
+    needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
+    free = free_space(run_dir / "checkpoints")
+    if free < needed:
+        raise DiskFull(
+            f"a checkpoint takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free in {run_dir / 'checkpoints'}; "
+            "make room"
+        )
 
-    The directory gets its final name when it is whole: a process killed halfway leaves the last checkpoint untouched.
+
+class Checkpoints:
+    """A run's checkpoints, which a thread of the main process brings to the disk beside the next steps.
+
+    A context, which ends when the last one is there. keep: how many stay. stopping: hears of each that is on the disk.
+    first: the step that the run goes on from, or 0; what lies there of later steps goes with the first new one. Every
+    process makes one and calls its methods.
     """
-    final = checkpoint_folder(run_dir, progress.step)
-    part = final.with_suffix(".part")
-    if accelerator.is_main_process:
-        for left_over in final.parent.glob("*.part"):
-            shutil.rmtree(left_over)
-        part.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(part))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(part / "progress.json", progress._replace(feed=dict(progress.feed))._asdict())
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
-        for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return final
+
+    def __init__(self, accelerator: Accelerator, run_dir: Path, keep: int, stopping: Stopping, first: int = 0) -> None:
+        self.accelerator, self.run_dir, self.keep, self.stopping = accelerator, run_dir, keep, stopping
+        start = checkpoint_folder(run_dir, first)
+        self._discarded = [folder for folder in checkpoints(run_dir) if folder > start]
+        self._written: Path | None = None
+        self._thread: Thread | None = None
+        self._failure: BaseException | None = None
+        if first:
+            stopping.checkpoint = start
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self._join()
+        except Exception as failure:  # the error that comes through here tells why the run ends
+            log.warning("%s", failure)
+        if isinstance(error, Stopped):
+            error.checkpoint = self.stopping.checkpoint
+
+    def save(self, progress: Progress) -> None:
+        """Begin to write the state after progress.step steps. Raises DiskFull, and what wait does."""
+        self.wait()
+        folder = checkpoint_folder(self.run_dir, progress.step)
+        part, main = folder.with_suffix(".part"), self.accelerator.is_main_process
+        with unfinished(part, folder) if main else nullcontext():
+            from_main(lambda: self._begin(part, progress))
+            self.accelerator.save_state(str(part))
+            meet()
+        self._written = folder
+        if main:
+            self._thread = Thread(target=self._finish, args=(part, folder))
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last one is on the disk. Raises, in every process, what kept it from there, such as DiskFull."""
+        from_main(self._join)
+        if self._written:
+            self.stopping.checkpoint = self._written
+
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._failure:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _begin(self, part: Path, progress: Progress) -> None:
+        clear_unfinished(self.run_dir)
+        _check_space(self.accelerator, self.run_dir)
+        make_folder(part.parent)
+        part.mkdir()
+        values = progress._replace(feed=dict(progress.feed))._asdict()
+        (part / _PROGRESS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        former = self.stopping.checkpoint or part
+        keep_copy(self.run_dir / BEST, part / BEST, former / BEST)
+
+    def _finish(self, part: Path, folder: Path) -> None:
+        try:
+            with unfinished(part, folder):
+                mode = (part / _PROGRESS).stat().st_mode
+                for file in part.glob("*.safetensors"):  # which the library makes private
+                    file.chmod(mode)
+                write_checksums(part)
+                metrics = self.run_dir / "metrics.jsonl"
+                if metrics.exists():  # a checkpoint goes on after the lines of its steps
+                    sync(metrics)
+                put_in_place(part, folder, folder.with_suffix(".old"))
+            self.stopping.checkpoint = folder
+            for later in (other for other in self._discarded if other != folder):
+                _remove_whole(later)
+            self._discarded = []
+            for old in checkpoints(self.run_dir)[: -self.keep]:
+                _remove_whole(old)
+        except BaseException as error:
+            self._failure = error
+
+
+def clear_unfinished(run_dir: Path) -> None:
+    """Remove what processes that were killed left half-written or half-removed among the checkpoints."""
+    for left_over in (run_dir / "checkpoints").glob("step_*.*"):
+        if left_over.suffix in (".part", ".old"):
+            remove(left_over)
+
+
+def _remove_whole(folder: Path) -> None:
+    """Remove a checkpoint, and at no time leave a part of it under its name."""
+    with suppress(FileNotFoundError):
+        remove(folder.replace(folder.with_suffix(".old")))
 
 
 def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
-    """Put the newest checkpoint's state into what the accelerator has prepared; without a checkpoint, nothing.
+    """Put the newest whole checkpoint's state into what the accelerator has prepared; without a checkpoint, nothing.
 
-    Raises ValueError that names the checkpoint if it is damaged or another model's.
+    Every process calls it. A damaged one is passed over, with a line that says so. Raises ValueError that names the
+    checkpoint if it is another model's, or if all are damaged.
     """
-    found = checkpoints(run_dir)
-    if not found:
+    folder = from_main(lambda: _newest_whole(run_dir))
+    if folder is None:
         return Progress()
     try:
-        accelerator.load_state(str(found[-1]))
+        accelerator.load_state(str(folder))
         _check_optimizer(accelerator)
-        return Progress(**read_json(found[-1] / "progress.json"))
+        progress = Progress(**read_json(folder / _PROGRESS))
     except Exception as error:
         if out_of_memory(error):
             raise
         raise ValueError(
-            f"{found[-1]} cannot be loaded into this model ({str(error).splitlines()[0]}); "
+            f"{folder} cannot be loaded into this model ({str(error).splitlines()[0]}); "
             "keep the run's model config, or delete that directory to go on from the one before"
         ) from error
+    lost = [str(rank) for rank, had in enumerate(gathered([_had_random_states(folder)])) if not had]
+    if lost and accelerator.is_main_process:
+        log.warning("%s has no random states that process %s can read; it draws others", folder, ", ".join(lost))
+    return progress
+
+
+def _newest_whole(run_dir: Path) -> Path | None:
+    clear_unfinished(run_dir)
+    found, wrong = checkpoints(run_dir), ""
+    for folder in reversed(found):
+        if wrong:
+            log.warning("%s: going on from %s", wrong, folder)
+        wrong = damage(folder)
+        if not wrong:
+            return folder
+    if found:
+        raise ValueError(f"{wrong}, and no whole checkpoint is in {found[0].parent}; delete them to begin at step 0")
+    return None
+
+
+def _had_random_states(folder: Path) -> bool:
+    """Whether this process goes on with its own; Accelerate passes over those that it cannot read."""
+    from accelerate.utils import load
+
+    try:
+        states = load(folder / f"random_states_{place()[0]}.pkl")
+    except Exception:
+        return False
+    return torch.equal(states["torch_manual_seed"], torch.get_rng_state())
 
 
 def _check_optimizer(accelerator: Accelerator) -> None:

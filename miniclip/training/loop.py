@@ -18,7 +18,7 @@ from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.training.batches import TrainBatches, image_side, phases
 from miniclip.training.best import Best, Choice
-from miniclip.training.checkpoint import Progress, checkpoint_folder, handed_out, save_checkpoint, whole_model
+from miniclip.training.checkpoint import Checkpoints, Progress, handed_out, whole_model
 from miniclip.training.diagnostics import at_clamp, local, traced
 from miniclip.training.optim import learning_rate
 from miniclip.training.run_dir import append_metrics
@@ -53,8 +53,7 @@ class Loop:
         self.config, self.accelerator = learner.config, learner.accelerator
         self.main, self.run_dir = self.accelerator.is_main_process, Path(self.config.run.dir)
         self.best = Best(self.run_dir, self.config.eval.best)
-        if progress.step:
-            stopping.checkpoint = checkpoint_folder(self.run_dir, progress.step)
+        self.checkpoints = Checkpoints(self.accelerator, self.run_dir, self.config.run.keep, stopping, progress.step)
         self.clamped = list(progress.clamped)
 
     def run(self) -> None:
@@ -67,6 +66,7 @@ class Loop:
             Bar(first, steps, config.log.progress and self.main) as bar,
             traced(profiled, steps - first, self.run_dir / "trace.json") as end_of_step,
             self.stopping.noting(batches),
+            self.checkpoints,
         ):
             if config.log.matrix_every and not first:
                 with throughput.paused():
@@ -134,6 +134,8 @@ class Loop:
             self._evaluate(done)
         if last or (checkpoint_every and done % checkpoint_every == 0) or self.stopping.agreed:
             self._save(done)
+        if last or self.stopping.agreed:
+            self.checkpoints.wait()
         if last:
             self._agreed(torch.zeros((), device=self.accelerator.device))  # what came since the step
         if self.stopping.agreed:
@@ -162,7 +164,7 @@ class Loop:
         if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
         progress = self.progress._replace(step=step, feed=self.feed.state(), clamped=self.clamped)
-        self.stopping.checkpoint = save_checkpoint(self.accelerator, self.run_dir, progress, self.config.run.keep)
+        self.checkpoints.save(progress)
 
     def _advice(self) -> str:
         advice = "Lower optim.lr, lengthen optim.warmup_steps, or use train.precision fp32"

@@ -30,7 +30,8 @@ from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
 from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding, form_group
 from miniclip.training.batches import MapBatches, TrainBatches, open_batches
-from miniclip.training.checkpoint import Progress, handed_out, load_checkpoint
+from miniclip.training.best import Best
+from miniclip.training.checkpoint import Progress, check_space, handed_out, load_checkpoint
 from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
@@ -99,8 +100,10 @@ def _train(
     if progress.step > feed.steps:
         raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
     feed.check(config.run.dir, progress.step, progress.feed)
+    check_space(accelerator, run_dir)
     if main:
         prepare_run_dir(config, progress.step)
+        Best(run_dir, config.eval.best).restore(progress.step)
         for doubt in of_length(config, feed.steps):
             log.warning("%s", doubt)
         _announce(learner, precision, feed, progress.step)
@@ -113,6 +116,7 @@ def _train(
     state, preprocess = accelerator.get_state_dict(learner.prepared), learner.preprocess
     finished = None
     if main:
+        loop.best.restore(feed.steps)
         best = loop.best.load(accelerator.device)
         saved = save_model(run_dir / "model", best or learner.model, preprocess, None if best else state)
         # what is evaluated is what was saved

@@ -25,6 +25,11 @@ BEST = "best"  # folder of the model that eval.best chose
 _FOLDERS = ("checkpoints", "model", BEST, f"{BEST}.part", f"{BEST}.old", MATRICES, "inspection", "evaluation", "report")
 
 
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where the state after so many steps lies."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
 def kept_matrices(run_dir: Path) -> list[Path]:
     """The matrices of the fixed batch, in the order of their steps."""
     files = (run_dir / MATRICES).glob("step_*.safetensors")
