@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from support.files import write_beside
-from test_signals import assert_same_weights, before, exact
-from test_training import TINY, run
+from support.group import together
+from support.launching import ROOT
+from test_signals import ENDLESS, PATIENCE, assert_same_weights, before, exact, wait_for
+from test_training import TINY, environment, run
 
 from miniclip.cli.train import train_main
 from miniclip.common.stopping import CODES, REQUEUE, Passing
@@ -95,3 +101,41 @@ def test_what_passes_by_itself_asks_for_a_requeue(
     assert train_main([*arguments, *asked]) == REQUEUE
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("train.py: error: the disk is full; go on with: ") and told.endswith(f"resume {resume}")
+
+
+@pytest.mark.slow
+def test_a_second_start_says_who_holds_the_run(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So does one of another directory with the same folder of checkpoints. The lock goes with its process, also while
+    workers that were forked live on."""
+    directory, other, states = (tmp_path / name for name in ("run", "other", "states"))
+    states.mkdir()
+    for one in (directory, other):
+        one.mkdir()
+        (one / "checkpoints").symlink_to(states)
+    options = ["--config", config_file, "--run.checkpoint_every", "0", *AUTO, "--run.dir"]
+    command = [sys.executable, str(ROOT / "train.py"), *options, str(directory), *ENDLESS, "--data.workers", "2"]
+    workers: list[psutil.Process] = []
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(2, directory, process)
+            who = f"is in use: process {process.pid} on {socket.gethostname()} since 2"
+            for one in (directory, other):
+                left = sorted(one.iterdir())
+                assert train_main([*options, str(one), *FEW]) == 2
+                assert who in capsys.readouterr().err and sorted(one.iterdir()) == left
+            for outcome in together(2, train_main, [*options, str(directory), *FEW]):
+                assert outcome.value == 2 and who in outcome.complaints
+            workers = psutil.Process(process.pid).children()
+            for worker in workers:
+                worker.suspend()
+            process.kill()
+            process.wait(PATIENCE)
+            assert train_main([*options, str(directory), *FEW]) == 0
+            assert len(workers) >= 2 and all(worker.is_running() for worker in workers)
+        finally:
+            process.kill()
+            for worker in workers:
+                worker.kill()
+    assert not list(tmp_path.rglob(".lock"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from miniclip.training.checkpoint import Progress, check_space, handed_out, load
 from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
-from miniclip.training.run_dir import flat, prepare_run_dir, standing
+from miniclip.training.run_dir import claim, flat, prepare_run_dir
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
-    with Stopping() as stopping, room(Path(config.run.dir)), form_group(config) as group:
-        results, before = from_main(lambda: standing(config))
+    with Stopping() as stopping, ExitStack() as held, room(Path(config.run.dir)), form_group(config) as group:
+        results, before = from_main(lambda: claim(config, held))
         if results is not None:
             return results if group.is_main_process else {}
         if before and config.train.precision == "auto":

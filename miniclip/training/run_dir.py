@@ -7,10 +7,12 @@ import logging
 import math
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from miniclip.common.durable import append, clear_parts, make_folder, whole_file
+from miniclip.common.lock import Taken, alone_in
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import WEIGHTS, checkpoints, read_json
 
@@ -44,8 +46,28 @@ class Standing(NamedTuple):
     precision: Format | None = None
 
 
-def standing(config: Config) -> Standing:
-    """Look at the run that the configuration names. Raises what check_run_dir does."""
+def claim(config: Config, held: ExitStack) -> Standing:
+    """Look at the run that the configuration names, and unless it is finished keep others out of it as long as held.
+
+    Raises ConfigError if another process writes into it, and what check_run_dir does.
+    """
+    found = _standing(config)
+    if found.results is not None:
+        return found
+    run_dir = Path(config.run.dir)
+    states = run_dir / "checkpoints"
+    for folder in (run_dir, *[states] * states.is_symlink()):
+        try:
+            held.enter_context(alone_in(folder))
+        except Taken as who:
+            raise ConfigError(
+                f"run.dir={run_dir} is in use: {who} writes into {folder}; wait for it, stop it there, or name another "
+                "directory"
+            ) from who
+    return _standing(config)  # again, for another process may just have ended
+
+
+def _standing(config: Config) -> Standing:
     check_run_dir(config)
     file = Path(config.run.dir) / "config.yaml"
     if not config.run.resume or not file.exists():
