@@ -63,7 +63,7 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
     resolved. Raises ConfigError for a tracker that is not installed, processes that form no group, and engines other
     than DDP and FSDP.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import DistributedType, LoggerType
