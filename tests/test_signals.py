@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.files import samples, write_tar
 from support.group import together
 from support.launching import ROOT, launched
 from test_training import TINY, environment, lines, run
@@ -177,29 +179,86 @@ def told_command(complaints: str) -> list[str]:
     return shlex.split(line.partition("go on with: ")[2])
 
 
+@contextmanager
+def started(
+    config_file: str, directory: Path, *options: str, within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """A training in a process group of its own, which ends with the context. within: words of a command around it."""
+    command = [*within, sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([*command, *options], env=environment(), start_new_session=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def loaders_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children(recursive=True)
+    assert len(found) >= 2
+    return found
+
+
+def assert_ended(processes: list[psutil.Process]) -> None:
+    assert not psutil.wait_procs(processes, timeout=60)[1]
+
+
 @pytest.mark.slow
 def test_signals_that_reach_all_processes(config_file: str, tmp_path: Path) -> None:
     """As a scheduler's and a terminal's do: the loader's leave neither a traceback nor themselves behind."""
     directory = tmp_path / "my run"
-    command = [sys.executable, str(ROOT / "train.py"), "--config", config_file, "--run.dir", str(directory)]
-    command += [*ENDLESS, "--data.workers", "2"]
-    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, env=environment(), start_new_session=True, **pipes) as process:
-        try:
-            wait_for(2, directory, process)
-            loaders = psutil.Process(process.pid).children(recursive=True)
-            assert len(loaders) >= 2
-            for loader in loaders:
-                loader.terminate()
-            os.killpg(process.pid, signal.SIGINT)
-            _, complaints = process.communicate(timeout=PATIENCE)
-        finally:
-            process.kill()
+    with started(config_file, directory, *ENDLESS, "--data.workers", "2") as process:
+        wait_for(2, directory, process)
+        loaders = loaders_of(process)
+        for loader in loaders:
+            loader.terminate()
+        os.killpg(process.pid, signal.SIGINT)
+        _, complaints = process.communicate(timeout=PATIENCE)
+        assert_ended(loaders)
     assert process.returncode == 130, complaints
-    assert not psutil.wait_procs(loaders, timeout=10)[1]
     assert complaints.startswith("train.py: stopped after step") and complaints.count("\n") == 1
-    assert told_command(complaints) == [*command, "--run.resume", "true"]
+    assert told_command(complaints) == [*process.args, "--run.resume", "true"]  # type: ignore[misc]
     assert len(list(directory.glob("checkpoints/step_*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
+def test_a_loader_that_is_killed_ends_the_run(
+    config_file: str, tmp_path: Path, number: signal.Signals, streaming: bool
+) -> None:
+    """As the system does for want of memory (SIGKILL) or of shared memory (SIGBUS)."""
+    directory, options = tmp_path / "run", [*ENDLESS, "--data.workers", "2"]
+    if streaming:
+        for i, split in enumerate(("train-0", "train-1", "validation-0", "test-0")):
+            write_tar(tmp_path / "tars" / f"{split}.tar", samples(20 * i, 20 * i + 20))
+        options += ["--data.source", str(tmp_path / "tars"), "--data.streaming", "true", "--train.epochs", "null"]
+    with started(config_file, directory, *options) as process:
+        wait_for(2, directory, process)
+        loaders = loaders_of(process)
+        loaders[0].send_signal(number)
+        _, complaints = process.communicate(timeout=PATIENCE)
+        assert_ended(loaders)
+    assert process.returncode == 75, complaints
+    told = f"train.py: error: loader process {loaders[0].pid} was killed ({number.name}), "
+    assert complaints.startswith(told) and complaints.count("\n") == 1
+    assert "shared memory (/dev/shm) has " in complaints and "data.workers" in complaints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "told"), [("300k", "cannot hand its batch over"), ("8k", "cannot be started")])
+def test_too_little_shared_memory_ends_the_run(config_file: str, tmp_path: Path, size: str, told: str) -> None:
+    """A container has 64 MB of it by default; the batches here want half a megabyte each."""
+    mounted = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"', "sh"]
+    if (tried := subprocess.run([*mounted, "true"], capture_output=True, text=True)).returncode:
+        pytest.skip(f"no mount of one's own here: {tried.stderr}")
+    options = [*ENDLESS, "--data.workers", "2", "--data.batch_size", "40", "--model.image_size", "64"]
+    with started(config_file, tmp_path / "run", *options, within=mounted) as process:
+        _, complaints = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, complaints
+    assert told in complaints and "shared memory (/dev/shm) has " in complaints and "data.workers" in complaints
+    assert complaints.count("\n") == 1, complaints
 
 
 @pytest.mark.slow

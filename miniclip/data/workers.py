@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,17 +42,23 @@ def brought(loader: DataLoader[T]) -> Generator[T]:
     # torch's own handler would raise anywhere, even where an error is taken for that of a bad image
     signal_handling._SIGCHLD_handler_set = True
     try:
+        # torch's iterator would print that it cannot shut down what it could not begin, so ask for as much before
+        [Queue(ctx=get_context()) for _ in range(loader.num_workers + 4 if loader.num_workers else 0)]
         batches: Any = iter(loader)
     except OSError as error:  # of the semaphores, which are shared memory, or of fork
         raise WorkerLost(f"{loader.num_workers} loader processes cannot be started ({error}); {_room()}") from error
     workers = getattr(batches, "_workers", [])
     try:
         while True:
-            with _hearing(workers):
-                try:
+            try:
+                with _hearing(workers):
                     batch = next(batches)
-                except StopIteration:
-                    return
+            except StopIteration:
+                return
+            except Exception as error:
+                if (told := _told(error, workers)) is error:
+                    raise
+                raise told from error
             yield batch
     finally:
         if workers:
@@ -62,29 +70,33 @@ def brought(loader: DataLoader[T]) -> Generator[T]:
 
 @contextmanager
 def _hearing(workers: list[Any]) -> Iterator[None]:
-    """Around the wait for a batch: errors of the workers as the run's own, and their death, even if it came before."""
-    heard = bool(workers) and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    """Around the wait for a batch: the death of a worker raises RuntimeError, also one that came before."""
+    if not workers or not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield  # torch looks after them every 5 seconds
+        return
+    former = signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
     try:
-        if heard:
-            former = signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
-            _error_if_any_worker_fails()
+        _error_if_any_worker_fails()
         yield
-    except (OSError, ValueError, MemoryError, WorkerLost) as error:
-        if not str(error).startswith("Caught "):
-            raise
-        raise type(error)(str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]) from error
-    except RuntimeError as error:
-        ends = [(worker.pid, worker.exitcode) for worker in workers if worker.exitcode]
-        if ends:
-            (pid, code), by = ends[0], ""
-            by = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-            raise WorkerLost(f"loader process {pid} {by}, as they are for want of memory; {_room()}") from error
-        if str(error).startswith("Too many open files"):
-            raise WorkerLost(f"too many open files to hand batches over; raise ulimit -n, or {ADVICE}") from error
-        raise
     finally:
-        if heard:
-            signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
+
+
+def _told(error: Exception, workers: list[Any]) -> Exception:
+    """What came instead of a batch, as an error of the run."""
+    if str(error).startswith("Caught "):  # in a worker: the message comes behind that process's traceback
+        known = isinstance(error, (OSError, ValueError, MemoryError, WorkerLost))
+        return type(error)(str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]) if known else error
+    if workers and isinstance(error, (RuntimeError, OSError, EOFError)):
+        ending = wait([worker.sentinel for worker in workers], 5)  # a connection breaks before its process has ended
+        for worker in workers:
+            worker.join(5 if worker.sentinel in ending else 0)
+            if code := worker.exitcode:
+                ended = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+                return WorkerLost(f"loader process {worker.pid} {ended}, as they are for want of memory; {_room()}")
+        if str(error).startswith("Too many open files"):
+            return WorkerLost(f"too many open files to hand batches over; raise ulimit -n, or {ADVICE}")
+    return error
 
 
 def _room() -> str:
