@@ -6,7 +6,11 @@ every process; the others wait for one that is at work as long as it lives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -63,3 +67,45 @@ def from_main(decide: Callable[[], T]) -> T:
         raise told[1]
     value: T = told[0]
     return value
+
+
+def check_shared(folder: Path, seconds: float) -> None:
+    """Raise ValueError that names the hosts whose processes do not see what the main one writes into a folder.
+
+    Leaves nothing behind. seconds: that what is written on one host may take to be seen on the others.
+    """
+    if place()[1] == 1:
+        return
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+
+    def write() -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = folder / f".seen-{uuid.uuid4().hex}"  # a name that no host remembers as absent
+        mark.touch()
+        return mark
+
+    mark, deadline = folder / from_main(write).name, time.monotonic() + seconds
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = gathered([] if mark.exists() else [f"rank {place()[0]} ({socket.gethostname()})"])
+    if place()[0] == 0:
+        mark.unlink()
+        for one in made:
+            one.rmdir()
+    if blind:
+        raise ValueError(
+            f"run.dir={folder} is another folder for {', '.join(blind)} than for rank 0; name one that all hosts share"
+        )
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raise ValueError that names the first key, and the process, where another has not what the main process has."""
+    everyone = gathered([(socket.gethostname(), dict(values))])
+    _, ours = everyone[0]
+    for rank, (host, theirs) in enumerate(everyone):
+        for key in ours.keys() | theirs.keys():
+            if ours.get(key) != theirs.get(key):
+                raise ValueError(
+                    f"rank {rank} ({host}) has {key}={theirs.get(key)}, and rank 0 has {ours.get(key)}; "
+                    "start all of them with the same command, code and data"
+                )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniclip.common.durable import room
 from miniclip.common.peers import meet
-from miniclip.common.processes import from_main
+from miniclip.common.processes import check_same, check_shared, from_main
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
 from miniclip.models import resolve
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SEEN_WITHIN = 60  # seconds; NFS lets its clients remember folders for up to so long
+
 
 def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> dict[str, Any]:
     """Run the whole of a configuration; returns what finish does.
@@ -57,7 +59,8 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
-    with Stopping() as stopping, ExitStack() as held, room(Path(config.run.dir)), form_group(config) as group:
+    with Stopping() as stopping, ExitStack() as held, form_group(config) as group, room(Path(config.run.dir)):
+        check_shared(Path(config.run.dir), min(_SEEN_WITHIN, 60 * config.train.timeout))
         results, before = from_main(lambda: claim(config, held))
         if results is not None:
             return results if group.is_main_process else {}
@@ -84,7 +87,9 @@ def _train(
     main, run_dir = accelerator.is_main_process, Path(config.run.dir)
     check_sharding(config, accelerator)
     feed = open_batches(config, accelerator)
-    meet()  # a host may still prepare its images
+    own = ("run.dir", "data.source", "data.cache_dir", "data.workers", "train.cpu_threads", "log.progress")
+    asked = {key: value for key, value in flat(config.to_dict()).items() if key not in own}
+    check_same({**asked, "steps": feed.steps, "images": feed.contents})
     check_sharding(config, accelerator, (feed.shares(step) for step in range(min(feed.steps, 100))))
     assert config.model.image_size is not None
     hooks = open_hooks(config, Preprocess(config.model.image_size, resize=config.data.resize))

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,13 @@ def together(
     *arguments: Any,
     variables: dict[str, str] | None = None,
     timeout: float = 180,
+    lost: Sequence[int] = (),
 ) -> list[Outcome]:
     """What function(*arguments) returns and writes in each of several processes, as torchrun would start them.
 
     Nobody above them ends all when one returns; one that raises ends all, and its traceback is raised here, as it is
     after timeout seconds. function: of a module; it finds RANK, WORLD_SIZE, ... and variables in its environment.
+    lost: ranks that nobody waits for: they die, or stop for ever.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -53,26 +55,30 @@ def together(
                 theirs.close()
                 started.append(process)
                 answers[ours] = rank
-            while answers:
+            while any(rank not in lost for rank in answers.values()):
                 ready = wait(list(answers), max(0.0, deadline - time.monotonic()))
                 told = {rank: _written(folder, rank)[1][-3000:] for rank in answers.values()}
                 assert ready, f"after {timeout} s still at work, by rank: {told}"
                 for answer in ready:
                     rank = answers.pop(answer)  # type: ignore[call-overload]
+                    if rank in lost:
+                        continue
                     try:
                         failure, value = pickle.loads(answer.recv_bytes())  # type: ignore[union-attr]
                     except EOFError:
                         failure, value = "it died", None
                     assert failure is None, f"rank {rank}: {failure}\n{_written(folder, rank)[1][-3000:]}"
                     found[rank] = value
-            for process in started:
+            for rank, process in enumerate(started):
+                if rank in lost:
+                    continue
                 process.join(max(0.1, deadline - time.monotonic()))
                 assert process.exitcode == 0, "a process did not end"
         finally:
             for process in started:
                 process.kill()
                 process.join()
-        return [Outcome(found[rank], *_written(folder, rank)) for rank in range(processes)]
+        return [Outcome(found.get(rank), *_written(folder, rank)) for rank in range(processes)]
 
 
 def _written(folder: str, rank: int) -> tuple[str, str]:
