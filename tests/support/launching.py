@@ -13,13 +13,18 @@ ROOT = Path(__file__).parents[2]
 PYTHONPATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
 
 
+def command_of(processes: int, script: Path, arguments: list[str]) -> list[str]:
+    """The words that start a script in several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return [*launcher, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script), *arguments]
+
+
 @contextmanager
 def launched(
     processes: int, script: Path, arguments: list[str], variables: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a script in several processes, which end with the context. variables: added to the environment."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script), *arguments]
+    command = command_of(processes, script, arguments)
     environment = {**os.environ, **(variables or {})}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
