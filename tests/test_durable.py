@@ -23,7 +23,7 @@ from support.disks import fill, in_memory, mounted
 from support.files import write_beside
 from support.launching import ROOT
 from test_signals import PATIENCE, assert_same_weights, exact
-from test_training import TINY, environment, lines, run
+from test_training import TINY, environment, run
 
 from miniclip.cli.eval import main as eval_main
 from miniclip.cli.train import train_main
@@ -269,17 +269,17 @@ def test_a_power_cut_costs_no_file_that_has_its_name(tmp_path: Path) -> None:
     image, config_file = tmp_path / "disk.img", tmp_path / "tiny.yaml"
     config_file.write_text(yaml.safe_dump(TINY))
     with image.open("wb") as file:
-        file.truncate(512 << 20)
+        file.truncate(160 << 20)
     with suppress(FileNotFoundError):  # mount says why it is skipped
         subprocess.run(["mkfs.ext4", "-q", image], check=True)
     # the kernel itself writes nothing down meanwhile
     with mounted(tmp_path / "disk", "-o", "loop,commit=300", image) as disk:
         directory = disk / "run"
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(config_file), "--run.dir", str(directory)]
-        command += [*EVERYTHING, "--train.max_steps", "20", "--data.cache_dir", str(disk / "cache")]
+        command += [*EVERYTHING, "--train.max_steps", "12"]
         with subprocess.Popen(command, env=environment()) as process:
             try:
-                for number, newest in enumerate(("checkpoints/step_00000006", "checkpoints/step_00000014", "model")):
+                for number, newest in enumerate(("checkpoints/step_00000006", "checkpoints/step_00000010", "model")):
                     _until(lambda newest=newest: (directory / newest).exists() or process.poll() is not None)
                     if process.poll() is None:
                         process.send_signal(signal.SIGSTOP)
@@ -307,7 +307,9 @@ def _assert_whole_after_a_power_cut(disk: Path, image: Path, copy: Path) -> None
         ]
         assert not [path for path in named if path.read_bytes() != (after / path.relative_to(before)).read_bytes()]
         newest = int(checkpoints(after)[-1].name.removeprefix("step_"))
-        assert {line["step"] for line in lines(after)} >= set(range(1, newest + 1))
+        # of the lines since then the disk may have the length, and zeros
+        logged = re.findall(r'^\{"step": (\d+), .*\}$', (after / "metrics.jsonl").read_text(), re.MULTILINE)
+        assert set(map(int, logged)) >= set(range(1, newest + 1))
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -76,7 +76,7 @@ def put_in_place(part: Path, path: Path, old: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to the end of a file, all of it or nothing; it is not synced. Raises DiskFull."""
+    """Add text to the end of a file, all of it or nothing; only the name of a new one is synced. Raises DiskFull."""
     with room(path), path.open("ab", buffering=0) as file:
         size, left = file.tell(), memoryview(text.encode())
         try:
@@ -85,6 +85,8 @@ def append(path: Path, text: str) -> None:
         except OSError:
             file.truncate(size)
             raise
+        if not size:
+            sync(path.parent)
 
 
 def make_folder(path: Path) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from miniclip.common.durable import make_folder
+
 LOCK = ".lock"
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     made, handle = [path for path in (folder, *folder.absolute().parents) if not path.exists()], None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = None if os.name == "nt" else _locked(folder / LOCK)
         yield
     finally:
