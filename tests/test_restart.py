@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -21,9 +22,12 @@ from test_signals import ENDLESS, PATIENCE, assert_same_weights, before, exact, 
 from test_training import TINY, environment, run
 
 from miniclip.cli.train import train_main
+from miniclip.common.durable import make_folder
 from miniclip.common.stopping import CODES, REQUEUE, Passing
+from miniclip.config import load_config, save_config
 from miniclip.evaluation import suite
 from miniclip.training import loop
+from miniclip.training.replaced import drop_replaced, put_back, set_aside, written
 
 AUTO = ["--run.resume", "auto"]
 FEW = ["--eval.tasks", "[]", "--train.max_steps", "2"]
@@ -103,6 +107,58 @@ def test_what_passes_by_itself_asks_for_a_requeue(
     assert told.startswith("train.py: error: the disk is full; go on with: ") and told.endswith(f"resume {resume}")
 
 
+def refuse(*_: Any) -> None:
+    raise KeyError("no key configured")  # as services do, each in its own way
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--train.profile_steps 100", "3 steps come before, 2 are left"),
+        ("--log.trackers [tensorboard]", "tensorboard cannot be used ('no key configured')"),
+    ],
+)
+def test_what_is_refused_last_leaves_the_old_run(
+    config_file: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], options: str, words: str
+) -> None:
+    arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run"), *FEW]
+    assert train_main(arguments) == 0
+    left = contents(tmp_path / "run")
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.start", refuse)
+    assert train_main([*arguments, "--run.overwrite", "true", *options.split()]) == 2
+    assert words in capsys.readouterr().err and contents(tmp_path / "run") == left
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_overwritten_run_stays_until_the_new_one_has_a_checkpoint(
+    config_file: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], linked: bool
+) -> None:
+    """However often that is tried. Also where the checkpoints are linked to another place, of which those of more steps
+    than the new run has had would stay, and its own go."""
+    directory, states = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    if linked:
+        (tmp_path / "states").mkdir()
+        directory.mkdir()
+        states.symlink_to(tmp_path / "states")
+    arguments = ["--config", config_file, "--run.dir", str(directory), "--eval.tasks", "[]"]
+    assert train_main([*arguments, *AUTO]) == 0
+    old, old_states = contents(directory), contents(states)
+    (directory / "notes.txt").write_text("mine")
+    shorter = [*arguments, "--train.max_steps", "2", "--run.seed", "1"]
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            before(patch, "_step", 2, signal.SIGINT, signal.SIGINT)
+            assert train_main([*shorter, "--run.overwrite", "true"]) == 130
+        assert f"lies in {directory}/replaced until" in capsys.readouterr().out
+        assert contents(directory / "replaced") == old
+        assert contents(states / "replaced" if linked else directory / "replaced" / "checkpoints") == old_states
+        assert not (directory / "model").exists() and (directory / "config.yaml").exists()
+    assert train_main(shorter) == 2 and "already holds a run" in capsys.readouterr().err
+    assert train_main([*shorter, *AUTO]) == 0
+    assert not list(tmp_path.rglob("*replaced*")) and [path.name for path in states.iterdir()] == ["step_00000002"]
+    assert (directory / "notes.txt").exists() and states.is_symlink() == linked
+
+
 @pytest.mark.slow
 def test_a_second_start_says_who_holds_the_run(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -139,3 +195,40 @@ def test_a_second_start_says_who_holds_the_run(
             for worker in workers:
                 worker.kill()
     assert not list(tmp_path.rglob(".lock"))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_move_that_is_cut_off_is_undone(tmp_path: Path, monkeypatch: Any, linked: bool) -> None:
+    directory, states = tmp_path / "run", tmp_path / "states"
+    for name in ("checkpoints/step_00000001", "checkpoints/step_00000002", "model", "miniclip", "mine"):
+        make_folder(directory / name)
+        (directory / name / "events.out.tfevents.1").write_text(name)
+    save_config(load_config(["--train.max_steps", "1"]), directory / "config.yaml")
+    if linked:
+        (directory / "checkpoints").rename(states)
+        (directory / "checkpoints").symlink_to(states)
+    whole, rename = contents(tmp_path), Path.replace
+    for cut in itertools.count():
+        calls = itertools.count()
+
+        def replaced(path: Path, target: Path, cut: int = cut, calls: Any = calls) -> Path:
+            if next(calls) == cut:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replaced)
+            try:
+                set_aside(directory, written(directory))
+                break
+            except KeyboardInterrupt:
+                pass
+        assert (contents(tmp_path) == whole) == (cut == 0)
+        put_back(directory)
+        assert contents(tmp_path) == whole and not list(tmp_path.rglob("*replaced"))
+    assert cut == 5 + 2 * linked
+    assert (directory / "replaced/model").exists() and (directory / "mine").exists()
+    put_back(directory)  # nothing: the move is over
+    assert (directory / "replaced/model").exists()
+    drop_replaced(directory)
+    assert list(contents(tmp_path)) == ["run/mine/events.out.tfevents.1"]

@@ -30,6 +30,7 @@ from miniclip.config import ModelConfig
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars
 from miniclip.training.best import keep_copy
+from miniclip.training.replaced import drop_replaced
 from miniclip.training.run_dir import BEST, checkpoint_folder
 from miniclip.training.step import Learner
 
@@ -174,6 +175,7 @@ class Checkpoints:
                     sync(metrics)
                 put_in_place(part, folder, folder.with_suffix(".old"))
             self.stopping.checkpoint = folder
+            drop_replaced(self.run_dir)
             for later in (other for other in self._discarded if other != folder):
                 _remove_whole(later)
             self._discarded = []

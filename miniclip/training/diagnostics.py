@@ -76,22 +76,26 @@ def at_clamp(scale: float) -> bool:
     return scale >= math.exp(MAX_LOGIT_SCALE) * (1 - 1e-5) or scale <= 1 + 1e-5
 
 
-@contextmanager
-def traced(steps: int, left: int, path: Path) -> Iterator[Callable[[], None]]:
-    """Write what so many steps spend their time on to path; the context is to be called at the end of each step.
-
-    left: steps that will be taken. Raises ConfigError if that is too few, and DiskFull.
-    """
-    from torch import profiler
-
-    if not steps:
-        yield lambda: None
-        return
-    if left < steps + BEFORE_TRACE:
+def check_traced(steps: int, left: int) -> None:
+    """Raise ConfigError if a run that begins has too few steps for a trace of so many; one that goes on may have."""
+    if steps and left < steps + BEFORE_TRACE:
         raise ConfigError(
             f"train.profile_steps={steps}: {BEFORE_TRACE} steps come before, {left} are left; set it to at most "
             f"{max(0, left - BEFORE_TRACE)}"
         )
+
+
+@contextmanager
+def traced(steps: int, left: int, path: Path) -> Iterator[Callable[[], None]]:
+    """Write what so many steps spend their time on to path; the context is to be called at the end of each step.
+
+    left: steps that will be taken; if that is too few there is no trace, see check_traced. Raises DiskFull.
+    """
+    from torch import profiler
+
+    if not steps or left < steps + BEFORE_TRACE:
+        yield lambda: None
+        return
 
     def write(trace: profiler.profile) -> None:
         with whole_file(path) as part:

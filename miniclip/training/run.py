@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniclip.common.durable import room
 from miniclip.common.peers import meet
+from miniclip.common.printing import one_line
 from miniclip.common.processes import check_same, check_shared, from_main
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
@@ -33,9 +34,11 @@ from miniclip.training.accelerator import build_accelerator, check_possible, che
 from miniclip.training.batches import MapBatches, TrainBatches, open_batches
 from miniclip.training.best import Best
 from miniclip.training.checkpoint import Progress, check_space, handed_out, load_checkpoint
+from miniclip.training.diagnostics import check_traced
 from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
+from miniclip.training.replaced import written
 from miniclip.training.run_dir import claim, flat, prepare_run_dir
 from miniclip.training.step import Learner
 
@@ -106,15 +109,18 @@ def _train(
     if progress.step > feed.steps:
         raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
     feed.check(config.run.dir, progress.step, progress.feed)
+    if not progress.step:
+        check_traced(config.train.profile_steps, feed.steps)
     check_space(accelerator, run_dir)
+    former = written(run_dir) if main and config.run.overwrite else []
+    _open_trackers(config, accelerator)
+    # whatever can be refused has been: from here on the run that was here goes
+    from_main(lambda: prepare_run_dir(config, progress.step, former))
     if main:
-        prepare_run_dir(config, progress.step)
         Best(run_dir, config.eval.best).restore(progress.step)
         for doubt in of_length(config, feed.steps):
             log.warning("%s", doubt)
         _announce(learner, precision, feed, progress.step)
-    meet()
-    accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
 
     loop = Loop(learner, feed, hooks, stopping, progress)
     loop.run()
@@ -130,6 +136,17 @@ def _train(
     results = hooks.finish(handed_out(finished, config.model, accelerator.device), preprocess, loop.summary())
     meet()
     return results
+
+
+def _open_trackers(config: Config, accelerator: Accelerator) -> None:
+    try:
+        accelerator.init_trackers(config.log.project, config=flat(config.to_dict()))
+    except OSError:
+        raise
+    except Exception as error:  # each service has its own
+        accelerator.trackers = []  # which could not be closed either
+        named, why = ", ".join(config.log.trackers), one_line(str(error), 200)
+        raise ConfigError(f"log.trackers: {named} cannot be used ({why}); set it up, or leave it out") from error
 
 
 def _announce(learner: Learner, precision: Precision, feed: TrainBatches, first_step: int) -> None:

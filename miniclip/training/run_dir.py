@@ -1,4 +1,4 @@
-"""The run directory: what a start may find there, what overwriting deletes, and what a resume must leave unchanged."""
+"""The run directory: what a start may find there, and what a resume must leave unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.common.lock import Taken, alone_in
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import WEIGHTS, checkpoints, read_json
+from miniclip.training.replaced import REPLACED, put_back, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,6 @@ _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir"
 RESULTS = "results.json"  # comes last: a run that has it for all its steps is finished
 MATRICES = "matrix"  # folder of the matrices of a fixed batch
 BEST = "best"  # folder of the model that eval.best chose
-_FOLDERS = ("checkpoints", "model", BEST, f"{BEST}.part", f"{BEST}.old", MATRICES, "inspection", "evaluation", "report")
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -47,14 +47,13 @@ class Standing(NamedTuple):
 
 
 def claim(config: Config, held: ExitStack) -> Standing:
-    """Look at the run that the configuration names, and unless it is finished keep others out of it as long as held.
+    """Look at the run that the configuration names, and keep others out of it as long as held.
 
     Raises ConfigError if another process writes into it, and what check_run_dir does.
     """
-    found = _standing(config)
-    if found.results is not None:
-        return found
     run_dir = Path(config.run.dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"run.dir={run_dir} is a file; name a directory")
     states = run_dir / "checkpoints"
     for folder in (run_dir, *[states] * states.is_symlink()):
         try:
@@ -64,10 +63,7 @@ def claim(config: Config, held: ExitStack) -> Standing:
                 f"run.dir={run_dir} is in use: {who} writes into {folder}; wait for it, stop it there, or name another "
                 "directory"
             ) from who
-    return _standing(config)  # again, for another process may just have ended
-
-
-def _standing(config: Config) -> Standing:
+    put_back(run_dir)
     check_run_dir(config)
     file = Path(config.run.dir) / "config.yaml"
     if not config.run.resume or not file.exists():
@@ -98,28 +94,30 @@ def _results(config: Config) -> dict[str, Any] | None:
 def check_run_dir(config: Config) -> None:
     """Raise ConfigError if the directory holds a run that would be lost, or that this configuration cannot resume."""
     run_dir = Path(config.run.dir)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"run.dir={run_dir} is a file; name a directory")
-    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")):
+    states = run_dir / "checkpoints"
+    if states.is_symlink() and not states.is_dir():
+        raise ConfigError(f"{states} is a link to a folder that does not exist; make that, or remove the link")
+    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model", REPLACED)):
         return
     if not (config.run.resume or config.run.overwrite):
         raise ConfigError(
             f"run.dir={run_dir} already holds a run; name another directory, go on with --run.resume true, "
-            "or delete it with --run.overwrite true"
+            "or replace it with --run.overwrite true"
         )
-    if config.run.overwrite and not _is_run(run_dir):
-        raise ConfigError(f"run.dir={run_dir} holds other things than a run; run.overwrite deletes runs alone")
+    if config.run.overwrite:
+        _check_run(run_dir)
     if config.run.resume and (run_dir / "config.yaml").exists():
         _check_unchanged(config, load_config_file(run_dir / "config.yaml"))
 
 
-def _is_run(run_dir: Path) -> bool:
-    """Whether its config.yaml is a run's."""
+def _check_run(run_dir: Path) -> None:
+    """Raise ConfigError unless there is a run's config.yaml; of one that was to be overwritten it lies aside."""
     try:
-        load_config_file(run_dir / "config.yaml")
-    except ConfigError:
-        return False
-    return True
+        load_config_file(next(run_dir.glob(f"{REPLACED}/config.yaml"), run_dir / "config.yaml"))
+    except ConfigError as error:
+        raise ConfigError(
+            f"run.dir={run_dir} holds other things than a run, and run.overwrite deletes runs alone: {error}"
+        ) from error
 
 
 def _check_unchanged(new: Config, old: Config) -> None:
@@ -141,16 +139,13 @@ def _check_unchanged(new: Config, old: Config) -> None:
         )
 
 
-def prepare_run_dir(config: Config, first_step: int) -> None:
-    """Make the directory, delete what an overwritten run left, write config.yaml; on the main process alone."""
+def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path]) -> None:
+    """Make the directory, move aside what an overwritten run left, former, and write config.yaml; on the main process
+    alone."""
     run_dir = Path(config.run.dir)
-    if config.run.overwrite:
-        for folder in _FOLDERS:
-            shutil.rmtree(run_dir / folder, ignore_errors=True)
-        events = f"{config.log.project}/**/events.out.tfevents.*"
-        for pattern in ("metrics.jsonl", "results.json", "examples.*", "queries.png", "confusion_*.png", events):
-            for path in run_dir.glob(pattern):
-                path.unlink()
+    if former:
+        set_aside(run_dir, former)
+        print(f"the run before lies in {run_dir / REPLACED} until this one has a checkpoint", flush=True)
     make_folder(run_dir)
     clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)
     save_config(config, run_dir / "config.yaml")
