@@ -131,6 +131,19 @@ def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_is_due_by_the_clock(config_file: str, tmp_path: Path, processes: int) -> None:
+    """The main process's: all save at the same steps, and only as often as that."""
+    options = ["--config", config_file, "--eval.tasks", "[]", "--run.checkpoint_every", "0", "--run.keep", "9"]
+    for minutes, steps in (("1e-9", [1, 2, 3, 4, 5, 6]), ("600", [6])):
+        folder = tmp_path / minutes
+        arguments = [*options, "--run.checkpoint_minutes", minutes, "--run.dir", str(folder)]
+        assert [one.value for one in together(processes, train_main, arguments)] == [0] * processes
+        found = sorted(folder.glob("checkpoints/step_*"))
+        assert [path.name for path in found] == [f"step_{step:08d}" for step in steps]
+    assert exact(tmp_path / "600") == exact(tmp_path / "1e-9")
+
+
 def test_closing_is_not_disturbed() -> None:
     """A person in a hurry, while the loader's processes end."""
     ended = []
@@ -271,7 +284,7 @@ def test_processes_agree_on_the_step(config_file: str, tmp_path: Path) -> None:
         _, other = [p for p in psutil.Process(launcher.pid).children() if str(ROOT / "train.py") in p.cmdline()]
         other.send_signal(signal.SIGUSR1)
         _, complaints = launcher.communicate(timeout=PATIENCE)
-    assert complaints.count(": 143 (pid") == 2 and "exitcode  : -" not in complaints, complaints
+    assert complaints.count(": 75 (pid") == 2 and "exitcode  : -" not in complaints, complaints
     assert told_command(complaints) == [*launcher.args, "--run.resume", "true"]
     with launched(2, ROOT / "train.py", [*arguments, str(whole)]) as launcher:
         wait_for(len(lines(broken)) + 4, whole, launcher)

@@ -181,7 +181,8 @@ def room(path: Path) -> Iterator[None]:
         chain = list(_chain(error))
         if told := [one for one in chain if isinstance(one, DiskFull)]:
             raise told[-1] from None
-        if found := [one for one in chain if means_full(one)]:
+        found = [one for one in chain if means_full(one)]
+        if found and not isinstance(error, Passing):  # such as of shared memory, which is no disk
             raise _full(Path(getattr(found[-1], "filename", None) or path)) from error
         raise
     finally:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 INTERRUPTED, TERMINATED = 130, 143  # what a shell says of a process that SIGINT or SIGTERM killed
 REQUEUE = 75  # sysexits.h's "try again later"
-_NAMED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": TERMINATED}
+_NAMED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": REQUEUE}
 CODES = {getattr(signal, name): code for name, code in _NAMED.items() if hasattr(signal, name)}
 
 
@@ -90,13 +90,12 @@ class Stopping:
             raise Stopped(self._code, self.where, self.checkpoint)
 
     def wishes(self) -> list[float]:
-        """Whether this process was asked to stop, by Ctrl-C and by a scheduler; of all processes, agree takes them."""
-        return [float(self._code == code) for code in (INTERRUPTED, TERMINATED)]
+        """Whether this process was asked to stop, by each signal of CODES; of all processes, agree takes them."""
+        return [float(self._code == code) for code in CODES.values()]
 
     def agree(self, wishes: Sequence[float]) -> None:
         """Set `agreed` by the sum or mean of all processes' wishes, so that it is the same in each."""
-        interrupted, terminated = wishes
-        self.agreed = TERMINATED if terminated else INTERRUPTED if interrupted else 0
+        self.agreed = max((code for code, wish in zip(CODES.values(), wishes, strict=True) if wish), default=0)
 
 
 def resume_command(arguments: Sequence[str] | None, resume: str = "true") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ class Loop:
         self.best = Best(self.run_dir, self.config.eval.best)
         self.checkpoints = Checkpoints(self.accelerator, self.run_dir, self.config.run.keep, stopping, progress.step)
         self.clamped = list(progress.clamped)
+        self._saved, self._overdue = monotonic(), False
 
     def run(self) -> None:
         """All steps that are left; evaluation and checkpoints in between, and a checkpoint at the end."""
@@ -105,10 +107,14 @@ class Loop:
         return values
 
     def _agreed(self, loss: Tensor) -> float:
-        """The loss's mean over the processes, for each has its own rows; with it travels who was asked to stop."""
-        parts = torch.cat([loss[None], loss.new_tensor(self.stopping.wishes())])
-        value, *wishes = self.accelerator.reduce(parts, "mean").tolist()
+        """The loss's mean over the processes, for each has its own rows; with it travels who was asked to stop, and
+        whether the main process's clock says that a checkpoint is due."""
+        minutes = self.config.run.checkpoint_minutes
+        due = self.main and 0 < 60 * minutes <= monotonic() - self._saved
+        parts = torch.cat([loss[None], loss.new_tensor([*self.stopping.wishes(), due])])
+        value, *wishes, overdue = self.accelerator.reduce(parts, "mean").tolist()
         self.stopping.agree(wishes)
+        self._overdue = overdue > 0
         return value
 
     def _log_step(self, done: int, values: dict[str, Any], throughput: Throughput) -> dict[str, Any]:
@@ -132,7 +138,7 @@ class Loop:
         # the last step, too, may be the best; without a choice the final tables say enough of it
         if config.eval.every and (config.eval.best is not None if last else done % config.eval.every == 0):
             self._evaluate(done)
-        if last or (checkpoint_every and done % checkpoint_every == 0) or self.stopping.agreed:
+        if last or (checkpoint_every and done % checkpoint_every == 0) or self._overdue or self.stopping.agreed:
             self._save(done)
         if last or self.stopping.agreed:
             self.checkpoints.wait()
@@ -163,6 +169,7 @@ class Loop:
         broken = sum(not bool(torch.isfinite(local(p)).all()) for p in self.learner.model.parameters())
         if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
+        self._saved = monotonic()
         progress = self.progress._replace(step=step, feed=self.feed.state(), clamped=self.clamped)
         self.checkpoints.save(progress)
 
