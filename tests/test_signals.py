@@ -58,10 +58,10 @@ def before(monkeypatch: Any, name: str, call: int, *numbers: int) -> None:
     original: Callable[..., Any] = getattr(owner, name)
     calls = itertools.count(1)
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         for number in numbers if next(calls) == call else ():
             os.kill(os.getpid(), number)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(owner, name, counted)
 
@@ -102,8 +102,8 @@ UNSAVED = "stopped before the first step; nothing was saved"
     [
         ("open_batches", [signal.SIGINT], UNSAVED),
         ("open_batches", [signal.SIGTERM], UNSAVED),
-        # the evaluation ends, and one more step
-        ("evaluate", [signal.SIGTERM, signal.SIGTERM], "stopped after step 5 of 6; the last checkpoint is "),
+        # at the next batch of the evaluation, which a resume does again
+        ("evaluate", [signal.SIGTERM, signal.SIGTERM], "stopped after step 4 of 6; the last checkpoint is "),
         ("evaluate", [signal.SIGINT, signal.SIGINT], AT_ONCE + "the last checkpoint is "),
         ("append_metrics", [signal.SIGINT, signal.SIGINT], AT_ONCE + "nothing was saved"),
         ("final_evaluation", [signal.SIGINT], "stopped after the last step, in the final evaluation; the last "),
@@ -129,6 +129,29 @@ def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "run" / "model").exists()
     run(config_file, tmp_path / "run", "--eval.tasks", "[]", "--run.resume", "true")
     assert (tmp_path / "run" / "model").exists()
+
+
+def stopped_in_evaluation(call: int, arguments: list[str]) -> int:
+    """The exit code of a run whose last process alone is asked to stop as the call-th evaluation begins; 0: in none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            before(patch, "evaluate", call, signal.SIGUSR1)
+        return train_main(arguments)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_is_left_and_done_again(config_file: str, tmp_path: Path, processes: int) -> None:
+    """At a batch, by all processes, whichever hears the signal, even while it is done again: nothing is lost or twice,
+    the choice of the best included."""
+    options = ["--config", config_file, "--eval.tasks", "[retrieval]", "--eval.every", "2", "--eval.batch_size", "6"]
+    options += ["--eval.best", "retrieval/text_to_image_r10", "--run.resume", "auto", "--run.dir"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder, calls in ((whole, [0]), (broken, [1, 1, 2, 1, 2, 0])):  # the first of a resume is the one that was left
+        for call in calls:
+            ended = together(processes, stopped_in_evaluation, call, [*options, str(folder)])
+            assert [one.value for one in ended] == [75 if call else 0] * processes, ended
+    assert exact(broken) == exact(whole)
+    assert_same_weights(broken / "model/model.safetensors", whole / "model/model.safetensors")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -17,6 +17,8 @@ from miniclip.common.stopping import CODES, INTERRUPTED, REQUEUE, Passing, Stopp
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from miniclip.models import DualEncoder
     from miniclip.models.preprocess import Preprocess
     from miniclip.training.best import Choice
@@ -49,8 +51,8 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
         log.warning("%s", doubt)
     matrices = MatrixLog(config, preprocess) if place()[0] == 0 and config.log.matrix_every else None
 
-    def evaluate(model: DualEncoder) -> tuple[dict[str, float], Choice | None]:
-        results = suite.evaluate(config, validation, model, preprocess)
+    def evaluate(model: DualEncoder, between: Callable[[], object]) -> tuple[dict[str, float], Choice | None]:
+        results = suite.evaluate(config, validation, model, preprocess, between=between)
         found = results.get(task)
         choice = None if found is None else Choice(found[figure], found.fingerprint, lower_is_better(figure))
         return suite.scalars(results), choice

@@ -26,6 +26,10 @@ class Passing(Exception):
     """What passes by itself, or with a hand from outside: the same command, started again, goes on with the run."""
 
 
+class Left(Exception):
+    """Work was left, for the run is to stop; a resume does it again."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the run. code: what the process ends with. checkpoint: where it goes on from, or None."""
 

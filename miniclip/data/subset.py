@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place
+from miniclip.data.ahead import threads
 from miniclip.data.captioned import ImageSource
 from miniclip.data.images import BadCount, BadImage
 
@@ -86,7 +86,7 @@ def readable(source: Source, allowed: float) -> Source:
 
     rank, count = place()
     own = range(rank, len(source), count)
-    with ThreadPoolExecutor(4) as pool:
+    with threads(4) as pool:
         errors = zip(own, pool.map(error_of, own), strict=True)
         found = dict(sorted(gathered([(row, str(error)) for row, error in errors if error is not None])))
     if not found:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -22,7 +21,7 @@ from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
 from miniclip.common.processes import gathered, place, total
 from miniclip.config import DataConfig
-from miniclip.data.ahead import in_order
+from miniclip.data.ahead import in_order, threads
 from miniclip.data.images import BadCount, BadImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
@@ -44,6 +43,7 @@ class EncodeOptions:
     batch_size: items at a time; the embeddings do not depend on it beyond rounding. precision: "bf16" runs the towers
     under autocast; unit length is float32's either way. progress: a bar on stderr. shared: every process calls, does a
     part, and gets the whole. max_bad_fraction: share of the data's images that may be unreadable and are then left out.
+    between: called after every batch, as often by each process, and may raise.
     """
 
     batch_size: int = 256
@@ -51,6 +51,7 @@ class EncodeOptions:
     progress: bool = False
     shared: bool = False
     max_bad_fraction: float = DataConfig.max_bad_fraction
+    between: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -103,7 +104,7 @@ def encode_readable(
 
     # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
     batches = _own_batches(n, options)
-    with ThreadPoolExecutor(4) as pool, _evaluating(model, options, batches, "images") as advance:
+    with threads(4) as pool, _evaluating(model, options, batches, "images") as advance:
         reading = in_order(pool, read, chain(*batches), options.batch_size)
         for rows in batches:
             found = dict(zip(rows, reading, strict=False))  # strict would take one more
@@ -150,9 +151,9 @@ def encode_texts(
     batches = _own_batches(len(order), options)
     with _evaluating(model, options, batches, "texts") as advance:
         for one in batches:
-            rows = order[one.start : one.stop]
-            batch = trim_padding(tokens[rows]) if trims else tokens[rows]
-            result[rows] = _unit(model.encode_text(batch.to(device)))
+            if rows := order[one.start : one.stop].tolist():
+                batch = trim_padding(tokens[rows]) if trims else tokens[rows]
+                result[rows] = _unit(model.encode_text(batch.to(device)))
             advance(len(rows))
     if options.shared:
         result = total(result, device)
@@ -170,9 +171,10 @@ def fingerprint(model: TwoTowers) -> str:
 
 
 def _own_batches(n: int, options: EncodeOptions) -> list[range]:
-    """Rows of the batches that this process encodes."""
+    """Rows of the batches that this process encodes: as many as any other has, so the last may be empty."""
     size, (rank, count) = options.batch_size, place() if options.shared else (0, 1)
-    return [range(start, min(start + size, n)) for start in range(rank * size, n, count * size)]
+    starts = (min(start + rank * size, n) for start in range(0, n, count * size))
+    return [range(start, min(start + size, n)) for start in starts]
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -194,7 +196,10 @@ def _width(model: TwoTowers) -> int:
 def _evaluating(
     model: TwoTowers, options: EncodeOptions, batches: Sequence[range], what: str
 ) -> Iterator[Callable[[int], object]]:
-    """Evaluation mode, no gradients, the precision asked for, a progress bar; every module gets its own mode back."""
+    """Evaluation mode, no gradients, the precision asked for, a progress bar; every module gets its own mode back.
+
+    Yields what is called after every batch, with its size.
+    """
     from tqdm import tqdm
 
     modes = [(module, module.training) for module in model.modules()]
@@ -205,7 +210,7 @@ def _evaluating(
     try:
         # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
         with torch.no_grad(), autocast, bar:
-            yield bar.update
+            yield lambda done: (bar.update(done), options.between())
     finally:
         for module, training in modes:
             module.training = training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,13 +64,19 @@ def open_suite(config: Config, role: Role) -> Suite:
 
 
 def evaluate(
-    config: Config, suite: Suite, model: DualEncoder, preprocess: Preprocess, *, resamples: int = 0
+    config: Config,
+    suite: Suite,
+    model: DualEncoder,
+    preprocess: Preprocess,
+    *,
+    resamples: int = 0,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, Evaluation]:
-    """Every task of the suite on the model as it stands, by name."""
+    """Every task of the suite on the model as it stands, by name. between: as in EncodeOptions."""
     loaded = model, preprocess, Tokenizer(context_length=model.context_length)
     precision = for_encoding(config.train.precision)
     size, progress, allowed = config.eval.batch_size, config.log.progress, config.data.max_bad_fraction
-    options = EncodeOptions(size, precision, progress, shared=True, max_bad_fraction=allowed)
+    options = EncodeOptions(size, precision, progress, shared=True, max_bad_fraction=allowed, between=between)
     return {name: one.task.run(loaded, one.data, options, resamples, name) for name, one in suite.items()}
 
 

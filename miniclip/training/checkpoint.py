@@ -70,13 +70,14 @@ def handed_out(model: DualEncoder | None, config: ModelConfig, device: torch.dev
 class Progress(NamedTuple):
     """How far a run has come. seconds, samples: of all its steps so far, those before a resume included. feed: where a
     stream of data stands, by plain values. clamped: whether the logit scale was, in each step since the last line of
-    the log."""
+    the log. left: whether the step's evaluation is still to be done."""
 
     step: int = 0
     seconds: float = 0.0
     samples: int = 0
     feed: Mapping[str, Any] = MappingProxyType({})
     clamped: Sequence[bool] = ()
+    left: bool = False
 
 
 def check_space(accelerator: Accelerator, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from miniclip.common.peers import meet
-from miniclip.common.stopping import Stopped, Stopping
+from miniclip.common.stopping import Left, Stopped, Stopping
 from miniclip.data.augment import shrink
 from miniclip.data.loader import Batch
 from miniclip.losses.matrix import chance_loss
@@ -34,12 +34,13 @@ class NonFiniteLoss(RuntimeError):
 class Hooks(NamedTuple):
     """What a run does besides its steps; models come whole and on their device.
 
-    evaluate: every process calls it with the same model, and gets what is logged, and the figure of eval.best.
+    evaluate: every process calls it with the same model and what may raise Left between two batches, and gets what is
+    logged, and the figure of eval.best.
     keep_matrix: the main process calls it with the number of steps done. finish: every process calls it with the
     finished model and what results.json says of the training, and gets what results.json holds.
     """
 
-    evaluate: Callable[[DualEncoder], tuple[dict[str, float], Choice | None]]
+    evaluate: Callable[[DualEncoder, Callable[[], object]], tuple[dict[str, float], Choice | None]]
     keep_matrix: Callable[[int, DualEncoder], None]
     finish: Callable[[DualEncoder, Preprocess, dict[str, Any]], dict[str, Any]]
 
@@ -73,6 +74,10 @@ class Loop:
             if config.log.matrix_every and not first:
                 with throughput.paused():
                     self._keep_matrix(0)
+            if self.progress.left and self._due(first):
+                with throughput.paused():
+                    self._evaluate(first)
+                self._stop_if_agreed(first)
             for step in range(first, steps):
                 with throughput.waiting():
                     batch = next(batches)
@@ -135,27 +140,49 @@ class Loop:
         checkpoint_every, matrix_every = config.run.checkpoint_every, config.log.matrix_every
         if matrix_every and (done % matrix_every == 0 or last):
             self._keep_matrix(done)
-        # the last step, too, may be the best; without a choice the final tables say enough of it
-        if config.eval.every and (config.eval.best is not None if last else done % config.eval.every == 0):
-            self._evaluate(done)
+        left = self._due(done) and not self._evaluate(done)
         if last or (checkpoint_every and done % checkpoint_every == 0) or self._overdue or self.stopping.agreed:
-            self._save(done)
+            self._save(done, left)
         if last or self.stopping.agreed:
             self.checkpoints.wait()
         if last:
-            self._agreed(torch.zeros((), device=self.accelerator.device))  # what came since the step
+            self._agree()  # on what came since the step
+        self._stop_if_agreed(done)
+
+    def _due(self, done: int) -> bool:
+        """Whether the evaluation is, after so many steps."""
+        chosen, every = self.config.eval.best is not None, self.config.eval.every
+        # the last step, too, may be the best; without a choice the final tables say enough of it
+        return every > 0 and (chosen if done == self.feed.steps else done % every == 0)
+
+    def _agree(self) -> None:
+        self._agreed(torch.zeros((), device=self.accelerator.device))
+
+    def _stop_if_agreed(self, done: int) -> None:
         if self.stopping.agreed:
             raise Stopped(self.stopping.agreed, f"after step {done} of {self.feed.steps}", self.stopping.checkpoint)
 
-    def _evaluate(self, step: int) -> None:
-        """The configured tasks on the validation split; the processes share the work, and their model is one."""
+    def _leave_if_agreed(self) -> None:
+        self._agree()
+        if self.stopping.agreed:
+            raise Left
+
+    def _evaluate(self, step: int) -> bool:
+        """The configured tasks on the validation split; the processes share the work, and their model is one.
+
+        False if it was left at a batch, because a process was asked to stop.
+        """
         model = whole_model(self.learner, self.main)
         model = handed_out(model, self.config.model, self.accelerator.device)
-        values, choice = self.hooks.evaluate(model)
+        try:
+            values, choice = self.hooks.evaluate(model, self._leave_if_agreed)
+        except Left:
+            return False
         self._log(step, values)
         if self.main and choice is not None:
             self.best.offer(step, choice, model, self.learner.preprocess)
         meet()
+        return True
 
     def _keep_matrix(self, step: int) -> None:
         """The matrix of the fixed batch, on the main process; the others wait."""
@@ -164,13 +191,13 @@ class Loop:
             self.hooks.keep_matrix(step, model)
         meet()
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, left: bool) -> None:
         # with FSDP a process holds a part of each, and all of them have to stop
         broken = sum(not bool(torch.isfinite(local(p)).all()) for p in self.learner.model.parameters())
         if int(self.accelerator.reduce(torch.tensor(broken, device=self.accelerator.device))):
             raise NonFiniteLoss(f"the weights are not finite after step {step}; they were not saved. {self._advice()}")
         self._saved = monotonic()
-        progress = self.progress._replace(step=step, feed=self.feed.state(), clamped=self.clamped)
+        progress = self.progress._replace(step=step, feed=self.feed.state(), clamped=self.clamped, left=left)
         self.checkpoints.save(progress)
 
     def _advice(self) -> str:

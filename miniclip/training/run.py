@@ -115,7 +115,7 @@ def _train(
     former = written(run_dir) if main and config.run.overwrite else []
     _open_trackers(config, accelerator)
     # whatever can be refused has been: from here on the run that was here goes
-    from_main(lambda: prepare_run_dir(config, progress.step, former))
+    from_main(lambda: prepare_run_dir(config, progress.step, former, progress.left))
     if main:
         Best(run_dir, config.eval.best).restore(progress.step)
         for doubt in of_length(config, feed.steps):

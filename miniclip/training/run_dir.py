@@ -139,9 +139,10 @@ def _check_unchanged(new: Config, old: Config) -> None:
         )
 
 
-def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path]) -> None:
+def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path], left: bool = False) -> None:
     """Make the directory, move aside what an overwritten run left, former, and write config.yaml; on the main process
-    alone."""
+    alone. left: whether the evaluation of the first step is still to be done.
+    """
     run_dir = Path(config.run.dir)
     if former:
         set_aside(run_dir, former)
@@ -149,20 +150,22 @@ def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path]) -> 
     make_folder(run_dir)
     clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)
     save_config(config, run_dir / "config.yaml")
-    _trim_metrics(run_dir / "metrics.jsonl", first_step)
+    _trim_metrics(run_dir / "metrics.jsonl", first_step, left)
     for matrix in kept_matrices(run_dir):
         if int(matrix.stem.removeprefix("step_")) > first_step:
             matrix.unlink()
 
 
-def _trim_metrics(path: Path, first_step: int) -> None:
-    """Drop the lines of steps after the checkpoint, which are about to be done again, and a half-written last one."""
+def _trim_metrics(path: Path, first_step: int, left: bool) -> None:
+    """Drop the lines of what is about to be done again after the checkpoint, and a half-written last one."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= first_step:
+            values = json.loads(line)
+            again = left and values["step"] == first_step and any(key.startswith("eval/") for key in values)
+            if values["step"] <= first_step and not again:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             break

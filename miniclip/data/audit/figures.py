@@ -10,13 +10,13 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from miniclip.data.ahead import threads
 from miniclip.data.captioned import PairSource
 from miniclip.data.duplicates import bare, small_vector
 from miniclip.data.images import BadImage
@@ -69,7 +69,7 @@ def look(
     count = len(source) if images is None else min(images, len(source))
     seen: list[Seen | BadImage] = []
     bar = tqdm(total=count, desc=f"{split}: reading images", unit="", leave=False, disable=not progress)
-    with bar, ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+    with bar, threads(os.cpu_count() or 2) as pool:
         for start in range(0, count, BLOCK):
             for one in pool.map(partial(_see, source), range(start, min(start + BLOCK, count))):
                 seen.append(one)

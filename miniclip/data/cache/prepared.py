@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from miniclip.common.durable import DiskFull, free_space, make_folder, means_full, sync, sync_tree
 from miniclip.common.printing import one_line
-from miniclip.data.ahead import in_order
+from miniclip.data.ahead import in_order, threads
 from miniclip.data.augment import Augment
 from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part, token_rows
 from miniclip.data.captioned import PairSource
@@ -144,7 +144,7 @@ class _Build:
             log.warning("%s %s; preparing again", self.label, problem)
         done = sum(about["rows"] for about, _ in parts.values())
         self.missing = len(self.source) - done
-        with self._bar("preparing images", initial=done) as bar, ThreadPoolExecutor(_cores()) as pool:
+        with self._bar("preparing images", initial=done) as bar, threads(_cores()) as pool:
             for i, rows in enumerate(self.parts):
                 if i in parts:
                     self.bad.add(parts[i][0]["bad"])
