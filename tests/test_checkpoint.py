@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save
 from support.models import tiny_model
 
 import miniclip
+from miniclip.common.checksums import write_checksums
 from miniclip.config import load_config, save_config
 from miniclip.models import DualEncoder
 from miniclip.models.load import image_size_of
@@ -142,9 +144,26 @@ def test_a_run_that_is_not_finished_is_its_newest_checkpoint(run: Path, tmp_path
     assert miniclip.load(unfinished)[0].logit_scale.item() == 2
     # one that went on after its end
     going_on = shutil.copytree(run, tmp_path / "going_on")
-    os.utime(going_on / "checkpoints/step_00000004/model.safetensors")
-    assert miniclip.load(going_on)[0].logit_scale.item() == 2
+    for steps, scale in ((3, 2), (4, 4), (6, 4)):
+        (going_on / "results.json").write_text(json.dumps({"training": {"steps": steps}}))
+        os.utime(going_on / "checkpoints/step_00000004/model.safetensors")  # of no account, as after a copy
+        assert miniclip.load(going_on)[0].logit_scale.item() == scale
+    for rubbish in ("", "[]", '{"training": {}}'):
+        (going_on / "results.json").write_text(rubbish)
+        assert miniclip.load(going_on)[0].logit_scale.item() == 4
+    (going_on / "results.json").write_text(json.dumps({"training": {"steps": 3}}))
     assert miniclip.load(going_on / "model")[0].logit_scale.item() == 4
+
+
+def test_flipped_bits_of_a_checkpoint_are_noticed(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run") / "checkpoints" / "step_00000004"
+    write_checksums(folder)
+    weights = folder / "model.safetensors"
+    assert miniclip.load(folder)[0].logit_scale.item() == 2
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    for name in (folder, weights, tmp_path / "run" / "checkpoints"):
+        with pytest.raises(ValueError, match=re.escape(f"{weights} has flipped bits; name another checkpoint")):
+            miniclip.load(name)
 
 
 def test_what_names_no_model_is_told_what_does(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,6 @@ def flip(file: Path) -> None:
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("optimizer.bin", flip, "has flipped bits"),
     ("model.safetensors", flip, "has flipped bits"),
-    ("random_states_0.pkl", flip, "has flipped bits"),
     ("progress.json", flip, "has flipped bits"),
     ("checksums.json", flip, "is damaged"),
     ("optimizer.bin", lambda file: file.write_bytes(b""), r"has 0 bytes of \d+"),
@@ -107,17 +106,29 @@ def test_of_checkpoints_that_are_all_damaged_one_is_named(
     assert sorted((broken / "checkpoints").iterdir()) == found
 
 
-def test_checkpoints_without_checksums(whole: Path, broken: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of an earlier version; random states that cannot be read are told of."""
+def test_a_checkpoint_without_checksums(whole: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an earlier version."""
     shutil.rmtree(broken / "checkpoints/step_00000006")
-    folder = broken / "checkpoints/step_00000004"
-    (folder / "checksums.json").unlink()
-    assert train_main(arguments(whole, shutil.copytree(broken, broken.parent / "old"), *RESUME)) == 0
-    assert_as_if_nothing_had_been(broken.parent / "old", whole)
-    assert "random states" not in caplog.text
-    (folder / "random_states_0.pkl").write_bytes(b"rubbish")
+    (broken / "checkpoints/step_00000004/checksums.json").unlink()
     assert train_main(arguments(whole, broken, *RESUME)) == 0
-    assert f"{folder} has no random states that process 0 can read" in caplog.text
+    assert_as_if_nothing_had_been(broken, whole)
+    assert "at step 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda file: file.write_bytes(b"")])
+def test_lost_random_states_are_said(
+    whole: Path, broken: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], checksums: bool
+) -> None:
+    """No step needs them."""
+    folder = broken / "checkpoints/step_00000004"
+    shutil.rmtree(broken / "checkpoints/step_00000006")
+    damage(folder / "random_states_0.pkl")
+    if not checksums:
+        (folder / "checksums.json").unlink()
+    assert train_main(arguments(whole, broken, *RESUME)) == 0
+    assert_as_if_nothing_had_been(broken, whole)
+    assert f"{folder} has no whole random states of process 0; it draws others" in caplog.text
 
 
 @pytest.mark.slow
@@ -128,7 +139,7 @@ def test_processes_go_on_from_the_same_checkpoint(whole: Path, broken: Path) -> 
     assert main.value == other.value == 0, main.complaints + other.complaints
     assert "resuming" in main.output and "at step 4" in main.output
     assert main.complaints.count("has flipped bits") == 1 and "flipped" not in other.complaints
-    assert main.complaints.count("no random states that process 1 can read") == 1
+    assert main.complaints.count("no whole random states of process 1;") == 1
 
 
 # Written beside the steps
@@ -164,7 +175,7 @@ def test_a_write_that_fails_beside_the_steps(whole: Path, tmp_path: Path, monkey
     def full(*_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(DiskFull, match="no space left to write .*step_00000002"):
+    with monkeypatch.context() as patch, pytest.raises(DiskFull, match=r"no space left to write .*step_00000002"):
         patch.setattr(checkpoint, "put_in_place", full)
         run(str(whole / "tiny.yaml"), tmp_path / "run", *EVERY_2)
     assert not list((tmp_path / "run/checkpoints").iterdir())

@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import miniclip
+from miniclip.common.stopping import Stopping
 from miniclip.config import OptimConfig
 from miniclip.losses import LOSSES
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import assemble
 from miniclip.models.vocabulary import SmallEmbedding, use_small_vocabulary_
-from miniclip.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from miniclip.training.checkpoint import Checkpoints, Progress, load_checkpoint
 from miniclip.training.optim import build_optimizer, learning_rate
 
 USED = [3, 7, 20, 21, 58, 59]
@@ -151,8 +152,8 @@ def test_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     losses = trained(straight)
     accelerator, model, optimizer = prepared(small())
     first = trained(model, optimizer, 0, 9)
-    (tmp_path / "checkpoints").mkdir()
-    save_checkpoint(accelerator, tmp_path, Progress(9), keep=1)
+    with Checkpoints(accelerator, tmp_path, 1, Stopping()) as written:
+        written.save(Progress(9))
     at_nine = copy.deepcopy(model.state_dict())
 
     fresh = small()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path, *names: str) -> str:
+def damage(folder: Path, wanted: Callable[[str], bool] = bool) -> str:
     """The first file that is not as it was written, and what is wrong with it; empty if all are, or none can say.
 
-    names: files to look at, in place of all. A folder that has no checksums is taken as it is.
+    wanted: whether to look at the file of a name. A folder that has no checksums is taken as it is.
     """
     try:
         text = (folder / CHECKSUMS).read_bytes()
@@ -31,10 +32,10 @@ def damage(folder: Path, *names: str) -> str:
         return ""
     try:
         sums = json.loads(text)
-        for name in names or sums:
-            if wrong := _difference(folder / name, sums[name]):
+        for name, expected in sums.items():
+            if wanted(name) and (wrong := _difference(folder / name, expected)):
                 return f"{folder / name} {wrong}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{folder / CHECKSUMS} is damaged"
     return ""
 

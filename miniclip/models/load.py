@@ -40,7 +40,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
         return loaded
     weights, run = _find(name)
     config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
-    if wrong := damage(weights.parent, WEIGHTS):
+    if wrong := damage(weights.parent, WEIGHTS.__eq__):
         raise ValueError(f"{wrong}; name another checkpoint of its run")
     try:
         model = assemble(config, with_scalars(load_file(weights)), device)

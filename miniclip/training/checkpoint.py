@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
-_PROGRESS = "progress.json"
+_PROGRESS, _RANDOM = "progress.json", "random_states_"
 
 
 def whole_model(learner: Learner, wanted: bool) -> DualEncoder | None:
@@ -221,7 +221,7 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
         ) from error
     lost = [str(rank) for rank, had in enumerate(gathered([_had_random_states(folder)])) if not had]
     if lost and accelerator.is_main_process:
-        log.warning("%s has no random states that process %s can read; it draws others", folder, ", ".join(lost))
+        log.warning("%s has no whole random states of process %s; it draws others", folder, ", ".join(lost))
     return progress
 
 
@@ -231,7 +231,7 @@ def _newest_whole(run_dir: Path) -> Path | None:
     for folder in reversed(found):
         if wrong:
             log.warning("%s: going on from %s", wrong, folder)
-        wrong = damage(folder)
+        wrong = damage(folder, lambda name: not name.startswith(_RANDOM))  # for no step needs them
         if not wrong:
             return folder
     if found:
@@ -243,11 +243,12 @@ def _had_random_states(folder: Path) -> bool:
     """Whether this process goes on with its own; Accelerate passes over those that it cannot read."""
     from accelerate.utils import load
 
+    name = f"{_RANDOM}{place()[0]}.pkl"
     try:
-        states = load(folder / f"random_states_{place()[0]}.pkl")
+        restored = torch.equal(load(folder / name)["torch_manual_seed"], torch.get_rng_state())
     except Exception:
         return False
-    return torch.equal(states["torch_manual_seed"], torch.get_rng_state())
+    return restored and not damage(folder, name.__eq__)
 
 
 def _check_optimizer(accelerator: Accelerator) -> None:
