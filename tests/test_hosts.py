@@ -19,7 +19,8 @@ from support.netns import Hosts, two_hosts
 from test_training import TINY, lines
 
 from miniclip.cli.train import train_main
-from miniclip.common.peers import meet
+from miniclip.common.durable import DiskFull
+from miniclip.common.peers import group, meet
 from miniclip.common.stopping import REQUEUE
 from miniclip.training import run as run_module
 from miniclip.training.loop import Loop
@@ -45,6 +46,8 @@ def troubled(trouble: str, arguments: list[str]) -> tuple[int, float]:
             began = time.monotonic()
             if last and trouble in ("killed", "stopped"):
                 os.kill(os.getpid(), signal.SIGKILL if trouble == "killed" else signal.SIGSTOP)
+            if last and trouble == "passing":
+                raise DiskFull("no space left to write x")
         return step(loop, number, *rest)  # type: ignore[arg-type]
 
     def refusing(*given: object) -> object:
@@ -66,6 +69,7 @@ def troubled(trouble: str, arguments: list[str]) -> tuple[int, float]:
         # of three, so that somebody waits for one that waits itself
         ("killed", "30", REQUEUE, "train.py: error: no sign of life from rank 2 ("),
         ("stopped", "0.1", REQUEUE, "train.py: error: no sign of life from rank 2 ("),
+        ("passing", "30", REQUEUE, "no space left to write x"),
         ("refused", "30", 2, "no column of that name"),
         ("other lr", "30", 2, "has optim.lr=0.0001, and rank 0 has 0.001; start all of them with the same command"),
     ],
@@ -85,8 +89,6 @@ def test_a_process_is_lost(config_file: str, tmp_path: Path, trouble: str, minut
 
 def late(seconds: float) -> str:
     """One comes to a meeting long after the time in which a silent one is given up, and one to a step."""
-    from miniclip.common.peers import group
-
     first = os.environ["RANK"] == "0"
     try:
         with group(True, seconds / 60):
@@ -130,7 +132,7 @@ def test_two_hosts(config_file: str, tmp_path: Path, hosts: Hosts) -> None:
     is pulled in between: both end within train.timeout, name who is silent, and the same command goes on."""
     broken = tmp_path / "broken"
     arguments = ["--config", config_file, "--eval.tasks", "[]", "--optim.schedule", "constant", "--run.resume", "auto"]
-    arguments += ["--run.checkpoint_every", "5", "--train.timeout", "0.2", "--run.dir"]
+    arguments += ["--run.checkpoint_every", "5", "--train.timeout", "0.25", "--run.dir"]
     endless = [*arguments, str(broken), "--train.max_steps", "100000"]
     launchers = [hosts.start(host, ROOT / "train.py", endless) for host in (0, 1)]
     deadline = time.monotonic() + PATIENCE
@@ -142,7 +144,7 @@ def test_two_hosts(config_file: str, tmp_path: Path, hosts: Hosts) -> None:
         hosts.cable("down")
         pulled = time.monotonic()
         complaints = [launcher.communicate(timeout=PATIENCE)[1] for launcher in launchers]
-        assert time.monotonic() - pulled < 120  # 12 s, five signs that do not come, the launchers' ends
+        assert time.monotonic() - pulled < 120  # 15 s, five signs that do not come, the launchers' ends
     finally:
         for launcher in launchers:
             launcher.terminate()

@@ -67,6 +67,12 @@ def meet() -> None:
         _Watch.current.meet()
 
 
+def check() -> None:
+    """For what waits in another way for work that a process of the group may be doing. Raises as group does."""
+    if _Watch.current is not None:
+        _Watch.current.check()
+
+
 @contextmanager
 def _watched(seconds: float) -> Iterator[None]:
     watch = _Watch.current = _Watch(seconds)
@@ -134,29 +140,36 @@ class _Watch:
             try:
                 while not all(meetings >= mine for _, meetings, _ in self._others().values()):
                     self._news.wait(self.period)
-                    if self._ended() or self._quiet():
-                        found = self.verdict()
-                        if self._ended() or self._quiet():  # else it was this process that was stopped for a while
-                            raise found
+                    self.check()
             finally:
                 self._waiting = False
 
+    def check(self) -> None:
+        """As the function of the module."""
+        with self._news:
+            if self._ended() or self._quiet():
+                found = self.verdict()
+                if self._ended() or self._quiet():  # else it was this process that was stopped for a while
+                    raise found
+
     def verdict(self) -> Exception:
         """Who is silent, or has ended; waits for a few beats."""
-        since = time.monotonic()
+        began = time.monotonic()
+        since = began + 2 * self.period  # what one told before it was lost may be heard until then
 
         def silent() -> list[int]:
             return [rank for rank in self._others() if self._heard[rank] <= since and rank not in self._ended()]
 
         with self._news:
-            while silent() and time.monotonic() < since + _SETTLE * self.period:
+            # one that ends itself says so a moment after its connections are closed
+            while (silent() or not self._ended()) and time.monotonic() < began + _SETTLE * self.period:
                 self._news.wait(self.period)
             lost, ended, answers = silent(), self._ended(), self._answered > since
         of = [f"rank {rank} ({name})" for rank, name in enumerate(self._names)]
         for rank, words in ended.items():
             if words.startswith(_REFUSED):
                 return ValueError(f"{of[rank]} has ended: {words[1:]}")
-        if not answers:
+        if lost and not answers:
             return ProcessLost(f"no answer from {_where()}, the host of {of[0]}: it is down, or the network is")
         if lost:
             named = ", ".join(of[rank] for rank in lost)

@@ -103,7 +103,7 @@ def check_same(values: Mapping[str, Any]) -> None:
     everyone = gathered([(socket.gethostname(), dict(values))])
     _, ours = everyone[0]
     for rank, (host, theirs) in enumerate(everyone):
-        for key in ours.keys() | theirs.keys():
+        for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
                 raise ValueError(
                     f"rank {rank} ({host}) has {key}={theirs.get(key)}, and rank 0 has {ours.get(key)}; "

@@ -24,6 +24,7 @@ import PIL
 from filelock import FileLock, Timeout
 
 from miniclip.common.durable import DiskFull, free_space, make_folder, means_full, sync, sync_tree
+from miniclip.common.peers import check
 from miniclip.common.printing import one_line
 from miniclip.data.ahead import in_order, threads
 from miniclip.data.augment import Augment
@@ -110,6 +111,7 @@ class _Build:
                     try:
                         lock.acquire(timeout=0.5)
                     except Timeout:
+                        check()
                         done = sum((self.directory / part_name(i)).is_dir() for i in range(len(self.parts)))
                         bar.n = min(done * self.part, len(self.source))
                         bar.refresh()
