@@ -216,7 +216,7 @@ def test_classify(checkpoint: str, folders: Path, tmp_path: Path, capsys: Shown)
         assert row["class"] == written[order[0]]
     page = (out / "predictions.html").read_text()
     assert "nothing here says how often" in page and "&lt;b&gt;" in page and "0, &#34;x&#34;.png" in page
-    assert "predictions.csv; name another" in refused(base, capsys)
+    assert "holds other results; name another" in refused(base, capsys)
     names.write_text("cat\nCat\n")
     assert "line 2: the name 'Cat' stands in line 1 already" in refused([*base[:-1], str(tmp_path / "new")], capsys)
     write_csv(tmp_path / "l.csv", [("path", "split"), (data / "z.png", "train"), (data / '1, "x".png', "test")])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from miniclip.common.arguments import check_folder
+from miniclip.cli.results import check_out, put_results
 from miniclip.config import DataConfig
+
+_FILES = ("predictions.csv", "predictions.html")
 
 
 def classify(
@@ -38,9 +40,7 @@ def classify(
         device: auto, cpu, cuda, cuda:1, ...
     """
     folder = Path(out)
-    check_folder("--out", folder)
-    if (folder / "predictions.csv").exists():
-        raise ValueError(f"--out {folder} holds predictions.csv; name another folder, or remove it")
+    check_out(folder, _FILES, _replaced)
 
     import numpy as np
 
@@ -74,5 +74,11 @@ def classify(
     console.print(plain(words))
     if found.bad:
         console.print(plain(f"{len(found.bad)} images cannot be read and have no class: {first_few(found.bad)}"))
-    write_classified(source, found, folder, f"{title}, {len(source.classes)} classes, by {checkpoint}")
+    about = f"{title}, {len(source.classes)} classes, by {checkpoint}"
+    put_results([folder], _FILES, _replaced, lambda part: write_classified(source, found, part, about))
     print(f"predictions.csv and predictions.html are in {folder}")
+
+
+def _replaced(before: dict[str, Any]) -> bool:
+    """Whether former predictions go: a table does not say of what it is."""
+    return False

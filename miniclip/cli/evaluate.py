@@ -9,12 +9,13 @@ import os
 import re
 import sys
 from dataclasses import replace
-from itertools import count
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from miniclip.cli.results import check_out, put_results
 from miniclip.common.arguments import check_folder
-from miniclip.common.console import read_standing
 from miniclip.common.runs import apart, run_of
 from miniclip.config import DataConfig
 from miniclip.data.tables.source import told_split
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from miniclip.evaluation.result import Evaluation
     from miniclip.metrics.bootstrap import Figure
 
-_IMAGES = (
-    *("confusion.png", "calibration.png", "templates.png", "foreign.png", "shots.png", "compare.png"),
+_FILES = (
+    *("results.json", "confusion.png", "calibration.png", "templates.png", "foreign.png", "shots.png", "compare.png"),
     "examples.html",
 )
 
@@ -126,20 +127,22 @@ def _conclude(
         print_differences(apart, checkpoint)
     if folder is None:
         return
-    values["results"] = [entry(r, {"name": n, "fingerprint": weights[n]}, where) for n, r in results.items()]
-    folder = _free(folder, values) if numbered else folder
-    if before := read_standing(folder / "results.json"):
-        print(f"{folder}: in place of the results of {before.get('time')} ({before.get('command')})")
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in _IMAGES:
-        (folder / left_over).unlink(missing_ok=True)
     about = {"than": checkpoint, "task": first.task}
+    values["results"] = [entry(r, {"name": n, "fingerprint": weights[n]}, where) for n, r in results.items()]
     values["differences"] = [{"of": name, **about, "figures": figures_json(found)} for name, found in apart.items()]
-    write_json(folder / "results.json", values)
-    task.draw(first, data, folder, checkpoint)
-    if apart:
-        compare_png({n: headline(r.figures) for n, r in results.items()}, folder / "compare.png", title)
-    print(f"results.json and images are in {folder}")
+
+    def write(part: Path) -> None:
+        task.draw(first, data, part, checkpoint)
+        if apart:
+            compare_png({n: headline(r.figures) for n, r in results.items()}, part / "compare.png", title)
+        write_json(part / "results.json", values)
+
+    again = (folder.with_name(f"{folder.name}-{number}") for number in count(2)) if numbered else ()
+    mine = partial(_same, values) if numbered else partial(_of, (task.kind, task.source, task.split, checkpoint))
+    place, before = put_results(chain([folder], again), _FILES, mine, write)
+    if before:
+        print(f"{place}: in place of the results of {before.get('time')} ({before.get('command')})")
+    print(f"results.json and images are in {place}")
 
 
 def _folder(task: Task, checkpoint: str, out: str | None) -> Path | None:
@@ -147,7 +150,7 @@ def _folder(task: Task, checkpoint: str, out: str | None) -> Path | None:
     run, part = run_of(checkpoint)
     if out is not None:
         folder = Path(out)
-        _check_replaced(folder, (task.kind, task.source, task.split, checkpoint))
+        check_out(folder, _FILES, partial(_of, (task.kind, task.source, task.split, checkpoint)))
     elif run is not None:
         words = (task.kind, *_names(task), *([] if task.split == "test" else [task.split]), *apart(part))
         name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_.") or "data" for word in words)
@@ -166,32 +169,19 @@ def _names(task: Task) -> list[str]:
     return [path.parent.name, path.name] if told_split(path.name) else [path.name]
 
 
-def _check_replaced(folder: Path, own: tuple[str, ...]) -> None:
-    """Raise ValueError if results would be replaced that are not of the same evaluation: kind, source, split, model."""
-    before = read_standing(folder / "results.json")
-    if (folder / "config.yaml").is_file() or "training" in before:
-        raise ValueError(f"--out {folder} is a run, and its results.json tells of the training; name another folder")
-    if before and [one[:4] for one in _evaluated(before)[:1]] != [own]:
-        told = f" (of {before['time']}: {before['command']})" if {"time", "command"} <= before.keys() else ""
-        raise ValueError(f"--out {folder} holds other results{told}; name another folder, or remove those")
+def _of(own: tuple[str, ...], before: dict[str, Any]) -> bool:
+    """Whether results are of the same evaluation by name: kind, source, split, model."""
+    return [one[:4] for one in _evaluated(before)[:1]] == [own]
 
 
-def _free(folder: Path, values: dict[str, Any]) -> Path:
-    """The folder, or NAME-2, NAME-3 ...: the first without results, or with those of equal weights and data that were
-    asked for by the same command, or say the same."""
+def _same(values: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether results are of equal weights and data, and were asked for by the same command, or say the same."""
 
     def said(values: dict[str, Any]) -> list[Any]:
         return [(one.get("figures"), one.get("details")) for one in values["results"]]
 
-    for number in count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        before = read_standing(place / "results.json")
-        if not before:
-            break
-        of = [[(*one[-2:], one[0]) for one in _evaluated(each)] for each in (before, values)]
-        if of[0] == of[1] and (before.get("command") == values["command"] or said(before) == said(values)):
-            break
-    return place
+    of = [[(*one[-2:], one[0]) for one in _evaluated(each)] for each in (before, values)]
+    return of[0] == of[1] and (before.get("command") == values["command"] or said(before) == said(values))
 
 
 def _evaluated(values: dict[str, Any]) -> list[tuple[str, ...]]:

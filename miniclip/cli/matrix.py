@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from itertools import count as counted
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from miniclip.cli.results import check_out, put_results
 from miniclip.common.arguments import check_folder, check_range
-from miniclip.common.console import read_standing
-from miniclip.common.printing import first_few
-from miniclip.common.runs import apart, run_of
+from miniclip.common.printing import first_few, printable
+from miniclip.common.runs import CONFIG, apart, run_of
 from miniclip.config import DataConfig, load_config_file
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from miniclip.inspection.contents import Figure, Inspection
     from miniclip.inspection.sample import Sample
+
+_FILES = ("matrix.json", "report.html")
 
 
 def matrix(
@@ -79,7 +83,17 @@ def matrix(
         trained_with = config.data if data is None and config is not None else DataConfig
         max_bad_fraction = trained_with.max_bad_fraction
     folder = Path(out) if out else (run or Path()) / "inspection" / Path(*apart(part))
-    check_folder("--out", folder)
+    shown = data or (config.data.label if config is not None else "")
+    shown = str(Path(shown).absolute()) if shown != "shapes" and Path(shown).exists() else shown
+    # in a run's own folder the model is the run's
+    known = {"data": shown, "split": split} | ({} if run and not out else {"checkpoint": checkpoint})
+    if out:
+        check_out(folder, _FILES, partial(_is_of, known, None))
+    else:
+        check_folder("--out", folder)
+    if data is None and config is not None and shown != "shapes":
+        # which somebody else may have written
+        print(f"{run_dir / CONFIG} names the data: {printable(shown)}; --data SOURCE reads other data", flush=True)
 
     from miniclip.cli.devices import device_of
     from miniclip.data.stream.held_out import open_pairs
@@ -87,7 +101,7 @@ def matrix(
     from miniclip.evaluation.tasks import Retrieval
     from miniclip.inspection.build import build
     from miniclip.inspection.history import read_history, training_log
-    from miniclip.inspection.numbers import write_numbers
+    from miniclip.inspection.numbers import numbers, write_numbers
     from miniclip.inspection.page.write import write_report
     from miniclip.inspection.sample import draw, scale_and_bias
     from miniclip.inspection.views import loss_figures
@@ -124,31 +138,40 @@ def matrix(
     count, learnt = len(sample), None
     # as many pairs that were trained on: beside them shows what has been learnt by heart
     if data is None and loss is not None and split != "train":
-        trained_on, known = embed("train", count)
+        trained_on, of_them = embed("train", count)
         if len(trained_on) == count:
-            learnt = loss_figures(*known, scale, bias, loss)["loss_over_chance"]
-    shown = data or (config.data.label if config is not None else "")
+            learnt = loss_figures(*of_them, scale, bias, loss)["loss_over_chance"]
     named = " ".join((run_dir.resolve().name, *apart(part)))
     title = f"{named} on {count} pairs of {Path(shown).name or shown}, {split}"
     about = {"checkpoint": checkpoint, "data": shown, "split": split, "pairs": str(count), "seed": str(seed)}
     about |= {"trained with": loss.name if loss else "not known", "positives": kind, "precision": computed_in}
     found: dict[str, Any] = {"training_loss_over_chance": learnt, "log": log, "history": history}
     inspection = build(sample, *pairs, scale, bias, loss, title=title, about=about, **found)
-    own = {key: about[key] for key in ("data", "split", *(() if run else ("checkpoint",)))}
-    place, numbers = folder, counted(2)
-    while (before := read_standing(place / "matrix.json")) and out is None:
-        said = before.get("about")
-        if isinstance(said, dict) and own.items() <= said.items():
-            break
-        place = folder / str(next(numbers))  # that one is of other data
-    folder = place
+
+    def write(part: Path) -> None:
+        write_numbers(inspection, part / "matrix.json")
+        write_report(inspection, part / "report.html")
+
+    again = () if out else (folder / str(number) for number in counted(2))
+    drawn = None if out else {"seed": about["seed"], "pairs": numbers(inspection)["pairs"]}
+    place, before = put_results(chain([folder], again), _FILES, partial(_is_of, known, drawn), write)
     if before:
-        print(f"{folder}: in place of the matrix of {before.get('title')}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_numbers(inspection, folder / "matrix.json")
-    page = write_report(inspection, folder / "report.html")
+        print(f"{place}: in place of the matrix of {before.get('title')}")
     _print(inspection)
-    print(f"{page} is the page; matrix.json is beside it")
+    print(f"{place / 'report.html'} is the page; matrix.json is beside it")
+
+
+def _is_of(known: dict[str, str], drawn: dict[str, Any] | None, before: dict[str, Any]) -> bool:
+    """Whether a matrix.json is of the same model and data, by name; and where as many pairs were drawn, by the pairs.
+
+    drawn: the seed and the pairs of the new one; None for by name alone.
+    """
+    said, pairs = before.get("about"), before.get("pairs")
+    if not isinstance(said, dict) or not known.items() <= said.items():
+        return False
+    if drawn is None or not isinstance(pairs, list):
+        return True
+    return pairs == drawn["pairs"] or (said.get("seed"), len(pairs)) != (drawn["seed"], len(drawn["pairs"]))
 
 
 def _print(inspection: Inspection) -> None:
