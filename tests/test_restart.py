@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import socket
@@ -22,7 +23,9 @@ from test_signals import ENDLESS, PATIENCE, assert_same_weights, before, exact, 
 from test_training import TINY, environment, run
 
 from miniclip.cli.train import train_main
+from miniclip.common import lock
 from miniclip.common.durable import make_folder
+from miniclip.common.lock import Taken, alone_in
 from miniclip.common.stopping import CODES, REQUEUE, Passing
 from miniclip.config import load_config, save_config
 from miniclip.evaluation import suite
@@ -195,6 +198,32 @@ def test_a_second_start_says_who_holds_the_run(
             for worker in workers:
                 worker.kill()
     assert not list(tmp_path.rglob(".lock"))
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("process 1 on elsewhere since 2026-01-01", file=file, flush=True)
+print("held", flush=True)
+input()
+"""
+
+
+def test_the_lock_of_another_host_is_waited_for(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    """For a server of NFS may keep it for a while when that host has died."""
+    command, pipe = [sys.executable, "-c", HOLDER, str(tmp_path / lock.LOCK)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        with monkeypatch.context() as patch, pytest.raises(Taken, match="process 1 on elsewhere since"):
+            patch.setattr(lock, "LEASE", -1)
+            with alone_in(tmp_path):
+                pass
+        monkeypatch.setattr("time.sleep", lambda _: holder.kill() or holder.wait())
+        with alone_in(tmp_path):
+            assert str(os.getpid()) in (tmp_path / lock.LOCK).read_text()
+    assert "elsewhere" in caplog.text and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("linked", [False, True])

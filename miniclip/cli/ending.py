@@ -36,7 +36,8 @@ def _third(config: Config) -> tuple[list[str], str]:
         return words, "the combinations never seen, by other templates"
     if data.streaming:  # reads in order, and never all
         assert train.max_steps is not None  # a stream asks for them
-        words = ["--config", str(Path(run_dir) / "config.yaml"), "--run.overwrite", "false", "--run.resume", "true"]
+        resume = "auto" if config.run.resume == "auto" else "true"
+        words = ["--config", str(Path(run_dir) / "config.yaml"), "--run.overwrite", "false", "--run.resume", resume]
         return [*words, "--train.max_steps", str(2 * train.max_steps)], "the same training, twice as long"
     words = ["retrieval", "--checkpoint", run_dir, "--data", data.sources[0], "--split", data.train_split]
     columns = [data.caption_column] if isinstance(data.caption_column, str) else data.caption_column

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from pathlib import Path
 from miniclip.common.durable import make_folder
 
 LOCK = ".lock"
+LEASE = 120  # seconds; a server of NFS keeps the locks of a host that has died for 90
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def _locked(file: Path) -> int:
     """The handle with the lock, which this process would lose with any other handle of the file that it closes."""
     import fcntl
 
+    deadline, here = time.monotonic() + LEASE, socket.gethostname()
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -57,15 +60,22 @@ def _locked(file: Path) -> int:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                who = os.read(handle, 1000).decode(errors="replace").strip()
+                who = os.read(handle, 1000).decode(errors="replace").strip() or "another process"
                 os.close(handle)
-                raise Taken(who or "another process") from error
+                if f" on {here} " in who or time.monotonic() > deadline:
+                    raise Taken(who) from error
+                log.warning(
+                    "%s writes into %s: waiting up to %d s, in case that host has died", who, file.parent, LEASE
+                )
+                time.sleep(1)
+                continue
             log.warning("%s cannot be locked (%s): see to it that no second run starts there", file, error.strerror)
-        if file.exists() and os.path.samestat(os.fstat(handle), file.stat()):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), file.stat()):
+                break
         os.close(handle)  # one that ended in between has taken the file along
     with suppress(OSError):  # a full disk: the first thing that matters says so
         os.ftruncate(handle, 0)
         now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
+        os.write(handle, f"process {os.getpid()} on {here} since {now}\n".encode())
     return handle
