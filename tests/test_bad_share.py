@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.files import png, samples, write_classes, write_csv, write_images, write_parquet, write_tar
+import yaml
+from support.files import cells, png, samples, write_classes, write_csv, write_images, write_parquet, write_tar
 from support.models import tiny_model
 from support.opened import opened
+from test_training import TINY, run
 
 from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
@@ -18,7 +22,10 @@ from miniclip.data.captioned import PairSource
 from miniclip.data.images import TooManyBad
 from miniclip.data.labelled import open_labelled
 from miniclip.data.stream.held_out import streamed_eval_pairs
+from miniclip.data.stream.lanes import cut_short
 from miniclip.data.subset import readable
+from miniclip.data.tables.kinds import find_shards
+from miniclip.data.tables.short import MOST_ZEROS, lost
 from miniclip.evaluation.encode import EncodeOptions, encode_readable
 from miniclip.inspection.sample import draw
 from miniclip.models.preprocess import Preprocess
@@ -137,6 +144,60 @@ def test_a_stream_counts_among_a_thousand_at_least(tmp_path: Path) -> None:
                 readable(source, config.max_bad_fraction)
         else:
             assert len(readable(source, config.max_bad_fraction)) == 10
+
+
+# a sample takes four blocks of 512 bytes: header and image, header and text
+CUTS: dict[str, Callable[[bytes], bytes]] = {
+    "in a member": lambda data: data[: len(data) // 3],
+    "between samples": lambda data: data[: 2048 * 660],
+    "and filled": lambda data: data[: 2048 * 660] + bytes(2 * MOST_ZEROS),  # where a download had made room for all
+    "by a mark": lambda data: data[: 2048 * 660] + bytes(1024) + data[2048 * 660 :],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_shards_that_are_cut_to_a_third_stop_a_run(tmp_path: Path, cut: str) -> None:
+    """Also a stream that would end before it gets there: of 2,000 samples a shard it takes 8."""
+    data = CUTS[cut](Path(write_tar(tmp_path / "whole.tar", samples(0, 2000))).read_bytes())
+    (tmp_path / "t").mkdir()
+    for i in range(6):
+        (tmp_path / "t" / f"{i}.tar").write_bytes(data)
+    for split in ("validation", "test"):
+        write_tar(tmp_path / "t" / f"{split}.tar", samples(9000, 9004))
+    own = {**TINY["data"], "source": str(tmp_path / "t"), "cache_dir": str(tmp_path / "cache")}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "data": own, "eval": {"size": 4, "tasks": []}}))
+    told = r"images cannot be used .*0\.tar.*about \d{3,4} samples are lost"
+    for streaming in ("false", "true") if cut != "by a mark" else ("false",):  # which the ends of a file do not show
+        for allowed in ("0", "0.01"):
+            options = ["--data.streaming", streaming, "--data.max_bad_fraction", allowed]
+            with pytest.raises(TooManyBad, match=told):
+                run(str(tmp_path / "c.yaml"), tmp_path / "run", *options)
+
+
+def test_how_many_a_cut_shard_lacks(tmp_path: Path) -> None:
+    """What lies beside it tells, else its neighbours; where nothing does, it holds half; and it lacks one at least."""
+    names = [write_tar(tmp_path / "t" / f"{i:05}.tar", samples(0, 300)) for i in range(3)]
+    columns = {"image": cells(90), "caption": ["a"] * 90}
+    tables = [write_parquet(tmp_path / "p" / f"{i}.parquet", columns) for i in range(3)]
+    for name, share in ((names[1], 3), (tables[1], 2)):
+        Path(name).write_bytes((data := Path(name).read_bytes())[: len(data) // share])
+
+    def lacks(source: str) -> list[tuple[int, int]]:
+        shards = [replace(one, image="png", captions=["txt"]) for one in find_shards(source)["train"]]
+        return [(one.images, one.of) for one in cut_short(shards)]
+
+    ((images, of),) = lacks(str(tmp_path / "t"))
+    assert images == pytest.approx(200, rel=0.05) and of == 3 * (images + 102)
+    (tmp_path / "t" / "sizes.json").write_text(json.dumps({"00001.tar": 400}))
+    assert lacks(str(tmp_path / "t")) == [(400 - 102, 1200)]
+    (tmp_path / "t" / "00001_stats.json").write_text(json.dumps({"count": 900, "successes": 303}))
+    assert lacks(str(tmp_path / "t")) == [(201, 909)]
+    (tmp_path / "t" / "00001_stats.json").write_text("cut short as well")
+    assert lacks(names[1]) == [(400 - 102, 400)]
+    (tmp_path / "t" / "sizes.json").unlink()
+    assert lacks(names[1]) == [(102, 204)]
+    assert lacks(str(tmp_path / "p")) == [(90, 270)]
+    assert lost("gone", str(tmp_path / "x.tar"), [str(tmp_path / "x.tar")], 0).images == 1
 
 
 def test_training_and_evaluation_allow_the_same() -> None:

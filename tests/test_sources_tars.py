@@ -263,7 +263,10 @@ def test_a_tar_that_is_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     damaged = bytearray(data)
     damaged[512 * 4 * 7 : 512 * 4 * 7 + 512] = b"x" * 512
     file.write_bytes(damaged)
-    assert len(whole(file)) == 7 and "t.tar is cut short or damaged after sample 00006" in caplog.text
+    assert len(whole(file, max_bad_fraction=1)) == 7
+    assert "t.tar is cut short or damaged after sample 00006" in caplog.text
+    with pytest.raises(TooManyBad, match=r"t\.tar is cut short .*: about 18 samples are lost"):  # told by its size
+        whole(file)
     caplog.clear()
     file.write_bytes(data)
     assert len(whole(file)) == 20 and not caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -33,17 +34,20 @@ from support.files import (
     write_tar,
 )
 
+from miniclip.common.stopping import Passing
 from miniclip.config import DataConfig
 from miniclip.data.augment import Augment
+from miniclip.data.captioned import open_source
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, Example
 from miniclip.data.stream import stream as module
-from miniclip.data.stream.held_out import streamed_eval_pairs
+from miniclip.data.stream.held_out import HeldPairs, _collect, streamed_eval_pairs
 from miniclip.data.stream.lanes import START, Cursor, Drawn, StreamLost, lane_count
 from miniclip.data.stream.shards import split_shards, training_shards
 from miniclip.data.stream.stream import StreamBatch, TrainStream, image_id, open_stream, usable_captions
 from miniclip.data.tables.kinds import find_shards
 from miniclip.data.tables.table import Sample, Shard, Table
+from miniclip.data.tables.tars import TarShard
 from miniclip.models.tokenizer import Tokenizer
 
 EPOCH = 10**6  # what the ids of an epoch are apart
@@ -343,6 +347,44 @@ def test_a_truncated_tar_is_named_once_and_the_others_go_on(tmp_path: Path, cut:
     assert beyond.startswith(f"{damaged}: cannot be read beyond sample")
     assert all(name.startswith(f"train-1.tar sample {30 + whole:05d}: no caption") for name in bad - {beyond})
     assert seen_in(batches) == images_of(range(30 + whole), range(60, 90))
+
+
+def test_a_byte_of_a_parquet_page_that_is_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file and what is wrong with it, read as a whole or as a stream; the others go on."""
+    for i in range(3):
+        write_shard(tmp_path / f"train-{i}.parquet", 90 * i, 90 * i + 90)
+    for name in ("validation", "test"):
+        write_shard(tmp_path / f"{name}.parquet", 900, 903)
+    damaged = tmp_path / "train-1.parquet"
+    page = pq.ParquetFile(damaged).metadata.row_group(0).column(2).data_page_offset
+    data = bytearray(damaged.read_bytes())
+    data[page + 3] ^= 0x40
+    damaged.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"train-1\.parquet is cut short or damaged: (OSError|ArrowInvalid): "
+    ) as error:
+        open_source(DataConfig(str(tmp_path)), "train")
+    assert "An error occurred while generating" not in str(error.value)
+    batches = opened(config_of(tmp_path, batch_size=24, shuffle_buffer=48), steps=20)
+    (bad,) = {name for batch in batches for name in batch.bad}
+    assert bad.startswith(f"{damaged}: cannot be read beyond sample 0 (") and bad.endswith("about 90 samples are lost")
+    assert seen_in(batches) == images_of(range(90), range(180, 270))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), OSError(errno.ESTALE, "stale"), TimeoutError()])
+def test_a_lost_connection_is_no_fault_of_the_data_that_are_held_out(tmp_path: Path, error: Exception) -> None:
+    write_splits(tmp_path, samples(0, 30))
+    shards = split_shards(config_of(tmp_path), str(tmp_path), "validation")[0]
+    held = HeldPairs([], [], [], 8)
+
+    def reading(self: Shard) -> Iterator[Sample]:
+        yield from TarShard.read(shards[0])
+        raise error
+
+    far = SimpleNamespace(name="https://far/validation.tar", read=partial(reading, shards[0]))
+    with pytest.raises(StreamLost, match=r"validation\.tar: the connection was lost") as lost:
+        _collect([far], held, 9, None, {})  # type: ignore[list-item]
+    assert isinstance(lost.value, Passing)
 
 
 def test_a_missing_shard_is_bad_and_a_lost_connection_stops(quick: None) -> None:

@@ -25,6 +25,7 @@ from miniclip.data.tables.hub import is_hub
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_of
 from miniclip.data.tables.source import folders_of
 from miniclip.data.tables.table import Table, TextLists
+from miniclip.data.tables.tars import TarTable
 from miniclip.data.tables.texts import tell_lists, texts_of
 
 log = logging.getLogger(__name__)
@@ -251,17 +252,20 @@ def _by_image(
                 if other or row not in odd:
                     odd[row] = f"no text in column {column}{other}"
     tell_lists(f"{table.label}, {', '.join(columns)}", {how: list(map(table.where, at)) for how, at in written.items()})
-    error = TooManyBad if bad else NoCaptions
+    lost = table.lost if isinstance(table, TarTable) else ()
+    error = TooManyBad if bad or lost else NoCaptions
     for row, own in captions.items():
         if not own:
             bad[row] = odd.get(row, f"no text in column {', '.join(columns)}")
-    count = BadCount(sum(len(one.rows) for one in parts.values()), config.max_bad_fraction, split)
+    total = sum(len(one.rows) for one in parts.values()) + sum(one.images for one in lost)
+    count = BadCount(total, config.max_bad_fraction, split)
+    skipped = [f"{table.where(row)}: {bad[row]}" for row in sorted(bad)]
     try:
-        count.add(f"{table.where(row)}: {bad[row]}" for row in sorted(bad))
+        count.add([*lost, *skipped])
     except TooManyBad as found:
         raise error(f"{table.label}: {found}") from None
     if bad:
-        named = first_few(count.names) + ("; …" if len(bad) > 5 else "")
+        named = first_few(skipped) + ("; …" if len(bad) > 5 else "")
         log.warning("%s: %d of %d rows are skipped: %s", table.label, len(bad), len(part.rows), named)
     beside = sum(number for row, number in blank.items() if row not in bad)
     if beside:

@@ -29,6 +29,21 @@ class TooManyBad(ValueError):
     """More than data.max_bad_fraction of the images cannot be used; the message counts and names them."""
 
 
+class Lost(str):
+    """Why several images are lost at once, among the reasons for one each.
+
+    images: how many. of: among how many at least, where that is not known beforehand.
+    """
+
+    images: int
+    of: int
+
+    def __new__(cls, text: str, images: int = 1, of: int = 0) -> Lost:
+        self = super().__new__(cls, text)
+        self.images, self.of = images, of
+        return self
+
+
 class BadCount:
     """Names of what could not be used, each once, in the order of their failure.
 
@@ -38,7 +53,7 @@ class BadCount:
 
     def __init__(self, total: int, allowed: float, split: str = "") -> None:
         self.total, self.allowed, self.split = total, allowed, split
-        self._names: dict[str, None] = {}
+        self._names: dict[str, int] = {}  # -> how many images
 
     @classmethod
     def of(cls, source: Sized, allowed: float) -> BadCount:
@@ -47,7 +62,7 @@ class BadCount:
         return cls(max(len(source), getattr(source, "whole", 0)), allowed, getattr(source, "split", ""))
 
     def __len__(self) -> int:
-        return len(self._names)
+        return sum(self._names.values())
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +70,9 @@ class BadCount:
 
     def add(self, names: Iterable[object]) -> None:
         """Note some, each as its message (a BadImage names its row or file). Raises TooManyBad above the share."""
-        self._names.update(dict.fromkeys(map(str, names)))
+        for name in names:
+            self._names.setdefault(str(name), name.images if isinstance(name, Lost) else 1)
+            self.total = max(self.total, name.of) if isinstance(name, Lost) else self.total
         if len(self) > self.allowed * self.total:
             where = f" (split {self.split})" if self.split else ""
             raise TooManyBad(

@@ -27,7 +27,7 @@ from miniclip.data.images import BadCount
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.stream.held_out import SEEN
-from miniclip.data.stream.lanes import Cursor
+from miniclip.data.stream.lanes import Cursor, cut_short
 from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
 from miniclip.data.workers import brought
@@ -158,7 +158,9 @@ class StreamBatches:
         names = [shard.name for pool in self.stream.shards for shard in pool]
         # the size of a file here, the address of one far away
         self.contents = digest(*(stamp(name).split()[0].replace("absent", name) for name in names))
-        self.bad = BadCount(SEEN, config.data.max_bad_fraction, config.data.train_split)
+        self.bad = BadCount(0, config.data.max_bad_fraction, config.data.train_split)
+        for pool in self.stream.shards:
+            self.bad.add(cut_short(pool))  # before the first step, since a run may not get that far
         self._cursors: dict[int, Cursor] = {}
         self._epoch = 0
 
@@ -189,7 +191,8 @@ class StreamBatches:
         steps = ((step.batch, step) for step in self.stream.batches(first_step, self.steps, cursors))
         for count, (batch, step) in enumerate(on_device(steps, self.accelerator.device), 1):
             self._cursors, self._epoch = step.cursors, step.epoch
-            self.bad.total = max(SEEN, count * self.config.data.batch_size // world)  # since the start or resume
+            seen = count * self.config.data.batch_size // world  # since the start or resume
+            self.bad.total = max(SEEN, seen, self.bad.total)
             self.bad.add(batch.bad)
             yield batch
 

@@ -12,6 +12,7 @@ from miniclip.common.fingerprint import digest
 from miniclip.config import DataConfig
 from miniclip.data.captioned import PairSource, open_source
 from miniclip.data.images import BadCount, BadImage, decode_image
+from miniclip.data.stream.lanes import beyond
 from miniclip.data.stream.shards import split_shards
 from miniclip.data.stream.stream import image_id, usable_captions
 from miniclip.data.tables.table import Shard, Unordered
@@ -99,9 +100,10 @@ def _collect(
     read = 0
     where: dict[int, int] = {}
     for shard in shards:
+        rows = 0
         try:
             for sample in shard.read():
-                read += 1
+                read, rows = read + 1, rows + 1
                 if sample.image is None:
                     skipped.append(f"{sample.name}: holds no image")
                     continue
@@ -126,7 +128,8 @@ def _collect(
         except Unordered:
             raise
         except Exception as error:
+            problem = beyond(shard.name, shards, rows, error)
             if not where:
-                raise ValueError(f"{shard.name}: cannot be read ({type(error).__name__}: {error})") from error
-            skipped.append(f"{shard.name}: {error}")
+                raise ValueError(problem) from error
+            skipped.append(problem)
     return skipped, read

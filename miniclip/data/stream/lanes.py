@@ -8,6 +8,7 @@ without asking the others: the end of an epoch is blurred, but every epoch has e
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import random
@@ -16,7 +17,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from miniclip.common.stopping import Passing
+from miniclip.data.images import Lost
 from miniclip.data.sampler import mix
+from miniclip.data.tables.short import ends_early, lost
 from miniclip.data.tables.table import Sample, Shard, Unordered, reason
 
 log = logging.getLogger(__name__)
@@ -24,13 +28,26 @@ log = logging.getLogger(__name__)
 FEWEST, MOST = 24, 96  # lanes; with fewer shards than FEWEST, several lanes share one
 BARREN = 50  # shards in a row without a sample, after which a lane gives up
 
+# what a folder of another machine says when that is gone
+_UNREACHED = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
+
 # A lane's position: its how-manieth shard, where the block begins in it, how many samples of the block are handed out
 Cursor = tuple[int, int, int]
 START: Cursor = (0, 0, 0)
 
 
-class StreamLost(ConnectionError):
+class StreamLost(Passing, ConnectionError):
     """The network failed; nothing says that the data are bad."""
+
+    @classmethod
+    def check(cls, name: str, error: Exception) -> None:
+        """Raise one if that is what an error means: of a file that is not there, it is not."""
+        by_network = type(error).__module__.split(".")[0] in ("aiohttp", "httpx", "httpcore", "requests", "urllib3")
+        by_network = by_network or isinstance(error, ConnectionError | TimeoutError)
+        by_network = by_network or getattr(error, "errno", None) in _UNREACHED
+        if by_network and not isinstance(error, FileNotFoundError):
+            advice = "run.resume=true goes on from the last checkpoint"
+            raise cls(f"{name}: the connection was lost ({reason(error)}); {advice}") from error
 
 
 class Drawn(NamedTuple):
@@ -40,6 +57,28 @@ class Drawn(NamedTuple):
     shard: int
     row: int
     sample: Sample
+
+
+def beyond(name: str, shards: Sequence[Shard], rows: int, error: Exception) -> Lost:
+    """What a shard lacks that cannot be read beyond so many samples. shards: all of them. Raises StreamLost."""
+    StreamLost.check(name, error)
+    text = f"{name}: cannot be read beyond sample {rows} ({reason(error)})"
+    return lost(text, name, [shard.name for shard in shards], rows, getattr(error, "at", None))
+
+
+def cut_short(shards: Sequence[Shard]) -> list[Lost]:
+    """What those of a pool lack that end early, as `beyond` says it when they are read: so they are, to be counted."""
+    found = list[Lost]()
+    for shard in shards:
+        rows = 0
+        try:
+            for _ in shard.read() if ends_early(shard.name) else ():
+                rows += 1
+        except (MemoryError, Unordered):
+            raise
+        except Exception as error:
+            found.append(beyond(shard.name, shards, rows, error))
+    return found
 
 
 def lane_count(shards: int) -> int:
@@ -75,11 +114,12 @@ def _permutation(seed: int, count: int) -> tuple[int, ...]:
 class _Pass:
     """One pass over a shard for those of its lanes that this process has. starts: share -> sample to begin with."""
 
-    def __init__(self, shard: Shard, sharing: int, starts: dict[int, int]) -> None:
-        self.samples, self.name, self.sharing, self.starts = shard.read(), shard.name, sharing, starts
+    def __init__(self, shard: Shard, pool: Pool, starts: dict[int, int]) -> None:
+        self.samples, self.name, self.sharing, self.starts = shard.read(), shard.name, pool.sharing, starts
+        self.shards = pool.shards
         self.queues: dict[int, deque[tuple[int, Sample]]] = {share: deque() for share in starts}
         self.row = 0
-        self.error: str | None = None
+        self.error: Lost | None = None
 
     def next(self, share: int) -> tuple[int, Sample] | None:
         """Row and sample; None after the last. Raises StreamLost."""
@@ -100,12 +140,7 @@ class _Pass:
         except (MemoryError, Unordered):
             raise
         except Exception as error:  # of tarfile, pyarrow, fsspec, zlib and more
-            by_network = type(error).__module__.split(".")[0] in ("aiohttp", "httpx", "httpcore", "requests", "urllib3")
-            by_network = by_network or isinstance(error, ConnectionError | TimeoutError)
-            if by_network and not isinstance(error, FileNotFoundError):  # the other shards may be there
-                lost, advice = f"the connection was lost ({reason(error)})", "goes on from the last checkpoint"
-                raise StreamLost(f"{self.name}: {lost}; run.resume=true {advice}") from error
-            self.error = f"{self.name}: cannot be read beyond sample {self.row} ({reason(error)})"
+            self.error = beyond(self.name, self.shards, self.row, error)
             log.warning("%s; going on with the next shard", self.error)
             return None
 
@@ -123,7 +158,7 @@ class Group:
             # a lane that has left the shard takes no part; one that has yet to come begins at its start
             starts = {lane.share: lane.start if lane.turn == turn else 0 for lane in self.lanes if lane.turn <= turn}
             shard = self.pool.shards[self.pool.place(self.number, turn)[1]]
-            self._passes[turn] = _Pass(shard, self.pool.sharing, starts)
+            self._passes[turn] = _Pass(shard, self.pool, starts)
         return self._passes[turn]
 
     def close(self, turn: float = math.inf) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from miniclip.config import DataConfig
 from miniclip.data.splits import resolve_splits, split_column
+from miniclip.data.stream.lanes import StreamLost
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.data.tables.kinds import find_shards
 from miniclip.data.tables.source import folders_of, splits_of
@@ -40,6 +41,7 @@ def split_shards(config: DataConfig, source: str, role: str) -> tuple[list[Shard
     except Exception as error:
         if type(error) is ValueError:
             raise
+        StreamLost.check(shards[0].name, error)
         raise ValueError(f"{shards[0].name}: cannot be read ({reason(error)})") from error
     image = image_column(table, config.image_column)
     if table.kind(image) != "image":

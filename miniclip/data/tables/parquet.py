@@ -150,13 +150,29 @@ def load_local(
             return load(source.label, source.roots(source.path), source.label, source.name)
         return load(source.label, roots, what, **options)
     except Exception as error:
-        why = " ".join(str(error).split())
+        why = _damaged(source) or " ".join(str(error).split())
         if what is None and glob.has_magic(source.label):
             why += "; it takes [, * and ? in the name of the folder for a pattern: rename it"
         raise ValueError(f"{source.label}: {looked}nothing the `datasets` library can read ({why})") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+def _damaged(source: Source) -> str:
+    """Which Parquet file of a source here cannot be read, and why, which the library does not say; else empty."""
+    import pyarrow.parquet
+
+    folder = f"{source.path}/" if source.is_folder else ""
+    names = [folder + name for name in source.below(".parquet")] if source.is_folder else source.files
+    for name in names if not is_url(source.text) and source.has(".parquet") else ():
+        try:
+            with pyarrow.parquet.ParquetFile(name) as file:
+                for _ in file.iter_batches(AT_ONCE):
+                    pass
+        except Exception as error:
+            return f"{name} is cut short or damaged: {reason(error)}"
+    return ""
 
 
 def load(source: str, roots: Sequence[str], *what: Any, **options: Any) -> dict[str, ArrowTable]:

@@ -19,14 +19,16 @@ from functools import cached_property, lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from miniclip.common.fingerprint import digest, stamp
 from miniclip.common.printing import first_few
 from miniclip.data.formats import looks_like_image
+from miniclip.data.images import Lost
 from miniclip.data.tables import table as tables
+from miniclip.data.tables.short import MOST_ZEROS, compressed, lost
 from miniclip.data.tables.source import Source, is_url
 from miniclip.data.tables.table import Kind, RecordTable, Sample, Shard, TextLists, Unordered, base_of, inside, reason
 from miniclip.data.tables.texts import decode_all, decoded, lines_of, unicode_of
@@ -62,6 +64,14 @@ def find_shards(source: Source) -> dict[str, list[Shard]]:
 # ---- what lies in a tar
 
 
+class ReadError(tarfile.ReadError):
+    """at: bytes of the file that can be read; None if it is compressed."""
+
+    def __init__(self, problem: str, tar: tarfile.TarFile) -> None:
+        super().__init__(f"cut short or damaged at byte {tar.offset}: {problem}")
+        self.at = tar.offset if getattr(tar.fileobj, "comptype", "tar") == "tar" else None
+
+
 class _TarInfo(tarfile.TarInfo):
     """tarfile takes a damaged or missing header for the end of the archive, and the rest would be lost in silence."""
 
@@ -72,7 +82,7 @@ class _TarInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}: {error}") from None
+            raise ReadError(str(error), tar) from None
 
 
 def _members(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -94,9 +104,21 @@ def _members(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, str, tarf
             raise Unordered(f"{member.name} is there twice; each sample has a name of its own")
         seen.add(name)
         yield key, field, member
+    _check_end(tar)
     for why, names in passed.items():
         advice = "; pack what they lead to: tar --dereference --hard-dereference" if why.startswith("links") else ""
         log.warning("%s: %d members are %s, and left out: %s%s", called, len(names), why, first_few(names), advice)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """What is behind the mark of the end is lost: another tar; or much of nothing, where a download was to come."""
+    zeros = 0
+    while data := tar.fileobj.read(1 << 16):
+        zeros += len(data)
+        if data.strip(b"\0"):
+            raise ReadError("its end is marked here, but more follows", tar)
+        if zeros > MOST_ZEROS:
+            raise ReadError("zeros follow", tar)
 
 
 def decode_field(field: str, text: str | None) -> Any:
@@ -143,7 +165,7 @@ def _check_no_table(fields: Iterable[str], name: str) -> None:
 class TarTable:
     """Samples of some tars. names: the tars as given; files: where they lie here, the same unless that is a URL.
 
-    shard: (rows,) int32, tar of each sample. fields: see `_list`, over all of them.
+    shard: (rows,) int32, tar of each sample. fields: see `_Listed`, over all of them.
     """
 
     names: list[str]
@@ -154,6 +176,7 @@ class TarTable:
     split: str
     label: str
     roots: tuple[str, ...] = ()  # nothing outside is read
+    lost: tuple[Lost, ...] = ()  # what tars that end early lack
 
     @cached_property
     def columns(self) -> list[str]:
@@ -215,31 +238,43 @@ class TarTable:
 
 def _join(names: Sequence[str], files: Sequence[str], split: str, source: str) -> TarTable:
     listed = [_list(file, stamp(file), name) for name, file in zip(names, files, strict=True)]
-    if not any(keys for keys, _ in listed):
+    if not any(one.keys for one in listed):
         raise ValueError(f"{source}: no sample in {len(listed)} tars; expected members such as 00001.jpg and 00001.txt")
     fields = {
-        field: np.concatenate([own.get(field, np.full((len(keys), 2), -1)) for keys, own in listed])
-        for field in dict.fromkeys(field for _, own in listed for field in own)
+        field: np.concatenate([own.get(field, np.full((len(keys), 2), -1)) for keys, own, _ in listed])
+        for field in dict.fromkeys(field for one in listed for field in one.fields)
     }
     _check_no_table(fields, names[0])
     # one column "image" of .jpg, .png, … if no sample has two of them
     formats = [field for field in fields if _is_format(field)]
     if len(formats) > 1 and (np.stack([fields[f][:, 1] >= 0 for f in formats]).sum(0) <= 1).all():
         fields["image"] = np.maximum.reduce([fields.pop(f) for f in formats])  # where absent, all is -1
-    rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(keys) for keys, _ in listed])
-    every = TextLists([key] for keys, _ in listed for key in keys)
-    return TarTable(list(names), list(files), rows, every, fields, split, f"{source} ({split})")
+    rows = np.repeat(np.arange(len(listed), dtype=np.int32), [len(one.keys) for one in listed])
+    every = TextLists([key] for one in listed for key in one.keys)
+    short = [
+        lost(f"{name} {one.early[0]}", file, files, len(one.keys), one.early[1])
+        for name, file, one in zip(names, files, listed, strict=True)
+        if one.early is not None
+    ]
+    early = tuple(Lost(one, one.images) for one in short)  # of how many is known
+    return TarTable(list(names), list(files), rows, every, fields, split, f"{source} ({split})", lost=early)
+
+
+class _Listed(NamedTuple):
+    """Keys of the samples; field -> (samples, 2) int64, offset and size in bytes, -1 if absent; and of a tar that ends
+    early, where in words and in bytes."""
+
+    keys: list[str]
+    fields: dict[str, np.ndarray]
+    early: tuple[str, int] | None
 
 
 @lru_cache(256)
-def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Keys of the samples; and field -> (samples, 2) int64, offset and size in bytes, -1 if absent.
-
-    _: the file's stamp, so that one that has changed is listed anew.
-    """
+def _list(file: str, _: str, name: str) -> _Listed:
+    """_: the file's stamp, so that one that has changed is listed anew."""
     rows: dict[str, int] = {}  # by key; the members of a sample need not lie side by side
     places: dict[str, list[tuple[int, int, int]]] = {}
-    size, end, last = Path(file).stat().st_size, 0, "at its start"
+    size, end, last, early = Path(file).stat().st_size, 0, "at its start", None
     try:
         with tarfile.open(file, "r:", tarinfo=_TarInfo) as tar:
             try:
@@ -251,18 +286,19 @@ def _list(file: str, _: str, name: str) -> tuple[list[str], dict[str, np.ndarray
                     row = rows.setdefault(key, len(rows))
                     places.setdefault(field, []).append((row, member.offset_data, member.size))
             except tarfile.TarError:
-                log.warning("%s is cut short or damaged %s (byte %d): what follows is lost", name, last, end)
+                early = f"is cut short or damaged {last} (byte {end})", end
+                log.warning("%s %s: what follows is lost", name, early[0])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     except (tarfile.TarError, OSError, EOFError) as error:
         with Path(file).open("rb") as stream:
-            compressed = stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-        hint = "; unpack it, a compressed tar cannot be read here and there" if compressed else ""
+            packed = compressed(stream.read(6))
+        hint = "; unpack it, a compressed tar cannot be read here and there" if packed else ""
         raise ValueError(f"{name} is not a tar ({error}){hint}") from None
     listed = {field: np.full((len(rows), 2), -1) for field in places}
     for field, found in places.items():
         listed[field][np.array(found)[:, 0]] = np.array(found)[:, 1:]
-    return list(rows), listed
+    return _Listed(list(rows), listed, early)
 
 
 def _fetch(names: Sequence[str]) -> list[str]:
