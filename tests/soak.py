@@ -23,20 +23,22 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
-from support.files import encoded, write_jsonl, write_tar
+from support.files import encoded, samples, write_tar
 from support.launching import PYTHONPATH, ROOT, command_of
 from support.sources import noise
-from support.trouble import Start, full, mount, until
+from support.trouble import Start, flip_bit, full, mount, until
 from test_signals import exact
 from test_training import TINY
 
-STEPS, KEEP = 100, 2
+from miniclip.models.saved import checkpoints
+
+STEPS, KEEP, MOST_STARTS = 200, 2, 40
 PATIENCE = 300  # seconds, after which a start hangs
-MOST_STARTS = 40  # of a round
 COMMON: dict[str, Any] = {
     "data.source": "folder", "data.augment": "resized_crop", "data.flip": 0.5, "data.colour_jitter": 0.3,
     "train.max_steps": STEPS, "train.patch_dropout": 0.25, "eval.tasks": ["retrieval"], "log.every": 2,
@@ -44,14 +46,14 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 TARS = {"data.source": "tars/{train,validation,test}-*.tar", "data.workers": 1}
 STREAM = {"data.streaming": True, "data.shuffle_buffer": 32}
-CHOICE = {"eval.every": 10, "eval.best": "retrieval/text_to_image_r5", "data.cache": False}
+CHOICE = {"eval.every": 20, "eval.best": "retrieval/text_to_image_r5", "data.cache": False}
 KINDS: dict[str, tuple[int, dict[str, Any]]] = {  # number of processes, options
-    "plain": (1, {"data.workers": 2, "log.matrix_every": 50, "log.matrix_size": 8, "run.checkpoint_minutes": 0.005}),
+    "plain": (1, {"data.workers": 2, "log.matrix_every": 100, "log.matrix_size": 8, "run.checkpoint_minutes": 0.005}),
     "stream": (1, {**TARS, **STREAM}),
     "two": (2, {"data.workers": 1, "train.timeout": 0.5, "run.checkpoint_minutes": 0.005}),
     "best": (1, {**TARS, **CHOICE, "train.micro_batch_size": 4, "log.trackers": ["tensorboard"]}),
 }
-TIMED = re.compile(r'"(time|train_seconds|samples_per_s)": [^,\n]*')  # of results.json
+TIMED = re.compile(rb'"(time|train_seconds|samples_per_s)": [^,\n]*')  # of results.json
 # a clock that is set back while a process runs
 CLOCK = """import time
 now, begun = time.time, time.monotonic()
@@ -62,28 +64,22 @@ ENDS: dict[str, set[int]] = {  # besides 0; before Python listens, a signal ends
     "worker": {75}, "flip": {-9}, "clock": {-9}, "second": set(),
 }  # fmt: skip
 TROUBLES = [name for name in ENDS if name != "peace"]
-FIGURES = ["rounds", "requeues", "lost", "different", "shared", "seconds"]
+COLUMNS = ["rounds", "requeues", "lost", "different", "shared", "seconds", *TROUBLES]
 
 
 class Fault(Exception):
-    """What must not be. lost: the run came to no end."""
-
-    def __init__(self, what: str, lost: bool = False) -> None:
-        super().__init__(what)
-        self.lost = lost
+    """What must not be; the run is given up."""
 
 
 def write_data(folder: Path) -> None:
-    """The same images as a folder with a table, and as tars."""
-    pictures = [encoded(noise(i, (36, 30)), "JPEG") for i in range(160)]
-    rows = [{"file_name": f"{i}.jpg", "text": f"noise {i}"} for i in range(len(pictures))]
-    write_jsonl(folder / "folder/metadata.jsonl", rows)
-    for row, picture in zip(rows, pictures, strict=True):
-        (folder / "folder" / row["file_name"]).write_bytes(picture)
-    names = [*(f"train-{k}" for k in range(6)), "validation-0", "test-0"]
-    for k, name in enumerate(names):
-        some = range(20 * k, 20 * k + 20)
-        write_tar(folder / f"tars/{name}.tar", ((f"{i}", {"jpg": pictures[i], "txt": b"noise %d" % i}) for i in some))
+    """The same images as a folder with texts beside them, and as tars."""
+    pairs = samples(0, 160, png=lambda i: encoded(noise(i, (36, 30))))
+    (folder / "folder").mkdir(parents=True)
+    for key, fields in pairs:
+        for field, content in fields.items():
+            (folder / f"folder/{key}.{field}").write_bytes(content)
+    for k, name in enumerate([*(f"train-{k}" for k in range(6)), "validation-0", "test-0"]):
+        write_tar(folder / f"tars/{name}.tar", pairs[20 * k : 20 * k + 20])
 
 
 class Run:
@@ -102,9 +98,9 @@ class Run:
             section, _, option = key.partition(".")
             sections.setdefault(section, {})[option] = f"{soak.root}/data/{value}" if option == "source" else value
         config.write_text(yaml.safe_dump(sections))
-        script, words = ROOT / "train.py", ["--config", str(config)]
-        one = [sys.executable, str(script), *words]
-        self.command = one if self.processes == 1 else command_of(self.processes, script, words)
+        self.command = [sys.executable, str(ROOT / "train.py"), "--config", str(config)]
+        if self.processes > 1:
+            self.command = command_of(self.processes, ROOT / "train.py", self.command[2:])
         self.environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.starts, self.requeues, self.damaged = 0, 0, -1
 
@@ -118,9 +114,6 @@ class Run:
             return int(json.loads((self.dir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
         return 0
 
-    def checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.dir.glob("checkpoints/step_*") if path.name[5:].isdigit())
-
     def until_done(self, troubles: Iterator[str]) -> None:
         """Start, trouble, and start again. Raises Fault."""
         while self.starts < MOST_STARTS:
@@ -129,21 +122,22 @@ class Run:
                 if trouble != "peace" and self._moment(start, trouble):
                     getattr(self, trouble)(start)
                     self.soak.table[self.kind][trouble] += 1
-                else:
-                    self.soak.missed(trouble)
+                elif trouble != "peace":
+                    self.soak.deck.insert(0, trouble)  # another time
                 self._check_end(start, trouble)
             finally:
                 start.kill()
             if start.process.returncode == 0:
                 return
             self.requeues += 1
-        raise Fault(f"not done after {MOST_STARTS} starts", lost=True)
+        raise Fault(f"not done after {MOST_STARTS} starts")
 
     def _moment(self, start: Start, trouble: str) -> bool:
         """Wait for when trouble comes: a time, a step, the middle of a write, the end. False if nothing runs then."""
         kinds = ["step"] if trouble in ("worker", "memory", "second") else ["time", "step", "step", "write", "end"]
         kind, begun = self.rng.choice(kinds), time.monotonic()
-        after, step = self.rng.uniform(0, self.soak.seconds[self.kind]), self.rng.randint(self.step(), STEPS)
+        after, step = self.rng.uniform(0, self.soak.seconds[self.kind]), self.rng.randint(first := self.step(), STEPS)
+        step = max(first, min(step, STEPS - 40))  # not when a loader has no more to load
         sightings = iter(range(self.rng.randint(1, 20)))
         moments: dict[str, Callable[[], bool]] = {
             "time": lambda: time.monotonic() > begun + after,
@@ -157,10 +151,10 @@ class Run:
     def _check_end(self, start: Start, trouble: str) -> None:
         after = f"after {trouble}, see {start.log}"
         if not start.ended(PATIENCE):
-            raise Fault(f"hangs {after}", lost=True)
+            raise Fault(f"hangs {after}")
         code, output = start.process.returncode, start.log.read_text(errors="replace")
-        ranks = re.findall(r"exitcode +: (-?\d+)", output)  # of those that a launcher had; its own code says nothing
-        self.soak.codes[trouble].update([str(code), *(f"rank {rank}" for rank in ranks)])
+        ranks = {int(code) for code in re.findall(r"exitcode +: (-?\d+)", output)}  # a launcher's own says nothing
+        self.soak.codes[trouble].update([code, *(f"rank {rank}" for rank in ranks)])
         if not until(lambda: not start.alive(), 30):
             raise Fault(f"orphans {after}: {start.alive()}")
         if self.soak.private and (shared := [*Path("/dev/shm").iterdir()]):
@@ -172,15 +166,12 @@ class Run:
             self.soak.table[self.kind]["shared"] += len(shared)
         if re.search(r'^ *File ".*/miniclip/', output, re.MULTILINE):
             raise Fault(f"a traceback {after}")
-        launched = self.processes > 1 and trouble != "peace"
-        if {"1", "2"} & {*ranks} if launched else code not in {0, *ENDS[trouble]}:
-            raise Fault(f"ended with {code} {after}", lost=True)
+        if code not in {0, *ENDS[trouble]} if self.processes == 1 or trouble == "peace" else ranks & {1, 2}:
+            raise Fault(f"ended with {code} {after}")
         if found := re.search(r"resuming .* at step (\d+)", output):
             if int(found[1]) == self.damaged:
                 raise Fault(f"went on from a damaged checkpoint {after}")
             self.damaged = -1
-
-    # Troubles
 
     def kill(self, start: Start) -> None:
         """Of the whole, as a scheduler does it, or of one process that trains."""
@@ -194,13 +185,10 @@ class Run:
         start.process.terminate()
 
     def usr1(self, start: Start) -> None:
-        """To all processes that train, or to one."""
-        ranks = start.ranks()
-        for rank in ranks if self.rng.random() < 0.5 else ranks[:1]:
+        for rank in start.ranks()[: self.rng.choice([1, None])]:
             rank.send_signal(signal.SIGUSR1)
 
     def pause(self, start: Start) -> None:
-        """Of a process that trains, or of a loader's."""
         stopped = self.rng.choice([*start.ranks(), *start.workers()] or [start.process])
         stopped.suspend()
         start.ended(60 if self.soak.long and self.rng.random() < 0.1 else self.rng.uniform(0.1, 3))
@@ -221,14 +209,14 @@ class Run:
     def flip(self, start: Start) -> None:
         """A bit of the newest checkpoint, if there is another to go back to."""
         start.kill()
-        *former, newest = self.checkpoints() or [Path()]
+        *former, newest = checkpoints(self.dir) or [Path()]
         if former:
-            file = self.rng.choice([path for path in newest.rglob("*") if path.is_file() and path.stat().st_size])
-            with file.open("r+b") as stream:  # as a disk does it: the same file, by all its names
-                content = bytearray(stream.read())
-                content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
-                stream.seek(0)
-                stream.write(content)
+            files = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size]
+            # a copy of the best model can be healed while the run's own best/ is no later one
+            ours, theirs = (folder / "best/best.json" for folder in (newest, self.dir))
+            healed = ours.exists() and theirs.exists() and ours.read_bytes() == theirs.read_bytes()
+            file = self.rng.choice([path for path in files if healed or "best" not in path.parts])
+            flip_bit(file, self.rng.randrange(8 * file.stat().st_size))
             with start.log.open("a") as log:
                 print(f"flipped a bit of {file}", file=log)
             if "best" not in file.parts:  # which the run's own best/ heals
@@ -237,7 +225,7 @@ class Run:
     def clock(self, start: Start) -> None:
         """Set back a day between two starts, and an hour within each."""
         start.kill()
-        for path in (path for path in self.folder.rglob("*") if path.is_file()):
+        for path in self.folder.rglob("*"):
             os.utime(path, (time.time() + 86400,) * 2)
         self.environment["PYTHONPATH"] = f"{self.soak.root}/clock{os.pathsep}{PYTHONPATH}"
 
@@ -251,8 +239,6 @@ class Run:
         if hangs or (not done and (other.process.returncode == 0 or not told)):
             raise Fault(f"a second start {'hangs' if hangs else 'is not told who holds the run'}, see {other.log}")
 
-    # What has to be so at the end
-
     def files(self) -> set[str]:
         names = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
         return {name for name in names if not re.match(r"run/(checkpoints/step_\d+/|miniclip/|\.lock)", name)}
@@ -262,17 +248,16 @@ class Run:
         found: dict[str, Any] = {"metrics.jsonl": exact(self.dir)}
         patterns = ["model/*", "matrix/*", "best/*", "results.json", "*.png"]
         for path in (path for pattern in patterns for path in self.dir.glob(pattern)):
-            binary = path.suffix != ".json"
-            found[str(path.relative_to(self.dir))] = path.read_bytes() if binary else TIMED.sub("", path.read_text())
+            found[str(path.relative_to(self.dir))] = TIMED.sub(b"", path.read_bytes())
         return found
 
     def check(self, files: set[str], result: dict[str, Any]) -> list[str]:
         """What is not as in a run in peace, which has these."""
         ours, theirs = self.files(), self.result()
-        left = sorted(ours - files)
-        wrong = [f"left behind: {name}" for name in left] + [f"missing: {name}" for name in sorted(files - ours)]
+        wrong = [f"left behind: {name}" for name in sorted(ours - files)]
+        wrong += [f"missing: {name}" for name in sorted(files - ours)]
         wrong += [f"different: {name}" for name in sorted(result) if result[name] != theirs.get(name)]
-        return wrong + ["too many checkpoints"] * (len(self.checkpoints()) > KEEP)
+        return wrong + ["too many checkpoints"] * (len(checkpoints(self.dir)) > KEEP)
 
 
 class Soak:
@@ -282,13 +267,10 @@ class Soak:
         self.root, self.disk, self.rng, self.private = root, root / "disk", random.Random(seed), private
         self.end, self.long = time.monotonic() + 60 * minutes, minutes >= 20
         self.skipped = [] if private else ["disk", "memory"]
-        self.seconds: dict[str, float] = defaultdict(float)  # of a run in peace
-        self.table: dict[str, Counter[str]] = defaultdict(Counter)
-        self.codes: dict[str, Counter[str]] = defaultdict(Counter)
-        self.faults: list[str] = []
-        self._deck: list[str] = []
-        for folder in (self.disk, root / "logs", root / "clock"):
-            folder.mkdir(parents=True)
+        self.table, self.codes = defaultdict[str, Counter[Any]](Counter), defaultdict[str, Counter[Any]](Counter)
+        self.seconds, self.faults, self.deck = defaultdict[str, float](float), list[str](), list[str]()
+        for name in ("disk", "logs", "clock"):
+            (root / name).mkdir(parents=True)
         (root / "clock/sitecustomize.py").write_text(CLOCK)
         write_data(root / "data")
         if private:
@@ -297,15 +279,10 @@ class Soak:
 
     def troubles(self, count: int) -> Iterator[str]:
         """Each as often as the others, until the time is over."""
-        for _ in range(count):
-            if time.monotonic() < self.end:
-                names = [name for name in TROUBLES if name not in self.skipped]
-                self._deck = self._deck or self.rng.sample(names, len(names))
-                yield self._deck.pop()
-
-    def missed(self, trouble: str) -> None:
-        """It found nothing to trouble: another time."""
-        self._deck[:0] = [trouble] * (trouble != "peace")
+        names = sorted({*TROUBLES} - {*self.skipped})
+        for _ in takewhile(lambda _: time.monotonic() < self.end, range(count)):
+            self.deck = self.deck or self.rng.sample(names, len(names))
+            yield self.deck.pop()
 
     def run(self) -> None:
         peace, order = {}, list[str]()
@@ -313,19 +290,19 @@ class Soak:
             begun, run = time.monotonic(), Run(self, kind, f"{kind}-0")
             run.until_done(iter(()))
             self.seconds[kind], peace[kind] = time.monotonic() - begun, (run.files(), run.result())
-        while time.monotonic() < self.end or len(self.table) < len(KINDS):
+        while time.monotonic() < self.end or not all(self.table[kind]["rounds"] for kind in KINDS):
             order = order or self.rng.sample(list(KINDS), len(KINDS))
             self._round(kind := order.pop(), *peace[kind])
 
     def _round(self, kind: str, files: set[str], result: dict[str, Any]) -> None:
         row = self.table[kind]
-        begun, run = time.monotonic(), Run(self, kind, f"{kind}-{row['rounds'] + 1}")
+        begun, run, wrong = time.monotonic(), Run(self, kind, f"{kind}-{row['rounds'] + 1}"), list[str]()
         try:
             run.until_done(self.troubles(self.rng.randint(2, 6)))
-            wrong = run.check(files, result)
+            wrong += run.check(files, result)
         except Fault as fault:
-            wrong = [str(fault)]
-            row["lost"] += fault.lost
+            wrong += [str(fault)]
+            row["lost"] += 1
         row.update({"rounds": 1, "requeues": run.requeues, "seconds": round(time.monotonic() - begun)})
         row["different"] += any(words.startswith("different") for words in wrong)
         if wrong:
@@ -336,11 +313,10 @@ class Soak:
     def report(self) -> dict[str, Any]:
         """Also prints it."""
         self.table["all"] = sum(self.table.values(), Counter())
-        table = {kind: {name: row[name] for name in FIGURES + TROUBLES} for kind, row in self.table.items()}
-        for kind, cells in {"": FIGURES + TROUBLES, **{kind: row.values() for kind, row in table.items()}}.items():
-            print(f"{kind:6}", *(f"{cell:>9}" for cell in cells))
-        for name in self.skipped:
-            print(f"{name} is left out: no file system can be mounted here")
+        table = {kind: {name: row[name] for name in COLUMNS} for kind, row in self.table.items()}
+        for kind, cells in {"": {name: name for name in COLUMNS}, **table}.items():
+            print(f"{kind:6}", *(f"{cells[name]:>9}" for name in COLUMNS))
+        print(*(f"{name} is left out: no file system can be mounted here" for name in self.skipped), sep="\n")
         return {"table": table, "faults": self.faults, "skipped": self.skipped, "codes": self.codes}
 
 
@@ -351,21 +327,18 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="a new folder for all files; without it they go if nothing is wrong")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
-    unshare = ["unshare", "--mount", sys.executable]  # what is mounted goes with this process
-    possible = shutil.which("unshare") and not subprocess.run([*unshare, "-c", ""], capture_output=True).returncode
-    if possible and "SOAK_PRIVATE" not in os.environ:
-        os.environ["SOAK_PRIVATE"] = "1"
-        os.execvp(unshare[0], [*unshare, *sys.argv])
+    unshare, attempt = ["unshare", "--mount"], ["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    private = shutil.which("unshare") and not subprocess.run([*unshare, *attempt], capture_output=True).returncode
+    if private and "SOAK" not in os.environ:  # what is mounted goes with this process
+        os.execvpe("unshare", [*unshare, sys.executable, *sys.argv], {**os.environ, "SOAK": "private"})
     root = (options.dir or Path(tempfile.mkdtemp(prefix="soak-"))).absolute()
-    soak = Soak(root, options.seed, options.minutes, bool(possible))
+    soak = Soak(root, options.seed, options.minutes, bool(private))
     soak.run()
     found = {"seed": options.seed, "minutes": options.minutes, **soak.report()}
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
-    print(
-        f"the logs of all starts are in {root}/logs" if soak.faults else "none lost, none different, none left behind"
-    )
-    if possible:  # else it could not be deleted
+    print(f"see {root}/logs" if soak.faults else "nothing is lost, different or left behind")
+    if private:  # else it could not be deleted
         subprocess.run(["umount", str(soak.disk)], check=True)
     if not (soak.faults or options.dir):
         shutil.rmtree(root)

@@ -40,6 +40,14 @@ def mount(folder: Path, megabytes: int) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
 
 
+def flip_bit(file: Path, bit: int) -> None:
+    """As a disk does it: in the file itself, by whatever names."""
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    with file.open("r+b") as stream:
+        stream.write(content)
+
+
 class Start:
     """One start of train.py, alone or by a launcher. log: the file that takes what it writes."""
 
