@@ -183,7 +183,10 @@ def room(path: Path) -> Iterator[None]:
             raise told[-1] from None
         found = [one for one in chain if means_full(one)]
         if found and not isinstance(error, Passing):  # such as of shared memory, which is no disk
-            raise _full(Path(getattr(found[-1], "filename", None) or path)) from error
+            place = getattr(found[-1], "filename", None)
+            if not place and free_space(path) > _SPARE:
+                raise DiskFull(f"{found[-1]}, but on that of {path}: look for temporary and cached files") from error
+            raise _full(Path(place or path)) from error
         raise
     finally:
         threading.excepthook = former
