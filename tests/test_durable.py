@@ -266,6 +266,33 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
 
 
 @pytest.mark.slow
+def test_what_a_killed_process_left_makes_room_for_the_next(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half-written files are what the disk is full of; a file of the user's stays."""
+    with in_memory(tmp_path / "disk", 128) as disk:
+        directory = disk / "run"
+        command = ["--config", str(undisturbed.parent / "tiny.yaml"), "--run.dir", str(directory), *EVERYTHING]
+        command += ["--optim.schedule", "constant", "--run.resume", "auto"]
+        assert train_main([*command, "--train.max_steps", "4"]) == 0
+        (directory / "download.part").touch()
+        left = (
+            "config.yaml",
+            "checkpoints/step_00000005",
+            "best",
+            "matrix/step_00000006.safetensors",
+            "model/model.json",
+        )
+        for name in left:
+            part = directory / f"{name}.part"
+            part.mkdir()
+            (part / "some").write_bytes(bytes(10_000))
+        fill(part)
+        assert train_main(command) == 0, capsys.readouterr().err
+        assert [path.name for path in directory.rglob("*.part")] == ["download.part"]
+
+
+@pytest.mark.slow
 def test_a_power_cut_costs_no_file_that_has_its_name(tmp_path: Path) -> None:
     """A copy of the disk while it is written to, mounted elsewhere: what it held when the power went."""
     image, config_file = tmp_path / "disk.img", tmp_path / "tiny.yaml"

@@ -131,10 +131,10 @@ def remove(path: Path) -> None:
 
 
 def clear_parts(*folders: Path) -> None:
-    """Remove what writes into these folders left when they were cut off."""
+    """Remove what writes into these folders left when they were cut off, which lies in folders."""
     for folder in folders:
         for part in folder.glob("*.part"):
-            remove(part)
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def free_space(folder: Path) -> int:

@@ -66,6 +66,8 @@ def claim(config: Config, held: ExitStack) -> Standing:
     put_back(run_dir)
     check_run_dir(config)
     file = Path(config.run.dir) / "config.yaml"
+    if file.exists():  # a run: what it left unfinished may be what the disk is full of
+        clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)
     if not config.run.resume or not file.exists():
         return Standing()
     precision = load_config_file(file).train.precision
@@ -148,7 +150,6 @@ def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path], lef
         set_aside(run_dir, former)
         print(f"the run before lies in {run_dir / REPLACED} until this one has a checkpoint", flush=True)
     make_folder(run_dir)
-    clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)
     save_config(config, run_dir / "config.yaml")
     _trim_metrics(run_dir / "metrics.jsonl", first_step, left)
     for matrix in kept_matrices(run_dir):
