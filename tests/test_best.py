@@ -64,9 +64,9 @@ def planned(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def go(values: Sequence[float], steps: int, *options: str, figure: str = R10) -> tuple[Any, list[Weights]]:
         figures, seen = iter(values), list[Weights]()
 
-        def instead(config: Any, suite: Any, model: DualEncoder, preprocess: Any, **final: Any) -> Any:
-            if final:
-                return evaluate(config, suite, model, preprocess, **final)
+        def instead(config: Any, suite: Any, model: DualEncoder, preprocess: Any, **options: Any) -> Any:
+            if "resamples" in options:
+                return evaluate(config, suite, model, preprocess, **options)
             seen.append({name: value.clone() for name, value in model.state_dict().items()})
             return results_with(figure, next(figures))
 
