@@ -111,7 +111,8 @@ def _train(
     feed.check(config.run.dir, progress.step, progress.feed)
     if not progress.step:
         check_traced(config.train.profile_steps, feed.steps)
-    check_space(accelerator, run_dir)
+    if progress.step < feed.steps:
+        check_space(accelerator, run_dir)
     former = written(run_dir) if main and config.run.overwrite else []
     _open_trackers(config, accelerator)
     # whatever can be refused has been: from here on the run that was here goes
