@@ -17,7 +17,7 @@ from miniclip.common.durable import remove, whole_folder
 from miniclip.models import DualEncoder
 from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import read_json, save_model
+from miniclip.models.saved import checkpoints, read_json, save_model
 from miniclip.training.run_dir import BEST, checkpoint_folder
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,12 @@ class Best:
         if since <= step and not lost:
             return
         kept = checkpoint_folder(self.run_dir, step) / BEST
-        if kept.exists():
-            lost = damage(kept)
-            if not lost:
+        for copy in (kept, *(folder / BEST for folder in checkpoints(self.run_dir) if _same(folder / BEST, kept))):
+            if not (wrong := damage(copy)) and copy.exists():
                 with whole_folder(self.folder) as part:
-                    shutil.copytree(kept, part, dirs_exist_ok=True)
+                    shutil.copytree(copy, part, dirs_exist_ok=True)
                 return
+            lost = wrong or lost
         if lost:
             log.warning("%s: the best model so far is lost, and its choice begins anew", lost)
         remove(self.folder)
@@ -105,16 +105,21 @@ class Best:
             return lost or f"{self.folder / _RECORD} is damaged", math.inf
 
 
-def keep_copy(best: Path, copy: Path, former: Path) -> None:
+def keep_copy(best: Path, copy: Path, former: Path | None) -> None:
     """Copy a folder best, if there is one, with links to the files of a former copy if that is the same.
 
     Nothing is linked to best itself: what a disk does to the one leaves the other.
     """
-    if not best.exists():
-        return
-    sums = [folder / CHECKSUMS for folder in (best, former)]
-    same = all(file.exists() for file in sums) and sums[0].read_bytes() == sums[1].read_bytes()
-    shutil.copytree(former if same else best, copy, copy_function=_link if same else shutil.copyfile)
+    if former is not None and _same(best, former):
+        shutil.copytree(former, copy, copy_function=_link)
+    elif best.exists():
+        shutil.copytree(best, copy)
+
+
+def _same(first: Path, second: Path) -> bool:
+    """Whether both hold what has the same checksums."""
+    sums = [folder / CHECKSUMS for folder in (first, second)]
+    return all(file.exists() for file in sums) and sums[0].read_bytes() == sums[1].read_bytes()
 
 
 def _link(source: str, target: str) -> None:

@@ -161,8 +161,10 @@ class Checkpoints:
         part.mkdir()
         values = progress._replace(feed=dict(progress.feed))._asdict()
         (part / _PROGRESS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        former = self.stopping.checkpoint or part
-        keep_copy(self.run_dir / BEST, part / BEST, former / BEST)
+        # links to the last but one, so that of two neighbours each has files of its own
+        among = min(self.keep, 2)
+        former = checkpoints(self.run_dir)[-among:]
+        keep_copy(self.run_dir / BEST, part / BEST, former[0] / BEST if len(former) == among else None)
 
     def _finish(self, part: Path, folder: Path) -> None:
         try:
