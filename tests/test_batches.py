@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support.broken import bad_files, good_files
-from support.files import encoded, write_jsonl, write_tar
+from support.files import encoded, write_beside, write_jsonl, write_tar
 from support.group import together
 from support.sources import noise
 from test_training import TINY, lines, run
@@ -106,9 +106,57 @@ def test_data_and_run_may_move_between_jobs(
     options = ["--config", stream_file, "--run.dir", str(tmp_path / "job3"), *resume]
     assert train_main([*options, "--data.source", str(tmp_path / "elsewhere" / "tars")]) == 2
     said = capsys.readouterr().err
-    assert "stands at step 2 of another stream" in said if streaming else "stands at step 2 of other data than" in said
-    assert streaming or "it had 54 images, not 45, other captions, other image files; a resume needs those" in said
+    if streaming:
+        assert "stands at step 2 of another stream: its shards: 1 altered (001.tar); a resume needs those" in said
+    else:
+        assert "stands at step 2 of other data than" in said and "gone (0" in said
     assert (tmp_path / "job3" / "config.yaml").read_text() == before
+    (tmp_path / "job3" / "data.parquet").unlink()  # of a run of before there was one
+    assert train_main([*options, "--data.source", str(tmp_path / "elsewhere" / "tars")]) == 2
+    said = capsys.readouterr().err
+    assert "have changed since" in said if streaming else "54 images, not 45, other captions, other image files" in said
+    allowed = ["--run.allow_changed_data", "true", "--data.source", str(tmp_path / "elsewhere" / "tars")]
+    run(stream_file, tmp_path / "job3", *resume, *allowed)
+    assert len(losses(tmp_path / "job3")) == 4
+    run(stream_file, tmp_path / "job3", *resume, *allowed[2:], "--train.max_steps", "5")  # now it is of these
+
+
+CHANGES = {
+    "an image of the same size": (
+        lambda folder: shutil.copy(folder / "11.png", folder / "10.png"),
+        "1 altered (10.png)",
+    ),
+    "a caption": (lambda folder: (folder / "12.txt").write_text("another"), "1 altered (12.png)"),
+    "an image more": (lambda folder: write_beside(folder, 90, 91), "1 added (90.png)"),
+    "one less": (lambda folder: (folder / "10.png").unlink(), "1 gone (10.png)"),
+    "another name": (
+        lambda folder: [(folder / f"10.{e}").rename(folder / f"1x.{e}") for e in ("png", "txt")],
+        "1 under other names",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_resume_says_what_has_changed(tmp_path: Path, capsys: Any, caplog: Any, change: str) -> None:
+    """Before a cache is built of the other data; and goes on with them where it may."""
+    for split, first, last in (("train", 0, 40), ("validation", 50, 52), ("test", 60, 62)):
+        write_beside(tmp_path / "data" / split, first, last)
+    data = {"source": str(tmp_path / "data"), "batch_size": 8, "cache_dir": str(tmp_path / "cache")}
+    file = write_config(tmp_path / "c.yaml", data=data, eval={"size": 2, "tasks": []})
+    run(file, tmp_path / "run", "--train.max_steps", "2")
+    make, told = CHANGES[change]
+    make(tmp_path / "data" / "train")
+    caches = sorted((tmp_path / "cache").rglob("*"))
+    again = ["--config", file, "--run.dir", str(tmp_path / "run"), "--run.resume", "auto", "--train.max_steps", "4"]
+    again += ["--data.max_bad_fraction", "1"]
+    capsys.readouterr()
+    assert train_main(again) == 2
+    said = capsys.readouterr().err
+    assert told in said and "--run.allow_changed_data true" in said and "stands at step 2 of other data" in said
+    assert sorted((tmp_path / "cache").rglob("*")) == caches
+    assert train_main([*again, "--run.allow_changed_data", "true"]) == 0
+    assert f"{told}; it goes on with these" in caplog.text and len(losses(tmp_path / "run")) == 4
+    assert train_main(again) == 0 and train_main([*again, "--train.max_steps", "5"]) == 0
 
 
 def test_what_a_stream_cannot_do(stream_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +165,11 @@ def test_what_a_stream_cannot_do(stream_file: str, tmp_path: Path, capsys: pytes
     assert train_main([*begin, "--run.dir", str(tmp_path / "run"), "--train.max_steps", "2"]) == 0
     (tmp_path / "tars" / "001.tar").rename(tmp_path / "tars" / "0010.tar")
     for name, options, message in (
-        ("run", "--run.resume true", "stands at step 2 of another stream: its shards, or data.shuffle_buffer, have"),
+        (
+            "run",
+            "--run.resume true",
+            "stands at step 2 of another stream: its shards: 1 under other names; a resume needs",
+        ),
         ("no", "--train.max_steps null --train.epochs 2", "set train.max_steps"),
         ("no", "--train.small_vocabulary true", "needs to know all captions beforehand"),
         ("no", "--data.workers 30", "data.workers=24"),

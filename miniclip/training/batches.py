@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,14 +18,16 @@ from accelerate.utils import gather_object
 
 from miniclip.common.fingerprint import digest, stamp
 from miniclip.common.printing import first_few
+from miniclip.common.processes import from_main
 from miniclip.config import Config, ConfigError
 from miniclip.config.sections import require
 from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
-from miniclip.data.captioned import check_enough, contents, open_source
+from miniclip.data.captioned import PairSource, check_enough, contents, open_source
 from miniclip.data.images import BadCount
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
+from miniclip.data.record import Record, changes_since, record_of, record_of_shards
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.stream.held_out import SEEN
 from miniclip.data.stream.lanes import Cursor, cut_short
@@ -32,6 +35,7 @@ from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
 from miniclip.data.workers import brought
 from miniclip.losses.matrix import shares
+from miniclip.models.saved import checkpoints, read_json
 from miniclip.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -74,13 +78,19 @@ class MapBatches:
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         data, seed, main, world = config.data, config.run.seed, accelerator.is_main_process, accelerator.num_processes
-        self.data, self.device = data, accelerator.device
+        self.config, self.data, self.device = config, data, accelerator.device
         source = open_source(data, "train", seed=seed, image_size=config.model.image_size or 0)
         check_enough(data, len(source))
         weights = image_weights(source, data)
         # of a cache every process counts all, else its own part of them
         self.bad = BadCount.of(source, data.max_bad_fraction)
         self.bad.total = self.bad.total if data.cache else -(-self.bad.total // world)
+        self.contents = contents(source)
+        if weights is not None:
+            self.contents["weights"] = digest(weights.numpy().tobytes())
+        self.record = self._looked_at(source)
+        if config.run.resume and (config.train.small_vocabulary or not config.run.allow_changed_data):
+            from_main(self._check_newest)
         augment, tokenizer, prepared = build_augment(config), Tokenizer(config.model.context_length or 0), None
         if data.cache:
             label, progress, allowed = _label(config), config.log.progress and main, data.max_bad_fraction
@@ -90,9 +100,6 @@ class MapBatches:
             if prepared.bad and main:
                 named = first_few(prepared.bad)
                 log.warning("%d images cannot be read and are left out: %s", len(prepared.bad), named)
-        self.contents = contents(source)
-        if weights is not None:
-            self.contents["weights"] = digest(weights.numpy().tobytes())
         self.pairs = TrainingPairs(source, augment, tokenizer, seed, prepared, data.captions_per_image, weights)
         rows = self.pairs.rows
         options = {"rank": accelerator.process_index, "world": world}
@@ -115,17 +122,48 @@ class MapBatches:
         """How many times the data have been seen after a step."""
         return step / self.sampler.per_epoch
 
-    def check(self, run_dir: str, first_step: int, state: Mapping[str, Any]) -> None:
-        """Raise ConfigError if the run stands at a step of other data, wherever they lay. state: as of that step."""
-        then = state.get("contents") or self.contents  # of before they were kept
-        said = {"images": f"{then['images']} images, not {self.contents['images']}", "files": "other image files"}
-        other = [key for key in (*then, *self.contents) if then.get(key) != self.contents.get(key)]
-        require(
-            not other,
-            f"the run in {run_dir} stands at step {first_step} of other data than {self.data.label}: it had "
-            f"{', '.join(said.get(key, f'other {key}') for key in dict.fromkeys(other))}; a resume needs those that it "
-            "began with, or a copy of them: bring them back, or start another run",
-        )
+    def _looked_at(self, source: PairSource) -> Record | None:
+        """On the main process; what it tells of the contents goes to all."""
+        found: list[Record | None] = []
+
+        def look() -> str | None:
+            found.append(record_of(source))
+            return None if found[0] is None else found[0].digest()
+
+        told = from_main(look)
+        self.contents |= {} if told is None else {"pieces": told}
+        return found[0] if found else None
+
+    def _check_newest(self) -> None:
+        """`check` before a cache is built of other data, or a model for other captions."""
+        told: dict[str, Any] = {}
+        for folder in checkpoints(Path(self.config.run.dir))[-1:]:
+            with suppress(OSError, ValueError):  # which is not for this to say
+                told = read_json(folder / "progress.json")
+        if isinstance(state := told.get("feed"), dict):
+            self._compare(told.get("step", 0), state)
+
+    def check(self, first_step: int, state: Mapping[str, Any]) -> None:
+        """Raise ConfigError if the run stands at a step of other data, wherever they lay, and is not to go on with
+        these. state: as of that step. Every process calls it."""
+        from_main(lambda: self._compare(first_step, state))
+
+    def _compare(self, first_step: int, state: Mapping[str, Any]) -> None:
+        then, config, now = state.get("contents") or {}, self.config, self.contents
+        other = [key for key in then if then[key] != now.get(key)]
+        changes = changes_since(config.run.dir, self.record) if other else ""
+        if not other or (other == ["pieces"] and self.record is not None and not changes):  # one could not be read now
+            return
+        words = "train.small_vocabulary holds the tokens of the captions that the run began with"
+        require("captions" not in other or not config.train.small_vocabulary, f"{words}; bring those back")
+        said = {"images": f"{then['images']} images, not {now['images']}", "files": "other image files"}
+        had = ", ".join(said.get(key, f"other {key}") for key in other)
+        _tell_changed(config, first_step, f"other data than {config.data.label}: {changes or f'it had {had}'}")
+
+    def keep(self, run_dir: Path) -> None:
+        """Write the record of the data into the directory of the run, on the main process alone. Raises DiskFull."""
+        if self.record is not None:
+            self.record.save(run_dir)
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
@@ -157,6 +195,7 @@ class StreamBatches:
         )
         names = [shard.name for pool in self.stream.shards for shard in pool]
         # the size of a file here, the address of one far away
+        self.record = record_of_shards(names)
         self.contents = digest(*(stamp(name).split()[0].replace("absent", name) for name in names))
         self.bad = BadCount(0, config.data.max_bad_fraction, config.data.train_split)
         for pool in self.stream.shards:
@@ -175,17 +214,26 @@ class StreamBatches:
         """The epoch, from 0, that this process's last lane is in."""
         return self._epoch
 
-    def check(self, run_dir: str, first_step: int, state: Mapping[str, Any]) -> None:
-        """Raise ConfigError if the run stands at a step of another stream, wherever it lay. state: as of that step."""
-        other = f"{run_dir} stands at step {first_step} of another stream: its shards"
-        advice = "have changed since; go on with what it began with, or start a new run"
-        same = state.get("layout") == self.stream.layout and state.get("contents", self.contents) == self.contents
-        require(not first_step or same, f"{other}, or data.shuffle_buffer, {advice}")
+    def check(self, first_step: int, state: Mapping[str, Any]) -> None:
+        """As in MapBatches, for shards."""
+        same = state.get("contents", self.contents) == self.contents
+        if first_step and not (same and state.get("layout") == self.stream.layout):
+            from_main(lambda: self._tell(first_step))
+
+    def _tell(self, first_step: int) -> None:
+        changes = changes_since(self.config.run.dir, self.record)
+        other = f"its shards: {changes}" if changes else "its shards, or data.shuffle_buffer, have changed since"
+        _tell_changed(self.config, first_step, f"another stream: {other}")
+
+    def keep(self, run_dir: Path) -> None:
+        """As in MapBatches."""
+        self.record.save(run_dir)
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
-        """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
+        """The batches of this process, on its device, from a step on. state: as of that step, from `state`; if its
+        shards are others, the stream begins anew."""
         cursors, rank, world = None, self.stream.rank, self.stream.world
-        if first_step:
+        if first_step and state.get("layout") == self.stream.layout:
             cursors = {int(lane): (turn, start, done) for lane, (turn, start, done) in state["cursors"].items()}
             self._cursors = {lane: cursors[lane] for lane in range(rank, self.stream.lanes, world)}
         steps = ((step.batch, step) for step in self.stream.batches(first_step, self.steps, cursors))
@@ -203,6 +251,15 @@ class StreamBatches:
 
 
 TrainBatches = MapBatches | StreamBatches
+
+
+def _tell_changed(config: Config, first_step: int, changed: str) -> None:
+    """Log that a run goes on with other data. Raises ConfigError if it is not to do so."""
+    said = f"the run in {config.run.dir} stands at step {first_step} of {changed}"
+    advice = "bring them back, start another run, or go on with these: --run.allow_changed_data true"
+    need = "a resume needs those that it began with, or a copy of them"
+    require(config.run.allow_changed_data, f"{said}; {need}: {advice}")
+    log.warning("%s; it goes on with these, as run.allow_changed_data says", said)
 
 
 def open_batches(config: Config, accelerator: Accelerator) -> TrainBatches:

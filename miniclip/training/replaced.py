@@ -14,7 +14,8 @@ from miniclip.models.saved import WEIGHTS, checkpoints
 
 REPLACED, _MOVING = "replaced", ".replaced"  # the second while it is filled
 _FOLDERS = ("checkpoints", "model", "best", "best.old", "matrix", "inspection", "evaluation", "report")
-_FILES = ("config.yaml", "metrics.jsonl", "results.json", "trace.json", "examples.*", "queries.png", "confusion_*.png")
+_PICTURES = ("examples.*", "queries.png", "confusion_*.png")
+_FILES = ("config.yaml", "data.parquet", "metrics.jsonl", "results.json", "trace.json", *_PICTURES)
 
 
 def written(run_dir: Path) -> list[Path]:

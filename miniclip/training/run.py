@@ -2,6 +2,7 @@
 
 config.yaml      the resolved configuration
 trace.json       what some steps spend their time on, with train.profile_steps; chrome://tracing or Perfetto show it
+data.parquet     names, sizes and checksums of what is trained on, for a resume to compare
 metrics.jsonl    a line for each logged step
 checkpoints/     states to go on from
 matrix/          the matrix of one fixed batch along the training, with log.matrix_every
@@ -108,7 +109,7 @@ def _train(
         group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
     if progress.step > feed.steps:
         raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
-    feed.check(config.run.dir, progress.step, progress.feed)
+    feed.check(progress.step, progress.feed)
     if not progress.step:
         check_traced(config.train.profile_steps, feed.steps)
     if progress.step < feed.steps:
@@ -117,6 +118,7 @@ def _train(
     _open_trackers(config, accelerator)
     # whatever can be refused has been: from here on the run that was here goes
     from_main(lambda: prepare_run_dir(config, progress.step, former, progress.left))
+    from_main(lambda: feed.keep(run_dir))
     if main:
         Best(run_dir, config.eval.best).restore(progress.step)
         for doubt in of_length(config, feed.steps):

@@ -22,6 +22,7 @@ from miniclip.data.tables.source import near_file
 from miniclip.data.tables.table import RecordTable, Table, TextLists
 from miniclip.data.tables.tars import TarTable
 
+PIECE = 4096  # bytes in the middle of an image
 LOOKED_AT = 1000  # files of a data set whose sizes are compared on a resume
 
 
@@ -58,6 +59,24 @@ class ImageColumn(ABC):
         """Of the image files of some rows; those inside a table are told by the table's own."""
         return ""
 
+    def names(self, rows: np.ndarray) -> list[str]:
+        """What tells the images apart for a person, wherever they lie."""
+        return self.keys(rows.tolist())
+
+    @abstractmethod
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of each, int64; -1 where no file is opened to tell."""
+
+    def piece(self, row: int) -> tuple[int, bytes] | None:
+        """Bytes of an image, and PIECE of them from its middle; None if there is no image."""
+        try:
+            with open(self.encoded(row, ""), "rb", buffering=0) as file:  # noqa: PTH123
+                size = os.fstat(file.fileno()).st_size
+                file.seek(size // 2)
+                return size, file.read(PIECE)
+        except (BadImage, OSError):
+            return None
+
     @abstractmethod
     def contents(self, rows: np.ndarray) -> str:
         """The same for a copy of the images elsewhere: of their sizes, and of the paths below their folder."""
@@ -86,6 +105,9 @@ class FileImages(ImageColumn):
     def fingerprint(self, rows: Iterable[int]) -> str:
         paths = self.paths.firsts()
         return _stamps(self.table.roots[0], (paths[row] for row in rows))
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        return np.full(len(rows), -1)
 
     def contents(self, rows: np.ndarray) -> str:
         root, paths = self.table.roots[0], self.keys(rows.tolist())
@@ -153,7 +175,16 @@ class CellImages(ImageColumn):
                 paths += [path if out else None for out, path in zip(outside, files.to_pylist(), strict=True)]
         return _stamps(self.table.roots[0], (path for row in rows if (path := paths[row]) is not None))
 
-    def contents(self, rows: np.ndarray) -> str:
+    def names(self, rows: np.ndarray) -> list[str]:
+        files = [_field(chunk, "path") for chunk in self.table.chunks(self.column)]
+        if all(file is not None for file in files):
+            paths = [path for file in files for path in file.to_pylist()]
+            found = [Path(paths[row] or "").name for row in rows]
+            if all(found) and len(set(found)) == len(found):
+                return found
+        return [self.table.where(row) for row in rows]
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
         from pyarrow.compute import binary_length, fill_null
 
         parts = [np.zeros(0, dtype=np.int64)]
@@ -161,7 +192,17 @@ class CellImages(ImageColumn):
             data = _field(chunk, "bytes")  # of which the offsets alone are read
             none = np.full(len(chunk), -1)
             parts.append(none if data is None else np.asarray(fill_null(binary_length(data), -1)).astype(np.int64))
-        lengths = np.concatenate(parts)[rows]
+        return np.concatenate(parts)[rows]
+
+    def piece(self, row: int) -> tuple[int, bytes] | None:
+        data = _field(self.table.cell(self.column, row), "bytes")
+        if data is None or not data.is_valid:
+            return super().piece(row)
+        buffer = data.as_buffer()
+        return buffer.size, buffer.slice(buffer.size // 2, min(PIECE, buffer.size - buffer.size // 2)).to_pybytes()
+
+    def contents(self, rows: np.ndarray) -> str:
+        lengths = self.sizes(rows)
         outside = [self._stored(row) for row in rows[lengths < 0].tolist()]
         names = "\0".join(Path(path).name for path in outside)
         return digest(lengths.tobytes(), names, *_sizes(self.table.roots[0], outside))
@@ -191,8 +232,20 @@ class TarImages(ImageColumn):
         # each tar may count its samples from 0
         return keys if len(set(keys)) == len(keys) else [self.table.where(row) for row in rows]
 
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        return self.table.fields[self.column][rows, 1]
+
+    def piece(self, row: int) -> tuple[int, bytes] | None:
+        offset, size = self.table.fields[self.column][row].tolist()
+        try:
+            with open(self.table.files[self.table.shard[row]], "rb", buffering=0) as file:  # noqa: PTH123
+                file.seek(offset + size // 2)
+                return size, file.read(min(PIECE, size - size // 2))
+        except OSError:
+            return None
+
     def contents(self, rows: np.ndarray) -> str:
-        return digest("\0".join(self.keys(rows.tolist())), self.table.fields[self.column][rows, 1].tobytes())
+        return digest("\0".join(self.keys(rows.tolist())), self.sizes(rows).tobytes())
 
 
 @dataclass(frozen=True)

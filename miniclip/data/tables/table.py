@@ -5,9 +5,13 @@ A table knows columns, not their meaning. A column `a.b` is field b of the objec
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from miniclip.common.fingerprint import digest
 
@@ -157,6 +161,13 @@ class TextLists:
         """The first text of each list, all at once; there has to be one in each."""
         texts = self._lists.values.to_pylist()
         return [texts[i].decode("utf-8", "surrogatepass") for i in self._lists.offsets.to_pylist()[:-1]]
+
+    def checksums(self) -> np.ndarray:
+        """(lists,) uint32, of each list."""
+        _, ends, blob = self._lists.values.buffers()
+        places = np.frombuffer(ends, dtype=np.int64)[self._lists.offsets.to_numpy()].tolist()
+        data = memoryview(blob or b"")
+        return np.array([zlib.crc32(data[a:b]) for a, b in pairwise(places)], dtype=np.uint32)
 
     def fingerprint(self) -> str:
         _, ends, blob = self._lists.values.buffers()
