@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,7 +22,7 @@ from support.files import write_beside
 from support.group import together
 from support.launching import ROOT
 from test_signals import ENDLESS, PATIENCE, assert_same_weights, before, exact, wait_for
-from test_training import TINY, environment, run
+from test_training import TINY, environment, lines, run
 
 from miniclip.cli.train import train_main
 from miniclip.common import lock
@@ -198,6 +200,38 @@ def test_a_second_start_says_who_holds_the_run(
             for worker in workers:
                 worker.kill()
     assert not list(tmp_path.rglob(".lock"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_job_of_the_docs_goes_on_until_it_is_done(config_file: str, tmp_path: Path, processes: int) -> None:
+    """Its script, twice: with the signal that comes before its time is up, and to the end."""
+    page, directory = (ROOT / "docs/reliability.md").read_text(), tmp_path / "run"
+    (script,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
+    started = f"python train.py --config CONFIG --run.dir RUN {' '.join(AUTO)}"
+    launcher = [sys.executable, *f"-m torch.distributed.run --standalone --nproc_per_node {processes}".split()]
+    words = [*(launcher if processes > 1 else launcher[:1]), str(ROOT / "train.py"), "--config", config_file]
+    words += ["--run.dir", str(directory), "--eval.tasks", "[]", "--train.max_steps", "150", *AUTO]
+    changes = {started: shlex.join(words)}
+    if processes > 1:
+        trap, requeue = re.findall(r"`((?:trap|\[ ).*?)`", page)
+        changes |= {"trap 'kill -USR1 $run' USR1": trap, "[ $code -eq 75 ] && scontrol requeue $SLURM_JOB_ID": requeue}
+    for old, new in changes.items():
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    variables = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    for last_time in (False, True):
+        with subprocess.Popen(["bash", "-c", script], env=variables, stderr=subprocess.PIPE, text=True) as job:
+            if not last_time:
+                wait_for(1, directory, job)
+                job.send_signal(signal.SIGUSR1)
+            _, complaints = job.communicate(timeout=PATIENCE)
+        assert (tmp_path / "asked").read_text() == "requeue 17\n", complaints
+        assert job.returncode == (0 if last_time else REQUEUE if processes == 1 else 1), complaints
+        assert (directory / "results.json").exists() == last_time and len(list(directory.glob("checkpoints/*"))) >= 1
+    assert len(lines(directory)) == 150
 
 
 HOLDER = """
