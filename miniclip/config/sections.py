@@ -282,8 +282,8 @@ class TrainConfig:
         low_share: share of the steps that do so.
         profile_steps: write a trace of that many steps, after a few to warm up, to trace.json in the run directory.
         cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
-        timeout: minutes that a process waits for another one before the run ends; what one process does alone, such
-            as writing a large model, must take less.
+        timeout: minutes after which a process of several that was stopped, hangs or is cut off ends the others; one
+            that is long at work, as with the final evaluation, may take more.
     """
 
     max_steps: int | None = None
