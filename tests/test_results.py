@@ -1,4 +1,4 @@
-"""Where commands put their files: nothing that is not theirs is replaced or deleted, whatever they meet or ends them."""
+"""Where commands put their files: nothing but their own is replaced or deleted, whatever they meet or ends them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.files import write_classes
+from support.disks import fill, in_memory
+from support.files import write_beside, write_classes
 from support.launching import ROOT
 from support.runs import contents, finished_run
 
@@ -128,3 +129,81 @@ def test_what_is_cut_off_does_not_look_finished(command: str, signal: str, code:
     assert main(words) == 0
     assert (place / record).is_file() and not list(run.rglob(".*.unfinished"))
     assert set(contents(run)) - set(before) == {str(p.relative_to(run)) for p in place.iterdir()}
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_a_full_disk(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    draw = Zeroshot.draw
+    with in_memory(tmp_path / "disk", 128) as disk:
+        run = shutil.copytree(kept, disk / "run")
+        before = contents(run)
+
+        def full(*arguments: Any) -> None:
+            fill(disk)
+            draw(*arguments)
+
+        words = ["zeroshot", *SMALL, "--seed", "1", "--checkpoint", str(run)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Zeroshot, "draw", full)
+            assert main(words) == 75
+        said = capsys.readouterr().err
+        assert f"no space left to write {run}/evaluation/" in said and said.count("\n") == 1, said
+        (disk / "filler").unlink()
+        assert contents(run) == before
+        assert main(words) == 0 and (run / "evaluation" / "zeroshot-shape-2" / "results.json").is_file()
+
+
+LISTEN = """
+import os, sys
+if sys.argv[1] == "closed":
+    reader, writer = os.pipe()
+    os.close(reader)
+else:
+    writer = os.open("/dev/full", os.O_WRONLY)
+for name in sys.argv[2].split(","):
+    os.dup2(writer, {"stdout": 1, "stderr": 2}[name])
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("program", "nobody", "streams", "code"),
+    [
+        ("eval.py", "closed", "stdout", 0),
+        ("eval.py", "closed", "stdout,stderr", 0),
+        ("eval.py", "full", "stdout", 75),  # the table is asked for; what the files hold is whole
+        ("train.py", "closed", "stdout,stderr", 0),
+        ("train.py", "full", "stdout,stderr", 0),
+    ],
+)
+def test_results_are_kept_where_nobody_listens(
+    program: str, nobody: str, streams: str, code: int, run: Path, tmp_path: Path
+) -> None:
+    """A pipe whose other end is closed, as of `| head`, and a log on a full disk."""
+    words = ["zeroshot", *SMALL, "--seed", "7", "--checkpoint", str(run)]
+    if program == "train.py":
+        words = ["--config", str(run / "config.yaml"), "--run.dir", str(tmp_path / "new"), "--log.progress", "true"]
+    command = [sys.executable, "-c", LISTEN, nobody, streams, str(ROOT / program), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"})
+    assert done.returncode == code, done.stderr
+    said = "eval.py: error: no space left for what is printed; make room\n"
+    assert done.stderr == (said if code else "")
+    where = run / "evaluation" / "zeroshot-shape-2" if program == "eval.py" else tmp_path / "new"
+    assert (where / "results.json").is_file()
+
+
+@pytest.mark.parametrize("option", ["--json", "--png"])
+def test_an_audit_writes_over_audits_alone(option: str, tmp_path: Path, capsys: Shown) -> None:
+    data = write_beside(tmp_path / "data", 0, 40)
+    target = tmp_path / f"mine.{option.removeprefix('--')}"
+    words = ["audit", "--data", str(data), option, str(target), "--batch_size", "2"]
+    for other in (b'{"training": {"steps": 6}}', b"\x89PNG\r\n\x1a\n of mine"):
+        target.write_bytes(other)
+        assert main(words) == 2 and target.read_bytes() == other
+        assert f"{option} {target} holds something else" in capsys.readouterr().err
+    target.unlink()
+    assert [main(words), main(words)] == [0, 0] and target.stat().st_size > 500

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniclip.cli.ending import ending
 from miniclip.common.arguments import advised, refused
+from miniclip.common.heard import heard
 from miniclip.common.notes import say_once
 from miniclip.common.printing import printable
 from miniclip.common.stopping import CODES, INTERRUPTED, REQUEUE, Passing, Stopped, resume_command
@@ -73,6 +74,11 @@ def train_main(arguments: list[str] | None = None, program: str = "train.py") ->
 
     MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of a line.
     """
+    with heard():
+        return _train_main(arguments, program)
+
+
+def _train_main(arguments: list[str] | None, program: str) -> int:
     go_on = ""
     try:
         config = load_config(arguments)

@@ -13,8 +13,11 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from miniclip.common.durable import DiskFull, means_full
+from miniclip.common.heard import heard
 from miniclip.common.notes import say_once
 from miniclip.common.printing import did_you_mean, near_name, one_line, printable
+from miniclip.common.stopping import INTERRUPTED, REQUEUE, Passing, Stopped, Stopping
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -141,18 +144,29 @@ def exit_code(
     less_memory: str = "use a smaller set, or more memory",
     options: Collection[str] = (),
 ) -> int:
-    """Run a command: what it returns, or 0; 2 after one line on stderr for what cannot be done as asked; 130 if it was
-    interrupted. options: of the command, which that line names as they are typed."""
+    """Run a command: what it returns, or 0; 2 after one line on stderr for what cannot be done as asked, 75 for what
+    passes by itself, such as a full disk; 130, 143 or 75 after a signal. A traceback instead of the line with
+    MINICLIP_DEBUG=1 in the environment. options: of the command, which that line names as they are typed."""
     say_once()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
-    try:
-        with advised(less_memory):
-            return action() or 0
-    except (ValueError, OSError, MemoryError) as error:
-        return refused(program, as_typed(str(error), options))
-    except KeyboardInterrupt:
-        return 130
+    with heard() as printed:
+        try:
+            with Stopping(), advised(less_memory):
+                code = action() or 0
+            printed.flush()
+            if printed.full:
+                raise DiskFull("no space left for what is printed; make room")
+        except (Passing, ValueError, OSError, MemoryError) as error:
+            if os.environ.get("MINICLIP_DEBUG"):
+                raise
+            code = refused(program, as_typed(str(error), options))
+            return REQUEUE if isinstance(error, Passing) or means_full(error) else code
+        except KeyboardInterrupt as stop:
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"{program}: stopped before it was done", file=sys.stderr)
+            return stop.code if isinstance(stop, Stopped) else INTERRUPTED
+    return code
 
 
 # what reads data names the keys of a configuration; commands with options of their own call some of them otherwise
@@ -197,8 +211,11 @@ def check_range(option: str, value: float | None, low: float, high: float | None
         raise ValueError(f"{option} {value} must be at most {high}")
 
 
-def check_output(option: str, target: str) -> None:
-    """Raise ValueError or OSError if a file cannot be written there."""
+def check_output(option: str, target: str, mark: str) -> None:
+    """Raise ValueError or OSError if a file cannot be written there, or if another one would be lost.
+
+    mark: what stands in the files of that option, in the first 4 kB.
+    """
     path = Path(target)
     if path.is_dir():
         raise ValueError(f"{option} {target} is a folder; name a file")
@@ -206,6 +223,11 @@ def check_output(option: str, target: str) -> None:
         raise FileNotFoundError(f"{option} {target}: the folder {path.parent} does not exist; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PermissionError(f"{option} {target}: no permission to write there")
+    if path.is_file():
+        with path.open("rb") as file:
+            begin = file.read(4096)
+        if begin and mark.encode() not in begin:
+            raise ValueError(f"{option} {target} holds something else; name another file, or remove that one")
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -15,8 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from miniclip.common.arguments import advised, at_home, check_output, refusal, refused
-from miniclip.common.notes import say_once
+from miniclip.common.arguments import at_home, check_output, exit_code, refusal, refused
 from miniclip.common.printing import printable
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
@@ -31,10 +30,7 @@ TRAINED_ON = 4096  # images at least, where there are as many
 
 
 def doctor_main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if nothing was found, 1 after verdicts, 2 after a line about what cannot be run as asked, or 130.
-
-    130: interrupted by Ctrl-C. MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of that line.
-    """
+    """Returns 0 if nothing was found, 1 after verdicts, else what exit_code does."""
     parser = argparse.ArgumentParser(
         prog="python -m miniclip.doctor",
         description="Look for what would spoil a long run. Takes the options of train.py (see train.py --help), and:",
@@ -44,42 +40,43 @@ def doctor_main(arguments: Sequence[str] | None = None) -> int:
     more = "time of each training (default: 60), up to thrice if need be"
     parser.add_argument("--seconds", type=float, default=60.0, help=more)
     parser.add_argument("--json", metavar="FILE", help="write all that was found")
-    stages: list[Stage] = []
-    say_once()
     try:
         own, rest = parser.parse_known_args(arguments)
         if not 0 < own.seconds < math.inf:
             raise ConfigError(f"--seconds {own.seconds} must be above 0 and finite")
         own.json = at_home(own.json)
         if own.json:
-            check_output("--json", own.json)
+            check_output("--json", own.json, '"healthy": ')
         config = load_config(rest, list(vars(own)))
-        with advised(f"use {', '.join(smaller_training(config, 1))}"):
-            for stage in examine(config, own.seconds):
-                stages.append(stage)
-                _show(stage)
-                if stage.verdicts:
-                    break  # what comes after would only say so again
-        found = [verdict._asdict() for verdict in stages[-1].verdicts]
-        told = all(stage.told for stage in stages)
-        if not found:
-            doubt = "nothing found, but not all of it could be told; see above"
-            print("healthy: start the long run" if told else doubt)
-        if own.json:
-            from miniclip.common.console import json_safe, write_json
-
-            keys = ("title", "figures", "notes", "runs")
-            shown = {stage.name: {key: getattr(stage, key) for key in keys} for stage in stages}
-            values = {"healthy": not found, "all_told": told, "verdicts": found, "stages": shown}
-            write_json(own.json, json_safe({**values, "config": config.to_dict()}))
     except argparse.ArgumentError as error:
         return refused("doctor", refusal(error))
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
         return refused("doctor", str(error))
-    except KeyboardInterrupt:
-        return 130
+    smaller = f"use {', '.join(smaller_training(config, 1))}"
+    return exit_code("doctor", lambda: _doctor(config, own.seconds, own.json), smaller)
+
+
+def _doctor(config: Config, seconds: float, json: str | None) -> int:
+    stages: list[Stage] = []
+    for stage in examine(config, seconds):
+        stages.append(stage)
+        _show(stage)
+        if stage.verdicts:
+            break  # what comes after would only say so again
+    found = [verdict._asdict() for verdict in stages[-1].verdicts]
+    told = all(stage.told for stage in stages)
+    if not found:
+        doubt = "nothing found, but not all of it could be told; see above"
+        print("healthy: start the long run" if told else doubt)
+    if json:
+        from miniclip.common.console import json_safe, write_json
+
+        keys = ("title", "figures", "notes", "runs")
+        shown = {stage.name: {key: getattr(stage, key) for key in keys} for stage in stages}
+        values = {"healthy": not found, "all_told": told, "verdicts": found, "stages": shown}
+        write_json(json, json_safe({**values, "config": config.to_dict()}))
     return int(bool(found))
 
 

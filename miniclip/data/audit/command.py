@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from miniclip.data.audit.figures import Look
     from miniclip.data.captioned import PairSource
 
+_JSON, _PNG = '"version": 1,\n  "data": [', "miniclip audit"  # what marks the files
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if training would refuse the data, or 2 after one line on stderr."""
@@ -81,9 +83,9 @@ def audit(
     check_range("--batch_size", batch_size, 2)
     check_range("--image_size", image_size, 1)
     check_range("--limit", limit, 1)
-    for option, target in (("--json", json), ("--png", png)):
+    for option, target, mark in (("--json", json, _JSON), ("--png", png, _PNG)):
         if target is not None:
-            check_output(option, target)
+            check_output(option, target, mark)
 
     from miniclip.common.console import write_json
     from miniclip.config import DataConfig
@@ -134,7 +136,7 @@ def audit(
     if png:
         from miniclip.data.audit.plot import write_png
 
-        write_png(found, sources, png)
+        write_png(found, sources, png, _PNG)
     print_audit(found)
     return int(bool(refused))
 

@@ -27,8 +27,8 @@ _COLOURS = {"train": "#1f5fa8", "validation": "#c2570c", "test": "#3d7a3a"}
 _WORST = 5  # pairs of images that are drawn
 
 
-def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: str | Path) -> None:
-    """Draw it; sources: the splits, for the images."""
+def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: str | Path, software: str) -> None:
+    """Draw it; sources: the splits, for the images. software: which the file names."""
     from matplotlib.figure import Figure
 
     told = "\n".join(one_line(line, 170) for line in found["advice"] or ["nothing stands out"])
@@ -44,7 +44,7 @@ def write_png(found: dict[str, Any], sources: Mapping[str, PairSource], path: st
     _worst(figure, grid[2], found, sources)
     with warnings.catch_warnings(), whole_file(path) as part:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
-        figure.savefig(part, format="png")
+        figure.savefig(part, format="png", metadata={"Software": software})
 
 
 def _words(axes: Axes, text: str) -> None:
