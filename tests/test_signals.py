@@ -285,8 +285,9 @@ def test_a_loader_that_is_killed_ends_the_run(
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "told"), [("300k", "cannot hand its batch over"), ("8k", "cannot be started")])
 def test_too_little_shared_memory_ends_the_run(config_file: str, tmp_path: Path, size: str, told: str) -> None:
-    """A container has 64 MB of it by default; the batches here want half a megabyte each."""
-    mounted = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"', "sh"]
+    """A container has 64 MB of it by default; the batches here want half a megabyte each. Nothing stays in it."""
+    script = f'mount -t tmpfs -o size={size} none /dev/shm && {{ "$@"; code=$?; ls /dev/shm >&2; exit $code; }}'
+    mounted = ["unshare", "-m", "sh", "-c", script, "sh"]
     if (tried := subprocess.run([*mounted, "true"], capture_output=True, text=True)).returncode:
         pytest.skip(f"no mount of one's own here: {tried.stderr}")
     options = [*ENDLESS, "--data.workers", "2", "--data.batch_size", "40", "--model.image_size", "64"]

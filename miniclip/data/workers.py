@@ -66,6 +66,7 @@ def brought(loader: DataLoader[T]) -> Generator[T]:
         for worker in workers:  # those that wait for a disk or the network
             worker.kill()
             worker.join()
+            _forget(worker.pid)
 
 
 @contextmanager
@@ -104,6 +105,12 @@ def _room() -> str:
     return ADVICE if free is None else f"shared memory ({SHARED}) has {free:.1f} MB free; {ADVICE}"
 
 
+def _forget(worker: int | None) -> None:
+    """Remove what torch gave a name in shared memory and, for a moment, no other owner than that process."""
+    for file in SHARED.glob(f"torch_{worker}_*"):
+        file.unlink(missing_ok=True)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -122,6 +129,7 @@ def _begin(worker: int) -> None:
 
 def _not_handed_over(queue: Queue[Any], error: Exception, batch: Any) -> None:
     """In place of a batch, send why there is none."""
+    _forget(os.getpid())
     if isinstance(batch, tuple):
         lost = WorkerLost(f"a loader process cannot hand its batch over ({error}); {_room()}")
         queue.put((batch[0], ExceptionWrapper((WorkerLost, lost, None), "in a DataLoader worker")))
