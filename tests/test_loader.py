@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +15,7 @@ from itertools import chain, product
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -294,6 +298,46 @@ def test_the_sampler_goes_by_the_images_that_are_left() -> None:
 def test_all_bad() -> None:
     with pytest.raises(BadImage, match="no image of the training split"):
         load(pairs_of(FakePairs(4, broken=(0, 1, 2, 3)), cache=False), steps=1)
+
+
+# ---- its processes
+
+HANGING = """
+import sys, time
+from torch.utils.data import DataLoader
+from miniclip.data.workers import LOADING, brought
+
+class Items:
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, at):
+        if at > 3 and sys.argv[1] == "read":
+            time.sleep(3600)
+        return "more than a pipe holds" * 20_000
+
+loader = DataLoader(Items(), batch_size=None, num_workers=2, **LOADING)
+batches = brought(loader)
+next(batches)
+print("begun", flush=True)
+if sys.argv[1] == "pipe":
+    time.sleep(3600)
+batches.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pipe", "read"])
+def test_no_worker_outlives_the_training(kind: str) -> None:
+    """Killed with -9 while its workers wait for room in a pipe, or ended while they wait for what they read."""
+    words = [sys.executable, "-c", HANGING, kind]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        if kind == "pipe":
+            process.kill()
+        assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=120)[1]
+    assert process.returncode == (0 if kind == "read" else -signal.SIGKILL)
 
 
 # ---- reading ahead

@@ -26,6 +26,7 @@ from test_training import TINY, environment, lines, run
 
 from miniclip.cli.train import train_main
 from miniclip.common.stopping import CODES, Stopped, Stopping, resume_command
+from miniclip.data.cache import prepared
 from miniclip.evaluation import suite
 from miniclip.training import loop
 from miniclip.training import run as run_module
@@ -119,6 +120,30 @@ def test_outside_of_a_step(
     assert isinstance(stop.value, KeyboardInterrupt)
     found = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))
     assert (stop.value.code, stop.value.checkpoint) == (CODES[numbers[0]], found[-1] if found else None)
+
+
+def test_the_preparing_of_images_stops_at_once(
+    config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no thread has begun is not read any more, and the parts that are whole are kept."""
+    read, original, cache = itertools.count(1), prepared._Build._read, tmp_path / "cache"
+
+    def slow(build: Any, row: int) -> Any:
+        if next(read) == 25:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+        return original(build, row)
+
+    monkeypatch.setattr(prepared, "PART", 20)
+    monkeypatch.setattr(prepared, "_cores", lambda: 8)
+    monkeypatch.setattr(prepared._Build, "_read", slow)
+    options = ["--config", config_file, "--data.cache", "true", "--data.cache_dir", str(cache), "--eval.tasks", "[]"]
+    options += ["--run.resume", "auto", "--run.dir", str(tmp_path / "run")]
+    assert train_main(options) == 143
+    begun = next(read) - 1
+    assert begun < 40 and [path.name for path in cache.glob("*/*")] == ["000"]
+    assert train_main(options) == 0
+    assert next(read) - 1 == begun + 1 + 20
 
 
 def test_after_the_last_step(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
