@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,50 +295,49 @@ def test_what_a_killed_process_left_makes_room_for_the_next(
 @pytest.mark.slow
 def test_a_power_cut_costs_no_file_that_has_its_name(tmp_path: Path) -> None:
     """A copy of the disk while it is written to, mounted elsewhere: what it held when the power went."""
-    image, config_file = tmp_path / "disk.img", tmp_path / "tiny.yaml"
+    config_file = tmp_path / "tiny.yaml"
     config_file.write_text(yaml.safe_dump(TINY))
-    with image.open("wb") as file:
-        file.truncate(160 << 20)
-    with suppress(FileNotFoundError):  # mount says why it is skipped
-        subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    # the kernel itself writes nothing down meanwhile
-    with mounted(tmp_path / "disk", "-o", "loop,commit=300", image) as disk:
+    with ExitStack() as mounts:
+        image = mounts.enter_context(in_memory(tmp_path / "memory", 600)) / "image"
+        with image.open("wb") as file:
+            file.truncate(160 << 20)
+        with suppress(FileNotFoundError):  # mount says why it is skipped
+            subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        # the kernel itself writes nothing down meanwhile
+        disk = mounts.enter_context(mounted(tmp_path / "disk", "-o", "loop,commit=300", image))
         directory = disk / "run"
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(config_file), "--run.dir", str(directory)]
         command += [*EVERYTHING, "--train.max_steps", "12", "--data.cache_dir", str(disk / "cache")]
-        with subprocess.Popen(command, env=environment()) as process:
-            try:
-                for number, newest in enumerate(("checkpoints/step_00000006", "checkpoints/step_00000010", "model")):
-                    _until(lambda newest=newest: (directory / newest).exists() or process.poll() is not None)
-                    if process.poll() is None:
-                        process.send_signal(signal.SIGSTOP)
-                        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-                    _assert_whole_after_a_power_cut(disk, image, tmp_path / f"copy {number}")
-                    process.send_signal(signal.SIGCONT)
-                assert process.wait(PATIENCE) == 0
-            finally:
-                process.kill()
-        _assert_whole_after_a_power_cut(disk, image, tmp_path / "copy")
+        process = mounts.enter_context(subprocess.Popen(command, env=environment()))
+        mounts.callback(process.kill)
+        for newest in ("checkpoints/step_00000006", "checkpoints/step_00000010", "model"):
+            _until(lambda newest=newest: (directory / newest).exists() or process.poll() is not None)
+            if process.poll() is None:
+                process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            _assert_whole_after_a_power_cut(disk, image)
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(PATIENCE) == 0
+        _assert_whole_after_a_power_cut(disk, image)
 
 
-def _assert_whole_after_a_power_cut(disk: Path, image: Path, copy: Path) -> None:
+def _assert_whole_after_a_power_cut(disk: Path, image: Path) -> None:
     """In a copy of the disk what had its name is there to the last byte, and each step of the newest checkpoint has its
     line."""
     # the journal with the names, and with no more than was synced of what they name: the worst that may be
     with (disk / "other").open("w") as other:
         os.fsync(other.fileno())
+    copy, before = image.with_suffix(".copy"), disk / "run"
     shutil.copy(image, copy)
-    before = disk / "run"
-    with mounted(copy.with_suffix(".mounted"), "-o", "loop", copy) as mount:
+    with mounted(image.with_suffix(".mounted"), "-o", "loop", copy) as mount:
         after = mount / "run"
-        named = [
-            path for path in files(before) if not any(p.suffix in (".part", ".old") for p in (path, *path.parents))
-        ]
+        named = [path for path in files(before) if not {".part", ".old"} & {p.suffix for p in (path, *path.parents)}]
         assert not [path for path in named if path.read_bytes() != (after / path.relative_to(before)).read_bytes()]
         newest = int(checkpoints(after)[-1].name.removeprefix("step_"))
         # of the lines since then the disk may have the length, and zeros
         logged = re.findall(r'^\{"step": (\d+), .*\}$', (after / "metrics.jsonl").read_text(), re.MULTILINE)
         assert set(map(int, logged)) >= set(range(1, newest + 1))
+    copy.unlink()
 
 
 def _until(condition: Callable[[], bool]) -> None:

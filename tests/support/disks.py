@@ -16,7 +16,7 @@ def mounted(place: Path, *words: str | Path) -> Iterator[Path]:
     """What `mount` with these words has at a place; the test is skipped where that is not permitted."""
     if sys.platform != "linux":
         pytest.skip("small file systems are mounted on Linux alone")
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     done = subprocess.run(["mount", *words, place], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no permission to mount: {done.stderr.strip()}")
