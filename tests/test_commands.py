@@ -339,7 +339,7 @@ def helps() -> str:
     ):
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             program([*words, "--help"])
-    scripts = (path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    scripts = (path.read_text("utf-8") for path in (*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests/soak.py"))
     return text + out.getvalue() + " ".join(scripts)
 
 
