@@ -13,7 +13,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from miniclip.common.console import is_words
-from miniclip.common.durable import whole_file
+from miniclip.common.durable import make_folder, whole_file
 from miniclip.common.page import data_uri, render, render_page
 from miniclip.common.printing import printable
 from miniclip.data.tables.source import told_split
@@ -66,7 +66,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     from miniclip.evaluation.plots import curves_png
 
     run, folder = Run(Path(run_dir)), Path(run_dir) / _FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     if not Path(os.path.realpath(folder)).is_relative_to(run.directory):
         raise ValueError(f"{folder} is a link that leads out of the run; remove it")
     markdown, page, curves = (folder / name for name in ("report.md", "report.html", "curves.png"))
