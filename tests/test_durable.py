@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from support.disks import fill, in_memory, mounted
 from support.files import write_beside
 from support.launching import ROOT
+from support.models import save_tiny
 from test_signals import PATIENCE, assert_same_weights, exact
 from test_training import TINY, environment, run
 
@@ -197,6 +198,16 @@ def test_a_full_disk_is_said_and_leaves_no_half(tmp_path: Path) -> None:
         ) > 1e6
         with pytest.raises(RuntimeError, match="another"), whole_file(model):
             raise RuntimeError("another cause")
+
+
+def test_a_model_stays_until_the_next_one_is_whole(tmp_path: Path) -> None:
+    with in_memory(tmp_path / "disk", 32) as disk:
+        save_tiny(disk / "model", seed=1)
+        before = {path: path.read_bytes() for path in (disk / "model").iterdir()}
+        fill(disk)
+        with pytest.raises(DiskFull, match=r"no space left to write \S+/model.safetensors "):
+            save_tiny(disk / "model", seed=2, image_size=48)
+        assert {path: path.read_bytes() for path in (disk / "model").iterdir()} == before
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
