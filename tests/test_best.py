@@ -309,14 +309,15 @@ def test_the_best_that_checkpoints_keep(planned: Planned, tmp_path: Path, caplog
     inodes = [(folder / "model.safetensors").stat().st_ino for folder in (*kept, directory / "best")]
     assert inodes[1] == inodes[3] and len(set(inodes)) == 4
 
-    def flip(folder: Path) -> None:
-        file = folder / "model.safetensors"
+    def flip(folder: Path, name: str = "model.safetensors") -> None:
+        file = folder / name
         with file.open("r+b") as bytes_:
             bytes_.seek(-9, 2)
             bytes_.write(bytes([file.read_bytes()[-9] ^ 1]))
 
-    for folder in (directory / "best", kept[3], directory / "best"):
-        flip(folder)
+    copies = [(directory / "best", "model.safetensors"), (kept[3], "checksums.json"), (directory / "best", "best.json")]
+    for folder, name in copies:
+        flip(folder, name)
         best, _ = planned([0.3], 10, *options, "--run.resume", "true")
         assert best == record(4, 0.6) and same(weights(directory / "model"), seen[1])
         shutil.rmtree(directory / "checkpoints" / "step_00000010")
@@ -325,7 +326,7 @@ def test_the_best_that_checkpoints_keep(planned: Planned, tmp_path: Path, caplog
         flip(folder)
     best, seen = planned([0.3], 10, *options, "--run.resume", "true")
     assert best == record(10, 0.3) and same(weights(directory / "model"), seen[0])
-    assert "model.safetensors has flipped bits: the best model so far is lost" in caplog.text
+    assert "has flipped bits: the best model so far is lost" in caplog.text
 
 
 def test_overwriting_deletes_what_was_kept(planned: Planned, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -35,8 +34,8 @@ from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
 from miniclip.data.workers import brought
 from miniclip.losses.matrix import shares
-from miniclip.models.saved import checkpoints, read_json
 from miniclip.models.tokenizer import Tokenizer
+from miniclip.training.run_dir import newest_progress
 
 log = logging.getLogger(__name__)
 
@@ -136,10 +135,7 @@ class MapBatches:
 
     def _check_newest(self) -> None:
         """`check` before a cache is built of other data, or a model for other captions."""
-        told: dict[str, Any] = {}
-        for folder in checkpoints(Path(self.config.run.dir))[-1:]:
-            with suppress(OSError, ValueError):  # which is not for this to say
-                told = read_json(folder / "progress.json")
+        told = newest_progress(Path(self.config.run.dir))
         if isinstance(state := told.get("feed"), dict):
             self._compare(told.get("step", 0), state)
 

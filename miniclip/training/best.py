@@ -83,7 +83,8 @@ class Best:
         if since <= step and not lost:
             return
         kept = checkpoint_folder(self.run_dir, step) / BEST
-        for copy in (kept, *(folder / BEST for folder in checkpoints(self.run_dir) if _same(folder / BEST, kept))):
+        copies = [folder / BEST for folder in checkpoints(self.run_dir)]
+        for copy in (kept, *(c for c in copies if _same(c, kept, CHECKSUMS) or _same(c, kept, _RECORD))):
             if not (wrong := damage(copy)) and copy.exists():
                 with whole_folder(self.folder) as part:
                     shutil.copytree(copy, part, dirs_exist_ok=True)
@@ -110,16 +111,16 @@ def keep_copy(best: Path, copy: Path, former: Path | None) -> None:
 
     Nothing is linked to best itself: what a disk does to the one leaves the other.
     """
-    if former is not None and _same(best, former):
+    if former is not None and _same(best, former, CHECKSUMS):
         shutil.copytree(former, copy, copy_function=_link)
     elif best.exists():
         shutil.copytree(best, copy)
 
 
-def _same(first: Path, second: Path) -> bool:
-    """Whether both hold what has the same checksums."""
-    sums = [folder / CHECKSUMS for folder in (first, second)]
-    return all(file.exists() for file in sums) and sums[0].read_bytes() == sums[1].read_bytes()
+def _same(first: Path, second: Path, name: str) -> bool:
+    """Whether two folders have the same file of a name."""
+    files = [folder / name for folder in (first, second)]
+    return all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
 def _link(source: str, target: str) -> None:

@@ -31,14 +31,14 @@ from miniclip.models import DualEncoder, create_model
 from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars
 from miniclip.training.best import keep_copy
 from miniclip.training.replaced import drop_replaced
-from miniclip.training.run_dir import BEST, checkpoint_folder
+from miniclip.training.run_dir import BEST, PROGRESS, checkpoint_folder
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
-_PROGRESS, _RANDOM = "progress.json", "random_states_"
+_RANDOM = "random_states_"
 
 
 def whole_model(learner: Learner, wanted: bool) -> DualEncoder | None:
@@ -160,7 +160,7 @@ class Checkpoints:
         make_folder(part.parent)
         part.mkdir()
         values = progress._replace(feed=dict(progress.feed))._asdict()
-        (part / _PROGRESS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (part / PROGRESS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         # links to the last but one, so that of two neighbours each has files of its own
         among = min(self.keep, 2)
         former = checkpoints(self.run_dir)[-among:]
@@ -169,7 +169,7 @@ class Checkpoints:
     def _finish(self, part: Path, folder: Path) -> None:
         try:
             with unfinished(part, folder):
-                mode = (part / _PROGRESS).stat().st_mode
+                mode = (part / PROGRESS).stat().st_mode
                 for file in part.glob("*.safetensors"):  # which the library makes private
                     file.chmod(mode)
                 write_checksums(part)
@@ -213,7 +213,7 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
     try:
         accelerator.load_state(str(folder))
         _check_optimizer(accelerator)
-        progress = Progress(**read_json(folder / _PROGRESS))
+        progress = Progress(**read_json(folder / PROGRESS))
     except Exception as error:
         if out_of_memory(error):
             raise

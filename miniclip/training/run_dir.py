@@ -7,10 +7,11 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from miniclip.common.checksums import damage
 from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.common.lock import Taken, alone_in
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
@@ -24,12 +25,22 @@ _FREE = ("data.workers", "data.max_bad_fraction", "data.cache", "data.cache_dir"
 
 RESULTS = "results.json"  # comes last: a run that has it for all its steps is finished
 MATRICES = "matrix"  # folder of the matrices of a fixed batch
+PROGRESS = "progress.json"  # of a checkpoint: step, time, and what the data were
 BEST = "best"  # folder of the model that eval.best chose
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
     """Where the state after so many steps lies."""
     return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def newest_progress(run_dir: Path) -> dict[str, Any]:
+    """What the newest checkpoint says in its progress.json, of those in which that is whole; empty without any."""
+    for folder in reversed(checkpoints(run_dir)):
+        with suppress(OSError, ValueError):
+            if not damage(folder, PROGRESS.__eq__):
+                return read_json(folder / PROGRESS)
+    return {}
 
 
 def kept_matrices(run_dir: Path) -> list[Path]:
@@ -126,10 +137,8 @@ def _check_unchanged(new: Config, old: Config) -> None:
     """A resume goes on with the same model, loss and batches; optimiser, length and evaluation may change."""
     now, then = flat(new.to_dict()), flat(old.to_dict())
     fixed = [key for key in now if key.startswith(("model.", "data.", "loss.")) or key == "run.seed"]
-    newest = checkpoints(Path(new.run.dir))[-1:]
     # the data may lie elsewhere, or be called otherwise: the checkpoint knows what they are
-    files = [folder / "progress.json" for folder in newest]
-    compared = all(file.exists() and b'"contents"' in file.read_bytes() for file in files)
+    compared = not checkpoints(Path(new.run.dir)) or "contents" in newest_progress(Path(new.run.dir)).get("feed", {})
     free = (*_FREE, "data.source") if compared else _FREE
     changed = [key for key in fixed if key not in free and now[key] != then[key]]
     if changed:
