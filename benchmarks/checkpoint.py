@@ -1,7 +1,7 @@
 """Cost of a checkpoint, and of training with many of them, in this tree and in another one.
 
     git worktree add ../before COMMIT
-    python benchmarks/checkpoint.py --before ../before [--models tiny-resnet ViT-B-32] [--folder DIR] [--json FILE]
+    python benchmarks/checkpoint.py --before ../before [--models tiny-resnet ViT-B-32] [--folder DIR]
 
 A process of its own for each tree and round, in turn. held: seconds that the loop waits for a checkpoint; on disk:
 seconds until the disk has it and its name, which the former way never waits for. Steps: from the start of one step to
@@ -32,6 +32,7 @@ def checkpoints_of(model: str, folder: Path, count: int) -> dict[str, Any]:
     from accelerate import Accelerator
 
     import miniclip
+    from miniclip.common.stopping import Stopping
     from miniclip.config import OptimConfig
     from miniclip.training import checkpoint
     from miniclip.training.optim import build_optimizer
@@ -44,18 +45,15 @@ def checkpoints_of(model: str, folder: Path, count: int) -> dict[str, Any]:
     optimizer.zero_grad()
     found: dict[str, Any] = {"held": [], "on disk": []}
     (folder / "checkpoints").mkdir(parents=True)
-    writer: Any = None
-    if hasattr(checkpoint, "Checkpoints"):
-        from miniclip.common.stopping import Stopping
-
-        writer = checkpoint.Checkpoints(accelerator, folder, 2, Stopping())
+    now: Any = getattr(checkpoint, "Checkpoints", None)
+    writer = now and now(accelerator, folder, 2, Stopping())
     for step in range(1, count + 1):
         os.sync()  # what other rounds left
         start = time.perf_counter()
         if writer:
             writer.save(checkpoint.Progress(step))
         else:
-            checkpoint.save_checkpoint(accelerator, folder, checkpoint.Progress(step), 2)
+            checkpoint.save_checkpoint(accelerator, folder, checkpoint.Progress(step), 2)  # type: ignore[attr-defined]
         found["held"].append(time.perf_counter() - start)
         if writer:
             writer.wait()
@@ -104,7 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--every", type=int, default=5, help="steps a checkpoint; batches of 64, of 16 for large models"
     )
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     from machine import machine
 
@@ -125,8 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{model} {name}: {', '.join(told)}", flush=True)
         pace = [statistics.median(found[model][name]["step"]) for name in trees]
         print(f"{model}: a step takes {pace[1] / pace[0]:.3f} of what it took before", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

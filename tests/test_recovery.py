@@ -163,8 +163,7 @@ def test_written_beside_the_next_steps(whole: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(checkpoint, "put_in_place", slow)
     monkeypatch.setattr(Loop, "_step", step)
-    options = ["--eval.tasks", "[]", "--run.checkpoint_every", "2"]
-    run(str(whole / "tiny.yaml"), tmp_path / "run", *options)
+    run(str(whole / "tiny.yaml"), tmp_path / "run", *EVERY_2)
     assert named == [None]
     assert_as_if_nothing_had_been(tmp_path / "run", whole)
 
@@ -181,6 +180,34 @@ def test_a_write_that_fails_beside_the_steps(whole: Path, tmp_path: Path, monkey
     assert not list((tmp_path / "run/checkpoints").iterdir())
     assert train_main(arguments(whole, tmp_path / "run", *RESUME)) == 0
     assert_as_if_nothing_had_been(tmp_path / "run", whole)
+
+
+def test_a_stop_at_once_names_what_came_to_the_disk(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a second Ctrl-C, while the checkpoint on its way there takes the place of the only one that is kept."""
+    put_in_place, taken, stopped = checkpoint.put_in_place, Loop._step, threading.Event()
+
+    def slow(*paths: Path) -> None:
+        assert paths[1].name != "step_00000004" or stopped.wait(PATIENCE)
+        put_in_place(*paths)
+
+    def step(loop: Loop, number: int, *rest: Any) -> Any:
+        if number == 4:
+            try:
+                for _ in range(2):
+                    signal.raise_signal(signal.SIGINT)
+            finally:
+                stopped.set()
+        return taken(loop, number, *rest)
+
+    monkeypatch.setattr(checkpoint, "put_in_place", slow)
+    monkeypatch.setattr(Loop, "_step", step)
+    given = arguments(whole, tmp_path / "run", "--run.keep", "1")
+    assert train_main(given) == 130
+    (kept,) = (tmp_path / "run/checkpoints").iterdir()
+    assert kept.name == "step_00000004"
+    assert f"stopped at once; the last checkpoint is {kept}; go on with" in capsys.readouterr().err
 
 
 def killed_at(call: int, given: list[str]) -> None:
