@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from support.files import write_beside
+from support.opened import whole
 from support.sources import FakePairs, noise
 from torch.utils.data import DataLoader
 
@@ -28,6 +31,7 @@ from miniclip.data.cache import prepared as module
 from miniclip.data.cache.prepared import cache_folder, prepare
 from miniclip.data.cache.store import Prepared, Unusable
 from miniclip.data.images import BadImage, TooManyBad
+from miniclip.data.loader import TrainingPairs
 from miniclip.models.tokenizer import Tokenizer
 
 AUGMENT, ALL = Augment(16), list(range(30))
@@ -304,6 +308,12 @@ def one_more(path: Path) -> None:
     np.save(path, np.append(counts, counts[-1] if path.parent.name == "all" else 0))
 
 
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
 class Bomb(NamedTuple):
     path: Path
 
@@ -317,10 +327,10 @@ def pickled_array(path: Path) -> None:
 
 DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
     "about.json": [cut, Path.unlink, other_text],
-    "places.npy": [cut, Path.unlink, other_array, pickled_array],
+    "places.npy": [cut, Path.unlink, other_array, other_values, pickled_array],
     "captions.npy": [cut, Path.unlink, other_array, other_values, one_more],
     "lengths.npy": [cut, Path.unlink, other_array, other_values],
-    "tokens.npy": [cut, Path.unlink, other_array],
+    "tokens.npy": [cut, Path.unlink, other_array, flipped],
     "pixels": [cut, Path.unlink, grow],
 }
 
@@ -467,3 +477,17 @@ def test_nothing_that_can_be_read(tmp_path: Path, folder: Path) -> None:
     for rows in (3, 0):
         with pytest.raises(BadImage, match=r"no image can be read; check data\.source and data\.image_column"):
             call(Diary(rows, tmp_path / "diary", broken=range(rows)), folder, allowed=1)
+
+
+def test_a_bit_of_the_pixels_that_has_flipped_costs_one_image_its_speed(tmp_path: Path, caplog: Any) -> None:
+    """It is noticed where the image is drawn, and decoded anew: the batch is that of the whole store."""
+    source = whole(write_beside(tmp_path / "data", 0, 40))
+    store = call(source, tmp_path / "cache")
+    pairs = TrainingPairs(source, AUGMENT, Tokenizer(24), 0, store)
+    draws = [(0, at) for at in range(len(pairs))]
+    before = pairs.__getitems__(draws)
+    flipped(store.directory / "000" / "pixels")
+    after = TrainingPairs(source, AUGMENT, Tokenizer(24), 0, call(source, tmp_path / "cache")).__getitems__(draws)
+    assert torch.equal(before.image, after.image) and not after.bad
+    (message,) = caplog.messages
+    assert "000: image 7 is damaged; delete that folder" in message

@@ -5,6 +5,7 @@ Every random choice derives from (seed, epoch, row), so that it does not matter 
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from miniclip.data.augment import Augment
-from miniclip.data.cache.store import Prepared, token_rows
+from miniclip.data.cache.store import Prepared, Unusable, token_rows
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.sampler import Draw, TrainSampler, mix, number_of
 from miniclip.data.workers import LOADING
 from miniclip.models.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -117,7 +120,12 @@ class TrainingPairs(Dataset[Batch]):
     def _example(self, draw: Draw, bad: list[str]) -> Example:
         at = draw[1]
         if self.prepared is not None:
-            stored, captions = self.prepared.image(at), self.prepared.tokens(at)
+            captions = self.prepared.tokens(at)
+            try:
+                stored = self.prepared.image(at)
+            except Unusable as error:
+                log.warning("%s; it is decoded anew each time", error)
+                stored = np.asarray(self.augment.store(self.source.image(int(self.rows[at]))))
         else:
             stored, at = self._image(at, bad)
             captions = token_rows(self.tokenizer, self.source.captions(at))

@@ -60,10 +60,10 @@ class Record(NamedTuple):
 
     def since(self, then: Record) -> list[str]:
         """What has changed, in words: images that are gone, added, altered, or only called otherwise."""
-        now, was = ({name: i for i, name in enumerate(one.names)} for one in (self, then))
-        equal = {name for name in now.keys() & was.keys() if self._equal(now[name], then, was[name])}
-        old = {name: then._told(i) for name, i in was.items() if name not in equal}
-        new = {name: self._told(i) for name, i in now.items() if name not in equal}
+        old, new = then._by_name(), self._by_name()
+        for name in old.keys() & new.keys():
+            if old[name] == new[name] or _equal(old[name], new[name]):
+                del old[name], new[name]
         # in a table without names a row more moves all behind it: what is equal but for its name is no other
         moved = Counter(old.values()) & Counter(new.values())
         for side in (old, new):
@@ -76,17 +76,13 @@ class Record(NamedTuple):
         said = [f"{len(names)} {kind} ({first_few(sorted(names))})" for kind, names in kinds.items() if names]
         return [*said, *([f"{moved.total()} under other names"] if moved else [])]
 
-    def _told(self, i: int) -> tuple[int, int, int]:
-        return int(self.sizes[i]), int(self.captions[i]), int(self.pieces[i])
+    def _by_name(self) -> dict[str, tuple[int, ...]]:
+        return dict(zip(self.names, zip(*(column.tolist() for column in self[1:]), strict=True), strict=True))
 
-    def _equal(self, i: int, other: Record, j: int) -> bool:
-        """What is not known of one of them does not count."""
-        sizes, pieces = (self.sizes[i], other.sizes[j]), (self.pieces[i], other.pieces[j])
-        return (
-            (sizes[0] == sizes[1] or min(sizes) < 0)
-            and self.captions[i] == other.captions[j]
-            and (pieces[0] == pieces[1] or 0 in pieces)
-        )
+
+def _equal(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Sizes, captions and pieces; what is not known of one of them does not count."""
+    return (a[0] == b[0] or min(a[0], b[0]) < 0) and a[1] == b[1] and (a[2] == b[2] or 0 in (a[2], b[2]))
 
 
 def changes_since(run_dir: str, now: Record | None) -> str:

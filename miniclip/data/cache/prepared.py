@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from miniclip.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files; a change makes every older store another one
+FORMAT = 2  # of the files; a change makes every older store another one
 PART = 4096  # images in a part, at least
 MOST_PARTS = 512  # each is a mapped file, and a process may open about a thousand
 SAMPLED = 100  # images that are stored before the size of the whole is estimated
@@ -179,7 +180,7 @@ class _Build:
                     bad.append(str(found))
                     continue
                 height, width, pixels, texts = found
-                places.append((row, at, height, width))
+                places.append((row, at, height, width, zlib.crc32(pixels)))
                 captions.append(texts)
                 at += len(pixels)
                 with _writing(self.directory):
@@ -190,7 +191,7 @@ class _Build:
         tokenised = token_rows(self.tokenizer, [text for texts in captions for text in texts])
         counts, lengths = (np.array(list(map(len, found)), dtype=np.int64) for found in (captions, tokenised))
         tokens = np.concatenate([np.zeros(0, dtype=np.uint16), *tokenised])
-        arrays = Arrays(np.array(places, dtype=np.int64).reshape(-1, 4), counts, lengths, tokens)
+        arrays = Arrays(np.array(places, dtype=np.int64).reshape(-1, 5), counts, lengths, tokens)
         about = {"stamp": self.stamp, "rows": len(rows), "pixels": at, "bad": bad}
         with _writing(self.directory):
             save_part(path, about, arrays)

@@ -10,6 +10,7 @@ import io
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -38,9 +39,9 @@ def _refusing() -> Iterator[None]:
 
 
 class Arrays(NamedTuple):
-    """places: int64 (images, 4), row of the source, start in the pixels of its part, height, width. captions: int64,
-    number of each image. lengths: int64, of each caption, in tokens. tokens: uint16. In "all", captions and lengths are
-    running sums that start with 0."""
+    """places: int64 (images, 5), row of the source, start in the pixels of its part, height, width, their CRC-32.
+    captions: int64, number of each image. lengths: int64, of each caption, in tokens. tokens: uint16. In "all",
+    captions and lengths are running sums that start with 0."""
 
     places: np.ndarray
     captions: np.ndarray
@@ -86,9 +87,14 @@ class Prepared:
         return len(self.rows)
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) RGB, read-only, as Augment.store gave it; the pixels stay in the file."""
-        row, start, height, width = self._arrays.places[index].tolist()
-        return np.ndarray((height, width, 3), np.uint8, self._pixels[row // self._part], start)
+        """uint8 (H, W, 3) RGB, read-only, as Augment.store gave it; the pixels stay in the file. Raises Unusable."""
+        row, start, height, width, written = self._arrays.places[index].tolist()
+        found = np.ndarray((height, width, 3), np.uint8, self._pixels[row // self._part], start)
+        if zlib.crc32(found.data) != written:
+            raise Unusable(
+                f"{self.directory / part_name(row // self._part)}: image {row} is damaged; delete that folder"
+            )
+        return found
 
     def tokens(self, index: int) -> list[np.ndarray]:
         """token_rows of the captions of an image, read-only."""
@@ -119,12 +125,14 @@ def part_name(part: int) -> str:
 
 
 def save_part(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
+    checks = {}
     for name, array in arrays._asdict().items():
         # by way of memory: into a file, np.save takes no notice of a full disk
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         (path / f"{name}.npy").write_bytes(buffer.getbuffer())
-    (path / "about.json").write_text(json.dumps(about), encoding="ascii")
+        checks[name] = zlib.crc32(np.ascontiguousarray(array).data)
+    (path / "about.json").write_text(json.dumps({**about, "checks": checks}), encoding="ascii")
 
 
 @_refusing()
@@ -147,8 +155,10 @@ def _load(path: Path, stamp: str, mapped: bool) -> tuple[dict[str, Any], Arrays]
         raise Unusable("has changed since it was prepared")
     files = (np.load(path / f"{name}.npy", "r" if mapped else None, allow_pickle=False) for name in Arrays._fields)
     arrays = Arrays(*map(np.asarray, files))  # a memmap is slow to slice
-    _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 4, "an array has another shape")
+    _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 5, "an array has another shape")
     _check([a.dtype for a in arrays] == [np.int64] * 3 + [np.uint16], "an array has another type")
+    for name, array in arrays._asdict().items():
+        _check(zlib.crc32(np.ascontiguousarray(array).data) == about["checks"][name], f"{name}.npy has other values")
     return about, arrays
 
 
