@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from support.models import save_tiny
 from torch import Tensor
 
 from miniclip.cli.eval import main
+from miniclip.common.stopping import REQUEUE
 from miniclip.models import DualEncoder
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox", "gnu")
@@ -131,6 +134,21 @@ def test_two_processes_classify_as_one(place: Path, tmp_path: Path) -> None:
     done = torchrun(2, ROOT / "eval.py", command(tmp_path / "torchrun", *words), timeout=240)
     assert done.returncode == 0 and done.stdout.count("results.json and images are in") == 1, done.stderr
     assert_same_files(tmp_path / "one", tmp_path / "torchrun")
+
+
+def lost(arguments: list[str]) -> int:
+    """eval.py in a process; the second is killed at its first image."""
+    if os.environ["RANK"] == "1":
+        DualEncoder.encode_image = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    return main(arguments)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_is_named(place: Path, tmp_path: Path) -> None:
+    words = f"zeroshot --checkpoint {place}/model0 --data {place}/labelled --batch_size 4"
+    first, _ = together(2, lost, command(tmp_path / "out", words), lost=[1])
+    assert first.value == REQUEUE and "no sign of life from rank 1 (" in first.complaints, first.complaints
+    assert not (tmp_path / "out").exists()
 
 
 def test_compared_models(place: Path, tmp_path: Path) -> None:

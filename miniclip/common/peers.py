@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
@@ -99,6 +100,24 @@ def _of_group(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
+def _kernel() -> str | None:
+    """What is the same for processes that can see each other's numbers, and for no others; None where it is unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _is_dead(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 class _Sign(NamedTuple):
     """beat: a number that moves while the process lives. meetings: how many it came to. words: of what ended it."""
 
@@ -116,8 +135,11 @@ class _Watch:
         self.rank, world, self.seconds = dist.get_rank(), dist.get_world_size(), seconds
         # where they are very many each reads the others' signs less often
         self.period = min(max(1.0, world / 32), seconds / 10)
-        self._names: list[Any] = [None] * world
-        dist.all_gather_object(self._names, f"{socket.gethostname()}, pid {os.getpid()}")
+        found: list[Any] = [None] * world
+        dist.all_gather_object(found, (socket.gethostname(), os.getpid(), _kernel()))
+        self._names = [f"{host}, pid {pid}" for host, pid, _ in found]
+        # those that this process would see die
+        self._near = {rank: pid for rank, (_, pid, kernel) in enumerate(found) if kernel and kernel == _kernel()}
         self._store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own
         self._store.set_timeout(timedelta(seconds=seconds))
         self._keys = [f"signs/{rank}" for rank in range(world)]
@@ -147,9 +169,10 @@ class _Watch:
     def check(self) -> None:
         """As the function of the module."""
         with self._news:
-            if self._ended() or self._quiet():
+            if self._ended() or self._quiet() or self._dead():
                 found = self.verdict()
-                if self._ended() or self._quiet():  # else it was this process that was stopped for a while
+                # else it was this process that was stopped for a while
+                if self._ended() or self._quiet() or self._dead():
                     raise found
 
     def verdict(self) -> Exception:
@@ -199,6 +222,10 @@ class _Watch:
         """Of whom nothing was heard for so long."""
         limit = time.monotonic() - (seconds or self.seconds)
         return [rank for rank, sign in self._others().items() if self._heard[rank] < limit and not sign.words]
+
+    def _dead(self) -> list[int]:
+        """Of this host, whose process is no more; of other hosts only silence tells."""
+        return [rank for rank in self._quiet(2 * self.period) if rank in self._near and _is_dead(self._near[rank])]
 
     def _write(self, beat: int) -> None:
         self._store.set(f"signs/{self.rank}", f"{beat} {self._meetings} {self._words}")
