@@ -207,3 +207,32 @@ def test_an_audit_writes_over_audits_alone(option: str, tmp_path: Path, capsys: 
         assert f"{option} {target} holds something else" in capsys.readouterr().err
     target.unlink()
     assert [main(words), main(words)] == [0, 0] and target.stat().st_size > 500
+
+
+def test_data_that_a_run_names_are_named_before_they_are_opened(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    """The run may be a stranger's: what its config names is read by one command alone, and not unsaid."""
+    config = (run / "config.yaml").read_text()
+    assert "source: shapes" in config
+    (run / "config.yaml").write_text(config.replace("source: shapes", "source: https://example.org/{0..9}.tar"))
+    opened: list[str] = []
+
+    def look(*_: Any, **__: Any) -> Any:
+        opened.append(capsys.readouterr().out)
+        raise ValueError("not opened")
+
+    monkeypatch.setattr("miniclip.data.stream.held_out.open_pairs", look)
+    monkeypatch.setattr("miniclip.data.captioned.open_source", look)
+    assert main(["matrix", "--checkpoint", str(run), "--size", "4"]) == 2
+    line = f"{run}/config.yaml names the data: https://example.org/{{0..9}}.tar; --data SOURCE reads other data\n"
+    assert opened == [line] and "not opened" in capsys.readouterr().err
+    monkeypatch.undo()
+    for words in (
+        ["matrix", "--data", "shapes", "--size", "4", "--checkpoint"],
+        ["zeroshot", *SMALL, "--checkpoint"],
+        ["retrieval", "--data", "shapes", "--size", "4", "--checkpoint"],
+        ["report"],
+    ):
+        assert main([*words, str(run)]) == 0
+        assert "example.org" not in capsys.readouterr().out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from itertools import chain
 from math import nan
 from pathlib import Path
@@ -32,11 +31,12 @@ from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.precision import for_encoding
-from miniclip.training.run_dir import MATRICES, kept_matrices
+from miniclip.training.run_dir import MATRICES, kept_matrices, metric_lines
 
 log = logging.getLogger(__name__)
 
 BATCH = "batch.json"
+_DAMAGED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # what reading raises
 
 
 class MatrixLog:
@@ -66,10 +66,16 @@ class MatrixLog:
         self.positives = self.sample.positives(config.loss.positives, self.tokenizer)
         self.folder = Path(config.run.dir) / MATRICES
         batch = self.folder / BATCH
-        if config.run.resume and batch.exists() and _captions(batch) != self.sample.captions:
-            raise ConfigError(
-                f"the matrices in {self.folder} are of another batch; set log.matrix_size back, or delete that folder"
-            )
+        if config.run.resume and batch.exists():
+            try:
+                same = _captions(batch) == self.sample.captions
+            except _DAMAGED as error:
+                raise ConfigError(f"{batch} is damaged ({error}); delete {self.folder} to do without it") from error
+            if not same:
+                raise ConfigError(
+                    f"the matrices in {self.folder} are of another batch, says {BATCH} there; set log.matrix_size "
+                    "back, or delete that folder"
+                )
 
     def write(self, step: int, model: DualEncoder) -> None:
         """Store the matrix as it is after `step` steps, and the figures of the batch, its loss among them."""
@@ -100,13 +106,13 @@ def read_history(run_dir: Path) -> History | None:
                 figures = json.loads(stored.metadata()["figures"])
                 lines.append({k: nan if v is None else float(v) for k, v in figures.items()})
                 lines[-1]["logit_scale"]  # which the page cannot do without
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, *_DAMAGED) as error:
             raise ValueError(f"{path} is not a matrix of a training ({error}); delete it to do without it") from error
     try:
         captions, stacked = _captions(batch), torch.stack(cosines)
         if stacked.shape[1:] != (len(captions), len(captions)):
             raise ValueError(f"{len(captions)} captions and matrices {tuple(stacked.shape[1:])}")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, RuntimeError, *_DAMAGED) as error:
         raise ValueError(f"{batch} does not go with the matrices beside it ({error}); delete {batch.parent}") from error
     series = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
     steps = [int(path.stem.removeprefix("step_")) for path in paths]
@@ -120,13 +126,13 @@ def _captions(batch: Path) -> list[str]:
 def training_log(run_dir: Path) -> dict[str, list[float]]:
     """The lines of metrics.jsonl that tell of training steps: name -> values, NaN where a line lacks one.
 
-    Without the file, or such a line, it is empty. What is not a line of JSON, such as half of one, is passed over.
+    Without the file, or such a line, it is empty. What is no line is passed over, and said.
     """
-    path, lines = run_dir / "metrics.jsonl", []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with suppress(ValueError):
-            lines.append(json.loads(text))
-    lines = [line for line in lines if isinstance(line, dict) and "loss" in line]
+    path = run_dir / "metrics.jsonl"
+    found, bad = metric_lines(path) if path.exists() else ([], [])
+    if bad:
+        log.warning("%s: damaged, passed over: %s", path, first_few([f"line {k}" for k in bad]))
+    lines = [values for _, values in found if "loss" in values]
     return {name: [_number(line.get(name)) for line in lines] for name in dict.fromkeys(chain(*lines))}
 
 

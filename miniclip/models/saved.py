@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError that names a file which holds no JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8 among them
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object")

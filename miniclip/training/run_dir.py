@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from miniclip.common.checksums import damage
 from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.common.lock import Taken, alone_in
+from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import WEIGHTS, checkpoints, read_json
 from miniclip.training.replaced import REPLACED, put_back, set_aside
@@ -160,27 +161,48 @@ def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path], lef
         print(f"the run before lies in {run_dir / REPLACED} until this one has a checkpoint", flush=True)
     make_folder(run_dir)
     save_config(config, run_dir / "config.yaml")
-    _trim_metrics(run_dir / "metrics.jsonl", first_step, left)
+    _trim_metrics(run_dir / "metrics.jsonl", first_step, left, config.log.every)
     for matrix in kept_matrices(run_dir):
         if int(matrix.stem.removeprefix("step_")) > first_step:
             matrix.unlink()
 
 
-def _trim_metrics(path: Path, first_step: int, left: bool) -> None:
-    """Drop the lines of what is about to be done again after the checkpoint, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _trim_metrics(path: Path, first_step: int, left: bool, every: int) -> None:
+    """Drop the lines of what is about to be done again after the checkpoint, and what is no line, which is said."""
+    lines, bad = metric_lines(path) if path.exists() else ([], [])
+
+    def again(values: dict[str, Any]) -> bool:
+        evaluated = left and any(key.startswith("eval/") for key in values)
+        return values["step"] > first_step or (evaluated and values["step"] == first_step)
+
+    kept = [line for line, values in lines if not again(values)]
+    last = max((values["step"] for _, values in lines), default=0)
+    if bad:
+        log.warning("%s: damaged, left out: %s", path, first_few([f"line {k}" for k in bad]))
+    elif last + every <= first_step:
+        log.warning("%s ends at step %d of the %d so far; the lines between are lost", path, last, first_step)
+    if path.exists():
+        with whole_file(path) as part:
+            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def metric_lines(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
+    """Of metrics.jsonl each line that tells of a step, as it stands and as values; and the numbers of the others.
+
+    A last line without its end, which is being written or was cut off, is in neither.
+    """
+    found, bad = [], []
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            values = json.loads(line)
-            again = left and values["step"] == first_step and any(key.startswith("eval/") for key in values)
-            if values["step"] <= first_step and not again:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break
-    with whole_file(path) as part:
-        part.write_text("".join(kept), encoding="utf-8")
+            text = line.decode()
+            values = json.loads(text)
+            if not isinstance(values["step"], int):
+                raise TypeError
+            found.append((text, values))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            bad.append(number)
+    return found, bad
 
 
 def append_metrics(run_dir: Path, step: int, values: dict[str, Any]) -> None:
