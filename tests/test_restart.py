@@ -159,9 +159,13 @@ def test_an_overwritten_run_stays_until_the_new_one_has_a_checkpoint(
         assert contents(states / "replaced" if linked else directory / "replaced" / "checkpoints") == old_states
         assert not (directory / "model").exists() and (directory / "config.yaml").exists()
     assert train_main(shorter) == 2 and "already holds a run" in capsys.readouterr().err
-    assert train_main([*shorter, *AUTO]) == 0
+    assert train_main([*shorter, *AUTO]) == 0 and f"{directory}/replaced until" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*replaced*")) and [path.name for path in states.iterdir()] == ["step_00000002"]
     assert (directory / "notes.txt").exists() and states.is_symlink() == linked
+    (directory / "replaced").mkdir()  # which may be anybody's
+    assert train_main([*shorter, "--run.resume", "true", "--train.max_steps", "3"]) == 0
+    assert train_main([*shorter, "--run.overwrite", "true"]) == 2
+    assert "replaced is no run" in capsys.readouterr().err and (directory / "replaced").exists()
 
 
 @pytest.mark.slow

@@ -20,9 +20,8 @@ _FILES = ("config.yaml", "data.parquet", "metrics.jsonl", "results.json", "trace
 
 def written(run_dir: Path) -> list[Path]:
     """What the run in a directory has left there: the rest is its owner's."""
-    project = (
-        load_config_file(run_dir / "config.yaml").log.project if (run_dir / "config.yaml").exists() else "miniclip"
-    )
+    config = run_dir / "config.yaml"
+    project = load_config_file(config).log.project if config.exists() else "miniclip"
     names = (*_FOLDERS, *_FILES, f"{project}/**/events.out.tfevents.*", f"{project}/**/hparams.yml")
     found = [path for name in names for path in sorted(run_dir.glob(name))]
     linked = [path for path in found if path.is_symlink() and path.name == "checkpoints"]
@@ -31,7 +30,7 @@ def written(run_dir: Path) -> list[Path]:
 
 def set_aside(run_dir: Path, paths: Sequence[Path]) -> None:
     """Move them, unless they have come to nothing and there is already a run aside that had: then they are deleted."""
-    if (run_dir / REPLACED).exists() and not (checkpoints(run_dir) or (run_dir / "model" / WEIGHTS).exists()):
+    if is_aside(run_dir) and not (checkpoints(run_dir) or (run_dir / "model" / WEIGHTS).exists()):
         for path in paths:
             remove(path)
         return
@@ -62,9 +61,19 @@ def put_back(run_dir: Path) -> None:
             remove(aside)
 
 
+def is_aside(run_dir: Path) -> bool:
+    """Whether a run that was moved aside lies there; a folder of that name may be another's."""
+    return (run_dir / REPLACED / "config.yaml").is_file()
+
+
 def drop_replaced(run_dir: Path) -> None:
     """Delete the run that was moved aside, if there is one."""
-    for place in _places(run_dir):
+    if not is_aside(run_dir):
+        return
+    for place in reversed(_places(run_dir)):
+        for path in (place / REPLACED).glob("*"):
+            if path.name != "config.yaml":  # tells until the end what this is
+                remove(path)
         remove(place / REPLACED)
 
 

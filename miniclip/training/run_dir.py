@@ -17,7 +17,7 @@ from miniclip.common.lock import Taken, alone_in
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import WEIGHTS, checkpoints, read_json
-from miniclip.training.replaced import REPLACED, put_back, set_aside
+from miniclip.training.replaced import REPLACED, is_aside, put_back, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,9 @@ def check_run_dir(config: Config) -> None:
     states = run_dir / "checkpoints"
     if states.is_symlink() and not states.is_dir():
         raise ConfigError(f"{states} is a link to a folder that does not exist; make that, or remove the link")
-    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model", REPLACED)):
+    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")) and not is_aside(
+        run_dir
+    ):
         return
     if not (config.run.resume or config.run.overwrite):
         raise ConfigError(
@@ -126,8 +128,11 @@ def check_run_dir(config: Config) -> None:
 
 def _check_run(run_dir: Path) -> None:
     """Raise ConfigError unless there is a run's config.yaml; of one that was to be overwritten it lies aside."""
+    aside = run_dir / REPLACED
+    if aside.exists() and not is_aside(run_dir):
+        raise ConfigError(f"{aside} is no run, and run.overwrite moves the run there that it replaces; rename it")
     try:
-        load_config_file(next(run_dir.glob(f"{REPLACED}/config.yaml"), run_dir / "config.yaml"))
+        load_config_file((aside if is_aside(run_dir) else run_dir) / "config.yaml")
     except ConfigError as error:
         raise ConfigError(
             f"run.dir={run_dir} holds other things than a run, and run.overwrite deletes runs alone: {error}"
@@ -158,6 +163,7 @@ def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path], lef
     run_dir = Path(config.run.dir)
     if former:
         set_aside(run_dir, former)
+    if is_aside(run_dir):
         print(f"the run before lies in {run_dir / REPLACED} until this one has a checkpoint", flush=True)
     make_folder(run_dir)
     save_config(config, run_dir / "config.yaml")
