@@ -39,12 +39,12 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
         loaded: tuple[Any, Preprocess, Any] = library.load(at_home(name), device)
         return loaded
     weights, run = _find(name)
-    config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
-    if wrong := damage(weights.parent, WEIGHTS.__eq__):
+    if wrong := damage(weights.parent, (WEIGHTS, MODEL, PREPROCESS).__contains__):
         raise ValueError(f"{wrong}; name another checkpoint of its run")
+    config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
     try:
         model = assemble(config, with_scalars(load_file(weights)), device)
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{weights} does not hold the model of {described}: {error}") from error
     return model, preprocess, Tokenizer(context_length=model.context_length)
 
@@ -125,13 +125,14 @@ def _of_folder(folder: Path) -> tuple[ModelConfig, Preprocess, str]:
                 f"{folder / name} does not exist; a finished model is {WEIGHTS}, {MODEL} and {PREPROCESS} in one "
                 f"folder, and a checkpoint lies in the folder checkpoints of its run, beside {CONFIG}"
             )
+    values, prepared = read_json(folder / MODEL), read_json(folder / PREPROCESS)
     try:
-        values = read_json(folder / MODEL)
         layers = values.get("image_layers")
         config = ModelConfig(**{**values, "image_layers": tuple(layers) if isinstance(layers, list) else layers})
-        preprocess = Preprocess.from_dict(read_json(folder / PREPROCESS))
-    except TypeError as error:
-        raise ValueError(f"{folder / MODEL} or {PREPROCESS} beside it has keys of another version: {error}") from error
+        preprocess = Preprocess.from_dict(prepared)
+    except (TypeError, ValueError) as error:
+        damaged = "has keys of another version, or is damaged"
+        raise ValueError(f"{folder / MODEL} or {PREPROCESS} beside it {damaged}: {error}") from error
     if preprocess.image_size != config.image_size:
         raise ValueError(f"{folder}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
     return config, preprocess, f"{MODEL} beside it"

@@ -88,6 +88,8 @@ class Best:
             if not (wrong := damage(copy)) and copy.exists():
                 with whole_folder(self.folder) as part:
                     shutil.copytree(copy, part, dirs_exist_ok=True)
+                if lost:
+                    log.warning("%s: %s is again as a checkpoint kept it", lost, self.folder)
                 return
             lost = wrong or lost
         if lost:
