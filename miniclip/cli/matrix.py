@@ -84,7 +84,6 @@ def matrix(
         max_bad_fraction = trained_with.max_bad_fraction
     folder = Path(out) if out else (run or Path()) / "inspection" / Path(*apart(part))
     shown = data or (config.data.label if config is not None else "")
-    shown = str(Path(shown).absolute()) if shown != "shapes" and Path(shown).exists() else shown
     # in a run's own folder the model is the run's
     known = {"data": shown, "split": split} | ({} if run and not out else {"checkpoint": checkpoint})
     if out:
