@@ -80,8 +80,9 @@ def check_shared(folder: Path, seconds: float) -> None:
 
     def write() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / f".seen-{uuid.uuid4().hex}"  # a name that no host remembers as absent
-        mark.touch()
+        # a name that no host remembers as absent; as a part of a killed start, the next one removes it
+        mark = folder / f"{uuid.uuid4().hex}.part"
+        mark.mkdir()
         return mark
 
     mark, deadline = folder / from_main(write).name, time.monotonic() + seconds
@@ -89,7 +90,7 @@ def check_shared(folder: Path, seconds: float) -> None:
         time.sleep(0.1)
     blind = gathered([] if mark.exists() else [f"rank {place()[0]} ({socket.gethostname()})"])
     if place()[0] == 0:
-        mark.unlink()
+        mark.rmdir()
         for one in made:
             one.rmdir()
     if blind:
