@@ -58,6 +58,14 @@ def assert_as_if_nothing_had_been(directory: Path, whole: Path) -> None:
     assert names == {path.name for path in (whole / "run" / "checkpoints").iterdir()}
 
 
+def test_a_checkpoint_that_should_have_gone_goes(broken: Path, whole: Path) -> None:
+    """A process was killed between the last checkpoint and the removal of an old one."""
+    states = broken / "checkpoints"
+    shutil.copytree(states / "step_00000004", states / "step_00000002")
+    assert train_main(arguments(whole, broken, *RESUME)) == 0
+    assert_as_if_nothing_had_been(broken, whole)
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4

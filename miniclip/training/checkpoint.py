@@ -107,15 +107,17 @@ class Checkpoints:
 
     def __init__(self, accelerator: Accelerator, run_dir: Path, keep: int, stopping: Stopping, first: int = 0) -> None:
         self.accelerator, self.run_dir, self.keep, self.stopping = accelerator, run_dir, keep, stopping
-        start = checkpoint_folder(run_dir, first)
-        self._discarded = [folder for folder in checkpoints(run_dir) if folder > start]
+        self._start = checkpoint_folder(run_dir, first)
+        self._discarded = [folder for folder in checkpoints(run_dir) if folder > self._start]
         self._written: Path | None = None
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
         if first:
-            stopping.checkpoint = start
+            stopping.checkpoint = self._start
 
     def __enter__(self) -> Checkpoints:
+        if self.accelerator.is_main_process:
+            self._drop_old(self._start)  # which a process that was killed had not come to
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -182,10 +184,13 @@ class Checkpoints:
             for later in (other for other in self._discarded if other != folder):
                 _remove_whole(later)
             self._discarded = []
-            for old in checkpoints(self.run_dir)[: -self.keep]:
-                _remove_whole(old)
+            self._drop_old(folder)
         except BaseException as error:
             self._failure = error
+
+    def _drop_old(self, newest: Path) -> None:
+        for old in [folder for folder in checkpoints(self.run_dir) if folder <= newest][: -self.keep]:
+            _remove_whole(old)
 
 
 def clear_unfinished(run_dir: Path) -> None:
