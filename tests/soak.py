@@ -312,7 +312,7 @@ class Soak:
         table = {kind: {name: row[name] for name in COLUMNS} for kind, row in self.table.items()}
         for kind, cells in {"": {name: name for name in COLUMNS}, **table}.items():
             print(f"{kind:6}", *(f"{cells[name]:>9}" for name in COLUMNS))
-        print(*(f"{name} is left out: no file system can be mounted here" for name in self.skipped), sep="\n")
+        print(*(f"{name} is left out: no file system can be mounted here\n" for name in self.skipped), sep="", end="")
         return {"table": table, "faults": self.faults, "skipped": self.skipped, "codes": self.codes}
 
 
