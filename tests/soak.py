@@ -215,7 +215,8 @@ class Run:
             flip_bit(file, self.rng.randrange(8 * file.stat().st_size))
             with start.log.open("a") as log:
                 print(f"flipped a bit of {file}", file=log)
-            if "best" not in file.parts:  # of which there are copies
+            # of the best there are copies, and no step needs random states
+            if "best" not in file.parts and not file.name.startswith("random_states"):
                 self.damaged = int(newest.name[5:])
 
     def clock(self, start: Start) -> None:

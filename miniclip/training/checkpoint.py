@@ -228,7 +228,7 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
         ) from error
     lost = [str(rank) for rank, had in enumerate(gathered([_had_random_states(folder)])) if not had]
     if lost and accelerator.is_main_process:
-        log.warning("%s has no whole random states of process %s; it draws others", folder, ", ".join(lost))
+        log.warning("%s has no whole random states of process %s; no step needs them", folder, ", ".join(lost))
     return progress
 
 
