@@ -35,6 +35,7 @@ from miniclip.training import loop
 from miniclip.training.replaced import drop_replaced, put_back, set_aside, written
 
 AUTO = ["--run.resume", "auto"]
+PAGE = ROOT / "docs/reliability.md"
 FEW = ["--eval.tasks", "[]", "--train.max_steps", "2"]
 
 
@@ -210,7 +211,7 @@ def test_a_second_start_says_who_holds_the_run(
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_job_of_the_docs_goes_on_until_it_is_done(config_file: str, tmp_path: Path, processes: int) -> None:
     """Its script, twice: with the signal that comes before its time is up, and to the end."""
-    page, directory = (ROOT / "docs/reliability.md").read_text(), tmp_path / "run"
+    page, directory = PAGE.read_text(), tmp_path / "run"
     (script,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
     started = f"python train.py --config CONFIG --run.dir RUN {' '.join(AUTO)}"
     launcher = [sys.executable, *f"-m torch.distributed.run --standalone --nproc_per_node {processes}".split()]
@@ -219,7 +220,8 @@ def test_the_job_of_the_docs_goes_on_until_it_is_done(config_file: str, tmp_path
     changes = {started: shlex.join(words)}
     if processes > 1:
         trap, requeue = re.findall(r"`((?:trap|\[ ).*?)`", page)
-        changes |= {"trap 'kill -USR1 $run' USR1": trap, "[ $code -eq 75 ] && scontrol requeue $SLURM_JOB_ID": requeue}
+        asks = "[[ $code =~ ^(75|138)$ ]] && scontrol requeue $SLURM_JOB_ID"
+        changes |= {"trap 'kill -USR1 $run' USR1": trap, asks: requeue}
     for old, new in changes.items():
         assert script.count(old) == 1
         script = script.replace(old, new)
@@ -236,6 +238,17 @@ def test_the_job_of_the_docs_goes_on_until_it_is_done(config_file: str, tmp_path
         assert job.returncode == (0 if last_time else REQUEUE if processes == 1 else 1), complaints
         assert (directory / "results.json").exists() == last_time and len(list(directory.glob("checkpoints/*"))) >= 1
     assert len(lines(directory)) == 150
+
+
+def test_the_job_of_the_docs_when_python_does_not_listen_yet(tmp_path: Path) -> None:
+    """Its signal then ends the process, and the shell says so as often as it is asked."""
+    (script,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    script, count = re.subn(r"python train.py .*(?= & )", "sh -c 'kill -USR1 $$'", script)
+    asked = {**os.environ, "SLURM_JOB_ID": "17"}
+    job = subprocess.run(
+        ["bash", "-c", f"scontrol() {{ echo $*; }}\n{script}"], env=asked, stdout=subprocess.PIPE, text=True, timeout=30
+    )
+    assert count == 1 and (job.stdout, job.returncode) == ("requeue 17\n", 128 + signal.SIGUSR1)
 
 
 HOLDER = """
