@@ -169,6 +169,20 @@ def test_an_overwritten_run_stays_until_the_new_one_has_a_checkpoint(
     assert "replaced is no run" in capsys.readouterr().err and (directory / "replaced").exists()
 
 
+@pytest.mark.parametrize("name", ["", "run", "run/checkpoints"])
+@pytest.mark.parametrize("link", [True, False])
+def test_where_a_disk_is_not_mounted(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, link: bool
+) -> None:
+    place = tmp_path / "scratch" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to("/mnt/nothing") if link else place.write_text("mine")
+    for how in (AUTO, ["--run.overwrite", "true"]):
+        assert train_main(["--config", config_file, "--run.dir", str(tmp_path / "scratch/run"), *how]) == 2
+        told = f"{place} is a link to /mnt/nothing, which is not there: mount" if link else f"{place} is a file where"
+        assert told in capsys.readouterr().err and place.is_symlink() == link
+
+
 @pytest.mark.slow
 def test_a_second_start_says_who_holds_the_run(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

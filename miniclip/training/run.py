@@ -40,7 +40,7 @@ from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
 from miniclip.training.replaced import written
-from miniclip.training.run_dir import claim, flat, prepare_run_dir
+from miniclip.training.run_dir import check_place, claim, flat, prepare_run_dir
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
     with Stopping() as stopping, ExitStack() as held, form_group(config) as group, room(Path(config.run.dir)):
+        from_main(lambda: check_place(Path(config.run.dir)))
         check_shared(Path(config.run.dir), min(_SEEN_WITHIN, 60 * config.train.timeout))
         results, before = from_main(lambda: claim(config, held))
         if results is not None:

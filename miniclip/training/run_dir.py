@@ -64,8 +64,6 @@ def claim(config: Config, held: ExitStack) -> Standing:
     Raises ConfigError if another process writes into it, and what check_run_dir does.
     """
     run_dir = Path(config.run.dir)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"run.dir={run_dir} is a file; name a directory")
     states = run_dir / "checkpoints"
     for folder in (run_dir, *[states] * states.is_symlink()):
         try:
@@ -105,12 +103,20 @@ def _results(config: Config) -> dict[str, Any] | None:
     return results if long and newest in ([], [steps]) else None
 
 
+def check_place(run_dir: Path) -> None:
+    """Raise ConfigError where a folder is wanted and something else is, such as a link to a disk that is not there."""
+    for folder in (run_dir / "checkpoints", run_dir, *run_dir.parents):
+        if folder.is_symlink() and not folder.exists():
+            raise ConfigError(
+                f"{folder} is a link to {folder.readlink()}, which is not there: mount or make that, or remove the link"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file where run.dir={run_dir} has a folder; name another, or remove it")
+
+
 def check_run_dir(config: Config) -> None:
     """Raise ConfigError if the directory holds a run that would be lost, or that this configuration cannot resume."""
     run_dir = Path(config.run.dir)
-    states = run_dir / "checkpoints"
-    if states.is_symlink() and not states.is_dir():
-        raise ConfigError(f"{states} is a link to a folder that does not exist; make that, or remove the link")
     if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")) and not is_aside(
         run_dir
     ):
