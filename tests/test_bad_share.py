@@ -197,6 +197,8 @@ def test_how_many_a_cut_shard_lacks(tmp_path: Path) -> None:
     (tmp_path / "t" / "sizes.json").unlink()
     assert lacks(names[1]) == [(102, 204)]
     assert lacks(str(tmp_path / "p")) == [(90, 270)]
+    (tmp_path / "t" / "00003.tar").touch()  # empty
+    assert lacks(str(tmp_path / "t"))[-1] == (1, 4)
     assert lost("gone", str(tmp_path / "x.tar"), [str(tmp_path / "x.tar")], 0).images == 1
 
 

@@ -53,8 +53,8 @@ def ends_early(name: str) -> bool:
         nothing = size > MOST_ZEROS and not file.read(512).strip(b"\0")
     if name.endswith(".parquet"):
         return last[-4:] not in (b"PAR1", b"PARE")
-    # a tar ends in a block of zeros, and in not too many
-    return name.endswith(".tar") and not compressed(first) and (size % 512 != 0 or bool(last.strip(b"\0")) or nothing)
+    # a tar ends in a block of zeros, and in not too many; of an empty file there is none
+    return name.endswith(".tar") and not compressed(first) and (size % 512 != 0 or last != bytes(512) or nothing)
 
 
 def compressed(first: bytes) -> bool:
