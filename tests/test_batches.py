@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support.broken import bad_files, good_files
-from support.files import encoded, write_beside, write_jsonl, write_tar
+from support.files import encoded, write_beside, write_csv, write_images, write_jsonl, write_tar
 from support.group import together
 from support.sources import noise
 from test_training import TINY, lines, run
@@ -157,6 +157,22 @@ def test_a_resume_says_what_has_changed(tmp_path: Path, capsys: Any, caplog: Any
     assert train_main([*again, "--run.allow_changed_data", "true"]) == 0
     assert f"{told}; it goes on with these" in caplog.text and len(losses(tmp_path / "run")) == 4
     assert train_main(again) == 0 and train_main([*again, "--train.max_steps", "5"]) == 0
+
+
+@pytest.mark.parametrize("caption", ["a dog", "dog {}"])
+def test_a_resume_says_that_rows_have_another_order(caption: str, tmp_path: Path, capsys: Any) -> None:
+    """Also where nothing but what is in the images tells: equal captions, files of one size."""
+    rows = [(name, caption.format(i)) for i, name in enumerate(write_images(tmp_path, 60))]
+    assert len({(tmp_path / name).stat().st_size for name, _ in rows}) == 1
+    table = write_csv(tmp_path / "all.csv", [("image", "caption"), *rows])
+    data = {"source": table, "batch_size": 8, "cache": False}
+    file = write_config(tmp_path / "c.yaml", data=data, eval={"size": 2, "tasks": []})
+    run(file, tmp_path / "run", "--train.max_steps", "2")
+    write_csv(tmp_path / "all.csv", [("image", "caption"), *rows[::-1]])
+    again = ["--config", file, "--run.dir", str(tmp_path / "run"), "--run.resume", "true", "--train.max_steps", "3"]
+    assert train_main(again) == 2
+    assert "stands at step 2 of other data than" in (said := capsys.readouterr().err)
+    assert ".csv: the same in another order; a resume needs" in said
 
 
 def test_what_a_stream_cannot_do(stream_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

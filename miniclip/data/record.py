@@ -59,7 +59,7 @@ class Record(NamedTuple):
             return None
 
     def since(self, then: Record) -> list[str]:
-        """What has changed, in words: images that are gone, added, altered, or only called otherwise."""
+        """What has changed, in words: images that are gone, added, altered, or only called otherwise, or their order."""
         old, new = then._by_name(), self._by_name()
         for name in old.keys() & new.keys():
             if old[name] == new[name] or _equal(old[name], new[name]):
@@ -74,7 +74,8 @@ class Record(NamedTuple):
                     del side[name]
         kinds = {"gone": old.keys() - new.keys(), "added": new.keys() - old.keys(), "altered": old.keys() & new.keys()}
         said = [f"{len(names)} {kind} ({first_few(sorted(names))})" for kind, names in kinds.items() if names]
-        return [*said, *([f"{moved.total()} under other names"] if moved else [])]
+        said += [f"{moved.total()} under other names"] if moved else []
+        return said or ["the same in another order"] * (list(self.names) != list(then.names))
 
     def _by_name(self) -> dict[str, tuple[int, ...]]:
         return dict(zip(self.names, zip(*(column.tolist() for column in self[1:]), strict=True), strict=True))
