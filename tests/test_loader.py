@@ -305,7 +305,7 @@ def test_all_bad() -> None:
 HANGING = """
 import sys, time
 from torch.utils.data import DataLoader
-from miniclip.data.workers import LOADING, brought
+from miniclip.data.workers import LOADING, batches_of
 
 class Items:
     def __len__(self):
@@ -317,7 +317,7 @@ class Items:
         return "more than a pipe holds" * 20_000
 
 loader = DataLoader(Items(), batch_size=None, num_workers=2, **LOADING)
-batches = brought(loader)
+batches = batches_of(loader)
 next(batches)
 print("begun", flush=True)
 if sys.argv[1] == "pipe":

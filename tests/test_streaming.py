@@ -109,7 +109,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TrainStream, "_example", example)
     monkeypatch.setattr(module, "DataLoader", loader)
-    monkeypatch.setattr(module, "brought", lambda loader: loader)  # without processes to look after
+    monkeypatch.setattr(module, "batches_of", lambda loader: loader)  # without processes to look after
 
 
 def stream(pools: Any, rank: int = 0, world: int = 1, workers: int = 0, **more: Any) -> TrainStream:

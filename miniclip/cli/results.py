@@ -16,7 +16,7 @@ from typing import Any
 
 from miniclip.common.arguments import check_folder
 from miniclip.common.console import read_standing
-from miniclip.common.durable import make_folder, remove, sync, sync_tree, unfinished
+from miniclip.common.durable import make_folder, remove, removed_on_failure, sync, sync_tree
 from miniclip.common.printing import first_few
 from miniclip.common.runs import CONFIG
 
@@ -50,7 +50,7 @@ def put_results(
     make_folder(folder.parent)
     home = folder if folder.is_dir() else folder.parent  # a folder may be a disk of its own
     part = home / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
-    with ExitStack() as held, unfinished(part, folder):
+    with ExitStack() as held, removed_on_failure(part, folder):
         with _locked(folder.parent):
             for left_over in home.glob(".*.unfinished"):
                 with _locked(left_over, wait=False) as dead:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from miniclip.cli.ending import ending
 from miniclip.common.arguments import advised, refused
-from miniclip.common.heard import heard
 from miniclip.common.notes import say_once
+from miniclip.common.output import unfailing_output
 from miniclip.common.printing import printable
 from miniclip.common.stopping import CODES, INTERRUPTED, REQUEUE, Passing, Stopped, resume_command
 from miniclip.config import Config, ConfigError, load_config, smaller_training
@@ -74,7 +74,7 @@ def train_main(arguments: list[str] | None = None, program: str = "train.py") ->
 
     MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of a line.
     """
-    with heard():
+    with unfailing_output():
         return _train_main(arguments, program)
 
 

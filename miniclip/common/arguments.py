@@ -14,8 +14,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from miniclip.common.durable import DiskFull, means_full
-from miniclip.common.heard import heard
 from miniclip.common.notes import say_once
+from miniclip.common.output import unfailing_output
 from miniclip.common.printing import did_you_mean, near_name, one_line, printable
 from miniclip.common.stopping import INTERRUPTED, REQUEUE, Passing, Stopped, Stopping
 
@@ -150,7 +150,7 @@ def exit_code(
     say_once()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a caption that the terminal cannot show costs no results
-    with heard() as printed:
+    with unfailing_output() as printed:
         try:
             with Stopping(), advised(less_memory):
                 code = action() or 0

@@ -36,7 +36,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         return
     part = path.with_name(f"{path.name}.part")
     remove(part)
-    with unfinished(part, path):
+    with removed_on_failure(part, path):
         part.mkdir()  # a folder, for some libraries put files of their own beside what they write
         new = part / path.name
         new.touch()
@@ -58,7 +58,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f"{path.name}.part")
     remove(part)
-    with unfinished(part, path):
+    with removed_on_failure(part, path):
         make_folder(part)
         yield part
         put_in_place(part, path, path.with_name(f"{path.name}.old"))
@@ -77,7 +77,7 @@ def put_in_place(part: Path, path: Path, old: Path) -> None:
 
 def append(path: Path, text: str) -> None:
     """Add text to the end of a file, all of it or nothing; only the name of a new one is synced. Raises DiskFull."""
-    with room(path), path.open("ab", buffering=0) as file:
+    with disk_full_named(path), path.open("ab", buffering=0) as file:
         size, left = file.tell(), memoryview(text.encode())
         try:
             while left:
@@ -149,7 +149,7 @@ def means_full(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def unfinished(part: Path, path: Path) -> Iterator[None]:
+def removed_on_failure(part: Path, path: Path) -> Iterator[None]:
     """Around what fills part, a file or folder that is to become path: cleared away after a failure.
 
     Raises DiskFull where the failure is for want of space, whatever a library makes of that.
@@ -167,7 +167,7 @@ def unfinished(part: Path, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def room(path: Path) -> Iterator[None]:
+def disk_full_named(path: Path) -> Iterator[None]:
     """Around what libraries write at path: raises DiskFull where their error says that it is full.
 
     One in a thread of theirs is not printed, for the next call raises it.

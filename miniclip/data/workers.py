@@ -34,7 +34,7 @@ class WorkerLost(Passing, RuntimeError):
     """A worker died, or could not be started or hand over its batch. The message names the cause."""
 
 
-def brought(loader: DataLoader[T]) -> Generator[T]:
+def batches_of(loader: DataLoader[T]) -> Generator[T]:
     """What a loader brings. Its processes end with the generator, or with this process, whatever they are at.
 
     What a worker raises is raised here without that process's traceback. Raises WorkerLost within seconds.
@@ -46,7 +46,7 @@ def brought(loader: DataLoader[T]) -> Generator[T]:
         [Queue(ctx=get_context()) for _ in range(loader.num_workers + 4 if loader.num_workers else 0)]
         batches: Any = iter(loader)
     except OSError as error:  # of the semaphores, which are shared memory, or of fork
-        raise WorkerLost(f"{loader.num_workers} loader processes cannot be started ({error}); {_room()}") from error
+        raise WorkerLost(f"{loader.num_workers} loader processes cannot be started ({error}); {_advice()}") from error
     workers = getattr(batches, "_workers", [])
     try:
         while True:
@@ -56,7 +56,7 @@ def brought(loader: DataLoader[T]) -> Generator[T]:
             except StopIteration:
                 return
             except Exception as error:
-                if (told := _told(error, workers)) is error:
+                if (told := _cause(error, workers)) is error:
                     raise
                 raise told from error
             yield batch
@@ -83,7 +83,7 @@ def _hearing(workers: list[Any]) -> Iterator[None]:
         signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
 
 
-def _told(error: Exception, workers: list[Any]) -> Exception:
+def _cause(error: Exception, workers: list[Any]) -> Exception:
     """What came instead of a batch, as an error of the run."""
     if str(error).startswith("Caught "):  # in a worker: the message comes behind that process's traceback
         known = isinstance(error, (OSError, ValueError, MemoryError, WorkerLost))
@@ -94,13 +94,13 @@ def _told(error: Exception, workers: list[Any]) -> Exception:
             worker.join(5 if worker.sentinel in ending else 0)
             if code := worker.exitcode:
                 ended = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-                return WorkerLost(f"loader process {worker.pid} {ended}, as they are for want of memory; {_room()}")
+                return WorkerLost(f"loader process {worker.pid} {ended}, as they are for want of memory; {_advice()}")
         if str(error).startswith("Too many open files"):
             return WorkerLost(f"too many open files to hand batches over; raise ulimit -n, or {ADVICE}")
     return error
 
 
-def _room() -> str:
+def _advice() -> str:
     free = shutil.disk_usage(SHARED).free / 1e6 if SHARED.is_dir() else None
     return ADVICE if free is None else f"shared memory ({SHARED}) has {free:.1f} MB free; {ADVICE}"
 
@@ -131,7 +131,7 @@ def _not_handed_over(queue: Queue[Any], error: Exception, batch: Any) -> None:
     """In place of a batch, send why there is none."""
     _forget(os.getpid())
     if isinstance(batch, tuple):
-        lost = WorkerLost(f"a loader process cannot hand its batch over ({error}); {_room()}")
+        lost = WorkerLost(f"a loader process cannot hand its batch over ({error}); {_advice()}")
         queue.put((batch[0], ExceptionWrapper((WorkerLost, lost, None), "in a DataLoader worker")))
 
 

@@ -32,7 +32,7 @@ from miniclip.data.stream.held_out import SEEN
 from miniclip.data.stream.lanes import Cursor, cut_short
 from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
-from miniclip.data.workers import brought
+from miniclip.data.workers import batches_of
 from miniclip.losses.matrix import shares
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.run_dir import newest_progress
@@ -165,7 +165,7 @@ class MapBatches:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         sampler, pin = replace(self.sampler, first_step=first_step), self.device.type == "cuda"
         loader = training_loader(self.pairs, sampler, self.data.workers, pin)
-        for batch, _ in on_device(((batch, None) for batch in brought(loader)), self.device):
+        for batch, _ in on_device(((batch, None) for batch in batches_of(loader)), self.device):
             self.bad.add(batch.bad)
             yield batch
 

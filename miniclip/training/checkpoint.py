@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from miniclip.common.arguments import out_of_memory
 from miniclip.common.checksums import damage, write_checksums
-from miniclip.common.durable import DiskFull, free_space, make_folder, put_in_place, remove, sync, unfinished
+from miniclip.common.durable import DiskFull, free_space, make_folder, put_in_place, remove, removed_on_failure, sync
 from miniclip.common.peers import meet
 from miniclip.common.processes import from_main, gathered, place
 from miniclip.common.stopping import Stopped, Stopping
@@ -133,7 +133,7 @@ class Checkpoints:
         self.wait()
         folder = checkpoint_folder(self.run_dir, progress.step)
         part, main = folder.with_suffix(".part"), self.accelerator.is_main_process
-        with unfinished(part, folder) if main else nullcontext():
+        with removed_on_failure(part, folder) if main else nullcontext():
             from_main(lambda: self._begin(part, progress))
             self.accelerator.save_state(str(part))
             meet()
@@ -170,7 +170,7 @@ class Checkpoints:
 
     def _finish(self, part: Path, folder: Path) -> None:
         try:
-            with unfinished(part, folder):
+            with removed_on_failure(part, folder):
                 mode = (part / PROGRESS).stat().st_mode
                 for file in part.glob("*.safetensors"):  # which the library makes private
                     file.chmod(mode)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniclip.common.durable import room
+from miniclip.common.durable import disk_full_named
 from miniclip.common.peers import meet
 from miniclip.common.printing import one_line
 from miniclip.common.processes import check_same, check_shared, from_main
@@ -63,9 +63,10 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     """
     config = config.with_start()
     config = replace(config, model=resolve(config.model))
-    with Stopping() as stopping, ExitStack() as held, form_group(config) as group, room(Path(config.run.dir)):
-        from_main(lambda: check_place(Path(config.run.dir)))
-        check_shared(Path(config.run.dir), min(_SEEN_WITHIN, 60 * config.train.timeout))
+    run_dir = Path(config.run.dir)
+    with Stopping() as stopping, ExitStack() as held, form_group(config) as group, disk_full_named(run_dir):
+        from_main(lambda: check_place(run_dir))
+        check_shared(run_dir, min(_SEEN_WITHIN, 60 * config.train.timeout))
         results, before = from_main(lambda: claim(config, held))
         if results is not None:
             return results if group.is_main_process else {}

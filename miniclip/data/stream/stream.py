@@ -29,7 +29,7 @@ from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import training_shards
 from miniclip.data.tables.table import Sample, Shard
 from miniclip.data.tables.texts import texts_of
-from miniclip.data.workers import LOADING, brought
+from miniclip.data.workers import LOADING, batches_of
 from miniclip.models.tokenizer import Tokenizer
 
 HOPELESS = 1000  # bad samples in a row, after which no step would ever be full
@@ -119,7 +119,7 @@ class TrainStream:
         """
         cursors = dict.fromkeys(range(self.lanes), START) if cursors is None else cursors
         reader = _Reader(self, first_step, steps, cursors)
-        parts = brought(DataLoader(reader, batch_size=None, num_workers=self.workers, **LOADING))
+        parts = batches_of(DataLoader(reader, batch_size=None, num_workers=self.workers, **LOADING))
         for _ in range(first_step, steps):
             mine = [next(parts) for _ in range(max(1, self.workers))]
             after = {lane: cursor for part in mine for lane, cursor in part.cursors.items()}

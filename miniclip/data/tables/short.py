@@ -23,9 +23,9 @@ def lost(text: str, name: str, names: Sequence[str], rows: int, at: int | None =
     (sizes.json) writes beside it, or by its neighbours: a Parquet file holds as many as one of them, a tar as many more
     as the largest of them is larger. Where nothing tells, it holds half of them. names: itself and its neighbours.
     """
-    held = _told(name)
+    held = _known_rows(name)
     if held is None and name.endswith(".parquet"):
-        held = next((told for other in names[:_ASKED] if (told := _told(other)) is not None), None)
+        held = next((told for other in names[:_ASKED] if (told := _known_rows(other)) is not None), None)
     elif held is None:
         size, largest = _size(name), max(map(_size, names))
         at = size if at is None else at
@@ -62,7 +62,7 @@ def compressed(first: bytes) -> bool:
     return first.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
 
-def _told(name: str) -> int | None:
+def _known_rows(name: str) -> int | None:
     with suppress(Exception):  # whatever is not there, or says something else
         if name.endswith(".parquet") and not is_url(name):
             import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""What is printed where nobody hears it: to a pipe that was closed, a terminal that is gone, a log on a full disk."""
+"""What is printed where nobody hears it: to a closed pipe, to a terminal that is gone, to a log on a full disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from miniclip.common.durable import means_full
 
 
-class _Heard:
+class _Output:
     """A stream of text that fails at nothing. full: whether a full disk cut it off."""
 
     def __init__(self, stream: Any) -> None:
@@ -42,9 +42,9 @@ class _Heard:
 
 
 @contextmanager
-def heard() -> Iterator[_Heard]:
+def unfailing_output() -> Iterator[_Output]:
     """A context in which print ends no work; yields what stands in for stdout."""
-    out, error = _Heard(sys.stdout), _Heard(sys.stderr)
+    out, error = _Output(sys.stdout), _Output(sys.stderr)
     with redirect_stdout(out), redirect_stderr(error):
         try:
             yield out
