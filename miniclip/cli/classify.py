@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from miniclip.cli.results import check_out, put_results
 from miniclip.config import DataConfig
@@ -40,7 +40,7 @@ def classify(
         device: auto, cpu, cuda, cuda:1, ...
     """
     folder = Path(out)
-    check_out(folder, _FILES, _replaced)
+    check_out(folder, _FILES, lambda _: False)  # for a table does not say of what it is
 
     import numpy as np
 
@@ -75,10 +75,5 @@ def classify(
     if found.bad:
         console.print(plain(f"{len(found.bad)} images cannot be read and have no class: {first_few(found.bad)}"))
     about = f"{title}, {len(source.classes)} classes, by {checkpoint}"
-    put_results([folder], _FILES, _replaced, lambda part: write_classified(source, found, part, about))
+    put_results(folder, (), _FILES, lambda _: False, lambda part: write_classified(source, found, part, about))
     print(f"predictions.csv and predictions.html are in {folder}")
-
-
-def _replaced(before: dict[str, Any]) -> bool:
-    """Whether former predictions go: a table does not say of what it is."""
-    return False

@@ -10,7 +10,7 @@ import re
 import sys
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,7 +139,7 @@ def _conclude(
 
     again = (folder.with_name(f"{folder.name}-{number}") for number in count(2)) if numbered else ()
     mine = partial(_same, values) if numbered else partial(_of, (task.kind, task.source, task.split, checkpoint))
-    place, before = put_results(chain([folder], again), _FILES, mine, write)
+    place, before = put_results(folder, again, _FILES, mine, write)
     if before:
         print(f"{place}: in place of the results of {before.get('time')} ({before.get('command')})")
     print(f"results.json and images are in {place}")
@@ -149,14 +149,13 @@ def _folder(task: Task, checkpoint: str, out: str | None) -> Path | None:
     """Where the files go, checked: --out, or beside the run; None for a model that is no run."""
     run, part = run_of(checkpoint)
     if out is not None:
-        folder = Path(out)
-        check_out(folder, _FILES, partial(_of, (task.kind, task.source, task.split, checkpoint)))
-    elif run is not None:
-        words = (task.kind, *_names(task), *([] if task.split == "test" else [task.split]), *apart(part))
-        name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_.") or "data" for word in words)
-        folder = run / "evaluation" / name
-    else:
+        check_out(Path(out), _FILES, partial(_of, (task.kind, task.source, task.split, checkpoint)))
+        return Path(out)
+    if run is None:
         return None
+    words = (task.kind, *_names(task), *([] if task.split == "test" else [task.split]), *apart(part))
+    name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_.") or "data" for word in words)
+    folder = run / "evaluation" / name
     check_folder("--out", folder)
     return folder
 

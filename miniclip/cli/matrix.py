@@ -6,7 +6,6 @@ import logging
 import sys
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from itertools import count as counted
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,7 +152,7 @@ def matrix(
 
     again = () if out else (folder / str(number) for number in counted(2))
     drawn = None if out else {"seed": about["seed"], "pairs": numbers(inspection)["pairs"]}
-    place, before = put_results(chain([folder], again), _FILES, partial(_is_of, known, drawn), write)
+    place, before = put_results(folder, again, _FILES, partial(_is_of, known, drawn), write)
     if before:
         print(f"{place}: in place of the matrix of {before.get('title')}")
     _print(inspection)

@@ -6,6 +6,7 @@ which a folder is known, and of the files beside it.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from miniclip.common.arguments import check_folder
-from miniclip.common.console import read_standing
 from miniclip.common.durable import make_folder, remove, removed_on_failure, sync, sync_tree
 from miniclip.common.printing import first_few
 from miniclip.common.runs import CONFIG
 
-Standing = dict[str, Any]  # what a record holds, as read_standing gives it
+Standing = dict[str, Any]  # what a record holds
 Mine = Callable[[Standing], bool]  # whether new results may take the place of those
 
 
 def check_out(folder: Path, names: Sequence[str], mine: Mine) -> None:
     """Raise ValueError or OSError if --out cannot be written to, or holds anything but results that are mine."""
     check_folder("--out", folder)
-    before = read_standing(folder / names[0])
+    before = _record(folder / names[0])
     if (folder / CONFIG).is_file() or "training" in before:
         raise ValueError(f"--out {folder} is a run, and its results.json tells of the training; name another folder")
     if before and not mine(before):
@@ -39,14 +39,13 @@ def check_out(folder: Path, names: Sequence[str], mine: Mine) -> None:
 
 
 def put_results(
-    places: Iterable[Path], names: Sequence[str], mine: Mine, write: Callable[[Path], None]
+    folder: Path, others: Iterable[Path], names: Sequence[str], mine: Mine, write: Callable[[Path], None]
 ) -> tuple[Path, Standing]:
-    """Have write fill a folder, and give its files to the first of the places that is free, or whose record is mine.
+    """Put what write makes into folder, or into the first of the others, that is free or whose record is mine.
 
     Returns that place, and what the record there held. Of two commands at once each finds what the other has put there.
     Raises ValueError if no place is left, and DiskFull.
     """
-    folder = next(places := iter(places))
     make_folder(folder.parent)
     home = folder if folder.is_dir() else folder.parent  # a folder may be a disk of its own
     part = home / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
@@ -61,13 +60,24 @@ def put_results(
         write(part)
         sync_tree(part)
         with _locked(folder.parent):
-            for place in chain([folder], places):
-                before = read_standing(place / names[0])
+            for place in chain([folder], others):
+                before = _record(place / names[0])
                 ours = {*names, *(path.name for path in part.iterdir())}
                 if mine(before) if before else not any((place / name).exists() for name in ours):
                     _move(part, place, names)
                     return place, before
         raise ValueError(f"{folder} holds other results by now; name another folder")
+
+
+def _record(path: Path) -> Standing:
+    """The JSON object in a file; empty if there is no file, and {"time": None} if it holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError):
+        values = None
+    return values if isinstance(values, dict) and values else {"time": None}
 
 
 def _move(part: Path, place: Path, names: Sequence[str]) -> None:

@@ -68,17 +68,13 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
     return Hooks(evaluate, keep_matrix, finish)
 
 
+@unfailing_output()
 def train_main(arguments: list[str] | None = None, program: str = "train.py") -> int:
     """0; 2 after a line about what cannot be run as asked; 75 (REQUEUE) after what passes by itself, and from SIGUSR1;
     130 and 143 from Ctrl-C and SIGTERM. All but 0 and 2 say how to go on.
 
     MINICLIP_DEBUG=1 in the environment shows the whole traceback instead of a line.
     """
-    with unfailing_output():
-        return _train_main(arguments, program)
-
-
-def _train_main(arguments: list[str] | None, program: str) -> int:
     go_on = ""
     try:
         config = load_config(arguments)

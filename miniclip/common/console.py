@@ -145,14 +145,3 @@ def write_json(path: str | Path, values: Any, indent: int | None = 2) -> None:
     text = json.dumps(values, indent=indent, allow_nan=False) + "\n"
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
-
-
-def read_standing(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds; empty if there is no file, and {"time": None} if it holds something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, RecursionError):
-        values = None
-    return values if isinstance(values, dict) and values else {"time": None}

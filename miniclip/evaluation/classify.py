@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from miniclip.common.durable import make_folder, whole_file
 from miniclip.data.captioned import LabelledSource
 from miniclip.data.labelled import LabelledImages
 from miniclip.evaluation.encode import DEFAULT, EncodeOptions, encode_readable
@@ -62,11 +61,7 @@ def write_classified(source: LabelledImages, found: Predictions, folder: Path, t
     by_row = dict(zip(found.rows.tolist(), zip(found.classes, found.probabilities, strict=True), strict=True))
     count = found.classes.shape[1]
     heads = ["class", "probability", *(f"{word}_{k}" for k in range(2, count + 1) for word in ("class", "probability"))]
-    make_folder(folder)
-    with (
-        whole_file(folder / "predictions.csv") as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(["file", *heads])
         for row in range(len(source)):
