@@ -273,7 +273,7 @@ def test_no_room_for_a_checkpoint(
                 filler = fill(disk)
                 os.truncate(filler, filler.stat().st_size - (spare << 20))
                 if spare:  # another program takes the room after it was looked for
-                    monkeypatch.setattr(checkpoint, "_check_space", lambda *_: None)
+                    monkeypatch.setattr(checkpoint, "check_space", lambda *_: None)
             begin(self, part, progress)
 
         monkeypatch.setattr(checkpoint.Checkpoints, "_begin", filled)

@@ -61,11 +61,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     with removed_on_failure(part, path):
         make_folder(part)
         yield part
-        put_in_place(part, path, path.with_name(f"{path.name}.old"))
+        put_in_place(part, path)
 
 
-def put_in_place(part: Path, path: Path, old: Path) -> None:
-    """Sync the folder part and give it the name of path; what that named is called old until it is done."""
+def put_in_place(part: Path, path: Path) -> None:
+    """Sync the folder part and give it the name of path; what that named is called .old until it is done."""
+    old = path.with_name(f"{path.name}.old")
     sync_tree(part)
     if path.exists():  # else the only one is old, of a process that was killed here
         remove(old)

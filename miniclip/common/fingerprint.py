@@ -24,3 +24,9 @@ def stamp(path: str | Path) -> str:
     except (OSError, ValueError):  # a null byte in the path
         return "absent"
     return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def file_size(path: str | Path) -> int:
+    """In bytes; -1 of a file that cannot be looked at, such as one far away."""
+    found = stamp(path)
+    return -1 if found == "absent" else int(found.split()[0])

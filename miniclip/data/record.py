@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from miniclip.common.durable import whole_file
-from miniclip.common.fingerprint import digest, stamp
+from miniclip.common.fingerprint import digest, file_size
 from miniclip.common.printing import first_few
 from miniclip.data.captioned import Concat, Pairs, PairSource
 from miniclip.data.tables.table import base_of
@@ -36,7 +36,7 @@ class Record(NamedTuple):
         return digest(self.pieces.tobytes())
 
     def save(self, run_dir: Path) -> None:
-        """Raises DiskFull."""
+        """Write it into the directory of the run. Raises DiskFull."""
         import pyarrow as pa
         import pyarrow.parquet
 
@@ -59,7 +59,7 @@ class Record(NamedTuple):
             return None
 
     def since(self, then: Record) -> list[str]:
-        """What has changed, in words: images that are gone, added, altered, or only called otherwise, or their order."""
+        """What has changed, in words: images gone, added, altered or only called otherwise, or their order."""
         old, new = then._by_name(), self._by_name()
         for name in old.keys() & new.keys():
             if old[name] == new[name] or _equal(old[name], new[name]):
@@ -112,9 +112,8 @@ def record_of(source: PairSource) -> Record | None:
 
 def record_of_shards(names: Sequence[str]) -> Record:
     """names: their files or addresses. Of what lies far away the name is all that is looked at."""
-    sizes = np.array([-1 if (found := stamp(name)) == "absent" else int(found.split()[0]) for name in names])
     nothing = np.zeros(len(names), dtype=np.uint32)
-    return Record([base_of(name) for name in names], sizes, nothing, nothing)
+    return Record([base_of(name) for name in names], np.array([*map(file_size, names)]), nothing, nothing)
 
 
 def _hash(name: str) -> int:

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from miniclip.common.fingerprint import digest, stamp
+from miniclip.common.fingerprint import digest
 from miniclip.common.printing import first_few
-from miniclip.common.processes import from_main
+from miniclip.common.processes import from_main, gathered
 from miniclip.config import Config, ConfigError
 from miniclip.config.sections import require
 from miniclip.data.ahead import ahead
@@ -73,7 +72,8 @@ def phases(first: int, steps: int, config: Config) -> list[tuple[int, int]]:
 
 
 class MapBatches:
-    """Batches of images that are known beforehand. steps: of the whole run. bad: images that cannot be used here."""
+    """Batches of images that are known beforehand. steps: of the whole run. bad: images that cannot be used here.
+    record: of the data, for a resume to compare."""
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         data, seed, main, world = config.data, config.run.seed, accelerator.is_main_process, accelerator.num_processes
@@ -87,7 +87,9 @@ class MapBatches:
         self.contents = contents(source)
         if weights is not None:
             self.contents["weights"] = digest(weights.numpy().tobytes())
-        self.record = self._looked_at(source)
+        self.record: Record | None = None  # of the main process
+        if pieces := from_main(lambda: self._look_at(source)):
+            self.contents["pieces"] = pieces
         if config.run.resume and (config.train.small_vocabulary or not config.run.allow_changed_data):
             from_main(self._check_newest)
         augment, tokenizer, prepared = build_augment(config), Tokenizer(config.model.context_length or 0), None
@@ -121,17 +123,9 @@ class MapBatches:
         """How many times the data have been seen after a step."""
         return step / self.sampler.per_epoch
 
-    def _looked_at(self, source: PairSource) -> Record | None:
-        """On the main process; what it tells of the contents goes to all."""
-        found: list[Record | None] = []
-
-        def look() -> str | None:
-            found.append(record_of(source))
-            return None if found[0] is None else found[0].digest()
-
-        told = from_main(look)
-        self.contents |= {} if told is None else {"pieces": told}
-        return found[0] if found else None
+    def _look_at(self, source: PairSource) -> str | None:
+        self.record = record_of(source)
+        return None if self.record is None else self.record.digest()
 
     def _check_newest(self) -> None:
         """`check` before a cache is built of other data, or a model for other captions."""
@@ -156,11 +150,6 @@ class MapBatches:
         had = ", ".join(said.get(key, f"other {key}") for key in other)
         _tell_changed(config, first_step, f"other data than {config.data.label}: {changes or f'it had {had}'}")
 
-    def keep(self, run_dir: Path) -> None:
-        """Write the record of the data into the directory of the run, on the main process alone. Raises DiskFull."""
-        if self.record is not None:
-            self.record.save(run_dir)
-
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`."""
         sampler, pin = replace(self.sampler, first_step=first_step), self.device.type == "cuda"
@@ -175,7 +164,7 @@ class MapBatches:
 
 
 class StreamBatches:
-    """Batches of images that are read in the order of their shards. steps, bad: as in MapBatches."""
+    """Batches of images that are read in the order of their shards. steps, bad, record: as in MapBatches."""
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         unknown = f"train.epochs={config.train.epochs}: how many images a stream has is not known"
@@ -191,8 +180,9 @@ class StreamBatches:
         )
         names = [shard.name for pool in self.stream.shards for shard in pool]
         # the size of a file here, the address of one far away
-        self.record = record_of_shards(names)
-        self.contents = digest(*(stamp(name).split()[0].replace("absent", name) for name in names))
+        self.record: Record | None = record_of_shards(names)
+        sizes = self.record.sizes.tolist()
+        self.contents = digest(*(name if size < 0 else size for name, size in zip(names, sizes, strict=True)))
         self.bad = BadCount(0, config.data.max_bad_fraction, config.data.train_split)
         for pool in self.stream.shards:
             self.bad.add(cut_short(pool))  # before the first step, since a run may not get that far
@@ -221,10 +211,6 @@ class StreamBatches:
         other = f"its shards: {changes}" if changes else "its shards, or data.shuffle_buffer, have changed since"
         _tell_changed(self.config, first_step, f"another stream: {other}")
 
-    def keep(self, run_dir: Path) -> None:
-        """As in MapBatches."""
-        self.record.save(run_dir)
-
     def start(self, first_step: int, state: Mapping[str, Any]) -> Generator[Batch]:
         """The batches of this process, on its device, from a step on. state: as of that step, from `state`; if its
         shards are others, the stream begins anew."""
@@ -242,7 +228,7 @@ class StreamBatches:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to remember besides the step; every process calls it."""
-        cursors = dict(gather_object(list(self._cursors.items())))
+        cursors = dict(gathered(list(self._cursors.items())))
         return {"layout": self.stream.layout, "cursors": cursors, "contents": self.contents}
 
 

@@ -81,11 +81,7 @@ class Progress(NamedTuple):
 
 
 def check_space(accelerator: Accelerator, run_dir: Path) -> None:
-    """Raise DiskFull, in every process, if the disk has no room for one more checkpoint."""
-    from_main(lambda: _check_space(accelerator, run_dir))
-
-
-def _check_space(accelerator: Accelerator, run_dir: Path) -> None:
+    """Raise DiskFull if the disk has no room for one more checkpoint."""
     parameters = [p for model in accelerator._models for p in model.parameters()]
     # of those that are trained the optimiser keeps two more
     needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
@@ -158,7 +154,7 @@ class Checkpoints:
 
     def _begin(self, part: Path, progress: Progress) -> None:
         clear_unfinished(self.run_dir)
-        _check_space(self.accelerator, self.run_dir)
+        check_space(self.accelerator, self.run_dir)
         make_folder(part.parent)
         part.mkdir()
         values = progress._replace(feed=dict(progress.feed))._asdict()
@@ -178,7 +174,7 @@ class Checkpoints:
                 metrics = self.run_dir / "metrics.jsonl"
                 if metrics.exists():  # a checkpoint goes on after the lines of its steps
                     sync(metrics)
-                put_in_place(part, folder, folder.with_suffix(".old"))
+                put_in_place(part, folder)
             self.stopping.checkpoint = folder
             drop_replaced(self.run_dir)
             for later in (other for other in self._discarded if other != folder):

@@ -37,11 +37,11 @@ def set_aside(run_dir: Path, paths: Sequence[Path]) -> None:
     drop_replaced(run_dir)
     make_folder(run_dir / _MOVING)  # stands as long as the move is not over, see put_back
     for path in paths:
-        place = next(place for place in reversed(_places(run_dir)) if place in path.parents)
+        place = next(place for place in reversed(places(run_dir)) if place in path.parents)
         target = place / _MOVING / path.relative_to(place)
         make_folder(target.parent)
         path.replace(target)
-    for place in reversed(_places(run_dir)):
+    for place in reversed(places(run_dir)):
         if (place / _MOVING).exists():
             sync(place / _MOVING)
             (place / _MOVING).replace(place / REPLACED)
@@ -52,7 +52,7 @@ def put_back(run_dir: Path) -> None:
     """Undo a move that was cut off."""
     if not (run_dir / _MOVING).exists():
         return
-    for place in reversed(_places(run_dir)):
+    for place in reversed(places(run_dir)):
         for aside in (place / REPLACED, place / _MOVING):
             for path in sorted(aside.rglob("*")):  # a folder before what is in it
                 target = place / path.relative_to(aside)
@@ -70,14 +70,14 @@ def drop_replaced(run_dir: Path) -> None:
     """Delete the run that was moved aside, if there is one."""
     if not is_aside(run_dir):
         return
-    for place in reversed(_places(run_dir)):
+    for place in reversed(places(run_dir)):
         for path in (place / REPLACED).glob("*"):
             if path.name != "config.yaml":  # tells until the end what this is
                 remove(path)
         remove(place / REPLACED)
 
 
-def _places(run_dir: Path) -> list[Path]:
+def places(run_dir: Path) -> list[Path]:
     """The directory, and the folder that its checkpoints lie in if that is elsewhere."""
     states = run_dir / "checkpoints"
     return [run_dir, *[states] * states.is_symlink()]

@@ -115,12 +115,12 @@ def _train(
     if not progress.step:
         check_traced(config.train.profile_steps, feed.steps)
     if progress.step < feed.steps:
-        check_space(accelerator, run_dir)
+        from_main(lambda: check_space(accelerator, run_dir))
     former = written(run_dir) if main and config.run.overwrite else []
     _open_trackers(config, accelerator)
     # whatever can be refused has been: from here on the run that was here goes
     from_main(lambda: prepare_run_dir(config, progress.step, former, progress.left))
-    from_main(lambda: feed.keep(run_dir))
+    from_main(lambda: None if feed.record is None else feed.record.save(run_dir))
     if main:
         Best(run_dir, config.eval.best).restore(progress.step)
         for doubt in of_length(config, feed.steps):

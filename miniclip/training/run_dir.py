@@ -17,7 +17,7 @@ from miniclip.common.lock import Taken, alone_in
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import WEIGHTS, checkpoints, read_json
-from miniclip.training.replaced import REPLACED, is_aside, put_back, set_aside
+from miniclip.training.replaced import REPLACED, is_aside, places, put_back, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def claim(config: Config, held: ExitStack) -> Standing:
     Raises ConfigError if another process writes into it, and what check_run_dir does.
     """
     run_dir = Path(config.run.dir)
-    states = run_dir / "checkpoints"
-    for folder in (run_dir, *[states] * states.is_symlink()):
+    for folder in places(run_dir):
         try:
             held.enter_context(alone_in(folder))
         except Taken as who:
@@ -75,15 +74,16 @@ def claim(config: Config, held: ExitStack) -> Standing:
             ) from who
     put_back(run_dir)
     check_run_dir(config)
-    file = Path(config.run.dir) / "config.yaml"
-    if file.exists():  # a run: what it left unfinished may be what the disk is full of
-        clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)
-    if not config.run.resume or not file.exists():
+    file = run_dir / "config.yaml"
+    if not file.exists():
+        return Standing()
+    clear_parts(run_dir, run_dir / "model", run_dir / MATRICES)  # which may be what the disk is full of
+    if not config.run.resume:
         return Standing()
     precision = load_config_file(file).train.precision
     results = _results(config) if config.run.resume == "auto" else None
     if results is not None:
-        print(f"the run in {config.run.dir} is finished, nothing to do", flush=True)
+        print(f"the run in {run_dir} is finished, nothing to do", flush=True)
     return Standing(results, None if precision == "auto" else precision)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from miniclip.common.fingerprint import stamp
+from miniclip.common.fingerprint import file_size
 from miniclip.data.images import Lost
 from miniclip.data.tables.source import is_url
 from miniclip.data.tables.table import base_of
@@ -27,18 +27,13 @@ def lost(text: str, name: str, names: Sequence[str], rows: int, at: int | None =
     if held is None and name.endswith(".parquet"):
         held = next((told for other in names[:_ASKED] if (told := _known_rows(other)) is not None), None)
     elif held is None:
-        size, largest = _size(name), max(map(_size, names))
+        size, largest = (max(0, *map(file_size, some)) for some in ([name], names))
         at = size if at is None else at
         if largest > size or rows * (size - at) > 2 * at:  # not only what the last samples take that are cut
             held = round(rows * largest / at) if at else None
     images = max(1, rows if held is None else held - rows)
     many = f": about {images} samples are lost" if images > 1 else ""
     return Lost(text + many, images, (rows + images) * len(names))
-
-
-def _size(name: str) -> int:
-    """In bytes; 0 far away."""
-    return 0 if is_url(name) or (found := stamp(name)) == "absent" else int(found.split()[0])
 
 
 def ends_early(name: str) -> bool:
