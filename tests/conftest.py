@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 import pytest
+import yaml
 from support.launching import PYTHONPATH
 
 _home = tempfile.mkdtemp(prefix="miniclip-tests-")
@@ -18,6 +20,16 @@ os.environ |= {"MINICLIP_CACHE": f"{_home}/prepared", "OMP_NUM_THREADS": "1", "P
 os.environ.pop("COLUMNS", None)  # xdist gives its workers 80
 # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    """That of test_training's tiny run."""
+    from test_training import TINY
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
 
 
 @pytest.fixture(autouse=True)

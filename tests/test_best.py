@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.trouble import flip_bit
 from test_training import TINY, lines, result_of, run
 
 import miniclip
@@ -309,21 +310,15 @@ def test_the_best_that_checkpoints_keep(planned: Planned, tmp_path: Path, caplog
     inodes = [(folder / "model.safetensors").stat().st_ino for folder in (*kept, directory / "best")]
     assert inodes[1] == inodes[3] and len(set(inodes)) == 4
 
-    def flip(folder: Path, name: str = "model.safetensors") -> None:
-        file = folder / name
-        with file.open("r+b") as bytes_:
-            bytes_.seek(-9, 2)
-            bytes_.write(bytes([file.read_bytes()[-9] ^ 1]))
-
     copies = [(directory / "best", "model.safetensors"), (kept[3], "checksums.json"), (directory / "best", "best.json")]
     for folder, name in copies:
-        flip(folder, name)
+        flip_bit(folder / name)
         best, _ = planned([0.3], 10, *options, "--run.resume", "true")
         assert best == record(4, 0.6) and same(weights(directory / "model"), seen[1])
         shutil.rmtree(directory / "checkpoints" / "step_00000010")
     assert "lost" not in caplog.text
     for folder in (directory / "best", kept[2]):
-        flip(folder)
+        flip_bit(folder / "model.safetensors")
     best, seen = planned([0.3], 10, *options, "--run.resume", "true")
     assert best == record(10, 0.3) and same(weights(directory / "model"), seen[0])
     assert "has flipped bits: the best model so far is lost" in caplog.text

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from support.disks import fill, in_memory, mounted
 from support.files import write_beside
 from support.launching import ROOT
 from support.models import save_tiny
+from support.trouble import until
 from test_signals import PATIENCE, assert_same_weights, exact
 from test_training import TINY, environment, run
 
@@ -39,13 +39,6 @@ EVERYTHING = [
 ]
 # a resume writes them again, or nobody needs them
 UNSYNCED = ("metrics.jsonl", "events.out.tfevents.", "hparams.yml", ".lock")
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return str(path)
 
 
 class Diary:
@@ -322,7 +315,7 @@ def test_a_power_cut_costs_no_file_that_has_its_name(tmp_path: Path) -> None:
         process = mounts.enter_context(subprocess.Popen(command, env=environment()))
         mounts.callback(process.kill)
         for newest in ("checkpoints/step_00000006", "checkpoints/step_00000010", "model"):
-            _until(lambda newest=newest: (directory / newest).exists() or process.poll() is not None)
+            assert until(lambda newest=newest: (directory / newest).exists() or process.poll() is not None, PATIENCE)
             if process.poll() is None:
                 process.send_signal(signal.SIGSTOP)
                 os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -349,10 +342,3 @@ def _assert_whole_after_a_power_cut(disk: Path, image: Path) -> None:
         logged = re.findall(r'^\{"step": (\d+), .*\}$', (after / "metrics.jsonl").read_text(), re.MULTILINE)
         assert set(map(int, logged)) >= set(range(1, newest + 1))
     copy.unlink()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from support.closeness import by_parameter
 from support.group import together
 from support.launching import ROOT
 from support.netns import Hosts, two_hosts
-from test_training import TINY, lines
+from test_signals import PATIENCE, assert_same_weights, wait_for
+from test_training import lines
 
 from miniclip.cli.train import train_main
 from miniclip.common.durable import DiskFull
@@ -24,15 +24,6 @@ from miniclip.common.peers import group, meet
 from miniclip.common.stopping import REQUEUE
 from miniclip.training import run as run_module
 from miniclip.training.loop import Loop
-
-PATIENCE = 300  # seconds, for processes on a busy machine
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return str(path)
 
 
 def troubled(trouble: str, arguments: list[str]) -> tuple[int, float]:
@@ -135,12 +126,8 @@ def test_two_hosts(config_file: str, tmp_path: Path, hosts: Hosts) -> None:
     arguments += ["--run.checkpoint_every", "5", "--train.timeout", "0.25", "--run.dir"]
     endless = [*arguments, str(broken), "--train.max_steps", "100000"]
     launchers = [hosts.start(host, ROOT / "train.py", endless) for host in (0, 1)]
-    deadline = time.monotonic() + PATIENCE
     try:
-        while not (broken / "metrics.jsonl").exists() or len(lines(broken)) < 8:
-            assert all(launcher.poll() is None for launcher in launchers), [one.communicate() for one in launchers]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(8, broken, launchers[0])
         hosts.cable("down")
         pulled = time.monotonic()
         complaints = [launcher.communicate(timeout=PATIENCE)[1] for launcher in launchers]
@@ -161,9 +148,9 @@ def test_two_hosts(config_file: str, tmp_path: Path, hosts: Hosts) -> None:
     for outcome in together(2, train_main, [*arguments, str(tmp_path / "two"), *length]):
         assert outcome.value == 0, outcome.complaints
     assert train_main([*arguments, str(tmp_path / "one"), *length]) == 0
-    one, two, ours = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two", "broken"))
-    assert ours.keys() == two.keys() and all(torch.equal(ours[name], two[name]) for name in ours)
-    assert max(by_parameter(ours, one).values()) < 1e-4
+    one, two, ours = (tmp_path / name / "model/model.safetensors" for name in ("one", "two", "broken"))
+    assert_same_weights(ours, two)
+    assert max(by_parameter(load_file(ours), load_file(one)).values()) < 1e-4
     assert [line["step"] for line in lines(broken)] == list(range(1, done + 5))
 
 

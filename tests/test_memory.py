@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from test_training import TINY, lines
+from test_training import lines
 
 import miniclip.cli.eval
 import miniclip.doctor.main
@@ -20,13 +19,6 @@ from miniclip.cli.eval import main
 from miniclip.cli.train import train_main
 from miniclip.config import load_config, smaller_training
 from miniclip.training import loop
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return str(path)
 
 
 def raising(error: Exception) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from support.disks import fill, in_memory
 from support.group import together
+from support.trouble import flip_bit
 from test_signals import PATIENCE, assert_same_weights, exact
 from test_training import TINY, run
 
@@ -66,17 +67,11 @@ def test_a_checkpoint_that_should_have_gone_goes(broken: Path, whole: Path) -> N
     assert_as_if_nothing_had_been(broken, whole)
 
 
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
-
-
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
-    ("optimizer.bin", flip, "has flipped bits"),
-    ("model.safetensors", flip, "has flipped bits"),
-    ("progress.json", flip, "has flipped bits"),
-    ("checksums.json", flip, "is damaged"),
+    ("optimizer.bin", flip_bit, "has flipped bits"),
+    ("model.safetensors", flip_bit, "has flipped bits"),
+    ("progress.json", flip_bit, "has flipped bits"),
+    ("checksums.json", flip_bit, "is damaged"),
     ("optimizer.bin", lambda file: file.write_bytes(b""), r"has 0 bytes of \d+"),
     ("model.safetensors", lambda file: os.truncate(file, 5000), r"has 5000 bytes of \d+"),
     ("progress.json", Path.unlink, "is missing"),
@@ -97,7 +92,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 def test_later_checkpoints_go_with_the_first_new_one(whole: Path, broken: Path) -> None:
     """Else a damaged one would count among those that are kept."""
-    flip(broken / "checkpoints/step_00000006/optimizer.bin")
+    flip_bit(broken / "checkpoints/step_00000006/optimizer.bin")
     run(str(whole / "tiny.yaml"), broken, "--eval.tasks", "[]", "--train.max_steps", "5", *RESUME)
     assert {path.name for path in (broken / "checkpoints").iterdir()} == {"step_00000004", "step_00000005"}
 
@@ -107,7 +102,7 @@ def test_of_checkpoints_that_are_all_damaged_one_is_named(
 ) -> None:
     found = sorted((broken / "checkpoints").iterdir())
     for folder in found:
-        flip(folder / "optimizer.bin")
+        flip_bit(folder / "optimizer.bin")
     assert train_main(arguments(whole, broken, *RESUME)) == 2
     told = f"train.py: error: {found[0] / 'optimizer.bin'} has flipped bits, and no whole checkpoint is in "
     assert told in capsys.readouterr().err
@@ -125,7 +120,7 @@ def test_a_checkpoint_without_checksums(whole: Path, broken: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     ("damage", "checksums"),
-    [(flip, True), (Path.unlink, True), (Path.unlink, False), (lambda f: os.truncate(f, 9), False)],
+    [(flip_bit, True), (Path.unlink, True), (Path.unlink, False), (lambda f: os.truncate(f, 9), False)],
 )
 def test_lost_random_states_are_said(
     whole: Path, broken: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], checksums: bool
@@ -144,7 +139,7 @@ def test_lost_random_states_are_said(
 @pytest.mark.slow
 def test_processes_go_on_from_the_same_checkpoint(whole: Path, broken: Path) -> None:
     """Two, where the run had one: the second has no random states there."""
-    flip(broken / "checkpoints/step_00000006/optimizer.bin")
+    flip_bit(broken / "checkpoints/step_00000006/optimizer.bin")
     main, other = together(2, train_main, arguments(whole, broken, *RESUME))
     assert main.value == other.value == 0, main.complaints + other.complaints
     assert "resuming" in main.output and "at step 4" in main.output

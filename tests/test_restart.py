@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from support.files import write_beside
 from support.group import together
 from support.launching import ROOT
+from support.runs import contents
 from test_signals import ENDLESS, PATIENCE, assert_same_weights, before, exact, wait_for
-from test_training import TINY, environment, lines, run
+from test_training import environment, lines, run
 
 from miniclip.cli.train import train_main
 from miniclip.common import lock
@@ -37,17 +37,6 @@ from miniclip.training.replaced import drop_replaced, put_back, set_aside, writt
 AUTO = ["--run.resume", "auto"]
 PAGE = ROOT / "docs/reliability.md"
 FEW = ["--eval.tasks", "[]", "--train.max_steps", "2"]
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return str(path)
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("length", [["--train.max_steps", "6"], ["--train.max_steps", "null", "--train.epochs", "1.5"]])

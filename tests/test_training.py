@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import miniclip
@@ -45,13 +44,6 @@ TINY: dict[str, Any] = {
     "eval": {"size": 16},
     "log": {"every": 1, "trackers": [], "progress": False},
 }
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return str(path)
 
 
 def run(config_file: str, directory: Path, *options: str) -> dict[str, Any]:

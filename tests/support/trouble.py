@@ -40,9 +40,10 @@ def mount(folder: Path, megabytes: int) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
 
 
-def flip_bit(file: Path, bit: int) -> None:
-    """As a disk does it: in the file itself, by whatever names."""
+def flip_bit(file: Path, bit: int | None = None) -> None:
+    """As a disk does it: in the file itself, by whatever names; without a number, one in the middle."""
     content = bytearray(file.read_bytes())
+    bit = 4 * len(content) if bit is None else bit
     content[bit // 8] ^= 1 << bit % 8
     with file.open("r+b") as stream:
         stream.write(content)
