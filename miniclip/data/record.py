@@ -88,8 +88,8 @@ def _equal(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 def changes_since(run_dir: str, now: Record | None) -> str:
     """What has changed since the record in the directory of a run; empty if nothing, or if there is no record."""
-    then = None if now is None else Record.load(Path(run_dir))
-    return "" if now is None or then is None else ", ".join(now.since(then))
+    then = Record.load(Path(run_dir))
+    return ", ".join(now.since(then)) if now and then else ""
 
 
 def record_of(source: PairSource) -> Record | None:

@@ -51,7 +51,7 @@ def batches_of(loader: DataLoader[T]) -> Generator[T]:
     try:
         while True:
             try:
-                with _hearing(workers):
+                with _watching(workers):
                     batch = next(batches)
             except StopIteration:
                 return
@@ -70,7 +70,7 @@ def batches_of(loader: DataLoader[T]) -> Generator[T]:
 
 
 @contextmanager
-def _hearing(workers: list[Any]) -> Iterator[None]:
+def _watching(workers: list[Any]) -> Iterator[None]:
     """Around the wait for a batch: the death of a worker raises RuntimeError, also one that came before."""
     if not workers or not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield  # torch looks after them every 5 seconds
@@ -121,7 +121,7 @@ def _begin(worker: int) -> None:
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGBUS"):
-        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's would print what _hearing says
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's would print what _watching says
     # a thread of the queue hands the batches over: by default it prints what fails there, and nobody hears of the batch
     Queue._on_queue_feeder_error = _not_handed_over  # type: ignore[attr-defined]
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -103,7 +103,8 @@ class Best:
         lost = damage(self.folder)
         try:
             found = read_json(self.folder / _RECORD)
-            return lost, float({key: found[key] for key in ("step", "figure", "value", "fingerprint")}["step"])
+            step, *_ = (found[key] for key in ("step", "figure", "value", "fingerprint"))
+            return lost, float(step)
         except (OSError, ValueError, KeyError, TypeError):
             return lost or f"{self.folder / _RECORD} is damaged", math.inf
 

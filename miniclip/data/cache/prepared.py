@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
-from miniclip.common.durable import DiskFull, free_space, make_folder, means_full, sync, sync_tree
+from miniclip.common.durable import DiskFull, free_space, make_folder, means_full, put_in_place
 from miniclip.common.peers import check
 from miniclip.common.printing import one_line
 from miniclip.data.ahead import in_order, threads
@@ -223,9 +223,7 @@ class _Build:
                 path.mkdir()
             yield path
             with _writing(self.directory):
-                sync_tree(path)
-                path.replace(self.directory / name)
-                sync(self.directory)
+                put_in_place(path, self.directory / name)
         finally:
             shutil.rmtree(path, ignore_errors=True)
 

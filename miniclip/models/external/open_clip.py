@@ -174,14 +174,11 @@ def _folder_config(name: str, body: str) -> dict[str, Any]:
     whole = isinstance(config, dict) and "embed_dim" in config
     if not whole or not all(isinstance(config.get(part), dict) for part in ("vision_cfg", "text_cfg")):
         raise ValueError(f"{name}: its open_clip_config.json lacks embed_dim, vision_cfg or text_cfg; it is not a CLIP")
-    vision, text, here = config["vision_cfg"], config["text_cfg"], Path(body.partition(":")[2])
-    named = [text.get("hf_model_name"), *(one for one in [vision.get("timm_model_name")] if ":" in str(one))]
-    if not any((here / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
-        named.append(text.get("hf_tokenizer_name"))
-    if any(named):  # whoever wrote the config may have named anything
-        log.warning(
-            "%s: its config names %s, which open_clip looks for on the Hub", name, first_few(list(filter(None, named)))
-        )
+    text, timm, here = config["text_cfg"], config["vision_cfg"].get("timm_model_name"), Path(body.partition(":")[2])
+    tokenizer = any((here / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    asked = (text.get("hf_model_name"), ":" in str(timm) and timm, not tokenizer and text.get("hf_tokenizer_name"))
+    if named := list(filter(None, asked)):  # whoever wrote the config may have named anything
+        log.warning("%s: its config names %s, which open_clip looks for on the Hub", name, first_few(named))
     return config
 
 
