@@ -41,7 +41,7 @@ def check_out(folder: Path, names: Sequence[str], mine: Mine) -> None:
 def put_results(
     folder: Path, others: Iterable[Path], names: Sequence[str], mine: Mine, write: Callable[[Path], None]
 ) -> tuple[Path, Standing]:
-    """Put what write makes into folder, or into the first of the others, that is free or whose record is mine.
+    """Put what write makes into the first of folder and the others that is free, or whose record is mine.
 
     Returns that place, and what the record there held. Of two commands at once each finds what the other has put there.
     Raises ValueError if no place is left, and DiskFull.

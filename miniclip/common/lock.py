@@ -49,7 +49,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _locked(file: Path) -> int:
-    """The handle with the lock, which this process would lose with any other handle of the file that it closes."""
+    """The handle that holds the lock. The process must open the file nowhere else: closing it there ends the lock."""
     import fcntl
 
     deadline, here = time.monotonic() + LEASE, socket.gethostname()

@@ -43,7 +43,7 @@ class _Output:
 
 @contextmanager
 def unfailing_output() -> Iterator[_Output]:
-    """A context in which print ends no work; yields what stands in for stdout."""
+    """A context in which a print that fails ends nothing; yields what stands in for stdout."""
     out, error = _Output(sys.stdout), _Output(sys.stderr)
     with redirect_stdout(out), redirect_stderr(error):
         try:

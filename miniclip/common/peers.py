@@ -69,7 +69,7 @@ def meet() -> None:
 
 
 def check() -> None:
-    """For what waits in another way for work that a process of the group may be doing. Raises as group does."""
+    """Raise as group does if a process is lost; for code that waits for others by other means, such as a lock."""
     if _Watch.current is not None:
         _Watch.current.check()
 

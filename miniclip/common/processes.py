@@ -53,7 +53,7 @@ def gathered(values: list[Any]) -> list[Any]:
 
 
 def from_main(decide: Callable[[], T]) -> T:
-    """What decide returns on the main process, which alone calls it, or raises there: the same in every process."""
+    """Call decide on the main process alone; every process returns what it returned, or raises what it raised."""
     told: list[Any] = [None, None]
     if place()[0] == 0:
         try:

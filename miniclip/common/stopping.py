@@ -27,7 +27,7 @@ class Passing(Exception):
 
 
 class Left(Exception):
-    """Work was left, for the run is to stop; a resume does it again."""
+    """An evaluation was broken off, because the run is to stop; a resume repeats it."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -94,11 +94,11 @@ class Stopping:
             raise Stopped(self._code, self.where, self.checkpoint)
 
     def wishes(self) -> list[float]:
-        """Whether this process was asked to stop, by each signal of CODES; of all processes, agree takes them."""
+        """For each signal of CODES whether this process was asked to stop by it; agree takes their sum or mean."""
         return [float(self._code == code) for code in CODES.values()]
 
     def agree(self, wishes: Sequence[float]) -> None:
-        """Set `agreed` by the sum or mean of all processes' wishes, so that it is the same in each."""
+        """Set `agreed` by the wishes of all processes, summed or averaged, so that it is the same in each."""
         self.agreed = max((code for code, wish in zip(CODES.values(), wishes, strict=True) if wish), default=0)
 
 

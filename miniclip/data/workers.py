@@ -35,7 +35,7 @@ class WorkerLost(Passing, RuntimeError):
 
 
 def batches_of(loader: DataLoader[T]) -> Generator[T]:
-    """What a loader brings. Its processes end with the generator, or with this process, whatever they are at.
+    """The batches of a loader. Its processes end with the generator, or with this process, whatever they are doing.
 
     What a worker raises is raised here without that process's traceback. Raises WorkerLost within seconds.
     """

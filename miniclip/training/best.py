@@ -71,10 +71,9 @@ class Best:
         return None if self.record() is None else load(self.folder, device)[0]
 
     def restore(self, step: int) -> None:
-        """Have best/ hold what it held after so many steps: what is later, or damaged, gives way to what the checkpoint
-        of that step kept, if there is one.
+        """Make best/ what it was after so many steps: if it is later or damaged, from the copy in a checkpoint.
 
-        For the main process alone. Raises DiskFull.
+        Without a copy it is removed. For the main process alone. Raises DiskFull.
         """
         former = self.folder.with_name(f"{BEST}.old")
         if former.exists() and not self.folder.exists():  # killed while one took the other's place

@@ -150,7 +150,7 @@ class Loop:
         self._stop_if_agreed(done)
 
     def _due(self, done: int) -> bool:
-        """Whether the evaluation is, after so many steps."""
+        """Whether an evaluation is due after so many steps."""
         chosen, every = self.config.eval.best is not None, self.config.eval.every
         # the last step, too, may be the best; without a choice the final tables say enough of it
         return every > 0 and (chosen if done == self.feed.steps else done % every == 0)
