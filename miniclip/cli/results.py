@@ -102,13 +102,11 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         return
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as held:
         try:
+            held.callback(os.close, handle := os.open(folder, os.O_RDONLY))
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
+            free = True
+        except OSError:  # another has it, has just removed it, or the disk knows no locks
+            free = False
+        yield free
