@@ -92,7 +92,8 @@ def test_the_damaged_file_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     faults = []
-    for damage, name in product(DAMAGES, NAMED[file].split()):
+    summed = file.startswith(("best/", NEWEST)) and not file.endswith("checksums.json")  # which tell all kinds alike
+    for damage, name in product(["cut", "flip"] if summed else DAMAGES, NAMED[file].split()):
         run = shutil.copytree(finished, tmp_path / f"{damage}-{name}")
         (run / file).write_bytes(DAMAGES[damage]((run / file).read_bytes()))
         before = contents(run)
