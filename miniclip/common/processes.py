@@ -70,29 +70,25 @@ def from_main(decide: Callable[[], T]) -> T:
 
 
 def check_shared(folder: Path, seconds: float) -> None:
-    """Raise ValueError that names the hosts whose processes do not see what the main one writes into a folder.
+    """Raise ValueError that names the hosts whose processes do not see what the main one writes into its folder.
 
-    Leaves nothing behind. seconds: that what is written on one host may take to be seen on the others.
+    seconds: that what is written on one host may take to be seen on the others.
     """
     if place()[1] == 1:
         return
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
 
-    def write() -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
+    def write() -> str:
         # a name that no host remembers as absent; as a part of a killed start, the next one removes it
         mark = folder / f"{uuid.uuid4().hex}.part"
         mark.mkdir()
-        return mark
+        return mark.name
 
-    mark, deadline = folder / from_main(write).name, time.monotonic() + seconds
+    mark, deadline = folder / from_main(write), time.monotonic() + seconds
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     blind = gathered([] if mark.exists() else [f"rank {place()[0]} ({socket.gethostname()})"])
     if place()[0] == 0:
         mark.rmdir()
-        for one in made:
-            one.rmdir()
     if blind:
         raise ValueError(
             f"run.dir={folder} is another folder for {', '.join(blind)} than for rank 0; name one that all hosts share"

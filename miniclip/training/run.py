@@ -40,7 +40,7 @@ from miniclip.training.doubts import of_length
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
 from miniclip.training.replaced import written
-from miniclip.training.run_dir import check_place, claim, flat, prepare_run_dir
+from miniclip.training.run_dir import claim, flat, prepare_run_dir
 from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
@@ -65,11 +65,10 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     config = replace(config, model=resolve(config.model))
     run_dir = Path(config.run.dir)
     with Stopping() as stopping, ExitStack() as held, form_group(config) as group, disk_full_named(run_dir):
-        from_main(lambda: check_place(run_dir))
-        check_shared(run_dir, min(_SEEN_WITHIN, 60 * config.train.timeout))
         results, before = from_main(lambda: claim(config, held))
         if results is not None:
             return results if group.is_main_process else {}
+        check_shared(run_dir, min(_SEEN_WITHIN, 60 * config.train.timeout))
         if before and config.train.precision == "auto":
             config = config.with_precision(before)
         check_possible(config)

@@ -64,6 +64,7 @@ def claim(config: Config, held: ExitStack) -> Standing:
     Raises ConfigError if another process writes into it, and what check_run_dir does.
     """
     run_dir = Path(config.run.dir)
+    check_place(run_dir)
     for folder in places(run_dir):
         try:
             held.enter_context(alone_in(folder))
