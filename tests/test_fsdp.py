@@ -114,6 +114,10 @@ def test_sharded_run_keeps_the_best(config_file: str, tmp_path: Path) -> None:
 def test_sharded_run_resumes(config_file: str, tmp_path: Path) -> None:
     options = ["--eval.tasks", "[]", "--optim.schedule", "constant"]
     sharded(config_file, tmp_path / "broken", *options, "--train.max_steps", "4")
+    with pytest.raises(
+        ValueError, match="step_00000004 was written with FSDP, and is read with FSDP alone: start it as"
+    ):
+        whole(config_file, tmp_path / "broken", *options, "--run.resume", "true")
     sharded(config_file, tmp_path / "broken", *options, "--run.resume", "true")
     whole(config_file, tmp_path / "whole", *options)
     assert_same_weights(tmp_path / "broken", tmp_path / "whole")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _RANDOM = "random_states_"
+_SHARDED = "pytorch_model_fsdp.bin"  # what Accelerate calls the weights with FSDP
 
 
 def whole_model(learner: Learner, wanted: bool) -> DualEncoder | None:
@@ -211,6 +212,10 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
     folder = from_main(lambda: _newest_whole(run_dir))
     if folder is None:
         return Progress()
+    sharded, shards = (folder / _SHARDED).exists(), accelerator.distributed_type == "FSDP"
+    if sharded != shards:
+        how = "with" if sharded else "without"
+        raise ValueError(f"{folder} was written {how} FSDP, and is read {how} FSDP alone: start it as the run began")
     try:
         accelerator.load_state(str(folder))
         _check_optimizer(accelerator)
