@@ -85,6 +85,22 @@ def test_a_longer_run_is_not_finished(config_file: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("resume", ["true", "auto"])
+def test_a_model_whose_checkpoints_are_gone_stays(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], resume: str
+) -> None:
+    """Such as with the disk that they lay on: a longer run would begin at step 0, and write over model and log."""
+    directory = tmp_path / "run"
+    run(config_file, directory, *FEW)
+    shutil.rmtree(directory / "checkpoints")
+    left, arguments = contents(directory), ["--config", config_file, "--run.dir", str(directory), *FEW]
+    assert train_main([*arguments, "--train.max_steps", "3", "--run.resume", resume]) == 2
+    assert "has no checkpoint left to go on from; bring them back" in capsys.readouterr().err
+    assert contents(directory) == left
+    assert train_main([*arguments, *AUTO]) == 0  # nothing to do
+    assert train_main([*arguments, "--train.max_steps", "3", "--run.overwrite", "true"]) == 0
+
+
+@pytest.mark.parametrize("resume", ["true", "auto"])
 def test_what_passes_by_itself_asks_for_a_requeue(
     config_file: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], resume: str
 ) -> None:

@@ -83,6 +83,11 @@ def claim(config: Config, held: ExitStack) -> Standing:
         return Standing()
     precision = load_config_file(file).train.precision
     results = _results(config) if config.run.resume == "auto" else None
+    if results is None and (run_dir / "model" / WEIGHTS).exists() and not checkpoints(run_dir):
+        raise ConfigError(
+            f"{run_dir / 'model'} is of a run that has no checkpoint left to go on from; bring them back "
+            f"into {states}, or begin anew with --run.overwrite true"
+        )
     if results is not None:
         print(f"the run in {run_dir} is finished, nothing to do", flush=True)
     return Standing(results, None if precision == "auto" else precision)
