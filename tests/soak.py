@@ -117,14 +117,14 @@ class Run:
     def until_done(self, troubles: Iterator[str]) -> None:
         """Start, trouble, and start again. Raises Fault."""
         while self.starts < MOST_STARTS:
-            trouble, start = next(troubles, "peace"), self.start()
+            trouble, start, damaged = next(troubles, "peace"), self.start(), self.damaged
             try:
                 if trouble != "peace" and self._moment(start, trouble):
                     getattr(self, trouble)(start)
                     self.soak.table[self.kind][trouble] += 1
                 elif trouble != "peace":
                     self.soak.deck.insert(0, trouble)  # another time
-                self._check_end(start, trouble)
+                self._check_end(start, trouble, damaged)
             finally:
                 start.kill()
             if start.process.returncode == 0:
@@ -148,7 +148,8 @@ class Run:
         until(lambda: start.ended() or moments[kind](), PATIENCE)
         return not start.ended()
 
-    def _check_end(self, start: Start, trouble: str) -> None:
+    def _check_end(self, start: Start, trouble: str, damaged: int) -> None:
+        """damaged: step of the checkpoint that was, when it started."""
         after = f"after {trouble}, see {start.log}"
         if not start.ended(PATIENCE):
             raise Fault(f"hangs {after}")
@@ -169,9 +170,9 @@ class Run:
         if code not in {0, *ENDS[trouble]} if self.processes == 1 or trouble == "peace" else ranks & {1, 2}:
             raise Fault(f"ended with {code} {after}")
         if found := re.search(r"resuming .* at step (\d+)", output):
-            if int(found[1]) == self.damaged:
+            if int(found[1]) == damaged:
                 raise Fault(f"went on from a damaged checkpoint {after}")
-            self.damaged = -1
+            self.damaged = -1 if self.damaged == damaged else self.damaged
 
     def kill(self, start: Start) -> None:
         """Of the whole, as a scheduler does it, or of one process that trains."""
