@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -100,22 +101,33 @@ def test_a_model_whose_checkpoints_are_gone_stays(
     assert train_main([*arguments, "--train.max_steps", "3", "--run.overwrite", "true"]) == 0
 
 
-@pytest.mark.parametrize("resume", ["true", "auto"])
+class Lost(Passing, RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("resume", "error"),
+    [
+        ("true", Lost("the disk is full")),
+        ("auto", Lost("the disk is full")),
+        ("true", OSError(errno.ESTALE, "Stale file handle", "metrics.jsonl")),
+        ("auto", OSError(errno.ETIMEDOUT, "Connection timed out", "metrics.jsonl")),
+    ],
+)
 def test_what_passes_by_itself_asks_for_a_requeue(
-    config_file: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], resume: str
+    config_file: str, tmp_path: Path, monkeypatch: Any, capsys: Any, resume: str, error: Exception
 ) -> None:
-    class Lost(Passing, RuntimeError):
-        pass
+    """So does a disk of another machine that is not reached."""
 
     def lost(*_: Any, **__: Any) -> None:
-        raise Lost("the disk is full")
+        raise error
 
     monkeypatch.setattr(loop if resume == "true" else suite, "append_metrics" if resume == "true" else "evaluate", lost)
     arguments = ["--config", config_file, "--run.dir", str(tmp_path / "run")]
     asked = AUTO if resume == "auto" else []
     assert train_main([*arguments, *asked]) == REQUEUE
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("train.py: error: the disk is full; go on with: ") and told.endswith(f"resume {resume}")
+    assert told.startswith(f"train.py: error: {error}; go on with: ") and told.endswith(f"resume {resume}")
 
 
 def refuse(*_: Any) -> None:

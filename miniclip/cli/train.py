@@ -14,7 +14,7 @@ from miniclip.common.arguments import advised, refused
 from miniclip.common.notes import say_once
 from miniclip.common.output import unfailing_output
 from miniclip.common.printing import printable
-from miniclip.common.stopping import CODES, INTERRUPTED, REQUEUE, Passing, Stopped, resume_command
+from miniclip.common.stopping import CODES, INTERRUPTED, REQUEUE, Passing, Stopped, passes, resume_command
 from miniclip.config import Config, ConfigError, load_config, smaller_training
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _train(config: Config, arguments: list[str] | None, program: str, go_on: str
     except (NonFiniteLoss, Passing, OSError, ValueError, MemoryError) as error:
         if os.environ.get("MINICLIP_DEBUG"):
             raise
-        if isinstance(error, Passing):
+        if passes(error):
             refused(program, str(error), go_on)
             return REQUEUE
         saved = any(Path(config.run.dir).glob("checkpoints/step_*[0-9]"))

@@ -17,7 +17,7 @@ from miniclip.common.durable import DiskFull, means_full
 from miniclip.common.notes import say_once
 from miniclip.common.output import unfailing_output
 from miniclip.common.printing import did_you_mean, near_name, one_line, printable
-from miniclip.common.stopping import INTERRUPTED, REQUEUE, Passing, Stopped, Stopping
+from miniclip.common.stopping import INTERRUPTED, REQUEUE, Passing, Stopped, Stopping, passes
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -161,7 +161,7 @@ def exit_code(
             if os.environ.get("MINICLIP_DEBUG"):
                 raise
             code = refused(program, as_typed(str(error), options))
-            return REQUEUE if isinstance(error, Passing) or means_full(error) else code
+            return REQUEUE if passes(error) or means_full(error) else code
         except KeyboardInterrupt as stop:
             if int(os.environ.get("RANK", 0)) == 0:
                 print(f"{program}: stopped before it was done", file=sys.stderr)

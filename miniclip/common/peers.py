@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch.distributed as dist
 
 from miniclip.common.printing import one_line
-from miniclip.common.stopping import Passing
+from miniclip.common.stopping import Passing, passes
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -205,7 +205,7 @@ class _Watch:
     def end(self, error: BaseException | None = None) -> None:
         """Beat no more. error: what ends this process; the others hear of it."""
         if error is not None:
-            kind = _PASSES if isinstance(error, Passing | KeyboardInterrupt) else _REFUSED
+            kind = _PASSES if passes(error) or isinstance(error, KeyboardInterrupt) else _REFUSED
             said = str(error).splitlines()[:1] or [type(error).__name__]
             self._words = kind + one_line(said[0], 500)
         self._over = True

@@ -6,6 +6,7 @@ nothing to save Stopped is raised at once, and so it is by a second Ctrl-C. Noth
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 import sys
@@ -21,9 +22,17 @@ REQUEUE = 75  # sysexits.h's "try again later"
 _NAMED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": REQUEUE}
 CODES = {getattr(signal, name): code for name, code in _NAMED.items() if hasattr(signal, name)}
 
+# what a folder of another machine says when that is gone
+UNREACHED = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
+
 
 class Passing(Exception):
     """What passes by itself, or with a hand from outside: the same command, started again, goes on with the run."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error is Passing, or what the system says of a disk whose network is down."""
+    return isinstance(error, Passing | TimeoutError) or getattr(error, "errno", None) in UNREACHED
 
 
 class Left(Exception):

@@ -8,7 +8,6 @@ without asking the others: the end of an epoch is blurred, but every epoch has e
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import random
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from miniclip.common.stopping import Passing
+from miniclip.common.stopping import UNREACHED, Passing
 from miniclip.data.images import Lost
 from miniclip.data.sampler import mix
 from miniclip.data.tables.short import ends_early, lost
@@ -27,9 +26,6 @@ log = logging.getLogger(__name__)
 
 FEWEST, MOST = 24, 96  # lanes; with fewer shards than FEWEST, several lanes share one
 BARREN = 50  # shards in a row without a sample, after which a lane gives up
-
-# what a folder of another machine says when that is gone
-_UNREACHED = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
 
 # A lane's position: its how-manieth shard, where the block begins in it, how many samples of the block are handed out
 Cursor = tuple[int, int, int]
@@ -44,7 +40,7 @@ class StreamLost(Passing, ConnectionError):
         """Raise one if that is what an error means: of a file that is not there, it is not."""
         by_network = type(error).__module__.split(".")[0] in ("aiohttp", "httpx", "httpcore", "requests", "urllib3")
         by_network = by_network or isinstance(error, ConnectionError | TimeoutError)
-        by_network = by_network or getattr(error, "errno", None) in _UNREACHED
+        by_network = by_network or getattr(error, "errno", None) in UNREACHED
         if by_network and not isinstance(error, FileNotFoundError):
             advice = "run.resume=true goes on from the last checkpoint"
             raise cls(f"{name}: the connection was lost ({reason(error)}); {advice}") from error
