@@ -109,7 +109,8 @@ def _train(
         # the optimiser's options remain those of the config
         group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
     if progress.step > feed.steps:
-        raise ConfigError(f"the run in {run_dir} stands at step {progress.step}, past train.max_steps or epochs")
+        at = f"the run in {run_dir} stands at step {progress.step}"
+        raise ConfigError(f"{at}, past train.max_steps or epochs; raise that, or name another directory")
     feed.check(progress.step, progress.feed)
     if not progress.step:
         check_traced(config.train.profile_steps, feed.steps)
