@@ -321,7 +321,7 @@ def test_the_best_that_checkpoints_keep(planned: Planned, tmp_path: Path, caplog
         flip_bit(folder / "model.safetensors")
     best, seen = planned([0.3], 10, *options, "--run.resume", "true")
     assert best == record(10, 0.3) and same(weights(directory / "model"), seen[0])
-    assert "has flipped bits: the best model so far is lost" in caplog.text
+    assert "the best model so far is lost, and its choice begins anew" in caplog.text
 
 
 def test_overwriting_deletes_what_was_kept(planned: Planned, tmp_path: Path) -> None:
