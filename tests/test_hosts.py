@@ -130,16 +130,14 @@ def test_two_hosts(config_file: str, tmp_path: Path, hosts: Hosts) -> None:
         wait_for(8, broken, launchers[0])
         hosts.cable("down")
         pulled = time.monotonic()
-        complaints = [launcher.communicate(timeout=PATIENCE)[1] for launcher in launchers]
+        first, second = (launcher.communicate(timeout=PATIENCE)[1] for launcher in launchers)
         assert time.monotonic() - pulled < 120  # 15 s, five signs that do not come, the launchers' ends
     finally:
         for launcher in launchers:
             launcher.terminate()
-    assert "train.py: error: no sign of life from rank 1 (" in complaints[0], complaints[0]
-    assert f"train.py: error: no answer from {hosts.address}:29500, the host of rank 0 (" in complaints[1], complaints[
-        1
-    ]
-    assert all(f"exitcode  : {REQUEUE} " in text for text in complaints), complaints
+    assert "train.py: error: no sign of life from rank 1 (" in first, first
+    assert f"train.py: error: no answer from {hosts.address}:29500, the host of rank 0 (" in second, second
+    assert all(f"exitcode  : {REQUEUE} " in complaints for complaints in (first, second)), (first, second)
 
     hosts.cable("up")
     done = len(lines(broken))
@@ -156,17 +154,14 @@ def test_two_hosts(config_file: str, tmp_path: Path, hosts: Hosts) -> None:
 
 def apart(config_file: str, folder: str) -> int:
     """train.py in a process that sees a disk of its own."""
-    return train_main(
-        ["--config", config_file, "--run.dir", f"{folder}/{os.environ['RANK']}/run", "--train.timeout", "0.02"]
-    )
+    own = f"{folder}/{os.environ['RANK']}/run"
+    return train_main(["--config", config_file, "--run.dir", own, "--train.timeout", "0.02"])
 
 
 def test_run_dir_that_a_host_does_not_see(config_file: str, tmp_path: Path) -> None:
     """Refused before the first step, and nothing is left of the attempt."""
     for outcome in together(2, apart, config_file, str(tmp_path)):
         assert outcome.value == 2
-        assert (
-            "run is another folder for rank 1 (" in outcome.complaints
-            and "name one that all hosts share" in outcome.complaints
-        )
+        for words in ("run is another folder for rank 1 (", "name one that all hosts share"):
+            assert words in outcome.complaints
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -123,9 +123,8 @@ def check_place(run_dir: Path) -> None:
 def check_run_dir(config: Config) -> None:
     """Raise ConfigError if the directory holds a run that would be lost, or that this configuration cannot resume."""
     run_dir = Path(config.run.dir)
-    if not any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model")) and not is_aside(
-        run_dir
-    ):
+    begun = any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
+    if not (begun or is_aside(run_dir)):
         return
     if not (config.run.resume or config.run.overwrite):
         raise ConfigError(
