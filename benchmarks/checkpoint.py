@@ -45,15 +45,12 @@ def checkpoints_of(model: str, folder: Path, count: int) -> dict[str, Any]:
     optimizer.zero_grad()
     found: dict[str, Any] = {"held": [], "on disk": []}
     (folder / "checkpoints").mkdir(parents=True)
-    now: Any = getattr(checkpoint, "Checkpoints", None)
-    writer = now and now(accelerator, folder, 2, Stopping())
+    former: Any = getattr(checkpoint, "save_checkpoint", None)
+    writer = None if former else checkpoint.Checkpoints(accelerator, folder, 2, Stopping())
     for step in range(1, count + 1):
         os.sync()  # what other rounds left
-        start = time.perf_counter()
-        if writer:
-            writer.save(checkpoint.Progress(step))
-        else:
-            checkpoint.save_checkpoint(accelerator, folder, checkpoint.Progress(step), 2)  # type: ignore[attr-defined]
+        start, progress = time.perf_counter(), checkpoint.Progress(step)
+        writer.save(progress) if writer else former(accelerator, folder, progress, 2)
         found["held"].append(time.perf_counter() - start)
         if writer:
             writer.wait()
@@ -98,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=["tiny-resnet", "ViT-B-32"])
     parser.add_argument("--folder", type=Path, help="on the disk to write to")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--every", type=int, default=5, help="steps a checkpoint; batches of 64, of 16 for large models"
-    )
+    parser.add_argument("--every", type=int, default=5, help="steps a checkpoint")
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args(arguments)
     from machine import machine
@@ -109,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trees, found = {"before": options.before.resolve(), "now": ROOT}, dict[str, dict[str, dict[str, list[float]]]]()
     for model in options.models:
         found[model] = {name: {} for name in trees}
+        # a large one in less time
         batch, steps = (64, options.steps) if model.startswith("tiny") else (16, options.every * 3 + 1)
         for number in range(options.rounds):
             for name in sorted(trees, reverse=bool(number % 2)):
@@ -116,9 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for key, values in child(trees[name], what, model, options.folder, *numbers).items():
                         found[model][name].setdefault(key, []).extend(values)
         for name, figures in found[model].items():
-            told = [
-                f"{key} {statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" for key, v in figures.items() if v
-            ]
+            some = {key: (statistics.median(v), min(v), max(v)) for key, v in figures.items() if v}
+            told = (f"{key} {middle:.4g} ({low:.4g} to {high:.4g})" for key, (middle, low, high) in some.items())
             print(f"{model} {name}: {', '.join(told)}", flush=True)
         pace = [statistics.median(found[model][name]["step"]) for name in trees]
         print(f"{model}: a step takes {pace[1] / pace[0]:.3f} of what it took before", flush=True)
