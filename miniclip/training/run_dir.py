@@ -86,7 +86,7 @@ def claim(config: Config, held: ExitStack) -> Standing:
     if results is None and (run_dir / "model" / WEIGHTS).exists() and not checkpoints(run_dir):
         raise ConfigError(
             f"{run_dir / 'model'} is of a run that has no checkpoint left to go on from; bring them back "
-            f"into {states}, or begin anew with --run.overwrite true"
+            f"into {run_dir / 'checkpoints'}, or begin anew with --run.overwrite true"
         )
     if results is not None:
         print(f"the run in {run_dir} is finished, nothing to do", flush=True)
