@@ -96,8 +96,9 @@ def _where() -> str:
 
 
 def _of_group(error: RuntimeError) -> bool:
-    # gloo's carry the place in its source, and come as plain ones
-    return isinstance(error, dist.DistError) or "gloo/" in str(error)
+    # gloo's come as plain ones, with the place in its source, but for the second wait on a connection that it gave up
+    words = ("gloo/", "Application timeout caused pair closure")
+    return isinstance(error, dist.DistError) or any(told in str(error) for told in words)
 
 
 def _kernel() -> str | None:
