@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -124,7 +124,9 @@ def _begin(worker: int) -> None:
         signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's would print what _watching says
     # a thread of the queue hands the batches over: by default it prints what fails there, and nobody hears of the batch
     Queue._on_queue_feeder_error = _not_handed_over  # type: ignore[attr-defined]
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = parent_process()  # not getppid, which names another where it has died by now
+    assert parent is not None and parent.pid is not None
+    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
 
 
 def _not_handed_over(queue: Queue[Any], error: Exception, batch: Any) -> None:
