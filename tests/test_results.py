@@ -55,6 +55,8 @@ def test_no_folder_of_a_run_is_written_over(run: Path, tmp_path: Path, capsys: S
     (run / "mine" / "confusion.png").write_text("drawn by hand")
     (run / "mine" / "report.html").write_text("written by hand")
     folders = ["", *(path.name for path in run.iterdir() if path.is_dir()), "evaluation/zeroshot-shape"]
+    (run / "nowhere").symlink_to(tmp_path / "gone")
+    folders += ["nowhere", "nowhere/deep"]
     before = contents(run)
     for words in commands:
         for folder in folders:
@@ -96,6 +98,25 @@ def test_two_evaluations_at_once_have_two_folders(run: Path, monkeypatch: pytest
     commands = [json.loads(file.read_text())["command"] for file in sorted(evaluation.glob("*/results.json"))]
     assert ["--seed 2" in command for command in commands] == [True, False]
     assert all({"results.json", "confusion.png"} <= {p.name for p in f.iterdir()} for f in evaluation.iterdir())
+
+
+def test_two_reports_at_once_are_two_reports(run: Path) -> None:
+    """Both begin when both are there; the files of one are no obstacle to the other."""
+    script = (
+        "import sys, miniclip.evaluation.report.write as _, miniclip.evaluation.plots as _\n"
+        "from miniclip.cli.eval import main\nprint('ready', flush=True)\ninput()\nraise SystemExit(main())\n"
+    )
+    command, environment = [sys.executable, "-c", script, "report", str(run)], os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(command, text=True, env=environment, **pipes) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+    for process in both:
+        process.stdin.write("\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert {path.name for path in (run / "report").iterdir()} == {"report.md", "report.html", "curves.png"}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import shlex
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from miniclip.cli.classify import classify
 from miniclip.cli.evaluate import evaluate
 from miniclip.cli.matrix import matrix
+from miniclip.cli.results import locked
 from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
 from miniclip.common.printing import did_you_mean
 from miniclip.data.audit.command import audit
@@ -47,7 +49,9 @@ def report(run: str) -> None:
     """
     from miniclip.evaluation.report.write import write_report
 
-    markdown, page = write_report(Path(run))
+    # of two at once the second waits, for they write the same files
+    with locked(Path(run)) if Path(run).is_dir() else nullcontext():
+        markdown, page = write_report(Path(run))
     print(f"{page} is the page, {markdown} the same in Markdown")
 
 

@@ -50,16 +50,16 @@ def put_results(
     home = folder if folder.is_dir() else folder.parent  # a folder may be a disk of its own
     part = home / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
     with ExitStack() as held, removed_on_failure(part, folder):
-        with _locked(folder.parent):
+        with locked(folder.parent):
             for left_over in home.glob(".*.unfinished"):
-                with _locked(left_over, wait=False) as dead:
+                with locked(left_over, wait=False) as dead:
                     if dead:
                         remove(left_over)
             part.mkdir()
-            held.enter_context(_locked(part, wait=False))
+            held.enter_context(locked(part, wait=False))
         write(part)
         sync_tree(part)
-        with _locked(folder.parent):
+        with locked(folder.parent):
             for place in chain([folder], others):
                 before = _record(place / names[0])
                 ours = {*names, *(path.name for path in part.iterdir())}
@@ -95,7 +95,7 @@ def _move(part: Path, place: Path, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Whether no other process has the folder now, as far as the disk can tell; it goes free with the process."""
     if os.name == "nt":
         yield False

@@ -232,7 +232,9 @@ def check_output(option: str, target: str, mark: str) -> None:
 
 def check_folder(option: str, folder: Path) -> None:
     """Raise ValueError or OSError if files cannot be written into that folder, or it cannot be made there."""
-    standing = next(place for place in (folder, *folder.parents) if place.exists())
+    standing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not standing.exists():
+        raise ValueError(f"{option} {folder}: {standing} is a link to what is not there; make that, or remove the link")
     if not standing.is_dir():
         raise ValueError(f"{option} {folder}: {standing} is a file; name a folder")
     if not os.access(standing, os.W_OK):
