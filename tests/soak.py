@@ -165,7 +165,7 @@ class Run:
             for path in shared:
                 path.unlink()
             self.soak.table[self.kind]["shared"] += len(shared)
-        if re.search(r'^ *File ".*/miniclip/', output, re.MULTILINE):
+        if re.search(rf'^ *File "{re.escape(str(ROOT))}/(?!\.venv)', output, re.MULTILINE):
             raise Fault(f"a traceback {after}")
         if code not in {0, *ENDS[trouble]} if self.processes == 1 or trouble == "peace" else ranks & {1, 2}:
             raise Fault(f"ended with {code} {after}")

@@ -142,8 +142,13 @@ def load_config(arguments: Sequence[str] | None = None, others: Sequence[str] = 
 
 
 def load_config_file(path: str | Path) -> Config:
-    """The configuration that a run saved beside its results."""
-    return load_config([f"--config={path}"])
+    """The configuration that a run saved beside its results. Raises ConfigError that names the file."""
+    try:
+        return load_config([f"--config={path}"])
+    except ConfigError as error:
+        if str(path) in str(error):
+            raise
+        raise ConfigError(f"{path}: {error}") from error  # such as a file that was cut between two lines
 
 
 def save_config(config: Config, path: str | Path) -> None:
