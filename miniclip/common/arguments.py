@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from miniclip.common.durable import DiskFull, means_full
+from miniclip.common.durable import DiskFull
 from miniclip.common.notes import say_once
 from miniclip.common.output import unfailing_output
 from miniclip.common.printing import did_you_mean, near_name, one_line, printable
@@ -161,7 +161,7 @@ def exit_code(
             if os.environ.get("MINICLIP_DEBUG"):
                 raise
             code = refused(program, as_typed(str(error), options))
-            return REQUEUE if passes(error) or means_full(error) else code
+            return REQUEUE if passes(error) else code
         except KeyboardInterrupt as stop:
             if int(os.environ.get("RANK", 0)) == 0:
                 print(f"{program}: stopped before it was done", file=sys.stderr)

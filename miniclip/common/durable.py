@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from miniclip.common.stopping import Passing
+from miniclip.common.stopping import FULL, Passing
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SPARE = 1 << 20  # bytes; with fewer free, a write that failed without a cause failed for want of them
 
 
@@ -146,7 +145,7 @@ def free_space(folder: Path) -> int:
 
 def means_full(error: BaseException | None) -> bool:
     """Whether the system says that there is no room left on a disk."""
-    return getattr(error, "errno", None) in _FULL
+    return getattr(error, "errno", None) in FULL
 
 
 @contextmanager
@@ -159,7 +158,7 @@ def removed_on_failure(part: Path, path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         # safetensors has words for it alone, and torch only says that it failed
-        told = means_full(error) or any(os.strerror(number) in str(error) for number in _FULL)
+        told = means_full(error) or any(os.strerror(number) in str(error) for number in FULL)
         full = told or (isinstance(error, RuntimeError) and free_space(part) < _SPARE)  # asked before there is room
         remove(part)
         if full:

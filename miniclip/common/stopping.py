@@ -22,6 +22,7 @@ REQUEUE = 75  # sysexits.h's "try again later"
 _NAMED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": REQUEUE}
 CODES = {getattr(signal, name): code for name, code in _NAMED.items() if hasattr(signal, name)}
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk says that has no room
 # what a folder of another machine says when that is gone
 UNREACHED = (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
 
@@ -31,8 +32,8 @@ class Passing(Exception):
 
 
 def passes(error: BaseException) -> bool:
-    """Whether an error is Passing, or what the system says of a disk whose network is down."""
-    return isinstance(error, Passing | TimeoutError) or getattr(error, "errno", None) in UNREACHED
+    """Whether an error is Passing, or what the system says of a disk that is full, or whose network is down."""
+    return isinstance(error, Passing | TimeoutError) or getattr(error, "errno", None) in (*FULL, *UNREACHED)
 
 
 class Left(Exception):

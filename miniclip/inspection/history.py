@@ -29,6 +29,7 @@ from miniclip.inspection.views import loss_figures
 from miniclip.metrics.batch import batch_figures
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
+from miniclip.models.saved import step_of
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.precision import for_encoding
 from miniclip.training.run_dir import MATRICES, kept_matrices, metric_lines
@@ -115,7 +116,7 @@ def read_history(run_dir: Path) -> History | None:
     except (OSError, RuntimeError, *_DAMAGED) as error:
         raise ValueError(f"{batch} does not go with the matrices beside it ({error}); delete {batch.parent}") from error
     series = {name: torch.tensor([line.get(name, nan) for line in lines], dtype=torch.float64) for name in lines[0]}
-    steps = [int(path.stem.removeprefix("step_")) for path in paths]
+    steps = [step_of(path) for path in paths]
     return History(steps, captions, series, stacked, training_log(run_dir))
 
 
@@ -129,9 +130,9 @@ def training_log(run_dir: Path) -> dict[str, list[float]]:
     Without the file, or such a line, it is empty. What is no line is passed over, and said.
     """
     path = run_dir / "metrics.jsonl"
-    found, bad = metric_lines(path) if path.exists() else ([], [])
+    found, bad = metric_lines(path)
     if bad:
-        log.warning("%s: damaged, passed over: %s", path, first_few([f"line {k}" for k in bad]))
+        log.warning("%s: damaged, passed over: %s", path, first_few(bad))
     lines = [values for _, values in found if "loss" in values]
     return {name: [_number(line.get(name)) for line in lines] for name in dict.fromkeys(chain(*lines))}
 

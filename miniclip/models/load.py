@@ -18,7 +18,7 @@ from miniclip.common.runs import CONFIG, did_you_mean_run, run_of
 from miniclip.config import ModelConfig, load_config_file
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import PRESETS
-from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, with_scalars
+from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, step_of, with_scalars
 from miniclip.models.tokenizer import Tokenizer
 
 _LIBRARIES = {"open_clip:": "open_clip", "hf:": "transformers_clip"}  # beginning of a name -> module of external
@@ -85,7 +85,7 @@ def _went_on(run: Path, newest: Path) -> bool:
     """Whether a run has a checkpoint of a later step than its results are of; clocks and copies change files' times."""
     try:
         steps = read_json(run / "results.json")["training"]["steps"]
-        return int(newest.name.removeprefix("step_")) > steps
+        return step_of(newest) > steps
     except (OSError, ValueError, KeyError, TypeError):
         return False  # its first end was cut off after the model
 

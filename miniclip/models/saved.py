@@ -70,6 +70,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(p for p in folders if p.is_dir() and re.fullmatch(r"step_\d{8,}", p.name))
 
 
+def step_of(path: Path) -> int:
+    """Of a checkpoint, or of another file that is called step_00000500."""
+    return int(path.stem.removeprefix("step_"))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError that names a file which holds no JSON object."""
     try:

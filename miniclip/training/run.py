@@ -119,10 +119,15 @@ def _train(
     former = written(run_dir) if main and config.run.overwrite else []
     _open_trackers(config, accelerator)
     # whatever can be refused has been: from here on the run that was here goes
-    from_main(lambda: prepare_run_dir(config, progress.step, former, progress.left))
-    from_main(lambda: None if feed.record is None else feed.record.save(run_dir))
-    if main:
+
+    def prepare() -> None:
+        prepare_run_dir(config, progress.step, former, progress.left)
+        if feed.record is not None:
+            feed.record.save(run_dir)
         Best(run_dir, config.eval.best).restore(progress.step)
+
+    from_main(prepare)
+    if main:
         for doubt in of_length(config, feed.steps):
             log.warning("%s", doubt)
         _announce(learner, precision, feed, progress.step)

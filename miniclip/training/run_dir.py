@@ -16,7 +16,7 @@ from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.common.lock import Taken, alone_in
 from miniclip.common.printing import first_few
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
-from miniclip.models.saved import WEIGHTS, checkpoints, read_json
+from miniclip.models.saved import WEIGHTS, checkpoints, read_json, step_of
 from miniclip.training.replaced import REPLACED, is_aside, places, put_back, set_aside
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _results(config: Config) -> dict[str, Any] | None:
         log.warning("%s is not the results of a training; its final evaluation is done again", run_dir / RESULTS)
         return None
     long = steps == length.max_steps if length.epochs is None else epochs == length.epochs
-    newest = [int(folder.name.removeprefix("step_")) for folder in checkpoints(run_dir)[-1:]]
+    newest = [step_of(folder) for folder in checkpoints(run_dir)[-1:]]
     return results if long and newest in ([], [steps]) else None
 
 
@@ -180,13 +180,13 @@ def prepare_run_dir(config: Config, first_step: int, former: Sequence[Path], lef
     save_config(config, run_dir / "config.yaml")
     _trim_metrics(run_dir / "metrics.jsonl", first_step, left, config.log.every)
     for matrix in kept_matrices(run_dir):
-        if int(matrix.stem.removeprefix("step_")) > first_step:
+        if step_of(matrix) > first_step:
             matrix.unlink()
 
 
 def _trim_metrics(path: Path, first_step: int, left: bool, every: int) -> None:
     """Drop the lines of what is about to be done again after the checkpoint, and what is no line, which is said."""
-    lines, bad = metric_lines(path) if path.exists() else ([], [])
+    lines, bad = metric_lines(path)
 
     def again(values: dict[str, Any]) -> bool:
         evaluated = left and any(key.startswith("eval/") for key in values)
@@ -195,7 +195,7 @@ def _trim_metrics(path: Path, first_step: int, left: bool, every: int) -> None:
     kept = [line for line, values in lines if not again(values)]
     last = max((values["step"] for _, values in lines), default=0)
     if bad:
-        log.warning("%s: damaged, left out: %s", path, first_few([f"line {k}" for k in bad]))
+        log.warning("%s: damaged, left out: %s", path, first_few(bad))
     elif last + every <= first_step:
         log.warning("%s ends at step %d of the %d so far; the lines between are lost", path, last, first_step)
     if path.exists():
@@ -203,13 +203,14 @@ def _trim_metrics(path: Path, first_step: int, left: bool, every: int) -> None:
             part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def metric_lines(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
-    """Of metrics.jsonl each line that tells of a step, as it stands and as values; and the numbers of the others.
+def metric_lines(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Of metrics.jsonl, if there is one, each line that tells of a step, as it stands and as values; and "line N" for
+    the others.
 
     A last line without its end, which is being written or was cut off, is in neither.
     """
     found, bad = [], []
-    *lines, _ = path.read_bytes().split(b"\n")
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode()
@@ -218,7 +219,7 @@ def metric_lines(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[int
                 raise TypeError
             found.append((text, values))
         except (ValueError, KeyError, TypeError, RecursionError):
-            bad.append(number)
+            bad.append(f"line {number}")
     return found, bad
 
 
