@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from miniclip.losses.tiles import DEVICE_TILE_ENTRIES, LEAST_ROWS, TILE_ENTRIES
+from miniclip.models.start import open_start
 from miniclip.models.tokenizer import END_OF_TEXT
 
 HEAD = """\
@@ -154,7 +155,7 @@ def worker(out: str, model: str, each: int, steps: int = 4) -> None:
         accelerator, _ = build_accelerator(config)
         rank, world = group.process_index, group.num_processes
         found["loss_memory"] = peak_of_the_loss(world)
-        learner = steps_of.Learner(config, accelerator)
+        learner = steps_of.Learner(config, accelerator, open_start(config))
         parameters = list(learner.model.parameters())
 
         def count_state(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -27,6 +27,7 @@ from miniclip.config import Config, ConfigError, DataConfig, load_config
 from miniclip.data.scenes.source import SceneSource
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.models import resolve
+from miniclip.models.start import open_start
 from miniclip.training.accelerator import build_accelerator
 from miniclip.training.batches import open_batches
 
@@ -204,7 +205,8 @@ def resolved(*arguments: str) -> Config:
 
 def share(config: Config, accelerator: Any, first: int, until: int, state: Any = None) -> tuple[list[list[int]], Any]:
     """The ids of a process's pairs, step by step, and its state."""
-    batches = open_batches(replace(config, train=replace(config.train, max_steps=until)), accelerator)
+    changed = replace(config, train=replace(config.train, max_steps=until))
+    batches = open_batches(changed, accelerator, open_start(changed))
     found = []
     for step, batch in zip(range(first, until), batches.start(first, state or {}), strict=True):
         assert len(batch.image_id) == batches.shares(step)[accelerator.process_index]
@@ -261,7 +263,7 @@ def test_processes_share_every_batch_and_others_go_on(stream_file: str, tmp_path
 def test_more_processes_than_pairs(stream_file: str) -> None:
     nine = SimpleNamespace(num_processes=9)
     with pytest.raises(ConfigError, match=r"data\.batch_size=8 leaves some of 9 processes without a pair; raise it"):
-        open_batches(load_config(["--config", stream_file]), nine)  # type: ignore[arg-type]
+        open_batches(load_config(["--config", stream_file]), nine, None)  # type: ignore[arg-type]
 
 
 # ---- tables and tars of files
@@ -291,7 +293,7 @@ def test_shares_of_two_sources(tmp_path: Path) -> None:
     file = write_config(tmp_path / "two.yaml", data={"source": sources, "mixing": [1, 3], "batch_size": 8})
     assert run(file, tmp_path / "run", "--eval.tasks", "[]", "--train.max_steps", "4")["training"]["steps"] == 4
     config = resolved("--config", file)
-    for batch in open_batches(config, build_accelerator(config)[0]).start(0, {}):
+    for batch in open_batches(config, build_accelerator(config)[0], open_start(config)).start(0, {}):
         assert int((batch.image_id < 8).sum()) == 2 and len(batch.image_id) == 8
     with pytest.raises(ConfigError, match=r"data\.weights_for=sampler draws by weight, data\.mixing by source"):
         DataConfig(source=["a", "b"], mixing=[1, 1], weights="column", weight_column="w", weights_for="sampler")

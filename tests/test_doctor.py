@@ -207,7 +207,7 @@ def test_frozen_tower(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tower: st
                 parameter.requires_grad_(False)
         return model
 
-    monkeypatch.setattr("miniclip.training.step.create_model", frozen)
+    monkeypatch.setattr("miniclip.models.start.create_model", frozen)
     found = doctor(*SHORT)
     assert kinds(found) == ["one_tower"]
     assert found["verdicts"][0]["title"] == f"the {tower} encoder is not learning"

@@ -27,7 +27,7 @@ from support.photos import PHOTOS, Photos, unit, word_tokenizer
 from torch import Tensor
 
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_texts
-from miniclip.models.external.open_clip import OpenClipPreprocess, _find
+from miniclip.models.external.open_clip import _find
 from miniclip.models.load import image_size_of, load
 from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from miniclip.models.tokenizer import Tokenizer, trim_padding
@@ -237,7 +237,7 @@ def test_random_weights_only_when_asked() -> None:
     expected = open_clip.create_model("oc-vit").state_dict()
     assert all(torch.equal(x, expected[name]) for name, x in model.model.state_dict().items())
     assert isinstance(tokenizer, Tokenizer) and tokenizer.context_length == 20
-    assert preprocess == OpenClipPreprocess(32, CLIP_MEAN, CLIP_STD, "crop", "bicubic")
+    assert preprocess == Preprocess(32, CLIP_MEAN, CLIP_STD, "crop", "bicubic", whole=True)
 
 
 def test_pixels_equal_open_clips() -> None:
@@ -246,12 +246,12 @@ def test_pixels_equal_open_clips() -> None:
     modes, methods = (("crop", "shortest"), ("squash", "squash")), ("bicubic", "bilinear")
     for (resize, mode), interpolation, side in itertools.product(modes, methods, (31, 32)):
         theirs = open_clip.image_transform(side, False, mean, std, mode, interpolation)
-        ours = OpenClipPreprocess(side, mean, std, resize, interpolation)  # type: ignore[arg-type]
+        ours = Preprocess(side, mean, std, resize, interpolation, whole=True)  # type: ignore[arg-type]
         for k in range(len(photos)):
             # they divide by 255 first, which rounds otherwise; one step of a pixel would be 0.009 at least
             close(ours(photos.image(k)), theirs(photos.image(k)), 1e-6)
     plain = [Preprocess(32).to_uint8(photos.image(k)) for k in range(10)]
-    exact = [OpenClipPreprocess(32).to_uint8(photos.image(k)) for k in range(10)]
+    exact = [Preprocess(32, whole=True).to_uint8(photos.image(k)) for k in range(10)]
     assert not all(map(torch.equal, plain, exact))  # else there would be no need for a transform of its own
 
 
@@ -275,7 +275,7 @@ def test_folder_with_another_tokenizer_and_preprocessing(tmp_path: Path) -> None
     name = folder_model(tmp_path, SIGLIP)
     equals_open_clip(name, name.removeprefix("open_clip:"), None)
     model, preprocess, tokenizer = loaded(name)
-    assert preprocess == OpenClipPreprocess(32, (0.5,) * 3, (0.5,) * 3, "squash", "bilinear")
+    assert preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "squash", "bilinear", whole=True)
     tokens = tokenizer(["a red circle"])
     assert tokens.tolist() == [[1, 2, 3, 5, 7, 7, 7, 7, 7, 7, 7, 7]]
     with pytest.raises(ValueError, match="rows of 12 ids"):

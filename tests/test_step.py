@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from miniclip.config import load_config
 from miniclip.data.loader import Batch
-from miniclip.models import resolve
+from miniclip.models.start import open_start
 from miniclip.models.tokenizer import tokenize
 from miniclip.training.optim import parameter_groups
 from miniclip.training.step import Learner
@@ -27,7 +27,8 @@ N = 8
 def learner(folder: Path, *options: str) -> Learner:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     config = load_config(["--config", str(folder / "tiny.yaml"), "--run.dir", str(folder / "run"), *options])
-    return Learner(replace(config, model=resolve(config.model)), Accelerator(cpu=True))
+    start = open_start(config)
+    return Learner(replace(config, model=start.config), Accelerator(cpu=True), start)
 
 
 def batch() -> Batch:

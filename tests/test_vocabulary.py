@@ -167,7 +167,7 @@ def test_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     for name, tensor in straight.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-13, atol=0)
     # what the history of matrices and `load` do with a checkpoint
-    assert assemble(straight.config, at_nine, "cpu").token_embedding.weight.shape == (60, 16)
+    assert assemble(straight.blank, at_nine, "cpu").token_embedding.weight.shape == (60, 16)
     use_small_vocabulary_(more := tiny(), torch.tensor([*USED, 8]))
     for changed in (tiny(), more):
         accelerator, *_ = prepared(changed)

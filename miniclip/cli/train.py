@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from miniclip.models import DualEncoder
     from miniclip.models.preprocess import Preprocess
+    from miniclip.models.start import Start
     from miniclip.training.best import Choice
     from miniclip.training.loop import Hooks
 
@@ -35,7 +36,7 @@ def run(config: Config) -> dict[str, Any]:
     return train(config, open_hooks)
 
 
-def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
+def open_hooks(config: Config, start: Start) -> Hooks:
     """Validation, the matrix of a fixed batch and the final tables, with all their data opened."""
     from miniclip.common.processes import place
     from miniclip.evaluation import suite
@@ -45,15 +46,17 @@ def open_hooks(config: Config, preprocess: Preprocess) -> Hooks:
     from miniclip.training.doubts import of_choice
     from miniclip.training.loop import Hooks
 
-    test = suite.open_suite(config, "test")
-    validation = suite.open_suite(config, "validation") if config.eval.every else {}
+    test = suite.open_suite(config, "test", start.tokenizer)
+    validation = suite.open_suite(config, "validation", start.tokenizer) if config.eval.every else {}
     task, _, figure = (config.eval.best or "").rpartition("/")
     for doubt in of_choice(config.eval.best, validation[task].data[-1]) if task else ():
         log.warning("%s", doubt)
-    matrices = MatrixLog(config, preprocess) if place()[0] == 0 and config.log.matrix_every else None
+    matrices = (
+        MatrixLog(config, start.preprocess, start.tokenizer) if place()[0] == 0 and config.log.matrix_every else None
+    )
 
     def evaluate(model: DualEncoder, between: Callable[[], object]) -> tuple[dict[str, float], Choice | None]:
-        results = suite.evaluate(config, validation, model, preprocess, between=between)
+        results = suite.evaluate(config, validation, model, start.preprocess, between=between)
         found = results.get(task)
         choice = None if found is None else Choice(found[figure], found.fingerprint, lower_is_better(figure))
         return suite.scalars(results), choice

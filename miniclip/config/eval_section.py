@@ -80,6 +80,9 @@ class EvalConfig:
             retrieval, and for the scenes all of their tasks.
         best: figure of the validation split that chooses the weights of the finished model, e.g.
             retrieval/image_to_text_r10 or unseen/top1; none takes those of the last step.
+        guard: tasks, as in tasks, of what must not be lost: evaluated before the first step, along the training and at
+            the end; a loss is said in the log, in results.json and in the report.
+        guard_margin: how far a task's main figure may fall before it is said; 0.02 is two points of a per cent.
         batch_size: images encoded at a time.
         size: images in each built-in task, and in the scenes' validation and test splits.
     """
@@ -88,6 +91,8 @@ class EvalConfig:
     # the values spelt out: jsonargparse would read those of a plain dict as YAML again, and make a number of "2024"
     tasks: list[str | dict[str, str | list[str] | Any]] | None = None
     best: str | None = None
+    guard: list[str | dict[str, str | list[str] | Any]] | None = None
+    guard_margin: float = 0.02
     batch_size: int = 256
     size: int = 1000
 
@@ -97,13 +102,21 @@ class EvalConfig:
         require(not twice, f"eval.tasks: two tasks are called {twice[:1]}; give one of them another name by task")
         often = self.best is None or self.every >= 1
         require(often, f"eval.best={self.best} is looked at every eval.every steps; set that to e.g. 100")
-        at_least("eval", self, every=0, batch_size=1, size=1)
+        at_least("eval", self, every=0, batch_size=1, size=1, guard_margin=0)
 
     @property
     def own_tasks(self) -> list[str | EvalTask] | None:
         """tasks, the mappings among them checked; None if the run's data decides."""
-        tasks = self.tasks
-        return None if tasks is None else [task if isinstance(task, str) else _task(task) for task in tasks]
+        return None if self.tasks is None else _checked(self.tasks)
+
+    @property
+    def guarded_tasks(self) -> list[str | EvalTask]:
+        """guard, the mappings among them checked."""
+        return _checked(self.guard or [])
+
+
+def _checked(tasks: list[Any]) -> list[str | EvalTask]:
+    return [task if isinstance(task, str) else _task(task) for task in tasks]
 
 
 def _task(values: dict[str, Any]) -> EvalTask:

@@ -71,6 +71,19 @@ class ModelConfig:
 
     Args:
         preset: a name from miniclip.models.PRESETS, e.g. ViT-B-32 or tiny-resnet.
+        init: begin from a whole model: a run or model folder, open_clip:ARCH:TAG (or local-dir:DIR), or hf:NAME. What
+            it is comes along: architecture, tokenizer, preprocessing and scale.
+        image: begin from an image tower by itself: timm:NAME, open_clip:ARCH:TAG, hf:NAME, or a run; a folder may
+            stand for the name.
+        text: begin from a text tower by itself: hf:NAME (sentence-transformers too), open_clip:ARCH:TAG, or a run.
+        text_pooling: how the tokens of a text tower from hf: become one, where its folder does not say.
+        projection: what joins such a tower to the shared space: one matrix, or an MLP of one hidden layer beside it.
+        lock_image: true keeps the image tower as it is; a number lets its last blocks learn, so many.
+        lock_text: the same for the text tower.
+        lora_image: rank of the low-rank updates that learn in place of the image tower's weights (arXiv:2106.09685); 0
+            for none. The finished model has them merged.
+        lora_text: the same for the text tower.
+        lora_targets: names of the linear layers that get them, by their ends; all of a tower's blocks if left out.
         embed_dim: width E of the shared space.
         image_encoder: resnet (CLIP's modified ResNet with attention pooling) or vit.
         image_size: side of the square image, in pixels.
@@ -92,6 +105,16 @@ class ModelConfig:
     """
 
     preset: str | None = None
+    init: str | None = None
+    image: str | None = None
+    text: str | None = None
+    text_pooling: Literal["mean", "cls", "max"] | None = None
+    projection: Literal["linear", "mlp"] = "linear"
+    lock_image: bool | int = False
+    lock_text: bool | int = False
+    lora_image: int = 0
+    lora_text: int = 0
+    lora_targets: list[str] | None = None
     embed_dim: int | None = None
     image_encoder: ImageEncoderKind | None = None
     image_size: int | None = None
@@ -117,6 +140,14 @@ class ModelConfig:
         require(scale is None or 0 <= scale <= math.log(100), within)
         finite = not isinstance(bias, float) or math.isfinite(bias)
         require(finite, f"model.logit_bias_init={bias} must be finite, e.g. -10")
+        parts = [f"model.{tower}" for tower in ("image", "text") if getattr(self, tower)]
+        both = f"model.init is a whole model, and {' and '.join(parts)} a tower by itself; leave one of them out"
+        require(not (self.init and parts), both)
+        for tower in ("image", "text"):
+            lock, rank = getattr(self, f"lock_{tower}"), getattr(self, f"lora_{tower}")
+            at_least("model", self, **{f"lora_{tower}": 0}, **({} if lock is True else {f"lock_{tower}": 0}))
+            once = f"model.lock_{tower} and model.lora_{tower} exclude each other: LoRA keeps the tower still by itself"
+            require(lock is False or not rank, f"{once}; set one of them")
 
 
 @dataclass(frozen=True)
@@ -153,11 +184,14 @@ class DataConfig:
         cache_dir: folder of those files; ~/.cache/miniclip if left out, or what MINICLIP_CACHE names.
         max_bad_fraction: share of all images of a source that may be unreadable or lack a caption. Up to there they are
             skipped, counted and named; beyond, the run stops with the list. 0 stops at the first.
-        resize: crop keeps the central square, squash keeps the content and loses the aspect ratio.
+        resize: crop keeps the central square, squash keeps the content and loses the aspect ratio; if left out what
+            the tower that the model begins from was trained with, else crop.
         augment: crop (CLIP: a random square of the resized image), resized_crop (square of random area) or none.
         crop_scale: smallest and largest share of the area that resized_crop takes.
         flip: probability of a mirror image; 0 where left and right carry meaning.
         colour_jitter: largest relative change of brightness, contrast and saturation.
+        views: random squares of each image of which a locked image tower's features are kept, to train on; if left
+            out, features are kept where augment is none, of the image and, with flip, of its mirror image.
     """
 
     source: str | list[str] = "shapes"
@@ -181,11 +215,12 @@ class DataConfig:
     cache: bool = True
     cache_dir: str | None = None
     max_bad_fraction: float = 0.01
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "squash"] | None = None
     augment: Literal["crop", "resized_crop", "none"] = "crop"
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: float = 0.0
     colour_jitter: float = 0.0
+    views: int | None = None
 
     def __post_init__(self) -> None:
         n, named = len(self.sources), bool(self.source) and all(self.sources)
@@ -204,7 +239,7 @@ class DataConfig:
             require(not scenes, "data.streaming has no use for the built-in scenes, which are drawn; set it to false")
             known = "data.weights needs to know all images beforehand; use data.streaming=false, or data.weights=none"
             require(not weighted, known)
-        at_least("data", self, shuffle_buffer=1, workers=0, captions_per_image=1, size=1)
+        at_least("data", self, shuffle_buffer=1, workers=0, captions_per_image=1, size=1, views=1)
         bad, size, column = self.max_bad_fraction, self.batch_size, self.weight_column
         require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the images; use a value in [0, 1]")
         require(size >= 2, f"data.batch_size={size}: a contrastive loss needs at least 2 pairs; use e.g. 256")
@@ -233,6 +268,10 @@ class OptimConfig:
 
     Args:
         lr: highest learning rate.
+        lr_image: that of the image tower, if it is another than that of what joins it to the text, lr.
+        lr_text: that of the text tower.
+        lr_scale: that of the logit scale and bias.
+        layer_decay: factor of the rate from each block of a tower to the one below (arXiv:2106.08254); 1 for none.
         weight_decay: of the matrices; norms, biases, embeddings of position and the logit scale have none.
         betas: decay of AdamW's two running means.
         eps: added to the root of the second mean.
@@ -243,6 +282,10 @@ class OptimConfig:
     """
 
     lr: float = 1e-3
+    lr_image: float | None = None
+    lr_text: float | None = None
+    lr_scale: float | None = None
+    layer_decay: float = 1.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
@@ -252,7 +295,10 @@ class OptimConfig:
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < math.inf, f"optim.lr={self.lr} must be above 0 and finite")
+        for name in ("lr", "lr_image", "lr_text", "lr_scale"):
+            rate = getattr(self, name)
+            require(rate is None or 0 < rate < math.inf, f"optim.{name}={rate} must be above 0 and finite")
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay} must lie in (0, 1]; 1 is for none")
         require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more")
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas={list(self.betas)} must both lie in [0, 1)")
         require(self.eps > 0, f"optim.eps={self.eps} must be above 0")
@@ -280,6 +326,8 @@ class TrainConfig:
         low_image_size: side, in pixels, to which the first steps' images are shrunk: most is learnt from few pixels,
             and a quarter of them costs a quarter. Null trains on model.image_size throughout.
         low_share: share of the steps that do so.
+        ema: decay of a running mean of the weights, which is evaluated and kept in their place; after n steps it is at
+            most (1 + n) / (10 + n). 0 for none; a usual one is 0.999.
         profile_steps: write a trace of that many steps, after a few to warm up, to trace.json in the run directory.
         cpu_threads: threads of each process when it trains on a CPU; none shares the cores among the processes.
         timeout: minutes after which a process of several that was stopped, hangs or is cut off ends the others; one
@@ -295,6 +343,7 @@ class TrainConfig:
     patch_dropout: float = 0.0
     low_image_size: int | None = None
     low_share: float = 0.75
+    ema: float = 0.0
     profile_steps: int = 0
     cpu_threads: int | None = None
     timeout: float = 30
@@ -309,6 +358,7 @@ class TrainConfig:
         require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
         at_least("train", self, max_steps=1, micro_batch_size=1, low_image_size=1, profile_steps=0, cpu_threads=1)
         require(0 < self.timeout < math.inf, f"train.timeout={self.timeout} is in minutes; use a value above 0")
+        require(0 <= self.ema < 1, f"train.ema={self.ema} must lie in [0, 1); a usual one is 0.999")
         require(0 < self.low_share <= 1, f"train.low_share={self.low_share} must lie in (0, 1]")
 
 

@@ -30,6 +30,7 @@ class Augment:
     (CLIP, section 2.4); "resized_crop" scales a square of a random share of the area to S; "none" is the transform of
     evaluation. crop_scale: smallest and largest share for resized_crop. flip: probability of a mirror image.
     colour_jitter: largest relative change of brightness, contrast and saturation, each drawn on its own.
+    preprocess: the transform of evaluation, if it is another than that of image_size and resize alone.
     """
 
     image_size: int
@@ -38,6 +39,7 @@ class Augment:
     flip: float = 0.0
     colour_jitter: float = 0.0
     resize: Literal["crop", "squash"] = "crop"
+    preprocess: Preprocess | None = None
 
     @property
     def stored_side(self) -> int:
@@ -60,7 +62,8 @@ class Augment:
         if self.kind == "resized_crop":
             side = min(side, shorter)
         if self.resize == "squash" or self.kind == "none":
-            return Preprocess(side, resize=self.resize).to_square(image) if image.size != (side, side) else image
+            evaluated = (self.kind == "none" and self.preprocess) or Preprocess(side, resize=self.resize)
+            return evaluated.to_square(image) if image.size != (side, side) else image
         width, height = (max(side, round(length * (side / shorter))) for length in image.size)
         return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
 

@@ -22,7 +22,7 @@ from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.sampler import Draw, TrainSampler, mix, number_of
 from miniclip.data.workers import LOADING
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.protocols import TextTokenizer, padding_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One image of a batch. square: uint8 (S, S, 3). captions: uint16 (length,) each, without padding."""
+    """One image of a batch. square: uint8 (S, S, 3). captions: (length,) each, without padding."""
 
     square: np.ndarray
     look: list[float]
@@ -66,10 +66,10 @@ class Example(NamedTuple):
         return cls(square, look, drawn, image_id)
 
 
-def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str]) -> Batch:
-    """Examples, at least one -> their batch."""
+def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str], pad: int = 0) -> Batch:
+    """Examples, at least one -> their batch. pad: what stands behind a shorter caption."""
     captions = [caption for example in examples for caption in example.captions]
-    text = np.zeros((len(captions), max(map(len, captions))), dtype=np.int64)
+    text = np.full((len(captions), max(map(len, captions))), pad, dtype=np.int64)
     for row, caption in zip(text, captions, strict=True):
         row[: len(caption)] = caption
     return Batch(
@@ -92,7 +92,7 @@ class TrainingPairs(Dataset[Batch]):
 
     source: PairSource
     augment: Augment
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     prepared: Prepared | None = None
     captions: int = 1
@@ -115,7 +115,8 @@ class TrainingPairs(Dataset[Batch]):
         bad: list[str] = []
         examples = [self._example(draw, bad) for draw in draws]
         found = [example.image_id for example in examples]
-        return collate(examples, None if self.weights is None else self.weights[found], bad)
+        weights = None if self.weights is None else self.weights[found]
+        return collate(examples, weights, bad, padding_of(self.tokenizer))
 
     def _example(self, draw: Draw, bad: list[str]) -> Example:
         at = draw[1]

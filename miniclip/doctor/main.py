@@ -96,13 +96,13 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.doctor.fit import check_fit
     from miniclip.doctor.pairs import check_pairs
     from miniclip.doctor.trial import Setting, check_speed, fixed_batch, trial_pairs
-    from miniclip.models import resolve
+    from miniclip.models.start import open_start
     from miniclip.training.accelerator import build_accelerator, check_possible
     from miniclip.training.batches import planned_steps
     from miniclip.training.doubts import of_choice, of_length
 
-    config = config.with_start()
-    config = replace(config, model=resolve(config.model))
+    start = open_start(config)
+    config = replace(config, model=start.config, data=replace(config.data, resize=start.preprocess.resize))
     check_possible(config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("the doctor takes one process; start it with python -m miniclip.doctor")
@@ -110,7 +110,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     assert size is not None
     accelerator, precision = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
     config = config.with_precision(precision.name)
-    setting = Setting(config, accelerator, seconds)
+    setting = Setting(config, start, accelerator, seconds)
 
     opened = partial(open_pairs, config.data, seed=config.run.seed, image_size=size)
     try:

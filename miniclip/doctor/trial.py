@@ -23,7 +23,7 @@ from miniclip.data.sampler import TrainSampler
 from miniclip.data.subset import Subset
 from miniclip.doctor.data import Stage
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.start import Start
 from miniclip.training.batches import build_augment, phases
 from miniclip.training.diagnostics import tower_of
 from miniclip.training.optim import learning_rate
@@ -45,6 +45,7 @@ class Setting:
     """What the trainings share. seconds: that each may take."""
 
     config: Config
+    start: Start
     accelerator: Accelerator
     seconds: float
 
@@ -59,11 +60,10 @@ def fixed_batch(setting: Setting, source: PairSource, rows: Sequence[int], count
 
 def trial_pairs(setting: Setting, source: PairSource, rows: Sequence[int], augmented: bool = True) -> TrainingPairs:
     """Those rows of a source that can be read, decoded once. augmented: as training takes them; else as evaluation."""
-    config, chosen, length = setting.config, Subset(source, rows), setting.config.model.context_length
-    assert length is not None
-    augment, tokenizer = build_augment(config), Tokenizer(length)
+    config, chosen, tokenizer = setting.config, Subset(source, rows), setting.start.tokenizer
+    augment = build_augment(config, setting.start.preprocess)
     if not augmented:
-        augment = Augment(augment.image_size, "none", resize=augment.resize)
+        augment = Augment(augment.image_size, "none", resize=augment.resize, preprocess=augment.preprocess)
     progress = augmented and config.log.progress
     options: dict[str, Any] = {"label": "the doctor's images", "allowed": 1.0, "progress": progress}
     with tempfile.TemporaryDirectory() as folder:  # what is mapped stays until it is let go
@@ -82,7 +82,7 @@ class Trial:
         self.setting, self.device, self.steps = setting, accelerator.device, 0
         self.config = replace(config, optim=optim, train=replace(config.train, compile=False))
         accelerator.free_memory()
-        self.learner = Learner(self.config, accelerator, vocabulary)
+        self.learner = Learner(self.config, accelerator, setting.start, vocabulary)
         self.towers: dict[str, list[nn.Parameter]] = {"image": [], "text": []}
         for name, parameter in self.learner.model.named_parameters():
             if tower := tower_of(name):

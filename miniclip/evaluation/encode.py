@@ -25,7 +25,7 @@ from miniclip.data.ahead import in_order, threads
 from miniclip.data.images import BadCount, BadImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
-from miniclip.models.tokenizer import Tokenizer, caption_lengths, trim_padding
+from miniclip.models.tokenizer import caption_lengths
 
 
 class Images(Protocol):
@@ -143,16 +143,17 @@ def encode_texts(
     # Each text once: it saves work, and equal texts would otherwise differ in the last bit from batch to batch.
     place_of = {text: k for k, text in enumerate(dict.fromkeys(texts))}
     tokens = tokenizer(list(place_of))
-    # sorted by length, so that a batch can be trimmed; another tokenizer may pad with what is not zero
-    trims = isinstance(tokenizer, Tokenizer)
-    order = caption_lengths(tokens).argsort(stable=True) if trims else torch.arange(len(tokens))
+    # sorted by length, so that a batch can be trimmed, if it is known how the tokenizer pads
+    pad = getattr(tokenizer, "pad", None)
+    lengths = caption_lengths(tokens) if pad == 0 else (tokens >= 0).sum(1) if pad == -1 else None
+    order = torch.arange(len(tokens)) if lengths is None else lengths.argsort(stable=True)
     device = model_device(model)
     result = torch.zeros(len(place_of), _width(model))
     batches = _own_batches(len(order), options)
     with _evaluating(model, options, batches, "texts") as advance:
         for one in batches:
             if rows := order[one.start : one.stop].tolist():
-                batch = trim_padding(tokens[rows]) if trims else tokens[rows]
+                batch = tokens[rows] if lengths is None else tokens[rows, : int(lengths[rows].max())]
                 result[rows] = _unit(model.encode_text(batch.to(device)))
             advance(len(rows))
     if options.shared:

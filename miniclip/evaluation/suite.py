@@ -24,6 +24,7 @@ from miniclip.evaluation.tasks import TASKS, Retrieval, Task, Zeroshot
 from miniclip.metrics.bootstrap import RESAMPLES
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.precision import for_encoding
 
@@ -40,8 +41,8 @@ class Opened(NamedTuple):
 Suite = dict[str, Opened]  # by name, opened before the training starts, so that nothing can be missing after it
 
 
-def open_suite(config: Config, role: Role) -> Suite:
-    """Open every task of eval.tasks, on images of that role, and read every image once.
+def open_suite(config: Config, role: Role, tokenizer: TextTokenizer = Tokenizer()) -> Suite:  # noqa: B008
+    """Open every task of eval.tasks, on images of that role, and read every image once. tokenizer: of the model.
 
     Raises ConfigError for a task that is neither known nor a folder and for an eval.best that no task counts,
     ValueError for classes that cannot be told apart, and TooManyBad above data.max_bad_fraction.
@@ -50,7 +51,7 @@ def open_suite(config: Config, role: Role) -> Suite:
     if tasks is None:
         tasks = ["retrieval", *(SCENES if config.data.source == "shapes" else ())]
     names = [task.rstrip("/") if isinstance(task, str) else task.label for task in tasks]
-    suite = {name: _open(config, task, role) for name, task in zip(names, tasks, strict=True)}
+    suite = {name: _open(config, task, role, tokenizer) for name, task in zip(names, tasks, strict=True)}
     if best is not None:
         name, _, figure = best.rpartition("/")
         if name not in suite:
@@ -73,7 +74,7 @@ def evaluate(
     between: Callable[[], object] = lambda: None,
 ) -> dict[str, Evaluation]:
     """Every task of the suite on the model as it stands, by name. between: as in EncodeOptions."""
-    loaded = model, preprocess, Tokenizer(context_length=model.context_length)
+    loaded = model, preprocess, model.tokenizer
     precision = for_encoding(config.train.precision)
     size, progress, allowed = config.eval.batch_size, config.log.progress, config.data.max_bad_fraction
     options = EncodeOptions(size, precision, progress, shared=True, max_bad_fraction=allowed, between=between)
@@ -121,7 +122,7 @@ def final_evaluation(
     return values
 
 
-def _open(config: Config, wanted: str | EvalTask, role: Role) -> Opened:
+def _open(config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTokenizer) -> Opened:
     side, allowed, seed = config.model.image_size, config.data.max_bad_fraction, config.run.seed
     assert side is not None
     task: Task
@@ -147,8 +148,7 @@ def _open(config: Config, wanted: str | EvalTask, role: Role) -> Opened:
             split = f"; tell a split, e.g. {{kind: {task.kind}, data: {task.source}, split: test}}"
             raise ConfigError(f"eval.tasks: {error}" + split * (f"no split {role!r}" in str(error))) from error
         if isinstance(task, Zeroshot):  # before the training, not after it
-            cut = Tokenizer(config.model.context_length or Tokenizer.context_length)
-            check_prompts(task.label, parts[0], task.resolved, cut)
+            check_prompts(task.label, parts[0], task.resolved, tokenizer)
     # one part may stand for two, and is then read once
     read = {key: readable(part, allowed) for key, part in {id(part): part for part in parts}.items()}
     return Opened(task, [read[id(part)] for part in parts])

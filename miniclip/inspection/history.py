@@ -29,8 +29,8 @@ from miniclip.inspection.views import loss_figures
 from miniclip.metrics.batch import batch_figures
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer
 from miniclip.models.saved import step_of
-from miniclip.models.tokenizer import Tokenizer
 from miniclip.training.precision import for_encoding
 from miniclip.training.run_dir import MATRICES, kept_matrices, metric_lines
 
@@ -48,7 +48,7 @@ class MatrixLog:
     run that is resumed has another fixed batch.
     """
 
-    def __init__(self, config: Config, preprocess: Preprocess) -> None:
+    def __init__(self, config: Config, preprocess: Preprocess, tokenizer: TextTokenizer) -> None:
         size, seed = config.log.matrix_size, config.run.seed
         source = open_pairs(config.data, "validation", seed=seed, image_size=preprocess.image_size, eval_size=size)
         try:
@@ -60,9 +60,7 @@ class MatrixLog:
         if bad := self.sample.bad:
             named = first_few(bad)
             log.warning("%d validation images cannot be read and are left out of the fixed batch: %s", len(bad), named)
-        assert config.model.context_length is not None
-        self.preprocess, self.loss = preprocess, config.loss
-        self.tokenizer = Tokenizer(context_length=config.model.context_length)
+        self.preprocess, self.loss, self.tokenizer = preprocess, config.loss, tokenizer
         self.options = EncodeOptions(config.eval.batch_size, for_encoding(config.train.precision))
         self.positives = self.sample.positives(config.loss.positives, self.tokenizer)
         self.folder = Path(config.run.dir) / MATRICES

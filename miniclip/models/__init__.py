@@ -8,9 +8,9 @@ from typing import Any
 from miniclip.common.printing import did_you_mean
 from miniclip.config import ConfigError, ModelConfig
 from miniclip.models.clip import DualEncoder
-from miniclip.models.presets import PRESETS, TOWERS, resolve, tower_of
+from miniclip.models.presets import PRESETS, TOWERS, architecture, resolve, tower_of
 
-__all__ = ["PRESETS", "TOWERS", "DualEncoder", "create_model", "resolve", "tower_of"]
+__all__ = ["PRESETS", "TOWERS", "DualEncoder", "architecture", "create_model", "resolve", "tower_of"]
 
 
 def create_model(preset: str | ModelConfig, **overrides: Any) -> DualEncoder:

@@ -6,6 +6,7 @@ Axes: `B` batch, `E` embedding.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,16 @@ from miniclip.config import ModelConfig
 from miniclip.losses.matrix import Embeddings
 from miniclip.models.presets import resolve, tower_of
 from miniclip.models.text import TextTower, unit_length
+from miniclip.models.tower import ImageTower, Tower
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
+
+
+class Cut(NamedTuple):
+    """Where the towers' inputs are features: k of Tower.upper for each tower, or None for images and token ids."""
+
+    image: int | None = None
+    text: int | None = None
 
 
 class DualEncoder(TextTower):
@@ -32,6 +41,10 @@ class DualEncoder(TextTower):
         super().__init__(config)
         self.config = config
         self.visual = tower_of(config)(config)
+        self.make_scale(config)
+
+    def make_scale(self, config: ModelConfig) -> None:
+        """logit_scale and logit_bias, where a resolved config has them start."""
         assert config.logit_scale_init is not None
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
         bias = config.logit_bias_init
@@ -55,9 +68,32 @@ class DualEncoder(TextTower):
         features = self.visual(image)
         return unit_length(features) if normalize else features
 
-    def forward(self, image: Tensor, text: Tensor) -> Embeddings:
-        """Both towers. image: (B, 3, S, S); text: (B', L), usually B' = B; see encode_image and encode_text."""
-        images, texts = self.encode_image(image, normalize=True), self.encode_text(text, normalize=True)
+    @property
+    def image_tower(self) -> ImageTower:
+        return self.visual
+
+    @property
+    def text_tower(self) -> Tower:
+        return self
+
+    def image_from(self, x: Tensor, k: int) -> Tensor:
+        """(B, E) from features of the image tower."""
+        return self.image_tower.upper(x, k)
+
+    def text_from(self, x: Tensor, k: int) -> Tensor:
+        """(B, E) from features of the text tower."""
+        return self.text_tower.upper(x, k)
+
+    def blank(self) -> Self:
+        """A model of the same kind with other weights; on the meta device, under torch.device("meta")."""
+        return type(self)(self.config)
+
+    def forward(self, image: Tensor, text: Tensor, cut: Cut = Cut()) -> Embeddings:  # noqa: B008
+        """Both towers. image: (B, 3, S, S); text: (B', L), usually B' = B; see encode_image and encode_text. cut: which
+        of the two are features of the tower."""
+        images = self.encode_image(image) if cut.image is None else self.image_from(image, cut.image)
+        texts = self.encode_text(text) if cut.text is None else self.text_from(text, cut.text)
+        images, texts = unit_length(images), unit_length(texts)
         # the sums are 0-dim, of whatever shape flatten_scalars_ gave; FSDP wants no views from forward
         bias = None if self.logit_bias is None else self.logit_bias.sum()
         return Embeddings(images, texts, self.logit_scale.exp().sum(), bias)

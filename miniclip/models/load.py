@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from miniclip.common.checksums import damage
 from miniclip.common.printing import near_name
 from miniclip.common.runs import CONFIG, did_you_mean_run, run_of
 from miniclip.config import ModelConfig, load_config_file
+from miniclip.models import DualEncoder, architecture, create_model
+from miniclip.models.foreign import load_tower
+from miniclip.models.joined import JoinedEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import PRESETS
 from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, step_of, with_scalars
-from miniclip.models.tokenizer import Tokenizer
 
 _LIBRARIES = {"open_clip:": "open_clip", "hf:": "transformers_clip"}  # beginning of a name -> module of external
+_KINDS = ("image", "text")
 _FILES = (WEIGHTS, MODEL, PREPROCESS, CONFIG)  # each names the folder that it lies in
 _TAKEN = "a run, a checkpoint in it, a folder that miniclip.save_model wrote, open_clip:ARCH:TAG or hf:NAME"
 
@@ -43,10 +47,23 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
         raise ValueError(f"{wrong}; name another checkpoint of its run")
     config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
     try:
-        model = assemble(config, with_scalars(load_file(weights)), device)
+        model = assemble(_blank(config, run or weights.parent), with_scalars(load_file(weights)), device)
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{weights} does not hold the model of {described}: {error}") from error
-    return model, preprocess, Tokenizer(context_length=model.context_length)
+    return model, preprocess, model.tokenizer
+
+
+def blank_of(run: Path) -> tuple[Callable[[], DualEncoder], Preprocess, ModelConfig]:
+    """What makes a run's model without its weights, its preprocessing, and its model section."""
+    config, preprocess, _ = _of_run(run)
+    return _blank(config, run), preprocess, load_config_file(run / CONFIG).model
+
+
+def _blank(config: ModelConfig, folder: Path) -> Callable[[], DualEncoder]:
+    """folder: that holds what there is of towers from elsewhere."""
+    if not (config.image or config.text):
+        return lambda: create_model(config)
+    return lambda: JoinedEncoder(config, *(load_tower(k, folder) if getattr(config, k) else None for k in _KINDS))
 
 
 def image_size_of(checkpoint: str) -> int:
@@ -141,8 +158,11 @@ def _of_folder(folder: Path) -> tuple[ModelConfig, Preprocess, str]:
 def _of_run(run: Path) -> tuple[ModelConfig, Preprocess, str]:
     """The same from the config of a run, which is saved resolved."""
     config = load_config_file(run / CONFIG)
-    assert config.model.image_size is not None
-    return config.model, Preprocess(config.model.image_size, resize=config.data.resize), str(run / CONFIG)
+    model = architecture(config.model)
+    if (run / PREPROCESS).exists():  # of a run that began from something
+        return model, Preprocess.from_dict(read_json(run / PREPROCESS)), str(run / CONFIG)
+    assert model.image_size is not None
+    return model, Preprocess(model.image_size, resize=config.data.resize or "crop"), str(run / CONFIG)
 
 
 def _library(name: str) -> Any:

@@ -15,6 +15,7 @@ from miniclip.common.pixels import to_rgb
 # Channel statistics of CLIP's own training set (OpenAI's release; also open_clip's OPENAI_DATASET_MEAN and _STD).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_METHODS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -28,28 +29,42 @@ class Preprocess:
 
     image_size: side S in pixels. mean, std: per RGB channel, of values in [0, 1].
     resize: "crop" scales the shorter side to S and keeps the central square (CLIP, section 2.4); "squash" scales both
-    sides to S and loses the aspect ratio, but no content.
+    sides to S and loses the aspect ratio, but no content. crop_pct: the square's share of the shorter side. whole: the
+    image is scaled to whole pixels and then cut, as other libraries do it, up to half a pixel elsewhere.
     """
 
     image_size: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resize: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_pct: float = 1.0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size} must be at least 1 pixel")
         if self.resize not in ("crop", "squash"):
             raise ValueError(f"resize={self.resize!r} must be 'crop' or 'squash'")
+        if self.interpolation not in _METHODS or not 0 < self.crop_pct <= 1:
+            known = f"interpolation must be {' or '.join(_METHODS)} and crop_pct lie in (0, 1]"
+            raise ValueError(f"interpolation={self.interpolation!r} and crop_pct={self.crop_pct}: {known}")
 
     def to_square(self, image: Image.Image) -> Image.Image:
-        """RGB image of any size -> RGB image of S x S pixels (bicubic, antialiased)."""
-        size = (self.image_size, self.image_size)
+        """RGB image of any size -> RGB image of S x S pixels (antialiased)."""
+        size, method = self.image_size, _METHODS[self.interpolation]
+        shorter = min(image.size)
         if self.resize == "squash":
-            return image.resize(size, Image.Resampling.BICUBIC)
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+            return image.resize((size, size), method)
+        if self.whole:
+            scaled = int(size / self.crop_pct)
+            width, height = (scaled if n == shorter else int(scaled * n / shorter) for n in image.size)
+            image = image.resize((width, height), method)
+            x, y = round((width - size) / 2), round((height - size) / 2)
+            return image.crop((x, y, x + size, y + size))
+        kept = shorter * self.crop_pct
+        left, top = (image.width - kept) / 2, (image.height - kept) / 2
+        return image.resize((size, size), method, box=(left, top, left + kept, top + kept))
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """Any image of PIL's, turned and on white as training sees it -> uint8 (3, S, S)."""

@@ -63,6 +63,13 @@ _SIZES = ["embed_dim", "image_size", "image_width", "image_heads", "context_leng
 _SIZES += ["text_width", "text_heads", "text_layers"]
 
 
+# of a tower that stands in model.image or model.text the model says these itself
+_IMAGE = ("image_encoder", "image_width", "image_layers", "image_heads", "patch_size")
+_TEXT = ("text_width", "text_heads", "text_layers", "vocab_size")
+ARCHITECTURE = ("embed_dim", "image_size", *_IMAGE, "context_length", *_TEXT, "activation", "logit_scale_init")
+_LEARNING = ("init", "lock_image", "lock_text", "lora_image", "lora_text", "lora_targets")
+
+
 def _preset_fields(name: str) -> dict[str, Any]:
     base = name.removesuffix(_QUICKGELU)
     if base not in PRESETS:
@@ -76,7 +83,8 @@ def resolve(config: ModelConfig) -> ModelConfig:
     """Fill every field that is None from the preset and the defaults, then check that the sizes fit together.
 
     A field that `config` sets wins over the preset. Resolving twice changes nothing. `patch_size` stays None for a
-    ResNet, and `logit_bias_init` None means a model without a bias.
+    ResNet, and so do the sizes of a tower that comes from elsewhere; `logit_bias_init` None means a model without a
+    bias.
     Raises ConfigError for an unknown preset, for missing fields (all of them named) and for sizes that do not fit.
     """
     base = {**DEFAULTS, **(_preset_fields(config.preset) if config.preset is not None else {})}
@@ -84,27 +92,35 @@ def resolve(config: ModelConfig) -> ModelConfig:
     if isinstance(filled.get("image_layers"), list):
         filled["image_layers"] = tuple(filled["image_layers"])
     tower = TOWERS.get(filled.get("image_encoder", ""))
-    optional = {"preset", "logit_bias_init", "activation_checkpointing"}
-    if tower is None or not tower.has_patches:
-        optional.add("patch_size")
-    missing = [f.name for f in fields(ModelConfig) if f.name not in filled and f.name not in optional]
+    optional = set(_IMAGE) if config.image else set() if tower is not None and tower.has_patches else {"patch_size"}
+    optional |= set(_TEXT) if config.text else set()
+    needed = [name for name in ARCHITECTURE if name not in optional]
+    missing = [name for name in needed if name not in filled]
     if missing:
         listed = ", ".join(f"model.{name}" for name in missing)
         raise ConfigError(f"{listed} must be set, or model.preset must name one of {', '.join(PRESETS)}")
     for name in _SIZES:
-        if not is_size(filled[name]):
+        if name in filled and not is_size(filled[name]):
             raise ConfigError(f"model.{name}={filled[name]!r} must be a whole number of at least 1")
     if isinstance(filled.get("logit_bias_init"), str):
         raise ConfigError("model.logit_bias_init=balanced depends on the batch of a training run; write the number")
     if filled["activation"] not in ACTIVATIONS:
         raise ConfigError(f"model.activation={filled['activation']!r} must be 'gelu' or 'quick_gelu'")
-    if tower is None:
+    if tower is None and not config.image:
         known = " or ".join(repr(name) for name in reversed(TOWERS))
         raise ConfigError(f"model.image_encoder={filled['image_encoder']!r} must be {known}")
     config = replace(config, **filled)
-    tower.check(config)
-    check_divides("text_width", filled["text_width"], "text_heads", filled["text_heads"])
+    if not config.image and tower is not None:
+        tower.check(config)
+    if not config.text:
+        check_divides("text_width", filled["text_width"], "text_heads", filled["text_heads"])
     return config
+
+
+def architecture(config: ModelConfig) -> ModelConfig:
+    """What a model is, without where it began and what of it learns."""
+    kept = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name not in _LEARNING}
+    return ModelConfig(**kept)
 
 
 def tower_of(config: ModelConfig) -> type[ImageTower]:

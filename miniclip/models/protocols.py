@@ -39,6 +39,20 @@ class TwoTowers(Protocol):
 
 
 class TextTokenizer(Protocol):
-    """Texts -> (N, L) int64. Rows of miniclip's own Tokenizer reach the model trimmed, those of any other whole."""
+    """Texts -> (N, L) int64.
+
+    One that has `pad` may have its rows cut to the longest text: what stands behind a text is 0, as in miniclip's own
+    Tokenizer, or -1. Rows of any other reach the model whole.
+    """
 
     def __call__(self, texts: list[str], /) -> Tensor: ...
+
+
+def padding_of(tokenizer: TextTokenizer) -> int:
+    """What stands behind a text in its rows."""
+    return int(getattr(tokenizer, "pad", -1))
+
+
+def key_of(tokenizer: TextTokenizer) -> object:
+    """JSON that tells a tokenizer from others with other ids, or that cut elsewhere."""
+    return getattr(tokenizer, "key", repr(tokenizer))

@@ -5,7 +5,7 @@ Axes: `B` batch, `D` channels, `E` embedding. Works in either memory format; cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from miniclip.config import ConfigError, ModelConfig
-from miniclip.models.tower import ImageTower, check_divides, is_size
+from miniclip.models.tower import WHOLE, ImageTower, check_divides, is_size
 from miniclip.models.transformer import attend_once, positions_at, run_block
 
 EXPANSION = 4
@@ -122,15 +122,27 @@ class ModifiedResNet(ImageTower):
         check_divides("image_size", c.image_size, "the resnet's stride", STRIDE)
         check_divides("image_width * 32", c.image_width * 32, "image_heads", c.image_heads)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) float, normalised, S any multiple of 32. Returns (B, E), not normalised."""
-        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(chain(self.layer1, self.layer2, self.layer3, self.layer4))
+
+    def lower(self, x: Tensor, k: int) -> Tensor:
+        """x: (B, 3, S, S) float, normalised, S any multiple of 32. Returns (B, D, h, w), or (B, E)."""
+        if k == WHOLE:
+            return self.forward(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        x = self.avgpool(x)
-        for block in chain(self.layer1, self.layer2, self.layer3, self.layer4):
+        return self._through(self.blocks[:k], self.avgpool(x))
+
+    def upper(self, x: Tensor, k: int) -> Tensor:
+        """-> (B, E), not normalised."""
+        return x if k == WHOLE else self.attnpool(self._through(self.blocks[k:], x))
+
+    def _through(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        for block in blocks:
             x = _recomputed(block, x) if self.checkpointing else block(x)
-        return self.attnpool(x)
+        return x
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

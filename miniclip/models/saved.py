@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from miniclip.common.console import write_json
 from miniclip.common.durable import make_folder, sync, whole_file
-from miniclip.config import ModelConfig
-from miniclip.models import DualEncoder, create_model
+from miniclip.models import DualEncoder
+from miniclip.models.foreign import save_towers
 from miniclip.models.preprocess import Preprocess
 
 WEIGHTS, MODEL, PREPROCESS = "model.safetensors", "model.json", "preprocess.json"
@@ -43,16 +44,23 @@ def save_model(
         sync(part)  # so that three names change at once: these words beside another model's weights would mislead
         write_json(directory / MODEL, asdict(model.config))
         write_json(directory / PREPROCESS, preprocess.to_dict())
+        save_towers(directory, {"image": model.image_tower, "text": model.text_tower})
     return directory
 
 
-def assemble(config: ModelConfig, state: dict[str, Tensor], device: str | torch.device) -> DualEncoder:
-    """The model of a config with these weights, in evaluation mode; no initial weights are drawn.
+def save_start(run_dir: Path, model: DualEncoder, preprocess: Preprocess) -> None:
+    """Write into a run what its checkpoints do not say of a model that began from something. Raises DiskFull."""
+    write_json(run_dir / PREPROCESS, preprocess.to_dict())
+    save_towers(run_dir, {"image": model.image_tower, "text": model.text_tower})
+
+
+def assemble(blank: Callable[[], DualEncoder], state: dict[str, Tensor], device: str | torch.device) -> DualEncoder:
+    """The model that blank makes with these weights, in evaluation mode; no initial weights are drawn.
 
     Raises RuntimeError if they are another model's.
     """
     with torch.device("meta"):
-        model = create_model(config)
+        model = blank()
     # copies: where safetensors leaves a weight its address may be odd, and a product of it is rounded otherwise
     model.load_state_dict({name: value.clone() for name, value in state.items()}, strict=True, assign=True)
     model.requires_grad_(True)

@@ -5,6 +5,7 @@ Axes: `B` batch, `L` tokens, `D` width, `E` embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
+from miniclip.models.protocols import TextTokenizer
+from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.tower import WHOLE, Tower
 from miniclip.models.transformer import Block, Packed, Transformer
 
 
-class TextTower(nn.Module):
+class TextTower(Tower):
     """Token ids -> (B, E).
 
     The end token has the greatest id of the vocabulary, so `argmax` over a row finds it. Causal attention never looks
@@ -49,6 +53,10 @@ class TextTower(nn.Module):
     def context_length(self) -> int:
         return len(self.positional_embedding)
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return Tokenizer(self.context_length)
+
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """text: (B, L) integer ids, zero padded, L <= context_length. Returns (B, E).
 
@@ -59,14 +67,32 @@ class TextTower(nn.Module):
                 f"text has shape {tuple(text.shape)}; give (B, L) token ids with L from 1 to context_length="
                 f"{self.context_length}, as the tokenizer returns them"
             )
-        ends = text.argmax(dim=-1)
         if self.packs:
-            x = self._packed(text, ends)
+            features = self.ln_final(self._packed(text, text.argmax(dim=-1))) @ self.text_projection
         else:
-            x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
-            x = self.transformer(x, at=ends, causal=True)
-        features = self.ln_final(x) @ self.text_projection
+            features = self.upper(self.lower(text, 0), 0)
         return unit_length(features) if normalize else features
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.transformer.resblocks)
+
+    def lower(self, x: Tensor, k: int) -> Tensor:
+        """x: (B, L) ids as encode_text takes them. Returns (B, L, D + 1), whose last column is 1 at a token and 0
+        behind; with WHOLE (B, E)."""
+        if k == WHOLE:
+            return self.encode_text(x)
+        own = torch.arange(x.shape[1], device=x.device) <= x.argmax(dim=-1, keepdim=True)
+        x = self.token_embedding(x) + self.positional_embedding[: x.shape[1]]
+        x = self.transformer.first(x, k, causal=True)
+        return torch.cat([x, own[..., None].to(x.dtype)], dim=-1)
+
+    def upper(self, x: Tensor, k: int) -> Tensor:
+        """-> (B, E)."""
+        if k == WHOLE:
+            return x
+        ends = x[..., -1].sum(dim=1).long() - 1
+        return self.ln_final(self.transformer(x[..., :-1], at=ends, causal=True, start=k)) @ self.text_projection
 
     def _packed(self, text: Tensor, ends: Tensor) -> Tensor:
         """The end tokens' outputs, (B, D)."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from importlib import resources
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,11 @@ class Tokenizer:
     """
 
     context_length: int = 77
+    pad: ClassVar[int] = 0
+
+    @property
+    def key(self) -> int:
+        return self.context_length
 
     def __post_init__(self) -> None:
         length = self.context_length

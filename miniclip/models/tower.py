@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from miniclip.config import ConfigError, ModelConfig
 
+WHOLE = -1  # in place of the number of a block: behind all of them
 
-class ImageTower(nn.Module):
+
+class Tower(nn.Module):
+    """A stack of blocks that can be cut before any of them: upper(lower(x, k), k) is forward(x) for each k.
+
+    blocks: in their order; empty where they are not known, and then k is WHOLE.
+    """
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return []
+
+    def lower(self, x: Tensor, k: int) -> Tensor:
+        """What goes into block k, or, with WHOLE, what comes out of the tower."""
+        raise NotImplementedError
+
+    def upper(self, x: Tensor, k: int) -> Tensor:
+        """The tower's output from what lower gave."""
+        raise NotImplementedError
+
+
+class ImageTower(Tower):
     """Images -> (B, E); made of a resolved ModelConfig, by `TOWERS[config.image_encoder](config)`.
 
     memory_format: of weights and input, the fastest. has_patches: whether it takes `patch_size`, and `patch_dropout`,
@@ -20,6 +42,9 @@ class ImageTower(nn.Module):
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format
     has_patches: ClassVar[bool] = False
     patch_dropout: float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upper(self.lower(x, 0), 0)
 
     @staticmethod
     def stride(config: ModelConfig) -> int:

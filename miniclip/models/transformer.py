@@ -201,15 +201,24 @@ class Transformer(nn.Module):
         self.checkpointing = checkpointing
         self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
 
-    def forward(self, x: Tensor, at: Tensor, causal: bool = False, packed: Packed | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, at: Tensor, causal: bool = False, packed: Packed | None = None, start: int = 0
+    ) -> Tensor:
         """x: (B, L, D); at: (B,) int64, the token to return; causal: a token sees itself and earlier ones. -> (B, D)
 
         packed: x is (T, D) instead, and `at` counts in T: the last token of each sequence, which see the earlier ones.
+        start: the first block, if x has been through those before.
         """
         last = len(self.resblocks) - 1
-        for index, block in enumerate(self.resblocks):
-            x = run_block(self.checkpointing, block, x, causal, at if index == last else None, packed)
+        x = self.first(x, last, causal, packed, start)
+        x = run_block(self.checkpointing, self.resblocks[last], x, causal, at, packed)
         return x if packed is not None else x[:, 0]
+
+    def first(self, x: Tensor, end: int, causal: bool = False, packed: Packed | None = None, start: int = 0) -> Tensor:
+        """All tokens through the blocks from start to end, that one left out."""
+        for block in self.resblocks[start:end]:
+            x = run_block(self.checkpointing, block, x, causal, None, packed)
+        return x
 
 
 def run_block(checkpointing: bool, block: nn.Module, *inputs: Any, **options: Any) -> Tensor:

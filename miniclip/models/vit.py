@@ -6,13 +6,14 @@ Axes: `B` batch, `L` tokens (class token first), `D` width, `E` embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from miniclip.config import ConfigError, ModelConfig
-from miniclip.models.tower import ImageTower, check_divides, is_size
+from miniclip.models.tower import WHOLE, ImageTower, check_divides, is_size
 from miniclip.models.transformer import Transformer, positions_at
 
 
@@ -52,17 +53,28 @@ class VisionTransformer(ImageTower):
         check_divides("image_size", c.image_size, "patch_size", c.patch_size)
         check_divides("image_width", c.image_width, "image_heads", c.image_heads)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) float, normalised, S any multiple of patch_size. Returns (B, E), not normalised."""
-        x = self.conv1(image)
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.transformer.resblocks)
+
+    def lower(self, x: Tensor, k: int) -> Tensor:
+        """x: (B, 3, S, S) float, normalised, S any multiple of patch_size. Returns (B, L, D), or (B, E)."""
+        if k == WHOLE:
+            return self.forward(x)
+        x = self.conv1(x)
         positions = positions_at(self.positional_embedding, x.shape[-1])
         x = x.flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + positions
         if self.training and self.patch_dropout:
             x = self._without_some(x)
+        return self.transformer.first(self.ln_pre(x), k)
+
+    def upper(self, x: Tensor, k: int) -> Tensor:
+        """-> (B, E), not normalised."""
+        if k == WHOLE:
+            return x
         class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        x = self.transformer(self.ln_pre(x), at=class_token)
-        return self.ln_post(x) @ self.proj
+        return self.ln_post(self.transformer(x, at=class_token, start=k)) @ self.proj
 
     def _without_some(self, x: Tensor) -> Tensor:
         """x: (B, L, D) -> (B, 1 + kept, D): the class token, and patches in random order, which attention ignores."""

@@ -31,6 +31,12 @@ def check_possible(config: Config) -> None:
     """Raise ConfigError for what this machine, or the resolved model of config, cannot do."""
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision=fp16 needs a GPU; use auto or fp32 on a CPU")
+    if config.model.image:
+        for name in ("patch_dropout", "low_image_size"):
+            if getattr(config.train, name):
+                own = f"train.{name} is for this project's own image encoders, and model.image={config.model.image}"
+                raise ConfigError(f"{own}; leave it out")
+        return
     tower = tower_of(config.model)
     if config.train.patch_dropout and not tower.has_patches:
         raise ConfigError(

@@ -33,7 +33,8 @@ from miniclip.data.stream.stream import open_stream
 from miniclip.data.weights import image_weights
 from miniclip.data.workers import batches_of
 from miniclip.losses.matrix import shares
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.start import Start
 from miniclip.training.run_dir import newest_progress
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,12 @@ T = TypeVar("T")
 READ_BY = ("name", "revision", "train_split", "validation_split", "test_split", "image_column", "caption_column")
 
 
-def build_augment(config: Config) -> Augment:
-    """The random transform that a configuration asks for."""
-    data, size = config.data, config.model.image_size
-    assert size is not None
-    return Augment(size, data.augment, data.crop_scale, data.flip, data.colour_jitter, data.resize)
+def build_augment(config: Config, preprocess: Preprocess) -> Augment:
+    """The random transform that a configuration asks for. preprocess: of the model."""
+    data = config.data
+    own = None if preprocess == Preprocess(preprocess.image_size, resize=preprocess.resize) else preprocess
+    look = data.crop_scale, data.flip, data.colour_jitter
+    return Augment(preprocess.image_size, data.augment, *look, preprocess.resize, own)
 
 
 def planned_steps(config: Config, rows: int) -> int:
@@ -75,7 +77,7 @@ class MapBatches:
     """Batches of images that are known beforehand. steps: of the whole run. bad: images that cannot be used here.
     record: of the data, for a resume to compare."""
 
-    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, start: Start) -> None:
         data, seed, main, world = config.data, config.run.seed, accelerator.is_main_process, accelerator.num_processes
         self.config, self.data, self.device = config, data, accelerator.device
         source = open_source(data, "train", seed=seed, image_size=config.model.image_size or 0)
@@ -92,7 +94,7 @@ class MapBatches:
             self.contents["pieces"] = pieces
         if config.run.resume and (config.train.small_vocabulary or not config.run.allow_changed_data):
             from_main(self._check_newest)
-        augment, tokenizer, prepared = build_augment(config), Tokenizer(config.model.context_length or 0), None
+        augment, tokenizer, prepared = build_augment(config, start.preprocess), start.tokenizer, None
         if data.cache:
             label, progress, allowed = _label(config), config.log.progress and main, data.max_bad_fraction
             options: dict[str, Any] = {"folder": data.cache_dir, "label": label, "allowed": allowed}
@@ -166,7 +168,7 @@ class MapBatches:
 class StreamBatches:
     """Batches of images that are read in the order of their shards. steps, bad, record: as in MapBatches."""
 
-    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, start: Start) -> None:
         unknown = f"train.epochs={config.train.epochs}: how many images a stream has is not known"
         if config.train.max_steps is None:
             raise ConfigError(f"{unknown}; set train.max_steps and train.epochs=null")
@@ -175,9 +177,7 @@ class StreamBatches:
         self.config, self.accelerator, self.steps = config, accelerator, config.train.max_steps
         share: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes}
         share |= {"seed": config.run.seed, "pin": accelerator.device.type == "cuda"}
-        self.stream = open_stream(
-            config.data, build_augment(config), Tokenizer(config.model.context_length or 0), **share
-        )
+        self.stream = open_stream(config.data, build_augment(config, start.preprocess), start.tokenizer, **share)
         names = [shard.name for pool in self.stream.shards for shard in pool]
         # the size of a file here, the address of one far away
         self.record: Record | None = record_of_shards(names)
@@ -244,11 +244,11 @@ def _tell_changed(config: Config, first_step: int, changed: str) -> None:
     log.warning("%s; it goes on with these, as run.allow_changed_data says", said)
 
 
-def open_batches(config: Config, accelerator: Accelerator) -> TrainBatches:
+def open_batches(config: Config, accelerator: Accelerator, start: Start) -> TrainBatches:
     """The training split, as data.streaming says. Raises ConfigError, ValueError or FileNotFoundError with advice."""
     size, world = config.data.batch_size, accelerator.num_processes
     require(size >= world, f"data.batch_size={size} leaves some of {world} processes without a pair; raise it")
-    return StreamBatches(config, accelerator) if config.data.streaming else MapBatches(config, accelerator)
+    return (StreamBatches if config.data.streaming else MapBatches)(config, accelerator, start)
 
 
 def on_device(batches: Iterator[tuple[Batch, T]], device: torch.device) -> Iterator[tuple[Batch, T]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Thread
@@ -26,8 +26,7 @@ from miniclip.common.durable import DiskFull, free_space, make_folder, put_in_pl
 from miniclip.common.peers import meet
 from miniclip.common.processes import from_main, gathered, place
 from miniclip.common.stopping import Stopped, Stopping
-from miniclip.config import ModelConfig
-from miniclip.models import DualEncoder, create_model
+from miniclip.models import DualEncoder
 from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars
 from miniclip.training.best import keep_copy
 from miniclip.training.replaced import drop_replaced
@@ -47,20 +46,20 @@ def whole_model(learner: Learner, wanted: bool) -> DualEncoder | None:
     if learner.accelerator.distributed_type != "FSDP":
         return learner.model
     state = learner.accelerator.get_state_dict(learner.prepared)
-    return assemble(learner.config.model, with_scalars(state), learner.accelerator.device) if wanted else None
+    return assemble(learner.model.blank, with_scalars(state), learner.accelerator.device) if wanted else None
 
 
-def handed_out(model: DualEncoder | None, config: ModelConfig, device: torch.device) -> DualEncoder:
+def handed_out(model: DualEncoder | None, blank: Callable[[], DualEncoder], device: torch.device) -> DualEncoder:
     """The main process's model on every process, running statistics included; the others may bring None.
 
-    config: of the model. Every process calls it; where there is one, the model itself comes back.
+    blank: makes one of its kind. Every process calls it; where there is one, the model itself comes back.
     """
     if place()[1] == 1:
         assert model is not None
         return model
     if model is None:
         with torch.device("meta"):  # which draws no random numbers
-            model = create_model(config)
+            model = blank()
         model = model.to_empty(device=device).eval()
     meet()
     for _, value in sorted(model.state_dict(keep_vars=True).items()):

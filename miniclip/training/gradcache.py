@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.losses.matrix import Embeddings
+from miniclip.models.clip import Cut
 from miniclip.models.resnet import frozen_statistics
 
 
@@ -25,12 +26,14 @@ def cached_backward(
     loss_of: Callable[[Embeddings], Tensor],
     *,
     chunk: int,
+    cut: Cut = Cut(),  # noqa: B008
     backward: Callable[[Tensor], None] = Tensor.backward,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Tensor, Embeddings]:
     """Accumulate the gradient of loss_of(model(image, text)) as if the batch had gone through at once.
 
-    image: (B, 3, S, S), text: (B K, L), K for each image. chunk: images in memory at a time. backward: called with the
+    image: (B, 3, S, S), text: (B K, L), K for each image; or features, see Cut. chunk: images in memory at a time.
+    backward: called with the
     loss, so that fp16 can scale it; the chunks inherit that scale. no_sync: context of every chunk but the last, so
     that DDP reduces once.
     Returns the loss (0-dim) and the embeddings of the batch, both detached.
@@ -41,7 +44,7 @@ def cached_backward(
     with torch.no_grad(), frozen_statistics(model):
         for chunk_image, chunk_text in zip(images, texts, strict=True):
             states.append(_RandomState(image.device))
-            parts.append(model(chunk_image, chunk_text))
+            parts.append(model(chunk_image, chunk_text, cut))
     bias = parts[0].bias
     whole = Embeddings(
         torch.cat([p.image for p in parts]).requires_grad_(),
@@ -59,7 +62,7 @@ def cached_backward(
     for i, (image_gradient, text_gradient) in enumerate(gradient_chunks):
         with nullcontext() if i == last else no_sync():
             with states[i].replayed():
-                part = model(images[i], texts[i])
+                part = model(images[i], texts[i], cut)
             # scale and bias belong to the batch, not to a chunk: their gradient goes in once
             once = float(i == last)
             total = (part.image * image_gradient).sum() + (part.text * text_gradient).sum()

@@ -173,7 +173,7 @@ class Loop:
         False if it was left at a batch, because a process was asked to stop.
         """
         model = whole_model(self.learner, self.main)
-        model = handed_out(model, self.config.model, self.accelerator.device)
+        model = handed_out(model, self.learner.model.blank, self.accelerator.device)
         try:
             values, choice = self.hooks.evaluate(model, self._leave_if_agreed)
         except Left:

@@ -13,9 +13,9 @@ from miniclip.config import load_config_file
 from miniclip.models.saved import WEIGHTS, checkpoints
 
 REPLACED, _MOVING = "replaced", ".replaced"  # the second while it is filled
-_FOLDERS = ("checkpoints", "model", "best", "best.old", "matrix", "inspection", "evaluation", "report")
+_FOLDERS = ("checkpoints", "model", "best", "best.old", "matrix", "towers", "inspection", "evaluation", "report")
 _PICTURES = ("examples.*", "queries.png", "confusion_*.png")
-_FILES = ("config.yaml", "data.parquet", "metrics.jsonl", "results.json", "trace.json", *_PICTURES)
+_FILES = ("config.yaml", "data.parquet", "preprocess.json", "metrics.jsonl", "results.json", "trace.json", *_PICTURES)
 
 
 def written(run_dir: Path) -> list[Path]:

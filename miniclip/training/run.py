@@ -27,10 +27,9 @@ from miniclip.common.printing import one_line
 from miniclip.common.processes import check_same, check_shared, from_main
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
-from miniclip.models import resolve
 from miniclip.models.load import load
-from miniclip.models.preprocess import Preprocess
-from miniclip.models.saved import save_model
+from miniclip.models.saved import checkpoints, save_model, save_start
+from miniclip.models.start import Start, open_start
 from miniclip.training.accelerator import build_accelerator, check_possible, check_sharding, form_group
 from miniclip.training.batches import MapBatches, TrainBatches, open_batches
 from miniclip.training.best import Best
@@ -51,7 +50,7 @@ log = logging.getLogger(__name__)
 _SEEN_WITHIN = 60  # seconds; NFS lets its clients remember folders for up to so long
 
 
-def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> dict[str, Any]:
+def train(config: Config, open_hooks: Callable[[Config, Start], Hooks]) -> dict[str, Any]:
     """Run the whole of a configuration; returns what finish does.
 
     Every process of an `accelerate launch` or `torchrun` calls it. open_hooks: called with the resolved configuration
@@ -61,9 +60,9 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
     whatever could not be written. Ctrl-C, SIGTERM and SIGUSR1 end the step, save a checkpoint and raise Stopped, a
     KeyboardInterrupt.
     """
-    config = config.with_start()
-    config = replace(config, model=resolve(config.model))
     run_dir = Path(config.run.dir)
+    start = open_start(config, run_dir if config.run.resume and checkpoints(run_dir) else None)
+    config = replace(config, model=start.config, data=replace(config.data, resize=start.preprocess.resize))
     with Stopping() as stopping, ExitStack() as held, form_group(config) as group, disk_full_named(run_dir):
         results, before = from_main(lambda: claim(config, held))
         if results is not None:
@@ -77,33 +76,33 @@ def train(config: Config, open_hooks: Callable[[Config, Preprocess], Hooks]) -> 
             kept = before == precision.name
             precision = precision._replace(why="as the run began" if kept else f"the run began in {before}")
         try:
-            return _train(config.with_precision(precision.name), accelerator, precision, stopping, open_hooks)
+            return _train(config.with_precision(precision.name), start, accelerator, precision, stopping, open_hooks)
         finally:
             accelerator.end_training()
 
 
 def _train(
     config: Config,
+    start: Start,
     accelerator: Accelerator,
     precision: Precision,
     stopping: Stopping,
-    open_hooks: Callable[[Config, Preprocess], Hooks],
+    open_hooks: Callable[[Config, Start], Hooks],
 ) -> dict[str, Any]:
     main, run_dir = accelerator.is_main_process, Path(config.run.dir)
     check_sharding(config, accelerator)
-    feed = open_batches(config, accelerator)
+    feed = open_batches(config, accelerator, start)
     own = ("run.dir", "data.source", "data.cache_dir", "data.workers", "train.cpu_threads", "log.progress")
     asked = {key: value for key, value in flat(config.to_dict()).items() if key not in own}
     check_same({**asked, "steps": feed.steps, "images": feed.contents})
     check_sharding(config, accelerator, (feed.shares(step) for step in range(min(feed.steps, 100))))
-    assert config.model.image_size is not None
-    hooks = open_hooks(config, Preprocess(config.model.image_size, resize=config.data.resize))
+    hooks = open_hooks(config, start)
 
     vocabulary = None
     if config.train.small_vocabulary:
         assert isinstance(feed, MapBatches)  # a stream has refused
         vocabulary = feed.pairs.vocabulary()
-    learner = Learner(config, accelerator, vocabulary)
+    learner = Learner(config, accelerator, start, vocabulary)
     progress = load_checkpoint(accelerator, run_dir) if config.run.resume else Progress()
     for group, decay in zip(learner.optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
         # the optimiser's options remain those of the config
@@ -124,6 +123,8 @@ def _train(
         prepare_run_dir(config, progress.step, former, progress.left)
         if feed.record is not None:
             feed.record.save(run_dir)
+        if config.model.init or config.model.image or config.model.text:
+            save_start(run_dir, learner.model, learner.preprocess)
         Best(run_dir, config.eval.best).restore(progress.step)
 
     from_main(prepare)
@@ -143,7 +144,7 @@ def _train(
         saved = save_model(run_dir / "model", best or learner.model, preprocess, None if best else state)
         # what is evaluated is what was saved
         finished, preprocess, _ = load(saved, accelerator.device)
-    results = hooks.finish(handed_out(finished, config.model, accelerator.device), preprocess, loop.summary())
+    results = hooks.finish(handed_out(finished, learner.model.blank, accelerator.device), preprocess, loop.summary())
     meet()
     return results
 

@@ -18,8 +18,8 @@ from miniclip.data.augment import recolour
 from miniclip.data.loader import Batch
 from miniclip.data.sampler import mix
 from miniclip.losses.matrix import Embeddings, GlobalBatch, global_loss
-from miniclip.models import create_model
-from miniclip.models.preprocess import Preprocess
+from miniclip.models.clip import Cut
+from miniclip.models.start import Start
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import tune_for_device
 from miniclip.training.diagnostics import step_figures, tower_norms
@@ -43,20 +43,21 @@ class Taken(NamedTuple):
 
 
 class Learner:
-    """A fresh model with its optimiser, on its device.
+    """The model that a run begins from with its optimiser, on its device.
 
-    config: with its model resolved. vocabulary: token ids whose rows alone are trained; see use_small_vocabulary_.
-    model: the DualEncoder. prepared: what a step calls, the model inside of what distributes it.
+    config: with its model resolved. cut: which inputs of the towers are features. vocabulary: token ids whose rows
+    alone are trained; see use_small_vocabulary_. model: the DualEncoder. prepared: what a step calls, the model inside
+    of what distributes it.
     """
 
     prepared: nn.Module
 
-    def __init__(self, config: Config, accelerator: Accelerator, vocabulary: Tensor | None = None) -> None:
-        assert config.model.image_size is not None
-        self.config, self.accelerator = config, accelerator
-        self.preprocess = Preprocess(config.model.image_size, resize=config.data.resize)
+    def __init__(
+        self, config: Config, accelerator: Accelerator, start: Start, vocabulary: Tensor | None = None
+    ) -> None:
+        self.config, self.accelerator, self.preprocess, self.cut = config, accelerator, start.preprocess, Cut()
         torch.manual_seed(config.run.seed)
-        self.model = create_model(config.model)
+        self.model = start.make()
         if vocabulary is not None:
             use_small_vocabulary_(self.model, vocabulary)
         self.model.visual.patch_dropout = config.train.patch_dropout
@@ -72,6 +73,8 @@ class Learner:
 
     def inputs(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S), 0 to 255 -> what the image tower takes."""
+        if self.cut.image is not None:
+            return image
         return self.preprocess.normalize(image).to(memory_format=self.model.visual.memory_format)
 
     def step(
@@ -91,7 +94,8 @@ class Learner:
         config, accelerator = self.config, self.accelerator
         # what a step draws, such as the patches that are left out, hangs on nothing that was drawn before it
         torch.manual_seed(mix(config.run.seed, number, accelerator.process_index))
-        pixels = recolour(batch.image, batch.look) if config.data.flip or config.data.colour_jitter else batch.image
+        coloured = self.cut.image is None and (config.data.flip or config.data.colour_jitter)
+        pixels = recolour(batch.image, batch.look) if coloured else batch.image
         image, weight = self.inputs(pixels), batch.weight if config.data.weights_for == "loss" else None
         known = GlobalBatch.gathered(config.loss.positives, batch.image_id, batch.text_id, weight, sizes)
         loss_of = partial(global_loss, batch=known, config=config.loss, step=number)
@@ -99,10 +103,17 @@ class Learner:
         if chunk := config.train.micro_batch_size:
             no_sync = partial(accelerator.no_sync, self.prepared)
             loss, embeddings = cached_backward(
-                self.prepared, image, batch.text, loss_of, chunk=chunk, backward=accelerator.backward, no_sync=no_sync
+                self.prepared,
+                image,
+                batch.text,
+                loss_of,
+                cut=self.cut,
+                chunk=chunk,
+                backward=accelerator.backward,
+                no_sync=no_sync,
             )
         else:
-            embeddings = self.prepared(image, batch.text)
+            embeddings = self.prepared(image, batch.text, self.cut)
             loss = loss_of(embeddings)
             accelerator.backward(loss)
 

@@ -32,7 +32,7 @@ from miniclip.data.augment import Augment
 from miniclip.data.cache.store import ALL, Arrays, Prepared, Unusable, load_part, part_name, save_part, token_rows
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadCount, BadImage
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.protocols import TextTokenizer, key_of
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def cache_folder(folder: str | Path | None) -> Path:
 def prepare(
     source: PairSource,
     augment: Augment,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     folder: str | Path | None,
     label: str,
@@ -65,8 +65,10 @@ def prepare(
     Raises TooManyBad; ValueError with advice if the folder cannot be written, DiskFull if the disk is too small.
     """
     # image_size, too: a large JPEG is decoded smaller, as far as that size allows
-    key = [FORMAT, label, augment.image_size, augment.stored_side, augment.kind, augment.resize]
-    digest = hashlib.blake2b(json.dumps([*key, tokenizer.context_length]).encode(), digest_size=8).hexdigest()
+    key = [FORMAT, label, augment.image_size, augment.stored_side, augment.kind, augment.resize, key_of(tokenizer)]
+    if augment.kind == "none" and augment.preprocess is not None:
+        key.append(repr(augment.preprocess))
+    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
     directory = cache_folder(folder) / digest
     # what one Pillow cannot read another can
     stamp = f"{source.fingerprint()}, {len(source)} pictures, Pillow {PIL.__version__}"
@@ -88,7 +90,7 @@ class _Build:
 
     source: PairSource
     augment: Augment
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     directory: Path
     stamp: str
     label: str
@@ -190,7 +192,7 @@ class _Build:
                 self._check_space(len(pixels))
         tokenised = token_rows(self.tokenizer, [text for texts in captions for text in texts])
         counts, lengths = (np.array(list(map(len, found)), dtype=np.int64) for found in (captions, tokenised))
-        tokens = np.concatenate([np.zeros(0, dtype=np.uint16), *tokenised])
+        tokens = np.concatenate([np.zeros(0, dtype=tokenised[0].dtype if tokenised else np.uint16), *tokenised])
         arrays = Arrays(np.array(places, dtype=np.int64).reshape(-1, 5), counts, lengths, tokens)
         about = {"stamp": self.stamp, "rows": len(rows), "pixels": at, "bad": bad}
         with _writing(self.directory):

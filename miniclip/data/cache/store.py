@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from miniclip.models.tokenizer import END_OF_TEXT, Tokenizer
+from miniclip.models.protocols import TextTokenizer
+from miniclip.models.tokenizer import END_OF_TEXT
 
 ALL = "all"
 
@@ -40,8 +41,8 @@ def _refusing() -> Iterator[None]:
 
 class Arrays(NamedTuple):
     """places: int64 (images, 5), row of the source, start in the pixels of its part, height, width, their CRC-32.
-    captions: int64, number of each image. lengths: int64, of each caption, in tokens. tokens: uint16. In "all",
-    captions and lengths are running sums that start with 0."""
+    captions: int64, number of each image. lengths: int64, of each caption, in tokens. tokens: uint16 or int32. In
+    "all", captions and lengths are running sums that start with 0."""
 
     places: np.ndarray
     captions: np.ndarray
@@ -104,17 +105,17 @@ class Prepared:
 
     def vocabulary(self) -> np.ndarray:
         """The token ids in use, ascending, int64."""
-        used = np.zeros(2**16, dtype=bool)
-        used[self._arrays.tokens] = True
-        return np.flatnonzero(used)
+        return np.unique(self._arrays.tokens).astype(np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Prepared, (self.directory, self._stamp)
 
 
-def token_rows(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
-    """Of each caption uint16 (length,): what the tokenizer gives, without the padding."""
-    ids = tokenizer(captions).numpy()
+def token_rows(tokenizer: TextTokenizer, captions: Sequence[str]) -> list[np.ndarray]:
+    """Of each caption (length,): what the tokenizer gives, without the padding; uint16 if that is 0, else int32."""
+    ids = tokenizer(list(captions)).numpy()
+    if getattr(tokenizer, "pad", None) != 0:
+        return [row[row >= 0] for row in ids.astype(np.int32)]
     # up to the last end token, and not the first, which a caption may spell out; nor the zeros, since 0 is also "!"
     lengths = ids.shape[1] - (ids[:, ::-1] == END_OF_TEXT).argmax(axis=1)
     return [row[:length] for row, length in zip(ids.astype(np.uint16), lengths.tolist(), strict=True)]
@@ -156,7 +157,8 @@ def _load(path: Path, stamp: str, mapped: bool) -> tuple[dict[str, Any], Arrays]
     files = (np.load(path / f"{name}.npy", "r" if mapped else None, allow_pickle=False) for name in Arrays._fields)
     arrays = Arrays(*map(np.asarray, files))  # a memmap is slow to slice
     _check([a.ndim for a in arrays] == [2, 1, 1, 1] and arrays.places.shape[1] == 5, "an array has another shape")
-    _check([a.dtype for a in arrays] == [np.int64] * 3 + [np.uint16], "an array has another type")
+    right = all(a.dtype == np.int64 for a in arrays[:3]) and arrays.tokens.dtype in (np.uint16, np.int32)
+    _check(right, "an array has another type")
     for name, array in arrays._asdict().items():
         _check(zlib.crc32(np.ascontiguousarray(array).data) == about["checks"][name], f"{name}.npy has other values")
     return about, arrays

@@ -30,7 +30,7 @@ from miniclip.data.stream.shards import training_shards
 from miniclip.data.tables.table import Sample, Shard
 from miniclip.data.tables.texts import texts_of
 from miniclip.data.workers import LOADING, batches_of
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.protocols import TextTokenizer
 
 HOPELESS = 1000  # bad samples in a row, after which no step would ever be full
 
@@ -63,7 +63,7 @@ class TrainStream:
 
     shards: Sequence[Sequence[Shard]]
     augment: Augment
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     batch_size: int
     seed: int
     buffer: int
@@ -192,7 +192,9 @@ class _Reader(IterableDataset[_Part]):
                 lane.group.close()
 
 
-def open_stream(config: DataConfig, augment: Augment, tokenizer: Tokenizer, *, seed: int, **share: Any) -> TrainStream:
+def open_stream(
+    config: DataConfig, augment: Augment, tokenizer: TextTokenizer, *, seed: int, **share: Any
+) -> TrainStream:
     """The training split of a configuration; share: rank, world and pin. Raises ValueError or FileNotFoundError."""
     pools = training_shards(config)
     shards = pools if config.mixing else [[shard for shards in pools for shard in shards]]

@@ -17,13 +17,11 @@ import difflib
 import inspect
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from miniclip.common.printing import first_few
@@ -54,29 +52,7 @@ class OpenClipModel(AdaptedModel):
         return self.model.encode_text(F.pad(text, (0, missing)), normalize=False)
 
 
-@dataclass(frozen=True)
-class OpenClipPreprocess(Preprocess):
-    """The transform of open_clip's evaluation, pixel by pixel.
-
-    Preprocess cuts the square and scales it in one step, bicubic. open_clip scales the image to whole pixels and then
-    cuts, up to half a pixel elsewhere, and some models want bilinear: small differences, but figures depend on them.
-    """
-
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-    def to_square(self, image: Image.Image) -> Image.Image:
-        side = width = height = self.image_size
-        if self.resize == "crop":
-            shorter = min(image.size)
-            width, height = (side if n == shorter else int(side * n / shorter) for n in image.size)
-        method = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
-        if image.size != (width, height):
-            image = image.resize((width, height), method)
-        left, top = round((width - side) / 2), round((height - side) / 2)
-        return image.crop((left, top, left + side, top + side))
-
-
-def load(name: str, device: str | torch.device = "cpu") -> tuple[OpenClipModel, OpenClipPreprocess, TextTokenizer]:
+def load(name: str, device: str | torch.device = "cpu") -> tuple[OpenClipModel, Preprocess, TextTokenizer]:
     """A name of the form above -> the model in evaluation mode, in float32, its preprocessing and its tokenizer.
 
     A file says nothing of the preprocessing (nor of QuickGELU, which the ARCH decides): it gets open_clip's default. A
@@ -213,7 +189,7 @@ def _trouble(source: _Source, reason: str) -> str:
     )
 
 
-def _preprocess(name: str, side: int, values: Mapping[str, Any]) -> OpenClipPreprocess:
+def _preprocess(name: str, side: int, values: Mapping[str, Any]) -> Preprocess:
     resize = {"shortest": "crop", "squash": "squash"}.get(values["resize_mode"])
     interpolation = {"random": "bicubic"}.get(values["interpolation"], values["interpolation"])  # random: in training
     mean, std = (tuple(v) if isinstance(v, Sequence) else (v,) for v in (values["mean"], values["std"]))
@@ -223,7 +199,7 @@ def _preprocess(name: str, side: int, values: Mapping[str, Any]) -> OpenClipPrep
             f"{values['interpolation']!r}, mean {mean} and std {std}; miniclip can do shortest and squash, bicubic and "
             "bilinear, with three channels"
         )
-    return OpenClipPreprocess(side, mean, std, cast(Any, resize), cast(Any, interpolation))
+    return Preprocess(side, mean, std, cast(Any, resize), cast(Any, interpolation), whole=True)
 
 
 def _open_clip() -> Any:

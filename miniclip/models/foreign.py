@@ -1,0 +1,119 @@
+"""Towers of other libraries, or of another run, and how they are found again: nothing of a library's name or folder is
+needed to load a model that was trained on one.
+
+    towers/image.json, towers/text.json   what the tower is, in plain values; its weights lie among the model's
+    towers/tokenizer/                     the text tower's tokenizer
+
+What is loaded may come from anybody, so it runs no code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from miniclip.common.console import write_json
+from miniclip.common.durable import make_folder
+from miniclip.config import ModelConfig
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer
+from miniclip.models.tower import ImageTower, Tower
+
+TOWERS = "towers"  # folder of a model or run
+_TOKENIZER = "tokenizer"
+# beginning of model.image or model.text -> module of external; what has none of these is a run
+_LIBRARIES = {"timm:": "timm_tower", "open_clip:": "open_clip_tower", "hf:": "hf_tower"}
+_OWN = "own_tower"
+
+
+class ForeignImage(ImageTower):
+    """(B, 3, S, S), normalised as its own preprocessing does -> (B, width).
+
+    described: plain values from which its module's build_image makes another one.
+    """
+
+    width: int
+    described: dict[str, Any]
+
+
+class ForeignText(Tower):
+    """(B, L) ids of its tokenizer, -1 behind a text that is shorter -> (B, width).
+
+    described: plain values from which its module's build_text makes another one, with the tokenizer's files.
+    """
+
+    width: int
+    context_length: int
+    described: dict[str, Any]
+    tokenizer: TextTokenizer
+    files: Mapping[str, bytes]
+
+
+class OpenedImage(NamedTuple):
+    """A tower with its weights, in evaluation mode, and its preprocessing."""
+
+    tower: ForeignImage
+    preprocess: Preprocess
+
+
+def open_image(name: str, config: ModelConfig) -> OpenedImage:
+    """What model.image means. config: for image_size, which may be another than the tower's.
+
+    Raises ValueError or FileNotFoundError with one line that says what to do.
+    """
+    opened: OpenedImage = _module(name).open_image(name, config)
+    return opened
+
+
+def open_text(name: str, config: ModelConfig) -> ForeignText:
+    """What model.text means. config: for context_length and text_pooling. Raises as open_image does."""
+    tower: ForeignText = _module(name).open_text(name, config)
+    return tower
+
+
+def save_towers(folder: Path, towers: Mapping[str, nn.Module]) -> None:
+    """Write what load_tower needs of those among the two towers ("image", "text") that are foreign. Raises DiskFull."""
+    for kind, tower in towers.items():
+        if isinstance(tower, ForeignImage | ForeignText):
+            make_folder(folder / TOWERS)
+            write_json(folder / TOWERS / f"{kind}.json", tower.described)
+        if isinstance(tower, ForeignText) and tower.files:
+            make_folder(folder / TOWERS / _TOKENIZER)
+            for name, content in tower.files.items():
+                (folder / TOWERS / _TOKENIZER / name).write_bytes(content)
+
+
+def load_tower(kind: str, folder: Path) -> Any:
+    """A ForeignImage or ForeignText without its weights, on torch's default device. Raises ValueError or OSError."""
+    from miniclip.models.saved import read_json
+
+    described = read_json(folder / TOWERS / f"{kind}.json")
+    module = import_module(f"miniclip.models.external.{_checked(described.get('module'))}")
+    if kind == "image":
+        return module.build_image(described)
+    files = {path.name: path.read_bytes() for path in sorted((folder / TOWERS / _TOKENIZER).glob("*"))}
+    return module.build_text(described, files)
+
+
+def _checked(module: Any) -> str:
+    if module not in (*_LIBRARIES.values(), _OWN):
+        raise ValueError(f"{module!r} is no kind of tower that this version knows")
+    return str(module)
+
+
+def _module(name: str) -> Any:
+    names = [module for start, module in _LIBRARIES.items() if name.startswith(start)]
+    return import_module(f"miniclip.models.external.{names[0] if names else _OWN}")
+
+
+def copied(tower: nn.Module, make: Any) -> Any:
+    """What make() gives, with the weights of tower. No random numbers are drawn."""
+    with torch.device("meta"):
+        empty = make()
+    empty.load_state_dict(tower.state_dict(), strict=True, assign=True)
+    return empty

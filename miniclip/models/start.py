@@ -1,0 +1,78 @@
+"""What a run begins from: a fresh model, a whole one, or towers by themselves; with its tokenizer and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from miniclip.config import Config, ModelConfig
+from miniclip.models import DualEncoder, architecture, create_model, resolve
+from miniclip.models.foreign import open_image, open_text
+from miniclip.models.joined import JoinedEncoder
+from miniclip.models.load import blank_of, load
+from miniclip.models.preprocess import Preprocess
+from miniclip.models.protocols import TextTokenizer
+from miniclip.models.tokenizer import Tokenizer
+
+
+class Start(NamedTuple):
+    """config: resolved, with what came along. make: the model, with its first weights, on the CPU; what of them is
+    fresh is drawn from torch's generator."""
+
+    config: ModelConfig
+    preprocess: Preprocess
+    tokenizer: TextTokenizer
+    make: Callable[[], DualEncoder]
+
+
+def open_start(config: Config, resumed: Path | None = None) -> Start:
+    """What config.model and config.data.resize ask for. resumed: a run that has checkpoints, and goes on; its first
+    weights are not needed, and what it began from need not be there any more.
+
+    Raises ConfigError, ValueError or FileNotFoundError with one line that says what to do.
+    """
+    config = config if config.model.init else config.with_start()
+    model = config.model
+    if not (model.init or model.image or model.text):
+        model = resolve(model)
+        assert model.image_size is not None and model.context_length is not None
+        preprocess = Preprocess(model.image_size, resize=config.data.resize or "crop")
+        return Start(model, preprocess, Tokenizer(model.context_length), lambda: create_model(architecture(model)))
+    if resumed is not None:
+        return _resumed(model, resumed)
+    if model.init:
+        return _whole(config)
+    return _joined(config)
+
+
+def _resumed(model: ModelConfig, run: Path) -> Start:
+    empty, preprocess, then = blank_of(run)
+    merged = {k: v if v is not None else getattr(then, k) for k, v in vars(model).items()}
+    return Start(ModelConfig(**merged), preprocess, empty().tokenizer, empty)
+
+
+def _whole(config: Config) -> Start:
+    assert config.model.init is not None
+    model, preprocess, tokenizer = load(config.model.init)
+    kept = {k: v for k, v in vars(model.config).items() if v is not None}
+    asked = replace(config.model, **{k: v for k, v in kept.items() if getattr(config.model, k) is None})
+    return Start(asked, preprocess, tokenizer, lambda: model.train())
+
+
+def _joined(config: Config) -> Start:
+    model = config.model
+    image = open_image(model.image, model) if model.image else None
+    text = open_text(model.text, model) if model.text else None
+    if image is not None:
+        model = replace(model, image_size=image.preprocess.image_size)
+    if text is not None:
+        model = replace(model, context_length=text.context_length)
+    model = resolve(model)
+    assert model.image_size is not None and model.context_length is not None
+    fresh = Preprocess(model.image_size, resize=config.data.resize or "crop")
+    preprocess = image.preprocess if image else fresh
+    tokenizer = text.tokenizer if text else Tokenizer(model.context_length)
+    towers = image and image.tower, text
+    return Start(model, preprocess, tokenizer, lambda: JoinedEncoder(architecture(model), *towers))
