@@ -6,25 +6,19 @@ Axes: `B` batch, `E` embedding.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
 from miniclip.losses.matrix import Embeddings
+from miniclip.models.cut import Cut, Tower
 from miniclip.models.presets import resolve, tower_of
 from miniclip.models.text import TextTower, unit_length
-from miniclip.models.tower import ImageTower, Tower
+from miniclip.models.tower import ImageTower
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP section 2.5
-
-
-class Cut(NamedTuple):
-    """Where the towers' inputs are features: k of Tower.upper for each tower, or None for images and token ids."""
-
-    image: int | None = None
-    text: int | None = None
 
 
 class DualEncoder(TextTower):

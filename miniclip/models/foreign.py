@@ -20,9 +20,10 @@ from torch import nn
 from miniclip.common.console import write_json
 from miniclip.common.durable import make_folder
 from miniclip.config import ModelConfig
+from miniclip.models.cut import Tower
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
-from miniclip.models.tower import ImageTower, Tower
+from miniclip.models.tower import ImageTower
 
 TOWERS = "towers"  # folder of a model or run
 _TOKENIZER = "tokenizer"

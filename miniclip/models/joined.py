@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
 from miniclip.models.clip import DualEncoder
+from miniclip.models.cut import Tower
 from miniclip.models.foreign import ForeignImage, ForeignText
 from miniclip.models.presets import resolve, tower_of
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.text import TextTower, unit_length
-from miniclip.models.tower import ImageTower, Tower
+from miniclip.models.tower import ImageTower
 
 
 class Head(nn.Module):

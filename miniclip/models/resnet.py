@@ -5,19 +5,21 @@ Axes: `B` batch, `D` channels, `E` embedding. Works in either memory format; cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from miniclip.config import ConfigError, ModelConfig
-from miniclip.models.tower import WHOLE, ImageTower, check_divides, is_size
-from miniclip.models.transformer import attend_once, positions_at, run_block
+from miniclip.models.attention import attend_once
+from miniclip.models.batchnorm import frozen_statistics
+from miniclip.models.cut import WHOLE
+from miniclip.models.tower import ImageTower, check_divides, is_size
+from miniclip.models.transformer import positions_at, run_block
 
 EXPANSION = 4
 STRIDE = 32  # the stem and the three strided stages shrink the side by 2 five times
@@ -154,21 +156,3 @@ def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     return run_block(True, block, x, context_fn=lambda: (nullcontext(), frozen_statistics(block)))
-
-
-@contextmanager
-def frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics still, its output unchanged: a batch that runs twice must not count twice.
-
-    Momentum 0, rather than track_running_stats=False, because checkpointing wants the same tensors saved as before.
-    """
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm)]
-    for norm, _, count in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = count if count is None else count.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, count in norms:
-            norm.momentum = momentum
-            norm.num_batches_tracked = count

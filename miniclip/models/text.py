@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
+from miniclip.models.attention import Packed, share_beginnings
+from miniclip.models.cut import WHOLE, Tower
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import Tokenizer
-from miniclip.models.tower import WHOLE, Tower
-from miniclip.models.transformer import Block, Packed, Transformer
+from miniclip.models.transformer import Block, Transformer
 
 
 class TextTower(Tower):
@@ -116,19 +117,3 @@ class TextTower(Tower):
 def unit_length(x: Tensor) -> Tensor:
     """x: (..., E) -> the same direction with 2-norm 1, in float32, or float64 if x is that."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
-
-
-def share_beginnings(text: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each beginning of a caption once, however many captions have it: in causal attention it is the same in all.
-
-    text: (B, L) integer ids; own: (B, L) bool, those that count, a caption's first ones. Returns token and position
-    (R,) of the last token of each beginning, and (T,), which of them stands at each of text[own].
-    """
-    captions, of = text.masked_fill(~own, -1).unique(dim=0, return_inverse=True)
-    # sorted word by word: what a caption shares with any earlier one, it shares with the one before
-    new = torch.ones_like(captions, dtype=torch.bool)
-    new[1:] = (captions[1:] != captions[:-1]).cumsum(1) > 0
-    new &= captions >= 0
-    row = torch.zeros_like(captions)
-    row[new] = torch.arange(int(new.sum()))
-    return captions[new], new.nonzero()[:, 1], row.cummax(0).values[of][own]

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from miniclip.config import ConfigError, ModelConfig
-
-WHOLE = -1  # in place of the number of a block: behind all of them
-
-
-class Tower(nn.Module):
-    """A stack of blocks that can be cut before any of them: upper(lower(x, k), k) is forward(x) for each k.
-
-    blocks: in their order; empty where they are not known, and then k is WHOLE.
-    """
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return []
-
-    def lower(self, x: Tensor, k: int) -> Tensor:
-        """What goes into block k, or, with WHOLE, what comes out of the tower."""
-        raise NotImplementedError
-
-    def upper(self, x: Tensor, k: int) -> Tensor:
-        """The tower's output from what lower gave."""
-        raise NotImplementedError
+from miniclip.models.cut import Tower
 
 
 class ImageTower(Tower):

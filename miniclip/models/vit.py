@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.config import ConfigError, ModelConfig
-from miniclip.models.tower import WHOLE, ImageTower, check_divides, is_size
+from miniclip.models.cut import WHOLE
+from miniclip.models.tower import ImageTower, check_divides, is_size
 from miniclip.models.transformer import Transformer, positions_at
 
 

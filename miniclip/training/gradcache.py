@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.losses.matrix import Embeddings
-from miniclip.models.clip import Cut
-from miniclip.models.resnet import frozen_statistics
+from miniclip.models.batchnorm import frozen_statistics
+from miniclip.models.cut import Cut
 
 
 def cached_backward(

@@ -18,7 +18,7 @@ from miniclip.data.augment import recolour
 from miniclip.data.loader import Batch
 from miniclip.data.sampler import mix
 from miniclip.losses.matrix import Embeddings, GlobalBatch, global_loss
-from miniclip.models.clip import Cut
+from miniclip.models.cut import Cut
 from miniclip.models.start import Start
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import tune_for_device

@@ -1,0 +1,27 @@
+"""BatchNorm's running statistics, where they may not move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics still, its output unchanged: a batch that runs twice must not count twice.
+
+    Momentum 0, rather than track_running_stats=False, because checkpointing wants the same tensors saved as before.
+    """
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm)]
+    for norm, _, count in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = count if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in norms:
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
