@@ -27,8 +27,11 @@ from miniclip.models.tower import ImageTower
 
 TOWERS = "towers"  # folder of a model or run
 _TOKENIZER = "tokenizer"
-# beginning of model.image or model.text -> module of external; what has none of these is a run
-_LIBRARIES = {"timm:": "timm_tower", "open_clip:": "open_clip_tower", "hf:": "hf_tower"}
+# beginning of model.image, model.text -> module of external; what has none of these is a run
+_LIBRARIES = {
+    "image": {"timm:": "timm_tower", "open_clip:": "open_clip_tower", "hf:": "hf_image"},
+    "text": {"open_clip:": "open_clip_tower", "hf:": "hf_tower"},
+}
 _OWN = "own_tower"
 
 
@@ -67,13 +70,13 @@ def open_image(name: str, config: ModelConfig) -> OpenedImage:
 
     Raises ValueError or FileNotFoundError with one line that says what to do.
     """
-    opened: OpenedImage = _module(name).open_image(name, config)
+    opened: OpenedImage = _module(name, "image").open_image(name, config)
     return opened
 
 
 def open_text(name: str, config: ModelConfig) -> ForeignText:
     """What model.text means. config: for context_length and text_pooling. Raises as open_image does."""
-    tower: ForeignText = _module(name).open_text(name, config)
+    tower: ForeignText = _module(name, "text").open_text(name, config)
     return tower
 
 
@@ -94,21 +97,24 @@ def load_tower(kind: str, folder: Path) -> Any:
     from miniclip.models.saved import read_json
 
     described = read_json(folder / TOWERS / f"{kind}.json")
-    module = import_module(f"miniclip.models.external.{_checked(described.get('module'))}")
+    module = import_module(f"miniclip.models.external.{_checked(kind, described.get('module'))}")
     if kind == "image":
         return module.build_image(described)
     files = {path.name: path.read_bytes() for path in sorted((folder / TOWERS / _TOKENIZER).glob("*"))}
     return module.build_text(described, files)
 
 
-def _checked(module: Any) -> str:
-    if module not in (*_LIBRARIES.values(), _OWN):
+def _checked(kind: str, module: Any) -> str:
+    if module not in (*_LIBRARIES[kind].values(), _OWN):
         raise ValueError(f"{module!r} is no kind of tower that this version knows")
     return str(module)
 
 
-def _module(name: str) -> Any:
-    names = [module for start, module in _LIBRARIES.items() if name.startswith(start)]
+def _module(name: str, kind: str) -> Any:
+    known = _LIBRARIES[kind]
+    names = [module for start, module in known.items() if name.startswith(start)]
+    if not names and any(name.startswith(start) for other in _LIBRARIES.values() for start in other):
+        raise ValueError(f"model.{kind}={name}: that library has no {kind} towers; name {' or '.join(known)} or a run")
     return import_module(f"miniclip.models.external.{names[0] if names else _OWN}")
 
 

@@ -18,7 +18,7 @@ class ImageTower(Tower):
     the share of the patches that it leaves out in training mode.
     """
 
-    memory_format: ClassVar[torch.memory_format] = torch.preserve_format
+    memory_format: torch.memory_format = torch.preserve_format
     has_patches: ClassVar[bool] = False
     patch_dropout: float = 0.0
 

@@ -22,6 +22,7 @@ from miniclip.models.text import unit_length
 _REASONS = {
     "trust_remote_code": "it brings code of its own, which is not run",
     "use_safetensors": "there is no such file, and only safetensors are read",
+    "weights_only": "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors",
     "TorchScript": "it is a TorchScript archive, which may hold code; OpenAI's are the tag openai, too",
 }
 
@@ -90,7 +91,7 @@ def reading(message: Callable[[str], str]) -> Iterator[None]:
     except Exception as error:
         reason = one_line(str(error) or type(error).__name__, 300)
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors"
+            reason = _REASONS["weights_only"]
         reason = next((said for word, said in _REASONS.items() if word in str(error)), reason)
         raise ValueError(message(reason)) from error
     finally:
