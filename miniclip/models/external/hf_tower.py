@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
+from miniclip.models.cut import WHOLE
 from miniclip.models.external.hf_folder import (
     PREFIX,
     check_folder,
@@ -28,7 +29,6 @@ from miniclip.models.external.hf_folder import (
 )
 from miniclip.models.external.hf_tokenizer import HfTokenizer, read_tokenizer, tokenizer_from
 from miniclip.models.foreign import ForeignText
-from miniclip.models.tower import WHOLE
 
 _BERTS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "distilbert")
 _CLIPS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
