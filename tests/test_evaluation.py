@@ -30,7 +30,7 @@ from miniclip.data.scenes.source import SceneSource, SceneTask
 from miniclip.data.subset import Subset
 from miniclip.evaluation.encode import EncodeOptions, encode_images, encode_readable, encode_texts, fingerprint
 from miniclip.evaluation.prompts import fill_templates, resolve_templates
-from miniclip.evaluation.result import Evaluation, difference, to_json
+from miniclip.evaluation.result import Evaluation, difference, main_figure, to_json
 from miniclip.evaluation.retrieval import PairEmbeddings, best_captions, count_retrieval, encode_pairs, retrieval
 from miniclip.evaluation.zeroshot import classifier_of, embed_prompts, predict, zero_shot
 from miniclip.models import DualEncoder
@@ -491,6 +491,27 @@ def test_retrieval_figures_have_intervals() -> None:
         assert alone[name] == figure.value and math.isnan(alone.figures[name].low) == name.endswith("rank")
     recalls = [result.figures[f"image_to_text_r{k}"] for k in (1, 5, 10)]
     assert 0 < recalls[0].value < recalls[1].value < recalls[2].value < 1  # else little was tested
+
+
+def test_the_main_figure_of_retrieval_is_the_mean_of_both_ways() -> None:
+    """Also of images with unequal numbers of captions."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(60).repeat_interleave(torch.randint(1, 6, (60,), generator=generator))
+    vectors = torch.nn.functional.normalize(torch.randn(60, 16, generator=generator), dim=1)
+    found = []
+    for noise in (0.3, 0.5):
+        text = vectors[owner] + noise * torch.randn(len(owner), 16, generator=generator)
+        pairs = PairEmbeddings(vectors, torch.nn.functional.normalize(text, dim=1), ["t"] * len(owner), owner)
+        found.append(count_retrieval(pairs, resamples=0))
+    first, second = map(main_figure, found)
+    ways = [(one["image_to_text_r10"] + one["text_to_image_r10"]) / 2 for one in found]
+    assert [first["mean_r10"], second["mean_r10"]] == pytest.approx(ways, abs=1e-12)
+    assert [list(one.figures) for one in (first, second)] == [["mean_r10"]] * 2
+    apart, both = difference(first, second)["mean_r10"], difference(*found)
+    assert apart.value == pytest.approx(ways[1] - ways[0], abs=1e-12) and apart.n == 60
+    # no wider than the wider of the two, for the noise of their mean is at most the mean of their noises
+    widths = [both[f"{way}_r10"].high - both[f"{way}_r10"].low for way in ("image_to_text", "text_to_image")]
+    assert 0 < apart.high - apart.low <= 1.05 * max(widths)
 
 
 def test_retrieval_chance_and_shared_captions(model: DualEncoder) -> None:

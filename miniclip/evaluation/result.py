@@ -16,17 +16,25 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from miniclip.common.console import json_safe
-from miniclip.metrics.bootstrap import Figure, Statistic, differences
+from miniclip.metrics.bootstrap import Figure, Share, Statistic, differences, with_intervals
 
 # What is better when it is lower; everything else is better when it is higher.
 _LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
+# of each kind the one figure that stands for it; of several shares the mean
+_MAIN = {
+    "zeroshot": ("top1", ("top1",)),
+    "probe": ("linear", ("linear",)),
+    "retrieval": ("mean_r10", ("image_to_text_r10", "text_to_image_r10")),
+}
 _WORDS = {"map": "mAP", "ece": "ECE", "auroc": "AUROC", "fpr95": "FPR@95", "f1": "F1", "top1": "top-1", "top5": "top-5"}
 _VERSIONS = ("torch", "transformers", "open_clip_torch", "datasets", "accelerate", "scikit-learn", "pillow")
 
@@ -81,6 +89,20 @@ def difference(first: Evaluation, second: Evaluation) -> dict[str, Figure]:
         raise ValueError(f"{first.task}: counted on {first.groups} and on {second.groups} images; compare on the same")
     counts = {name: figure.n for name, figure in first.figures.items()}
     return differences(first.statistic, second.statistic, first.groups, counts)
+
+
+def main_figure(result: Evaluation) -> Evaluation:
+    """The one figure that stands for a task, alone: "top1", "linear", or "mean_r10", the mean of R@10 both ways.
+
+    Its statistic holds what each image brings, so that `difference` pairs it.
+    """
+    name, of = _MAIN[result.kind]
+    shares = [result.statistic.shares[one] for one in of]
+    n = len(shares[0].part)
+    # an image with more captions than others keeps its weight in its own direction
+    part = np.mean([share.part * (n / share.whole.sum()) for share in shares], 0)
+    statistic = Statistic({name: Share(part, np.ones(n))})
+    return replace(result, figures=with_intervals(statistic, (n,)), statistic=statistic, groups=(n,), raw=None)
 
 
 def to_json(result: Evaluation) -> dict[str, Any]:
