@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
+from miniclip.models.cut import WHOLE
 from miniclip.models.external.adapted import reading, square_side
 from miniclip.models.external.folders import misfits, refuse_code
 from miniclip.models.foreign import ForeignImage, OpenedImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import read_json
-from miniclip.models.tower import WHOLE
 
 PREFIX = "timm:"
 _WEIGHTS = "model.safetensors"
