@@ -68,8 +68,11 @@ class HfTokenizer:
         return {"content": self.content, "context_length": self.context_length, "lower": self.lower}
 
 
-def read_tokenizer(name: str, folder: Path, context_length: int, lower: bool) -> HfTokenizer:
-    """The one of a folder. Raises ValueError if there is none, or none that its own file describes wholly."""
+def read_tokenizer(name: str, folder: Path, context_length: int, lower: bool) -> tuple[HfTokenizer, Any]:
+    """The one of a folder, and as transformers reads it.
+
+    Raises ValueError if there is none, or none that its own file describes wholly.
+    """
     from transformers import AutoTokenizer
 
     with quiet(name, "tokenizer"):
@@ -78,14 +81,15 @@ def read_tokenizer(name: str, folder: Path, context_length: int, lower: bool) ->
     if backend is None:
         raise ValueError(f"{name}: its tokenizer, {type(theirs).__name__}, has no {FILE}; write one that has")
     ours = HfTokenizer(backend.to_str(), context_length, lower)
-    rows, empty = ours(["a", "two dogs"]), ours([""])
-    if torch.equal(rows[0], rows[1]):  # without its files, transformers makes an empty one
-        raise ValueError(f"{name}: its tokenizer tells no texts apart; put the tokenizer of this model there")
-    if not bool((empty >= 0).any()):
+    if not set(theirs.get_vocab()) - set(
+        theirs.all_special_tokens
+    ):  # without its files, transformers makes an empty one
+        raise ValueError(f"{name}: its tokenizer has no vocabulary; put the tokenizer of this model there")
+    if not bool((ours("") >= 0).any()):
         raise ValueError(
             f"{name}: its tokenizer puts no token around a text, so that an empty one has none; use another"
         )
-    return ours
+    return ours, theirs
 
 
 def tokenizer_from(files: Mapping[str, bytes], context_length: int, lower: bool) -> HfTokenizer:

@@ -37,7 +37,11 @@ _POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}  # 
 
 
 class HfText(ForeignText):
-    """One model of transformers. described: config, pooling, context_length, lower, and projection of a CLIP."""
+    """One model of transformers.
+
+    described: config, pooling, context_length, lower; of a CLIP projection; of a SigLIP padding, its id, and masked,
+    whether it is hidden, both as its tokenizer has them.
+    """
 
     def __init__(self, model: Any, described: Mapping[str, Any], tokenizer: HfTokenizer) -> None:
         super().__init__()
@@ -52,12 +56,12 @@ class HfText(ForeignText):
             "projection_dim" if described.get("projection") else "projection_size" if self.pooling == "siglip" else ""
         )
         self.width = int(getattr(config, wide or "hidden_size"))
-        self.pad_id = int(getattr(config, "pad_token_id", None) or 0)
+        self.pad_id = int(described.get("padding", getattr(config, "pad_token_id", None)) or 0)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        if self.pooling in ("clip", "siglip"):
-            return list(self._text_model.encoder.layers)
+        if self.pooling in ("clip", "siglip"):  # with a mask the last place, where it is read, would count as no token
+            return [] if self.described.get("masked") else list(self._text_model.encoder.layers)
         if self.model.config.model_type in _BERTS:
             return list(self._encoder.layer)
         return []
@@ -67,8 +71,8 @@ class HfText(ForeignText):
         if self.blocks:
             return self.upper(self.lower(text, 0), 0)
         ids, own = self._inputs(text)
-        hidden = self.model(input_ids=ids, attention_mask=own.long()).last_hidden_state
-        return self._pooled(hidden, own)
+        out = self.model(input_ids=ids, attention_mask=own.long())
+        return cast(Tensor, out.pooler_output) if self.pooling == "siglip" else self._pooled(out.last_hidden_state, own)
 
     def lower(self, x: Tensor, k: int) -> Tensor:
         if k == WHOLE:
@@ -95,7 +99,7 @@ class HfText(ForeignText):
             text = F.pad(text, (0, self.context_length - text.shape[1]), value=-1)
         own = text >= 0
         ids = text.masked_fill(~own, self.pad_id)
-        return ids, torch.ones_like(own) if self.pooling == "siglip" else own
+        return ids, own if self.described.get("masked", True) else torch.ones_like(own)
 
     def _run(self, x: Tensor, own: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         """x: (B, L, D) through some of the blocks; own: (B, L)."""
@@ -143,7 +147,10 @@ def open_text(name: str, config: ModelConfig) -> HfText:
         theirs, model_class, described = _described(sentences.folder, kind, values)
     described["pooling"] = _pooling(name, sentences.pooling or described.get("pooling"), config)
     length = _context_length(name, theirs, sentences.max_length, config)
-    tokenizer = read_tokenizer(name, sentences.folder, length, sentences.lower)
+    tokenizer, their_tokenizer = read_tokenizer(name, sentences.folder, length, sentences.lower)
+    if described["pooling"] == "siglip":
+        described["masked"] = "attention_mask" in their_tokenizer.model_input_names
+        described["padding"] = their_tokenizer.pad_token_id
     if tokenizer.highest >= theirs.vocab_size:
         raise ValueError(
             f"{name}: its tokenizer has ids up to {tokenizer.highest}, and its config.json says vocab_size="
@@ -240,7 +247,8 @@ def _described(folder: Path, kind: str, values: Mapping[str, Any]) -> tuple[Any,
             described["projection"] = values.get("architectures") != ["CLIPTextModel"]
         if hasattr(config, "text_config"):
             whole, config = config, config.text_config
-            config.projection_dim = getattr(whole, "projection_dim", None) or config.projection_dim
+            if kind in _CLIPS:
+                config.projection_dim = whole.projection_dim
     described["config"] = plain_config(config)
     return config, _class_of(described), described
 
