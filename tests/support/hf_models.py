@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "triangle", "star", "large", "small", "and", "two"]
-WORDS += ["three", "dogs", "run", "in", "on", "##s", "##ning", ",", "."]
+# of the built-in scenes, and some more
+WORDS = ["a", "the", "red", "orange", "yellow", "green", "blue", "purple", "white", "black", "circle", "square", "star"]
+WORDS += ["triangle", "heart", "cross", "ring", "crescent", "large", "small", "and", "on", "in", "above", "below", "left"]
+WORDS += ["right", "of", "to", "two", "three", "dogs", "run", "an", "##s", "##ning", ",", "."]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 NAMES = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}  # a pooling -> sentence-transformers' word
@@ -25,7 +27,7 @@ def bert_folder(
     import transformers
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "max_position_embeddings": 40, "pad_token_id": 0, **SMALL, **config}
+    sizes = {"vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0, **SMALL, **config}
     if kind == "ModernBert":
         sizes |= dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"))
     if kind == "DistilBert":

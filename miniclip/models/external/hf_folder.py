@@ -62,8 +62,8 @@ def check_folder(name: str, folder: Path) -> dict[str, Any]:
 
 def refuse_code(name: str, folder: Path) -> None:
     """Raise ValueError for a folder that brings Python files, or names a class of its own."""
-    code = sorted(path.name for path in folder.glob("*.py"))
-    named = [f for f in ("config.json", "tokenizer_config.json") if "auto_map" in json_of(name, folder / f, {})]
+    code = [str(path.relative_to(folder)) for where in ("*.py", "*/*.py") for path in sorted(folder.glob(where))]
+    named = [path.name for path in sorted(folder.glob("*config.json")) if "auto_map" in json_of(name, path)]
     if code or named:
         what = code[0] if code else f"auto_map in {named[0]}"
         raise ValueError(
