@@ -22,7 +22,17 @@ from miniclip.models.foreign import load_tower
 from miniclip.models.joined import JoinedEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import PRESETS
-from miniclip.models.saved import MODEL, PREPROCESS, WEIGHTS, assemble, checkpoints, read_json, step_of, with_scalars
+from miniclip.models.saved import (
+    AVERAGE,
+    MODEL,
+    PREPROCESS,
+    WEIGHTS,
+    assemble,
+    checkpoints,
+    read_json,
+    step_of,
+    with_scalars,
+)
 
 _LIBRARIES = {"open_clip:": "open_clip", "hf:": "transformers_clip"}  # beginning of a name -> module of external
 _KINDS = ("image", "text")
@@ -34,8 +44,9 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
     """A model in evaluation mode, its preprocessing and its tokenizer.
 
     checkpoint: a run (of one that is still training, was cut off or went on after its end, the newest checkpoint), its
-    model, best or checkpoints folder, one checkpoint, a model directory, or a file in one of these: a DualEncoder. A
-    name of another library (`open_clip:ARCH:TAG`, `hf:NAME`): an AdaptedModel, which is called alike.
+    model, best or checkpoints folder, one checkpoint, a model directory, or a file in one of these: a DualEncoder; of a
+    checkpoint with train.ema it has the mean of the weights. A name of another library (`open_clip:ARCH:TAG`,
+    `hf:NAME`): an AdaptedModel, which is called alike.
     Raises FileNotFoundError if there is none, and ValueError, naming the file, if it cannot be read.
     """
     name = str(checkpoint)
@@ -43,11 +54,14 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
         loaded: tuple[Any, Preprocess, Any] = library.load(at_home(name), device)
         return loaded
     weights, run = _find(name)
-    if wrong := damage(weights.parent, (WEIGHTS, MODEL, PREPROCESS).__contains__):
+    if wrong := damage(weights.parent, (WEIGHTS, AVERAGE, MODEL, PREPROCESS).__contains__):
         raise ValueError(f"{wrong}; name another checkpoint of its run")
     config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
     try:
-        model = assemble(_blank(config, run or weights.parent), with_scalars(load_file(weights)), device)
+        state = with_scalars(load_file(weights))
+        if run and (mean := weights.with_name(AVERAGE)).exists():
+            state |= load_file(mean)
+        model = assemble(_blank(config, run or weights.parent), state, device)
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{weights} does not hold the model of {described}: {error}") from error
     return model, preprocess, model.tokenizer

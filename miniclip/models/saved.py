@@ -26,6 +26,7 @@ from miniclip.models.foreign import save_towers
 from miniclip.models.preprocess import Preprocess
 
 WEIGHTS, MODEL, PREPROCESS = "model.safetensors", "model.json", "preprocess.json"
+AVERAGE = "average.safetensors"  # of a checkpoint: the running mean of what learns, with train.ema
 
 
 def save_model(

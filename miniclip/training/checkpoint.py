@@ -29,6 +29,7 @@ from miniclip.common.stopping import Stopped, Stopping
 from miniclip.models import DualEncoder
 from miniclip.models.saved import assemble, checkpoints, read_json, with_scalars
 from miniclip.training.best import keep_copy
+from miniclip.training.ema import Average
 from miniclip.training.replaced import drop_replaced
 from miniclip.training.run_dir import BEST, PROGRESS, checkpoint_folder
 from miniclip.training.step import Learner
@@ -80,11 +81,12 @@ class Progress(NamedTuple):
     left: bool = False
 
 
-def check_space(accelerator: Accelerator, run_dir: Path) -> None:
+def check_space(accelerator: Accelerator, run_dir: Path, average: bool = False) -> None:
     """Raise DiskFull if the disk has no room for one more checkpoint."""
     parameters = [p for model in accelerator._models for p in model.parameters()]
-    # of those that are trained the optimiser keeps two more
-    needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
+    # of those that are trained the optimiser keeps two more, and train.ema one
+    copies = 4 if average else 3
+    needed = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in parameters)
     free = free_space(run_dir / "checkpoints")
     if free < needed:
         raise DiskFull(
@@ -97,12 +99,21 @@ class Checkpoints:
     """A run's checkpoints, which a thread of the main process brings to the disk beside the next steps.
 
     A context, which ends when the last one is there. keep: how many stay. stopping: hears of each that is on the disk.
-    first: the step that the run goes on from, or 0; what lies there of later steps goes with the first new one. Every
-    process makes one and calls its methods.
+    first: the step that the run goes on from, or 0; what lies there of later steps goes with the first new one.
+    average: is kept with the weights. Every process makes one and calls its methods.
     """
 
-    def __init__(self, accelerator: Accelerator, run_dir: Path, keep: int, stopping: Stopping, first: int = 0) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run_dir: Path,
+        keep: int,
+        stopping: Stopping,
+        first: int = 0,
+        average: Average | None = None,
+    ) -> None:
         self.accelerator, self.run_dir, self.keep, self.stopping = accelerator, run_dir, keep, stopping
+        self.average = average
         self._start = checkpoint_folder(run_dir, first)
         self._discarded = [folder for folder in checkpoints(run_dir) if folder > self._start]
         self._written: Path | None = None
@@ -132,6 +143,8 @@ class Checkpoints:
         with removed_on_failure(part, folder) if main else nullcontext():
             from_main(lambda: self._begin(part, progress))
             self.accelerator.save_state(str(part))
+            if self.average is not None:
+                self.average.save(part, main)
             meet()
         self._written = folder
         if main:
@@ -154,7 +167,7 @@ class Checkpoints:
 
     def _begin(self, part: Path, progress: Progress) -> None:
         clear_unfinished(self.run_dir)
-        check_space(self.accelerator, self.run_dir)
+        check_space(self.accelerator, self.run_dir, self.average is not None)
         make_folder(part.parent)
         part.mkdir()
         values = progress._replace(feed=dict(progress.feed))._asdict()
@@ -202,8 +215,10 @@ def _remove_whole(folder: Path) -> None:
         remove(folder.replace(folder.with_suffix(".old")))
 
 
-def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
-    """Put the newest whole checkpoint's state into what the accelerator has prepared; without a checkpoint, nothing.
+def load_checkpoint(accelerator: Accelerator, run_dir: Path, average: Average | None = None) -> Progress:
+    """Put the newest whole checkpoint's state into what the accelerator has prepared, and into the average.
+
+    Without a checkpoint, nothing.
 
     Every process calls it. A damaged one is passed over, with a line that says so. Raises ValueError that names the
     checkpoint if it is another model's, or if all are damaged.
@@ -218,6 +233,8 @@ def load_checkpoint(accelerator: Accelerator, run_dir: Path) -> Progress:
     try:
         accelerator.load_state(str(folder))
         _check_optimizer(accelerator)
+        if average is not None:
+            average.restore(folder)
         progress = Progress(**read_json(folder / PROGRESS))
     except Exception as error:
         if out_of_memory(error):

@@ -55,7 +55,9 @@ class Loop:
         self.config, self.accelerator = learner.config, learner.accelerator
         self.main, self.run_dir = self.accelerator.is_main_process, Path(self.config.run.dir)
         self.best = Best(self.run_dir, self.config.eval.best)
-        self.checkpoints = Checkpoints(self.accelerator, self.run_dir, self.config.run.keep, stopping, progress.step)
+        self.checkpoints = Checkpoints(
+            self.accelerator, self.run_dir, self.config.run.keep, stopping, progress.step, learner.average
+        )
         self.clamped = list(progress.clamped)
         self._saved, self._overdue = monotonic(), False
 
@@ -172,23 +174,25 @@ class Loop:
 
         False if it was left at a batch, because a process was asked to stop.
         """
-        model = whole_model(self.learner, self.main)
-        model = handed_out(model, self.learner.model.blank, self.accelerator.device)
-        try:
-            values, choice = self.hooks.evaluate(model, self._leave_if_agreed)
-        except Left:
-            return False
-        self._log(step, values)
-        if self.main and choice is not None:
-            self.best.offer(step, choice, model, self.learner.preprocess)
+        with self.learner.averaged():
+            model = whole_model(self.learner, self.main)
+            model = handed_out(model, self.learner.model.blank, self.accelerator.device)
+            try:
+                values, choice = self.hooks.evaluate(model, self._leave_if_agreed)
+            except Left:
+                return False
+            self._log(step, values)
+            if self.main and choice is not None:
+                self.best.offer(step, choice, model, self.learner.preprocess)
         meet()
         return True
 
     def _keep_matrix(self, step: int) -> None:
         """The matrix of the fixed batch, on the main process; the others wait."""
-        model = whole_model(self.learner, self.main)
-        if self.main and model is not None:
-            self.hooks.keep_matrix(step, model)
+        with self.learner.averaged():
+            model = whole_model(self.learner, self.main)
+            if self.main and model is not None:
+                self.hooks.keep_matrix(step, model)
         meet()
 
     def _save(self, step: int, left: bool) -> None:

@@ -103,7 +103,7 @@ def _train(
         assert isinstance(feed, MapBatches)  # a stream has refused
         vocabulary = feed.pairs.vocabulary()
     learner = Learner(config, accelerator, start, vocabulary)
-    progress = load_checkpoint(accelerator, run_dir) if config.run.resume else Progress()
+    progress = load_checkpoint(accelerator, run_dir, learner.average) if config.run.resume else Progress()
     for group, decay in zip(learner.optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
         # the optimiser's options remain those of the config
         group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
@@ -114,7 +114,7 @@ def _train(
     if not progress.step:
         check_traced(config.train.profile_steps, feed.steps)
     if progress.step < feed.steps:
-        from_main(lambda: check_space(accelerator, run_dir))
+        from_main(lambda: check_space(accelerator, run_dir, learner.average is not None))
     former = written(run_dir) if main and config.run.overwrite else []
     _open_trackers(config, accelerator)
     # whatever can be refused has been: from here on the run that was here goes
@@ -136,14 +136,15 @@ def _train(
     loop = Loop(learner, feed, hooks, stopping, progress)
     loop.run()
 
-    state, preprocess = accelerator.get_state_dict(learner.prepared), learner.preprocess
-    finished = None
-    if main:
-        loop.best.restore(feed.steps)
-        best = loop.best.load(accelerator.device)
-        saved = save_model(run_dir / "model", best or learner.model, preprocess, None if best else state)
-        # what is evaluated is what was saved
-        finished, preprocess, _ = load(saved, accelerator.device)
+    finished, preprocess = None, learner.preprocess
+    with learner.averaged():
+        state = accelerator.get_state_dict(learner.prepared)
+        if main:
+            loop.best.restore(feed.steps)
+            best = loop.best.load(accelerator.device)
+            saved = save_model(run_dir / "model", best or learner.model, preprocess, None if best else state)
+            # what is evaluated is what was saved
+            finished, preprocess, _ = load(saved, accelerator.device)
     results = hooks.finish(handed_out(finished, learner.model.blank, accelerator.device), preprocess, loop.summary())
     meet()
     return results

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +24,7 @@ from miniclip.models.start import Start
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import tune_for_device
 from miniclip.training.diagnostics import step_figures, tower_norms
+from miniclip.training.ema import Average
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.optim import build_optimizer
 
@@ -70,6 +72,12 @@ class Learner:
             # which Accelerate leaves out for FSDP
             self.prepared.forward = accelerator.autocast()(self.prepared.forward)
         self.prepared.train()
+        state = partial(accelerator.get_state_dict, self.prepared)
+        self.average = Average(self.model, config.train.ema, state) if config.train.ema else None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model is what leaves the training: with train.ema the mean of its weights stands in it."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def inputs(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S), 0 to 255 -> what the image tower takes."""
@@ -127,5 +135,7 @@ class Learner:
                 group["lr"] = rate
             self.optimizer.step()
             self.model.clamp_logit_scale_()
+            if self.average is not None:
+                self.average.update(number + 1)
         self.optimizer.zero_grad()
         return Taken(value, scale, norm, finite, embeddings.detach(), figures)
