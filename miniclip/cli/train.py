@@ -40,6 +40,7 @@ def open_hooks(config: Config, start: Start) -> Hooks:
     """Validation, the matrix of a fixed batch and the final tables, with all their data opened."""
     from miniclip.common.processes import place
     from miniclip.evaluation import suite
+    from miniclip.evaluation.guard import Guard
     from miniclip.evaluation.result import lower_is_better
     from miniclip.inspection.history import MatrixLog
     from miniclip.training.best import Choice
@@ -48,6 +49,7 @@ def open_hooks(config: Config, start: Start) -> Hooks:
 
     test = suite.open_suite(config, "test", start.tokenizer)
     validation = suite.open_suite(config, "validation", start.tokenizer) if config.eval.every else {}
+    guard = Guard(config, start.tokenizer)
     task, _, figure = (config.eval.best or "").rpartition("/")
     for doubt in of_choice(config.eval.best, validation[task].data[-1]) if task else ():
         log.warning("%s", doubt)
@@ -55,18 +57,24 @@ def open_hooks(config: Config, start: Start) -> Hooks:
         MatrixLog(config, start.preprocess, start.tokenizer) if place()[0] == 0 and config.log.matrix_every else None
     )
 
-    def evaluate(model: DualEncoder, between: Callable[[], object]) -> tuple[dict[str, float], Choice | None]:
+    def evaluate(
+        step: int, model: DualEncoder, between: Callable[[], object]
+    ) -> tuple[dict[str, float], Choice | None]:
+        guarded = guard.look(step, model, start.preprocess, between)
+        if not step:
+            return guarded, None
         results = suite.evaluate(config, validation, model, start.preprocess, between=between)
         found = results.get(task)
         choice = None if found is None else Choice(found[figure], found.fingerprint, lower_is_better(figure))
-        return suite.scalars(results), choice
+        return suite.scalars(results) | guarded, choice
 
     def keep_matrix(step: int, model: DualEncoder) -> None:
         assert matrices is not None
         matrices.write(step, model)
 
     def finish(model: DualEncoder, preprocess: Preprocess, training: dict[str, Any]) -> dict[str, Any]:
-        return suite.final_evaluation(config, test, model, preprocess, Path(config.run.dir), training)
+        kept = guard.end(model, preprocess)
+        return suite.final_evaluation(config, test, model, preprocess, Path(config.run.dir), training, kept)
 
     return Hooks(evaluate, keep_matrix, finish)
 

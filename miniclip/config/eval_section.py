@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from miniclip.common.printing import did_you_mean
-from miniclip.config.sections import at_least, require
+from miniclip.config.sections import ConfigError, at_least, require
 
 # which options of a task belong to which evaluation, see miniclip.evaluation.tasks
 OPTIONS = {
@@ -80,9 +80,10 @@ class EvalConfig:
             retrieval, and for the scenes all of their tasks.
         best: figure of the validation split that chooses the weights of the finished model, e.g.
             retrieval/image_to_text_r10 or unseen/top1; none takes those of the last step.
-        guard: tasks, as in tasks, of what must not be lost: evaluated before the first step, along the training and at
-            the end; a loss is said in the log, in results.json and in the report.
-        guard_margin: how far a task's main figure may fall before it is said; 0.02 is two points of a per cent.
+        guard: tasks, as in tasks, of what must not be lost: evaluated before the first step, with every and at the end;
+            a fall is said in the log, in results.json and in the report. A fresh model has nothing to lose.
+        guard_margin: how far a guarded task's figure (top-1, the mean of R@10 both ways, or the linear probe) may fall
+            below what it was before the first step; 0.02 is two points of a per cent.
         batch_size: images encoded at a time.
         size: images in each built-in task, and in the scenes' validation and test splits.
     """
@@ -97,9 +98,10 @@ class EvalConfig:
     size: int = 1000
 
     def __post_init__(self) -> None:
-        labels = [task if isinstance(task, str) else task.label for task in self.own_tasks or ()]
-        twice = [label for label in labels if labels.count(label) > 1]
-        require(not twice, f"eval.tasks: two tasks are called {twice[:1]}; give one of them another name by task")
+        for key, tasks in (("tasks", self.own_tasks or ()), ("guard", self.guarded_tasks)):
+            labels = [task if isinstance(task, str) else task.label for task in tasks]
+            twice = [label for label in labels if labels.count(label) > 1]
+            require(not twice, f"eval.{key}: two tasks are called {twice[:1]}; give one of them another name by task")
         often = self.best is None or self.every >= 1
         require(often, f"eval.best={self.best} is looked at every eval.every steps; set that to e.g. 100")
         at_least("eval", self, every=0, batch_size=1, size=1, guard_margin=0)
@@ -107,16 +109,19 @@ class EvalConfig:
     @property
     def own_tasks(self) -> list[str | EvalTask] | None:
         """tasks, the mappings among them checked; None if the run's data decides."""
-        return None if self.tasks is None else _checked(self.tasks)
+        return None if self.tasks is None else _checked(self.tasks, "eval.tasks")
 
     @property
     def guarded_tasks(self) -> list[str | EvalTask]:
         """guard, the mappings among them checked."""
-        return _checked(self.guard or [])
+        return _checked(self.guard or [], "eval.guard")
 
 
-def _checked(tasks: list[Any]) -> list[str | EvalTask]:
-    return [task if isinstance(task, str) else _task(task) for task in tasks]
+def _checked(tasks: list[Any], key: str) -> list[str | EvalTask]:
+    try:
+        return [task if isinstance(task, str) else _task(task) for task in tasks]
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("eval.tasks", key, 1)) from None
 
 
 def _task(values: dict[str, Any]) -> EvalTask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.plots import confusion_png
 from miniclip.evaluation.prompts import check_prompts
 from miniclip.evaluation.result import Evaluation, entry, header
-from miniclip.evaluation.tables import print_evaluations
+from miniclip.evaluation.tables import print_evaluations, print_guard
 from miniclip.evaluation.tasks import TASKS, Retrieval, Task, Zeroshot
 from miniclip.metrics.bootstrap import RESAMPLES
 from miniclip.models import DualEncoder
@@ -50,8 +50,7 @@ def open_suite(config: Config, role: Role, tokenizer: TextTokenizer = Tokenizer(
     tasks, best = config.eval.own_tasks, config.eval.best
     if tasks is None:
         tasks = ["retrieval", *(SCENES if config.data.source == "shapes" else ())]
-    names = [task.rstrip("/") if isinstance(task, str) else task.label for task in tasks]
-    suite = {name: _open(config, task, role, tokenizer) for name, task in zip(names, tasks, strict=True)}
+    suite = open_tasks(config, tasks, role, tokenizer)
     if best is not None:
         name, _, figure = best.rpartition("/")
         if name not in suite:
@@ -62,6 +61,14 @@ def open_suite(config: Config, role: Role, tokenizer: TextTokenizer = Tokenizer(
         if figure not in one.counted(data):
             raise ConfigError(f"eval.best={best}: {name} has no {figure}; use {name}/top1")
     return suite
+
+
+def open_tasks(
+    config: Config, tasks: Sequence[str | EvalTask], role: Role, tokenizer: TextTokenizer, key: str = "eval.tasks"
+) -> Suite:
+    """The same for any tasks. key: of the configuration, that names them. Raises what `open_suite` does."""
+    names = [task.rstrip("/") if isinstance(task, str) else task.label for task in tasks]
+    return {name: _open(config, task, role, tokenizer, key) for name, task in zip(names, tasks, strict=True)}
 
 
 def evaluate(
@@ -87,11 +94,17 @@ def scalars(results: dict[str, Evaluation]) -> dict[str, float]:
 
 
 def final_evaluation(
-    config: Config, suite: Suite, model: DualEncoder, preprocess: Preprocess, run_dir: Path, training: dict[str, Any]
+    config: Config,
+    suite: Suite,
+    model: DualEncoder,
+    preprocess: Preprocess,
+    run_dir: Path,
+    training: dict[str, Any],
+    guard: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Run every task; the main process prints the tables, writes results.json and images, and returns what it holds.
 
-    training: what results.json says of the training itself.
+    training: what results.json says of the training itself. guard: of eval.guard, what `Guard.end` returned.
     """
     main = place()[0] == 0
     results = evaluate(config, suite, model, preprocess, resamples=RESAMPLES if main else 0)
@@ -104,6 +117,8 @@ def final_evaluation(
             results[name] = replace(result, notes=(*result.notes, note))
     print()
     print_evaluations(results)
+    if guard:
+        print_guard(guard)
     drawn: list[str] = []
     for name, result in results.items():
         if name == "retrieval":
@@ -116,13 +131,13 @@ def final_evaluation(
     trained = {"name": str(run_dir), "fingerprint": fingerprint(model)}
     where = {name: {"source": one.task.source, "split": one.task.split} for name, one in suite.items()}
     entries = [entry(result, trained, where[name]) for name, result in results.items()]
-    values = {**header(), "training": training, "results": entries}
+    values = {**header(), "training": training, "results": entries, **({"guard": dict(guard)} if guard else {})}
     write_json(run_dir / "results.json", values)
     print(f"model, results and images are in {run_dir}")
     return values
 
 
-def _open(config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTokenizer) -> Opened:
+def _open(config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTokenizer, key: str) -> Opened:
     side, allowed, seed = config.model.image_size, config.data.max_bad_fraction, config.run.seed
     assert side is not None
     task: Task
@@ -141,12 +156,12 @@ def _open(config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTok
         else:
             known = f"neither retrieval, nor one of {', '.join(SCENES)}, nor a folder with one sub-folder a class"
             near = did_you_mean(wanted, ("retrieval", *SCENES))
-            raise ConfigError(f"eval.tasks: {wanted!r} is {known}; other data takes a mapping with kind and data{near}")
+            raise ConfigError(f"{key}: {wanted!r} is {known}; other data takes a mapping with kind and data{near}")
         try:
             parts = task.open(side, role, allowed)
         except ValueError as error:
             split = f"; tell a split, e.g. {{kind: {task.kind}, data: {task.source}, split: test}}"
-            raise ConfigError(f"eval.tasks: {error}" + split * (f"no split {role!r}" in str(error))) from error
+            raise ConfigError(f"{key}: {error}" + split * (f"no split {role!r}" in str(error))) from error
         if isinstance(task, Zeroshot):  # before the training, not after it
             check_prompts(task.label, parts[0], task.resolved, tokenizer)
     # one part may stand for two, and is then read once

@@ -55,6 +55,26 @@ def print_differences(differences: Mapping[str, Mapping[str, Figure]], than: str
     _print(open_console(), difference_table(list(differences.items()), than))
 
 
+def print_guard(guard: Mapping[str, Mapping[str, Any]]) -> None:
+    """What became of eval.guard, by task, as results.json says it."""
+    _print(open_console(), guard_table(guard))
+
+
+def guard_table(guard: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each task: its figure before the first step and after the last, and whether that is within the margin.
+
+    Raises KeyError or TypeError for what `Guard.end` has not made.
+    """
+    rows = []
+    for task, one in guard.items():
+        name, apart = one["figure"], one["difference"]
+        figure = None if apart is None else Figure(*(apart[key] for key in ("value", "low", "high", "n")))
+        said = "-" if apart is None else "lost" if one["beyond"] else "kept"
+        shown = (f"{words_of(name)} %", percent(one["before"]), percent(one["after"]), _told(name, figure), said)
+        rows.append((task, *shown))
+    return Table("eval.guard: what must not be lost", ("task", "figure", "before", "after", "difference", ""), rows)
+
+
 def _print(console: Console, *tables: Table) -> None:
     for table in tables:
         show_table(console, *table)
@@ -170,19 +190,21 @@ def difference_table(rows: Sequence[tuple[str, Mapping[str, Figure]]], than: str
     """verdict: better or worse in words, rather than a star, where the interval leaves out 0."""
     names = list(dict.fromkeys(name for _, figures in rows for name in figures))
 
-    def told(name: str, figure: Figure | None) -> str:
-        if figure is None:
-            return "-"
-        value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
-        if not is_number(figure.low):
-            return value
-        better = (figure.value < 0) == lower_is_better(name)
-        mark = ("better" if better else "worse") if verdict else "*"
-        return f"{value} [{low}, {high}]" + (f" {mark}" if figure.low > 0 or figure.high < 0 else "")
-
-    lines = [(row, *(told(name, figures.get(name)) for name in names)) for row, figures in rows]
+    lines = [(row, *(_told(name, figures.get(name), verdict) for name in names)) for row, figures in rows]
     mark = "" if verdict else "; * leaves out 0"
     return Table(f"difference from {than}, with 95 % interval{mark}", ("", *names), lines)
+
+
+def _told(name: str, figure: Figure | None, verdict: bool = False) -> str:
+    """A difference with its sign and interval."""
+    if figure is None:
+        return "-"
+    value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
+    if not is_number(figure.low):
+        return value
+    better = (figure.value < 0) == lower_is_better(name)
+    mark = ("better" if better else "worse") if verdict else "*"
+    return f"{value} [{low}, {high}]" + (f" {mark}" if figure.low > 0 or figure.high < 0 else "")
 
 
 def show(name: str, figure: Figure | None, interval: bool = True) -> str:

@@ -34,13 +34,13 @@ class NonFiniteLoss(RuntimeError):
 class Hooks(NamedTuple):
     """What a run does besides its steps; models come whole and on their device.
 
-    evaluate: every process calls it with the same model and what may raise Left between two batches, and gets what is
-    logged, and the figure of eval.best.
+    evaluate: every process calls it with the number of steps done, the same model and what may raise Left between two
+    batches, and gets what is logged, and the figure of eval.best.
     keep_matrix: the main process calls it with the number of steps done. finish: every process calls it with the
     finished model and what results.json says of the training, and gets what results.json holds.
     """
 
-    evaluate: Callable[[DualEncoder, Callable[[], object]], tuple[dict[str, float], Choice | None]]
+    evaluate: Callable[[int, DualEncoder, Callable[[], object]], tuple[dict[str, float], Choice | None]]
     keep_matrix: Callable[[int, DualEncoder], None]
     finish: Callable[[DualEncoder, Preprocess, dict[str, Any]], dict[str, Any]]
 
@@ -76,7 +76,7 @@ class Loop:
             if config.log.matrix_every and not first:
                 with throughput.paused():
                     self._keep_matrix(0)
-            if self.progress.left and self._due(first):
+            if (self.progress.left or not first) and self._due(first):
                 with throughput.paused():
                     self._evaluate(first)
                 self._stop_if_agreed(first)
@@ -154,6 +154,8 @@ class Loop:
     def _due(self, done: int) -> bool:
         """Whether an evaluation is due after so many steps."""
         chosen, every = self.config.eval.best is not None, self.config.eval.every
+        if not done:
+            return bool(self.config.eval.guard)
         # the last step, too, may be the best; without a choice the final tables say enough of it
         return every > 0 and (chosen if done == self.feed.steps else done % every == 0)
 
@@ -178,7 +180,7 @@ class Loop:
             model = whole_model(self.learner, self.main)
             model = handed_out(model, self.learner.model.blank, self.accelerator.device)
             try:
-                values, choice = self.hooks.evaluate(model, self._leave_if_agreed)
+                values, choice = self.hooks.evaluate(step, model, self._leave_if_agreed)
             except Left:
                 return False
             self._log(step, values)

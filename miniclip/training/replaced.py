@@ -14,15 +14,15 @@ from miniclip.models.saved import WEIGHTS, checkpoints
 
 REPLACED, _MOVING = "replaced", ".replaced"  # the second while it is filled
 _FOLDERS = ("checkpoints", "model", "best", "best.old", "matrix", "towers", "inspection", "evaluation", "report")
-_PICTURES = ("examples.*", "queries.png", "confusion_*.png")
-_FILES = ("config.yaml", "data.parquet", "preprocess.json", "metrics.jsonl", "results.json", "trace.json", *_PICTURES)
+_OF_EVALUATION = ("guard.json", "examples.*", "queries.png", "confusion_*.png")
+_FILES = ("config.yaml", "data.parquet", "preprocess.json", "metrics.jsonl", "results.json", "trace.json")
 
 
 def written(run_dir: Path) -> list[Path]:
     """What the run in a directory has left there: the rest is its owner's."""
     config = run_dir / "config.yaml"
     project = load_config_file(config).log.project if config.exists() else "miniclip"
-    names = (*_FOLDERS, *_FILES, f"{project}/**/events.out.tfevents.*", f"{project}/**/hparams.yml")
+    names = (*_FOLDERS, *_FILES, *_OF_EVALUATION, f"{project}/**/events.out.tfevents.*", f"{project}/**/hparams.yml")
     found = [path for name in names for path in sorted(run_dir.glob(name))]
     linked = [path for path in found if path.is_symlink() and path.name == "checkpoints"]
     return [path for path in found if path not in linked] + [state for _ in linked for state in checkpoints(run_dir)]

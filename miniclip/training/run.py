@@ -4,6 +4,7 @@ config.yaml      the resolved configuration
 trace.json       what some steps spend their time on, with train.profile_steps; chrome://tracing or Perfetto show it
 data.parquet     names, sizes and checksums of what is trained on, for a resume to compare
 metrics.jsonl    a line for each logged step
+guard.json       what eval.guard's tasks came to before the first step
 checkpoints/     states to go on from
 matrix/          the matrix of one fixed batch along the training, with log.matrix_every
 best/            the model with the best validation figure so far, with eval.best

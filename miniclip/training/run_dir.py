@@ -189,8 +189,9 @@ def _trim_metrics(path: Path, first_step: int, left: bool, every: int) -> None:
     lines, bad = metric_lines(path)
 
     def again(values: dict[str, Any]) -> bool:
-        evaluated = left and any(key.startswith("eval/") for key in values)
-        return values["step"] > first_step or (evaluated and values["step"] == first_step)
+        evaluated = any(key.startswith("eval/") for key in values)
+        undone = evaluated and (left or not first_step)
+        return values["step"] > first_step or (undone and values["step"] == first_step)
 
     kept = [line for line, values in lines if not again(values)]
     last = max((values["step"] for _, values in lines), default=0)
