@@ -10,8 +10,8 @@ import torch
 
 # of the built-in scenes, and some more
 WORDS = ["a", "the", "red", "orange", "yellow", "green", "blue", "purple", "white", "black", "circle", "square", "star"]
-WORDS += ["triangle", "heart", "cross", "ring", "crescent", "large", "small", "and", "on", "in", "above", "below", "left"]
-WORDS += ["right", "of", "to", "two", "three", "dogs", "run", "an", "##s", "##ning", ",", "."]
+WORDS += ["triangle", "heart", "cross", "ring", "crescent", "large", "small", "and", "on", "in", "above", "below"]
+WORDS += ["left", "right", "of", "to", "two", "three", "dogs", "run", "an", "##s", "##ning", ",", "."]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 NAMES = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}  # a pooling -> sentence-transformers' word
