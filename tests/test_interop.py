@@ -357,16 +357,14 @@ def save_clip(
     text: dict[str, Any] | None = None,
     processor: dict[str, Any] | None = None,
     pad: str = "<|endoftext|>",
+    vision: dict[str, Any] | None = None,
 ) -> str:
     """A small CLIPModel with its processor, in the files that the Hub has of such -> its name."""
     torch.manual_seed(0)
-    vision = {**SIZES, "image_size": 32, "patch_size": 16}
+    images = {**SIZES, "image_size": 32, "patch_size": 16, **(vision or {})}
     texts = {**SIZES, "eos_token_id": eos, **(text or {})}
-    stir(
-        model := transformers.CLIPModel(
-            transformers.CLIPConfig(text_config=texts, vision_config=vision, projection_dim=16)
-        )
-    )
+    config = transformers.CLIPConfig(text_config=texts, vision_config=images, projection_dim=16)
+    stir(model := transformers.CLIPModel(config))
     model.save_pretrained(folder)
     square = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     transformers.CLIPImageProcessor(**(square | (processor or {}))).save_pretrained(folder)

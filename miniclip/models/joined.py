@@ -33,10 +33,17 @@ class Head(nn.Module):
         return self.linear(x) if self.mlp is None else self.linear(x) + self.mlp(x)
 
 
+def _head(tower: ForeignImage | ForeignText | None, config: Any) -> nn.Module:
+    if tower is None or config.projection == "none":
+        return nn.Identity()
+    return Head(tower.width, config.embed_dim, config.projection == "mlp")
+
+
 class JoinedEncoder(DualEncoder):
     """A DualEncoder in all that is done with it. image, text: the towers of config.image and config.text, else None.
 
-    A tower that is not given is a fresh one of config, and has its own projection.
+    A tower that is not given is a fresh one of config, and has its own projection. With config.projection "none", which
+    no file asks for, the towers are those of one model, which has joined them already.
     """
 
     def __init__(self, config: ModelConfig, image: ForeignImage | None, text: ForeignText | None) -> None:
@@ -46,9 +53,7 @@ class JoinedEncoder(DualEncoder):
         self.config = config
         self.visual = image if image is not None else tower_of(config)(config)
         self.textual: Tower = text if text is not None else TextTower(config)
-        mlp = config.projection == "mlp"
-        self.image_head = nn.Identity() if image is None else Head(image.width, c.embed_dim, mlp)
-        self.text_head = nn.Identity() if text is None else Head(text.width, c.embed_dim, mlp)
+        self.image_head, self.text_head = _head(image, c), _head(text, c)
         self.make_scale(config)
 
     @property

@@ -18,7 +18,7 @@ from miniclip.common.printing import near_name
 from miniclip.common.runs import CONFIG, did_you_mean_run, run_of
 from miniclip.config import ModelConfig, load_config_file
 from miniclip.models import DualEncoder, architecture, create_model
-from miniclip.models.foreign import load_tower
+from miniclip.models.foreign import TOWERS, load_tower
 from miniclip.models.joined import JoinedEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import PRESETS
@@ -156,25 +156,31 @@ def _of_folder(folder: Path) -> tuple[ModelConfig, Preprocess, str]:
                 f"{folder / name} does not exist; a finished model is {WEIGHTS}, {MODEL} and {PREPROCESS} in one "
                 f"folder, and a checkpoint lies in the folder checkpoints of its run, beside {CONFIG}"
             )
-    values, prepared = read_json(folder / MODEL), read_json(folder / PREPROCESS)
+    return *_described(folder / MODEL, folder / PREPROCESS), f"{MODEL} beside it"
+
+
+def _described(model: Path, prepared: Path) -> tuple[ModelConfig, Preprocess]:
+    values = read_json(model), read_json(prepared)
     try:
-        layers = values.get("image_layers")
-        config = ModelConfig(**{**values, "image_layers": tuple(layers) if isinstance(layers, list) else layers})
-        preprocess = Preprocess.from_dict(prepared)
+        layers = values[0].get("image_layers")
+        config = ModelConfig(**{**values[0], "image_layers": tuple(layers) if isinstance(layers, list) else layers})
+        preprocess = Preprocess.from_dict(values[1])
     except (TypeError, ValueError) as error:
         damaged = "has keys of another version, or is damaged"
-        raise ValueError(f"{folder / MODEL} or {PREPROCESS} beside it {damaged}: {error}") from error
+        raise ValueError(f"{model} or {PREPROCESS} beside it {damaged}: {error}") from error
     if preprocess.image_size != config.image_size:
-        raise ValueError(f"{folder}: {PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}")
-    return config, preprocess, f"{MODEL} beside it"
+        pixels = f"{PREPROCESS} gives {preprocess.image_size} pixels, {MODEL} {config.image_size}"
+        raise ValueError(f"{prepared.parent}: {pixels}")
+    return config, preprocess
 
 
 def _of_run(run: Path) -> tuple[ModelConfig, Preprocess, str]:
-    """The same from the config of a run, which is saved resolved."""
+    """The same from the config of a run, which is saved resolved; of one that began from something, from files of its
+    own."""
+    if (run / PREPROCESS).exists():
+        return *_described(run / TOWERS / MODEL, run / PREPROCESS), str(run / TOWERS / MODEL)
     config = load_config_file(run / CONFIG)
     model = architecture(config.model)
-    if (run / PREPROCESS).exists():  # of a run that began from something
-        return model, Preprocess.from_dict(read_json(run / PREPROCESS)), str(run / CONFIG)
     assert model.image_size is not None
     return model, Preprocess(model.image_size, resize=config.data.resize or "crop"), str(run / CONFIG)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from miniclip.common.console import write_json
 from miniclip.common.durable import make_folder, sync, whole_file
 from miniclip.models import DualEncoder
-from miniclip.models.foreign import save_towers
+from miniclip.models.foreign import TOWERS, save_towers
 from miniclip.models.preprocess import Preprocess
 
 WEIGHTS, MODEL, PREPROCESS = "model.safetensors", "model.json", "preprocess.json"
@@ -51,6 +51,8 @@ def save_model(
 
 def save_start(run_dir: Path, model: DualEncoder, preprocess: Preprocess) -> None:
     """Write into a run what its checkpoints do not say of a model that began from something. Raises DiskFull."""
+    make_folder(run_dir / TOWERS)
+    write_json(run_dir / TOWERS / MODEL, asdict(model.config))
     write_json(run_dir / PREPROCESS, preprocess.to_dict())
     save_towers(run_dir, {"image": model.image_tower, "text": model.text_tower})
 

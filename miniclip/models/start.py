@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from miniclip.config import Config, ModelConfig
+from miniclip.config import Config, ConfigError, ModelConfig
 from miniclip.models import DualEncoder, architecture, create_model, resolve
 from miniclip.models.foreign import open_image, open_text
 from miniclip.models.joined import JoinedEncoder
-from miniclip.models.load import blank_of, load
+from miniclip.models.load import blank_of
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.whole import open_whole
 
 
 class Start(NamedTuple):
-    """config: resolved, with what came along. make: the model, with its first weights, on the CPU; what of them is
-    fresh is drawn from torch's generator."""
+    """config: resolved, with what came along. make: the model, with its first weights, on the CPU, another one at
+    each call; what of them is fresh is drawn from torch's generator."""
 
     config: ModelConfig
     preprocess: Preprocess
@@ -42,9 +44,12 @@ def open_start(config: Config, resumed: Path | None = None) -> Start:
         return Start(model, preprocess, Tokenizer(model.context_length), lambda: create_model(architecture(model)))
     if resumed is not None:
         return _resumed(model, resumed)
-    if model.init:
-        return _whole(config)
-    return _joined(config)
+    start = _whole(config) if model.init else _joined(config)
+    asked, own = config.data.resize, start.preprocess.resize
+    if asked not in (None, own):
+        with_what = f"contradicts {model.init or model.image}, which was trained with {own}; set it to null"
+        raise ConfigError(f"data.resize={asked} {with_what}")
+    return start
 
 
 def _resumed(model: ModelConfig, run: Path) -> Start:
@@ -54,11 +59,8 @@ def _resumed(model: ModelConfig, run: Path) -> Start:
 
 
 def _whole(config: Config) -> Start:
-    assert config.model.init is not None
-    model, preprocess, tokenizer = load(config.model.init)
-    kept = {k: v for k, v in vars(model.config).items() if v is not None}
-    asked = replace(config.model, **{k: v for k, v in kept.items() if getattr(config.model, k) is None})
-    return Start(asked, preprocess, tokenizer, lambda: model.train())
+    section, model, preprocess = open_whole(config)
+    return Start(section, preprocess, model.tokenizer, lambda: deepcopy(model).train())
 
 
 def _joined(config: Config) -> Start:
@@ -75,4 +77,4 @@ def _joined(config: Config) -> Start:
     preprocess = image.preprocess if image else fresh
     tokenizer = text.tokenizer if text else Tokenizer(model.context_length)
     towers = image and image.tower, text
-    return Start(model, preprocess, tokenizer, lambda: JoinedEncoder(architecture(model), *towers))
+    return Start(model, preprocess, tokenizer, lambda: JoinedEncoder(architecture(model), *deepcopy(towers)))

@@ -152,8 +152,8 @@ class _Chunks(dict[str, bytes]):
 
         super().__init__()
         self.find_pieces: Any = regex.compile(_PIECE, regex.IGNORECASE).findall
-        self.letters = _byte_letters()
-        self.vocabulary = _read_vocabulary(self.letters)
+        self.letters = byte_letters()
+        self.vocabulary = read_vocabulary(self.letters)
 
     def __missing__(self, chunk: str) -> bytes:
         # ASCII that a token spells is spelt as it is, and looking it up needs neither the regex nor the letters
@@ -210,7 +210,7 @@ def _chunks() -> _Chunks:
     return _Chunks()
 
 
-def _byte_letters() -> dict[int, bytes]:
+def byte_letters() -> dict[int, bytes]:
     """-> byte -> the letter, as UTF-8, by which the merge file spells it, in the order of the ids 0-255.
 
     First the visible Latin-1 characters, spelt as they are, then the others: chr(256), chr(257), ...
@@ -221,7 +221,7 @@ def _byte_letters() -> dict[int, bytes]:
     return letters | {byte: chr(256 + k).encode() for k, byte in enumerate(others)}
 
 
-def _read_vocabulary(letters: dict[int, bytes]) -> dict[bytes, int]:
+def read_vocabulary(letters: dict[int, bytes]) -> dict[bytes, int]:
     """-> spelling -> id, in the order of the ids: bytes, the same bytes at the end of a piece, merges, specials."""
     packed = resources.files("miniclip.models").joinpath("bpe_merges.txt.gz").read_bytes()
     merged = gzip.decompress(packed).replace(b" ", b"").split()  # a line of the file is the two that merge

@@ -31,11 +31,11 @@ def check_possible(config: Config) -> None:
     """Raise ConfigError for what this machine, or the resolved model of config, cannot do."""
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision=fp16 needs a GPU; use auto or fp32 on a CPU")
-    if config.model.image:
+    if config.model.image or config.model.image_encoder is None:
         for name in ("patch_dropout", "low_image_size"):
             if getattr(config.train, name):
-                own = f"train.{name} is for this project's own image encoders, and model.image={config.model.image}"
-                raise ConfigError(f"{own}; leave it out")
+                own = f"train.{name} is for this project's own image encoders"
+                raise ConfigError(f"{own}, and that of {config.model.image or config.model.init} is not; leave it out")
         return
     tower = tower_of(config.model)
     if config.train.patch_dropout and not tower.has_patches:
@@ -79,8 +79,8 @@ def build_accelerator(config: Config) -> tuple[Accelerator, Precision]:
     state = PartialState(cpu=_cpu_asked_for())
     if state.device.type == "cpu":
         share_cores(config.train.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
-    assert config.model.image_encoder is not None
-    precision = agreed(config.train.precision, state.device, config.model.image_encoder)
+    encoder = config.model.image_encoder or "resnet"  # of a foreign one nothing is known: what convolutions say holds
+    precision = agreed(config.train.precision, state.device, encoder)
     if precision.name == "fp16" and config.train.precision == "auto" and os.environ.get("ACCELERATE_USE_FSDP"):
         precision = precision._replace(name="fp32")  # FSDP scales no loss
     if precision.slow and state.is_main_process:

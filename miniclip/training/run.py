@@ -165,8 +165,9 @@ def _open_trackers(config: Config, accelerator: Accelerator) -> None:
 def _announce(learner: Learner, precision: Precision, feed: TrainBatches, first_step: int) -> None:
     config, accelerator = learner.config, learner.accelerator
     parameters = sum(p.numel() for p in learner.model.parameters())
+    model = config.model
     print(
-        f"{config.model.preset or config.model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
+        f"{model.init or model.preset or model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
         f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, "
         f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}\n"
         f"{precision.name}: {precision.why}"

@@ -28,13 +28,15 @@ _REASONS = {
 
 
 class AdaptedConfig(NamedTuple):
-    """What evaluation asks of a model. zero_padded: rows of ids end in zeros after CLIP's end token."""
+    """What evaluation asks of a model. zero_padded: rows of ids end in zeros after CLIP's end token. source: the
+    library's own config."""
 
     name: str
     image_size: int
     embed_dim: int
     context_length: int
     zero_padded: bool = False
+    source: Any = None
 
 
 class AdaptedModel(nn.Module, ABC):

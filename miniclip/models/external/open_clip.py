@@ -75,7 +75,8 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[OpenClipModel, 
             weights_only=True,
         )
     preprocess = _preprocess(name, side, open_clip.get_model_preprocess_cfg(model))
-    config = AdaptedConfig(name, side, source.config["embed_dim"], length, isinstance(tokenizer, Tokenizer))
+    zeros = isinstance(tokenizer, Tokenizer)
+    config = AdaptedConfig(name, side, source.config["embed_dim"], length, zeros, source.config)
     return OpenClipModel(model, config).eval(), preprocess, tokenizer
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _FILES = (
     ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"),
     ("model.safetensors", "model.safetensors.index.json"),
 )
-_LEGACY_EOS = 2  # what old configs of CLIP say; transformers then pools at the highest id
+LEGACY_EOS = 2  # what old configs of CLIP say; transformers then pools at the highest id
 
 
 class TransformersModel(AdaptedModel):
@@ -91,6 +91,30 @@ class TransformersTokenizer:
         return torch.where(mask.bool(), ids, ~ids) if self.sees_padding and mask is not None else ids
 
 
+def own_preprocess(name: str, theirs: TransformersPreprocess) -> Preprocess:
+    """The same as a plain Preprocess, which training may augment and save; where they round, a pixel may be another.
+
+    Raises ValueError for a processor that does something else.
+    """
+    processor, side = theirs.processor, theirs.image_size
+    shortest, method = processor.size.get("shortest_edge"), {2: "bilinear", 3: "bicubic"}.get(processor.resample)
+    resize, share = ("crop", side / shortest) if shortest else ("squash", 1.0)
+    size = f"size={dict(processor.size)}, resample={processor.resample}"
+    cannot = f"{name}: its image processor, {type(processor).__name__} with {size}, makes other squares than"
+    cannot += " data.resize=crop and squash do, bicubic or bilinear; change its preprocessor_config.json"
+    if method is None or share > 1:
+        raise ValueError(cannot)
+    ours = Preprocess(side, theirs.mean, theirs.std, cast(Any, resize), cast(Any, method), share, whole=True)
+    for shape in ((2 * side, 3 * side), (3 * side, 2 * side)):
+        rows, columns = (np.linspace(0, 255, n) for n in shape)
+        ramp = np.stack(np.broadcast_arrays(rows[:, None], columns, 255 - columns), axis=-1).astype(np.uint8)
+        image = Image.fromarray(ramp)
+        # a crop may begin a pixel elsewhere
+        if (ours.to_uint8(image).int() - theirs.to_uint8(image).int()).abs().max() > 2 + 2 * 255 / side:
+            raise ValueError(cannot)
+    return ours
+
+
 def load(
     name: str, device: str | torch.device = "cpu"
 ) -> tuple[TransformersModel, TransformersPreprocess, TransformersTokenizer]:
@@ -102,7 +126,7 @@ def load(
     preprocess, tokenizer = _preprocess(source), _tokenizer(source)  # may refuse, so before the weights are fetched
     model = _model(source).to(device)
     width = source.config.projection_dim if source.family == "CLIP" else source.config.vision_config.hidden_size
-    config = AdaptedConfig(name, preprocess.image_size, int(width), tokenizer.context_length)
+    config = AdaptedConfig(name, preprocess.image_size, int(width), tokenizer.context_length, source=source.config)
     return TransformersModel(model, config).eval(), preprocess, tokenizer
 
 
@@ -194,7 +218,7 @@ def _tokenizer(source: _Source) -> TransformersTokenizer:
         trouble = "tells no texts apart; its vocabulary is missing"
     elif highest >= text.vocab_size:
         trouble = f"has ids up to {highest}, and config.json says vocab_size={text.vocab_size}"
-    elif clip and text.eos_token_id not in (_LEGACY_EOS, *rows[0].tolist()):
+    elif clip and text.eos_token_id not in (LEGACY_EOS, *rows[0].tolist()):
         trouble = f"does not end a text with the eos_token_id={text.eos_token_id} of config.json"
     elif clip and theirs.padding_side != "right":
         trouble = "pads on the left, and CLIP counts positions from there"

@@ -1,0 +1,149 @@
+"""model.init: the logits before a step and the weights after it equal those of the code that a model comes from; what
+comes along, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from support.closeness import by_parameter
+from test_interop import SIZES, save_clip, stir
+from test_step import N, batch
+from test_training import TINY
+from torch import Tensor, nn
+
+from miniclip.config import Config, load_config
+from miniclip.models import DualEncoder
+from miniclip.models.external.convert import _under_our_names
+from miniclip.models.start import Start, open_start
+from miniclip.training.step import Learner
+
+open_clip = pytest.importorskip("open_clip")
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["red", "big", "old", "new", "odd", "hot", "raw", "dry"]
+CAPTIONS = [f"a {word} thing" for word in WORDS]
+VIT: dict[str, Any] = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
+TEXT: dict[str, Any] = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+PLAIN: dict[str, Any] = {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT}
+RESNET: dict[str, Any] = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "head_width": 16}
+PREPARED = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear", "resize_mode": "squash"}
+# what a DualEncoder is
+SAME: dict[str, dict[str, Any]] = {
+    "vit": PLAIN,
+    "quick": {**PLAIN, "quick_gelu": True},
+    "resnet": {**PLAIN, "vision_cfg": RESNET},
+    "sigmoid": {**PLAIN, "init_logit_bias": -10, "init_logit_scale": math.log(10), "nonscalar_logit_scale": True},
+    "custom": {**PLAIN, "custom_text": True},
+}
+
+
+def save_open_clip(folder: Path, config: dict[str, Any]) -> str:
+    """A model with random weights as on the Hub -> its name."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    stir(model := kind(**{k: v for k, v in config.items() if k != "custom_text"}))
+    described = {"model_cfg": config, "preprocess_cfg": PREPARED}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"open_clip:local-dir:{folder}"
+
+
+def save_transformers(folder: Path, act: str = "quick_gelu", eos: int = 49407) -> str:
+    """A CLIPModel as CLIP has it: its layers four times as wide inside -> its name."""
+    own = {"hidden_act": act, "intermediate_size": 4 * SIZES["hidden_size"]}
+    return save_clip(folder, eos=eos, text=own, vision=own)
+
+
+def config_of(folder: Path, name: str, *options: str) -> Config:
+    values = {**TINY, "model": {"init": name}, "run": {"dir": str(folder / "run")}}
+    (folder / "init.yaml").write_text(yaml.safe_dump(values))
+    return load_config(["--config", str(folder / "init.yaml"), *options])
+
+
+def started(folder: Path, name: str, *options: str) -> tuple[Config, Start]:
+    config = config_of(folder, name, *options)
+    start = open_start(config)
+    return replace(config, model=start.config), start
+
+
+def theirs_of(name: str) -> nn.Module:
+    """Read by the library itself."""
+    if name.startswith("hf:"):
+        model: nn.Module = transformers.AutoModel.from_pretrained(name.removeprefix("hf:"))
+    else:
+        model = open_clip.create_model(name.removeprefix("open_clip:"))
+    return model
+
+
+def outputs(model: Any, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+    """Of their model: unit features, the scale, and the bias if there is one."""
+    if not hasattr(model, "get_image_features"):
+        found: tuple[Tensor, ...] = model(image, text)
+        return found
+    made = model(pixel_values=image, input_ids=text)
+    bias = (model.logit_bias,) if hasattr(model, "logit_bias") else ()
+    return made.image_embeds, made.text_embeds, model.logit_scale.exp(), *bias
+
+
+def logits(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    return scale * image @ text.T + (0 if bias is None else bias)
+
+
+SOURCES = [*SAME, "hf", "hf-gelu", "hf-legacy"]
+
+
+def source(folder: Path, kind: str) -> str:
+    hf = {"hf": ("quick_gelu", 49407), "hf-gelu": ("gelu", 49407), "hf-legacy": ("quick_gelu", 2)}
+    return save_transformers(folder, *hf[kind]) if kind in hf else save_open_clip(folder, SAME[kind])
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_logits_and_a_step_equal_theirs(kind: str, tmp_path: Path) -> None:
+    name, given = source(tmp_path / "source", kind), batch()
+    if kind == "resnet":
+        given = given._replace(image=given.image.repeat(1, 1, 2, 2))
+    loss = ("--loss.name", "sigmoid") if kind == "sigmoid" else ()
+    config, start = started(tmp_path, name, *loss, "--optim.grad_clip", "0")
+    theirs = theirs_of(name).eval()
+    pixels, text = start.preprocess.normalize(given.image), start.tokenizer(CAPTIONS)
+    ours = start.make().eval()
+    assert type(ours) is DualEncoder
+    with torch.no_grad():
+        expected = logits(*outputs(theirs, pixels, text))
+        found = logits(*ours(pixels, text))
+        exact = logits(*outputs(theirs.double(), pixels.double(), text))
+        torch.testing.assert_close(logits(*ours.double()(pixels.double(), text)), exact, rtol=0, atol=1e-10)
+    assert expected.std(0).min() > 0.01 and expected.std(1).min() > 0.01
+    rounding = float((expected - exact).abs().max())  # of theirs: of a ResNet with random weights more than 1e-5
+    torch.testing.assert_close(found, expected, rtol=0, atol=max(1e-5, rounding))
+
+    # in float32 a convolution's rounding decides on which side of 0 some of what a ReLU sees lies
+    dtype = torch.float64 if kind == "resnet" else torch.float32
+    pixels, theirs = pixels.to(dtype), theirs.to(dtype).train()
+    learner = Learner(config, Accelerator(cpu=True), start._replace(make=lambda: start.make().to(dtype)))
+    learner.inputs = lambda _: pixels  # type: ignore[method-assign]
+    taken = learner.step(given._replace(text=text), 0, 1e-3, [N])
+    loss_of = open_clip.loss.SigLipLoss() if kind == "sigmoid" else open_clip.loss.ClipLoss()
+    theirs_loss = loss_of(*outputs(theirs, pixels, text))
+    theirs_loss.backward()
+    decay = [p for n, p in theirs.named_parameters() if p.ndim > 1 and "position" not in n]
+    plain = [p for n, p in theirs.named_parameters() if p.ndim <= 1 or "position" in n]
+    groups = [{"params": decay, "weight_decay": config.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=1e-3, betas=config.optim.betas, eps=config.optim.eps).step()
+    assert taken.loss == pytest.approx(float(theirs_loss.detach()), rel=1e-5)
+    state = {key.removeprefix("text."): value for key, value in theirs.state_dict().items()}
+    state = _under_our_names(state, ours.config) if name.startswith("hf:") else state
+    moved = {key: value.reshape(state[key].shape) for key, value in learner.model.state_dict().items()}
+    errors = by_parameter(moved, state)
+    errors.pop("visual.attnpool.k_proj.bias", None)  # as of every key: its gradient is rounding
+    assert max(errors.values()) < 1e-5, max(errors.items(), key=lambda item: item[1])
