@@ -29,8 +29,9 @@ class Preprocess:
 
     image_size: side S in pixels. mean, std: per RGB channel, of values in [0, 1].
     resize: "crop" scales the shorter side to S and keeps the central square (CLIP, section 2.4); "squash" scales both
-    sides to S and loses the aspect ratio, but no content. crop_pct: the square's share of the shorter side. whole: the
-    image is scaled to whole pixels and then cut, as other libraries do it, up to half a pixel elsewhere.
+    sides to S and loses the aspect ratio, but no content. crop_pct: the square's share of the shorter side, or of each
+    that is scaled to S. whole: the image is scaled to whole pixels and then cut, as other libraries do it, up to half a
+    pixel elsewhere.
     """
 
     image_size: int
@@ -54,17 +55,16 @@ class Preprocess:
         """RGB image of any size -> RGB image of S x S pixels (antialiased)."""
         size, method = self.image_size, _METHODS[self.interpolation]
         shorter = min(image.size)
-        if self.resize == "squash":
-            return image.resize((size, size), method)
+        squash = self.resize == "squash"
         if self.whole:
             scaled = int(size / self.crop_pct)
-            width, height = (scaled if n == shorter else int(scaled * n / shorter) for n in image.size)
+            width, height = (scaled if squash or n == shorter else int(scaled * n / shorter) for n in image.size)
             image = image.resize((width, height), method)
             x, y = round((width - size) / 2), round((height - size) / 2)
             return image.crop((x, y, x + size, y + size))
-        kept = shorter * self.crop_pct
-        left, top = (image.width - kept) / 2, (image.height - kept) / 2
-        return image.resize((size, size), method, box=(left, top, left + kept, top + kept))
+        kept = [(n if squash else shorter) * self.crop_pct for n in image.size]
+        left, top = ((n - k) / 2 for n, k in zip(image.size, kept, strict=True))
+        return image.resize((size, size), method, box=(left, top, left + kept[0], top + kept[1]))
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """Any image of PIL's, turned and on white as training sees it -> uint8 (3, S, S)."""

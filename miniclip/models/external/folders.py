@@ -1,22 +1,14 @@
-"""What holds for weights and folders that another library wrote, and that may come from anybody."""
+"""What holds for weights that another library wrote, and that may come from anybody."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 # what torch says of a weight of another shape; each of the lists of keys stands on a line of its own
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?torch.Size\((\[[\d, ]*\])\).*?torch.Size\((\[[\d, ]*\])\)", re.S)
 _KEYS = {"lacks {}": re.compile(r"Missing key.*?: (.*)"), "has {}, too": re.compile(r"Unexpected key.*?: (.*)")}
-
-
-def refuse_code(name: str, folder: Path) -> None:
-    """Raise ValueError if there are Python files in a folder. name: what the user wrote."""
-    if code := sorted(folder.rglob("*.py")):
-        told = f"{name}: {code[0].relative_to(folder)} there is Python code, and nothing that is loaded runs code"
-        raise ValueError(f"{told}; name a folder without it, of a model that its library knows by itself")
 
 
 @contextmanager

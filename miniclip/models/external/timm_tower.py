@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from miniclip.config import ModelConfig
 from miniclip.models.cut import WHOLE
 from miniclip.models.external.adapted import reading, square_side
-from miniclip.models.external.folders import misfits, refuse_code
+from miniclip.models.external.folders import misfits
+from miniclip.models.external.hf_folder import keep_buffers, refuse_code
 from miniclip.models.foreign import ForeignImage, OpenedImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import read_json
@@ -41,7 +42,7 @@ class _Family(NamedTuple):
 
 
 _LAST = torch.channels_last
-# the class whose forward_features it is -> its parts; ConvNeXt's and Swin's blocks are whole stages
+# the class whose forward_features it is -> its parts; of RegNet, ConvNeXt and Swin the blocks are whole stages
 _FAMILIES = {
     "EfficientNet": _Family(("conv_stem", "bn1"), ("blocks",), ("conv_head", "bn2"), _LAST),
     "MobileNetV3": _Family(("conv_stem", "bn1"), ("blocks",), (), _LAST),
@@ -65,13 +66,12 @@ class TimmImage(ForeignImage):
 
     def __init__(self, model: nn.Module, described: Mapping[str, Any]) -> None:
         super().__init__()
+        keep_buffers(model)  # of rotary positions, and of Swin's masks
         self.model: Any = model
         self.described = {"module": "timm_tower", **described}
         self.width = int(described["width"])
         owner = next((c.__name__ for c in type(model).__mro__ if "forward_features" in vars(c)), "")
         self.family = _FAMILIES.get(owner)
-        if owner == "Eva" and self.model.dynamic_img_size:
-            self.family = None  # what goes into a block does not say which positions it has
         if self.family is not None:
             self.memory_format = self.family.memory_format
 
@@ -82,11 +82,8 @@ class TimmImage(ForeignImage):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        found: list[nn.Module] = []
-        for name in self.family.holders if self.family else ():
-            for part in getattr(self.model, name):
-                found += part if type(part) is nn.Sequential else [part]
-        return found
+        holders = [getattr(self.model, name) for name in (self.family.holders if self.family else ())]
+        return [block for holder in holders for block in _flat(holder)]
 
     def lower(self, x: Tensor, k: int) -> Tensor:
         if k == WHOLE:
@@ -115,9 +112,22 @@ class TimmImage(ForeignImage):
         return x
 
     def _rope(self) -> Tensor:
-        rope, size = self.model.rope, self.model.patch_embed.grid_size
-        found: Tensor = rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=size)
+        """As Eva's _pos_embed makes it."""
+        rope, patches, side = self.model.rope, self.model.patch_embed, self.described["side"]
+        if self.model.dynamic_img_size:
+            found: Tensor = rope.get_embed(shape=patches.dynamic_feat_size((side, side)))
+        else:
+            found = rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=patches.grid_size)
         return found
+
+
+def _flat(part: nn.Module) -> Iterator[nn.Module]:
+    """What is called in turn, of lists within lists."""
+    if type(part) in (nn.Sequential, nn.ModuleList):
+        for child in part.children():
+            yield from _flat(child)
+    else:
+        yield part
 
 
 class _Source(NamedTuple):
@@ -143,8 +153,9 @@ def open_image(name: str, config: ModelConfig) -> OpenedImage:
     if out.ndim != 2:
         raise ValueError(f"{name} makes {tuple(out.shape[1:])} of an image, and not one vector; use another tower")
     cfg, args = model.pretrained_cfg, {**source.args, **sized}
-    built = {"cfg": {key: cfg[key] for key in _BUILDS if key in cfg}, "width": out.shape[1]}
-    return OpenedImage(TimmImage(model, {"arch": cfg["architecture"], "args": args, **built}), preprocess)
+    built = {"cfg": {key: cfg[key] for key in _BUILDS if key in cfg}, "width": out.shape[1], "side": side}
+    tower = TimmImage(model, {"arch": cfg["architecture"], "args": args, **built})
+    return OpenedImage(tower.eval(), preprocess)
 
 
 def build_image(described: Mapping[str, Any]) -> TimmImage:
@@ -179,7 +190,7 @@ def _find(name: str) -> _Source:
         file, place = folder / _WEIGHTS, f"local-dir:{folder}"
         for needed in (folder / "config.json", file):
             if not needed.is_file():
-                whole = "timm.models.save_for_hf(model, folder) writes both, and only safetensors are read"
+                whole = "timm.models.save_for_hf(model, folder, safe_serialization=True) writes both"
                 raise FileNotFoundError(f"{name}: the folder lacks {needed.name}; {whole}")
         values = read_json(folder / "config.json")
         arch, args = str(values.get("architecture")), _safe(values.get("model_args") or {})

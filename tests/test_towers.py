@@ -1,0 +1,164 @@
+"""Image towers of other libraries: their features, their squares, their parts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from support.closeness import error
+from support.photos import PHOTOS
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from miniclip.config import ModelConfig
+from miniclip.models.cut import WHOLE
+from miniclip.models.foreign import ForeignImage, load_tower, open_image, save_towers
+
+# timm's own models for tests, and others, of which two blocks are left if they have twelve -> blocks that are known
+TIMM = {
+    "test_efficientnet": 5,
+    "mobilenetv3_small_050": 12,
+    "test_resnet": 4,
+    "regnetx_002": 4,
+    "test_convnext": 4,
+    "test_vit2": 8,
+    "deit_tiny_distilled_patch16_224": 2,
+    "eva02_tiny_patch14_224": 2,
+    "vit_small_patch16_dinov3": 2,
+    "test_byobnet": 0,
+}
+
+
+def timm_folder(folder: Path, arch: str = "test_efficientnet", **cfg: Any) -> str:
+    """A random model, each block of which matters, as timm writes it. cfg: of its preprocessing."""
+    torch.manual_seed(0)
+    args = {"depth": 2} if TIMM.get(arch) == 2 else {}
+    model: Any = timm.create_model(arch, pretrained=False, **args)
+    randomise(model)
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    save_for_hf(model, str(folder), model_args=args, safe_serialization=True)
+    return f"timm:{folder}"
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Norms, biases and layer scales, which begin as zeros, ones or next to nothing."""
+    for value in model.state_dict().values():
+        if value.ndim == 1 and value.is_floating_point():
+            value += torch.rand_like(value)
+
+
+def check_tower(tower: ForeignImage, images: Tensor, want: Tensor, blocks: int, folder: Path) -> None:
+    """Its features are these, through each of its cuts, and those of a tower built of what is written of it."""
+    with torch.no_grad():
+        assert error([tower(images)], [want]) < 1e-6
+        assert tower.width == want.shape[1] and len(tower.blocks) == blocks and not tower.training
+        for k in (*range(blocks + 1), WHOLE) if blocks else (WHOLE,):
+            assert error([tower.upper(tower.lower(images, k), k)], [want]) < 1e-6
+        save_towers(folder, {"image": tower})
+        with torch.device("meta"):
+            again = load_tower("image", folder)
+            assert again(torch.empty(images.shape)).shape == want.shape
+        again.load_state_dict(tower.state_dict(), strict=True, assign=True)
+        assert error([again.to("cpu").eval()(images)], [want]) < 1e-6
+
+
+@pytest.mark.parametrize(("arch", "blocks"), TIMM.items())
+def test_towers_of_timm(arch: str, blocks: int, tmp_path: Path) -> None:
+    tower, preprocess = open_image(timm_folder(tmp_path / "a", arch), ModelConfig())
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True, num_classes=0).eval()
+    images = torch.randn(2, 3, preprocess.image_size, preprocess.image_size)
+    check_tower(tower, images, theirs(images).detach(), blocks, tmp_path / "b")
+
+
+@pytest.mark.parametrize("cfg", [{}, {"crop_pct": 1.0}, {"interpolation": "bilinear", "crop_pct": 0.9}])
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_squares_are_timms(cfg: dict[str, Any], mode: str, tmp_path: Path) -> None:
+    name = timm_folder(tmp_path, crop_mode=mode, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), **cfg)
+    _, preprocess = open_image(name, ModelConfig())
+    values = resolve_data_config(pretrained_cfg=json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"])
+    theirs: Any = create_transform(**values)
+    for k in range(len(PHOTOS)):
+        # they divide by 255 first, which rounds otherwise; one step of a pixel would be 0.009 at least
+        torch.testing.assert_close(preprocess(PHOTOS.image(k)), theirs(PHOTOS.image(k)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet"])
+def test_images_of_another_size(arch: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = timm_folder(tmp_path, arch)
+    tower, preprocess = open_image(name, ModelConfig(image_size=96))
+    assert caplog.messages == [f"{name} was trained with images of 160 pixels, and gets those of 96"]
+    assert preprocess.image_size == 96
+    sized = {"img_size": 96} if arch == "test_vit" else {}
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0, **sized).eval()
+    images = torch.randn(2, 3, 96, 96)
+    check_tower(tower, images, theirs(images).detach(), len(tower.blocks), tmp_path / "b")
+    with pytest.raises(ValueError, match=r"takes no images of 100 pixels .*; set another model.image_size"):
+        open_image(timm_folder(tmp_path / "vit", "test_vit"), ModelConfig(image_size=100))
+
+
+@pytest.mark.parametrize("classes", [1000, 7, 0])
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_a_file_of_weights(classes: int, ending: str, tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", pretrained=False, num_classes=classes)
+    path = tmp_path / f"weights.{ending}"
+    if ending == "pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+    else:
+        save_file(model.state_dict(), path)
+    tower, _ = open_image(f"timm:test_resnet.r160_in1k:{path}", ModelConfig())
+    images = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        want = model.eval().forward_head(model.forward_features(images), pre_logits=True)
+        assert error([tower(images)], [want]) < 1e-6
+
+
+def refused(name: str, words: str, **config: Any) -> None:
+    """In one line, with these words."""
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        open_image(name, ModelConfig(**config))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_no_tower_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    refused("timm:tf_efficientnet_lite9", "did you mean tf_efficientnet_lite4")
+    refused("timm:tf_efficientnet_lite0.in2k", "timm knows no weights 'in2k' of tf_efficientnet_lite0; known: in1k")
+    refused("timm:tf_efficientnet_lite0", "check the internet connection, or fetch them elsewhere and name")
+    refused("timm:test_vit:nowhere.pth", "there is no file nowhere.pth")
+    name = timm_folder(tmp_path / "a")
+    folder, config = tmp_path / "a", tmp_path / "a" / "config.json"
+    refused(f"timm:test_vit:{folder / 'model.safetensors'}", "lacks cls_token; ")
+    refused(f"timm:test_efficientnet_ln:{folder / 'model.safetensors'}", "safetensors does not hold its weights (")
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "conv_stem.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "b.safetensors")
+    wrong = "conv_stem.weight is [8, 3, 3, 3] and should be [24, 3, 3, 3]; 1 such"
+    refused(f"timm:test_efficientnet:{tmp_path / 'b.safetensors'}", wrong)
+    (tmp_path / "c.pth").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    refused(f"timm:test_efficientnet:{tmp_path / 'c.pth'}", "holds Python objects, and only tensors are read")
+
+    written = json.loads(config.read_text())
+    for change, words in [
+        ({"architecture": "test_efficientnot"}, "has no architecture 'test_efficientnot', and there is no such folder"),
+        ({"model_args": {"checkpoint_path": "x.pth"}}, "config.json asks timm for checkpoint_path"),
+        ({"model_args": {"nonsense": 1}}, "timm cannot build it ("),
+        ({"pretrained_cfg": {**written["pretrained_cfg"], "crop_mode": "border"}}, "crop_mode='border'"),
+        ({"pretrained_cfg": {**written["pretrained_cfg"], "interpolation": "lanczos"}}, "interpolation='lanczos'"),
+        ({"pretrained_cfg": {**written["pretrained_cfg"], "input_size": [3, 160, 96]}}, "[160, 96]"),
+    ]:
+        config.write_text(json.dumps({**written, **change}))
+        refused(name, words)
+    config.write_text(json.dumps(written))
+    (folder / "model.py").write_text("raise SystemExit")
+    refused(name, "model.py")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.py").unlink()
+    refused(name, "the folder lacks model.safetensors")
