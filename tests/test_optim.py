@@ -7,18 +7,19 @@ import torch
 
 from miniclip import create_model
 from miniclip.config import OptimConfig
-from miniclip.training.optim import build_optimizer, learning_rate, parameter_groups
+from miniclip.training.learning import parameter_groups
+from miniclip.training.optim import build_optimizer, learning_rate
 
 
 def test_groups() -> None:
     for preset in ("tiny-resnet", "tiny-vit"):
         with torch.device("meta"):
             model = create_model(preset)
-        decay, plain = parameter_groups(model, 0.2)
+        decay, plain = parameter_groups(model, OptimConfig(weight_decay=0.2))
         assert (decay["weight_decay"], plain["weight_decay"]) == (0.2, 0.0)
         names = {id(p): n for n, p in model.named_parameters()}
-        decayed = {names[id(p)] for p in decay["params"]}  # type: ignore[attr-defined]
-        undecayed = {names[id(p)] for p in plain["params"]}  # type: ignore[attr-defined]
+        decayed = {names[id(p)] for p in decay["params"]}
+        undecayed = {names[id(p)] for p in plain["params"]}
         assert decayed | undecayed == set(names.values()) and not decayed & undecayed
         assert {"logit_scale", "positional_embedding", "ln_final.weight"} <= undecayed
         assert {"token_embedding.weight", "text_projection", "visual.conv1.weight"} <= decayed

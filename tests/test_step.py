@@ -18,7 +18,7 @@ from miniclip.config import load_config
 from miniclip.data.loader import Batch
 from miniclip.models.start import open_start
 from miniclip.models.tokenizer import tokenize
-from miniclip.training.optim import parameter_groups
+from miniclip.training.learning import parameter_groups
 from miniclip.training.step import Learner
 
 N = 8
@@ -49,7 +49,7 @@ def test_a_step_written_out(options: tuple[str, ...], tmp_path: Path) -> None:
     loss = (cross_entropy(logits, torch.arange(N)) + cross_entropy(logits.T, torch.arange(N))) / 2
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
-    groups = parameter_groups(model, optim.weight_decay)
+    groups = parameter_groups(model, optim)
     torch.optim.AdamW(groups, lr=3e-3, betas=optim.betas, eps=optim.eps).step()
     assert taken.finite and taken.loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert (taken.scale, taken.norm) == pytest.approx((float(scale.detach()), float(norm)), rel=1e-4)

@@ -100,10 +100,12 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.training.accelerator import build_accelerator, check_possible
     from miniclip.training.batches import planned_steps
     from miniclip.training.doubts import of_choice, of_length
+    from miniclip.training.learning import check_learning
 
     start = open_start(config)
     config = replace(config, model=start.config, data=replace(config.data, resize=start.preprocess.resize))
     check_possible(config)
+    check_learning(config, start)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("the doctor takes one process; start it with python -m miniclip.doctor")
     size, most = config.model.image_size, max(TRAINED_ON, 4 * config.data.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -20,8 +20,17 @@ class Cut(NamedTuple):
 class Tower(nn.Module):
     """A stack of blocks that can be cut before any of them: upper(lower(x, k), k) is forward(x) for each k.
 
-    blocks: in their order; empty where they are not known, and then k is WHOLE.
+    blocks: in their order; empty where they are not known, and then k is WHOLE. still: modules that are in evaluation
+    mode at all times: what is locked counts no statistics and drops nothing.
     """
+
+    still: Sequence[nn.Module] = ()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.still:
+            module.training = False
+        return self
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -59,10 +59,10 @@ def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:
 
 
 def tower_of(parameter: str) -> Literal["image", "text"] | None:
-    """Which encoder a DualEncoder's parameter of this name belongs to; None for scale and bias."""
+    """Which encoder a DualEncoder's parameter of this name belongs to, or its projection; None for scale and bias."""
     if parameter in ("logit_scale", "logit_bias"):
         return None
-    return "image" if parameter.startswith("visual.") else "text"
+    return "image" if parameter.startswith(("visual.", "image_head.")) else "text"
 
 
 def local(parameter: Tensor) -> Tensor:

@@ -5,32 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
 from miniclip.config import OptimConfig
+from miniclip.models import DualEncoder
+from miniclip.training.learning import parameter_groups, regrouped
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices with decay; norms, biases, class and position embeddings and the scale without.
-
-    A parameter of fewer than two axes is a norm, a bias, a class token or the scale (CLIP, section 2.5, decays "all
-    weights that are not gains or biases"); the position tables are matrices only in shape.
-    """
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_matrix = parameter.ndim >= 2 and not name.endswith("positional_embedding")
-        (decay if is_matrix else plain).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW (arXiv:1711.05101), one fused kernel over all parameters."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-    )
+    groups = parameter_groups(model, config)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer.register_load_state_dict_pre_hook(regrouped)
+    return optimizer
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:

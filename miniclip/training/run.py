@@ -37,6 +37,7 @@ from miniclip.training.best import Best
 from miniclip.training.checkpoint import Progress, check_space, handed_out, load_checkpoint
 from miniclip.training.diagnostics import check_traced
 from miniclip.training.doubts import of_length
+from miniclip.training.learning import check_learning
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
 from miniclip.training.replaced import written
@@ -72,6 +73,7 @@ def train(config: Config, open_hooks: Callable[[Config, Start], Hooks]) -> dict[
         if before and config.train.precision == "auto":
             config = config.with_precision(before)
         check_possible(config)
+        check_learning(config, start)
         accelerator, precision = build_accelerator(config)
         if before:
             kept = before == precision.name
@@ -105,9 +107,8 @@ def _train(
         vocabulary = feed.pairs.vocabulary()
     learner = Learner(config, accelerator, start, vocabulary)
     progress = load_checkpoint(accelerator, run_dir, learner.average) if config.run.resume else Progress()
-    for group, decay in zip(learner.optimizer.param_groups, (config.optim.weight_decay, 0.0), strict=True):
-        # the optimiser's options remain those of the config
-        group |= {"betas": config.optim.betas, "eps": config.optim.eps, "weight_decay": decay}
+    for group, options in zip(learner.optimizer.param_groups, learner.options, strict=True):
+        group |= options  # which remain those of the config
     if progress.step > feed.steps:
         at = f"the run in {run_dir} stands at step {progress.step}"
         raise ConfigError(f"{at}, past train.max_steps or epochs; raise that, or name another directory")

@@ -26,6 +26,7 @@ from miniclip.training.accelerator import tune_for_device
 from miniclip.training.diagnostics import step_figures, tower_norms
 from miniclip.training.ema import Average
 from miniclip.training.gradcache import cached_backward
+from miniclip.training.learning import lock_
 from miniclip.training.optim import build_optimizer
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Learner:
 
     config: with its model resolved. cut: which inputs of the towers are features. vocabulary: token ids whose rows
     alone are trained; see use_small_vocabulary_. model: the DualEncoder. prepared: what a step calls, the model inside
-    of what distributes it.
+    of what distributes it. options: of the optimiser's groups, as the config has them.
     """
 
     prepared: nn.Module
@@ -63,11 +64,14 @@ class Learner:
         if vocabulary is not None:
             use_small_vocabulary_(self.model, vocabulary)
         self.model.visual.patch_dropout = config.train.patch_dropout
+        lock_(self.model, config.model)
         tune_for_device(self.model, accelerator.device, config.train.compile)
         sharded = accelerator.distributed_type == "FSDP"
         if sharded:
             self.model.flatten_scalars_()
-        self.prepared, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config.optim))
+        optimizer = build_optimizer(self.model, config.optim)
+        self.options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
         if sharded:
             # which Accelerate leaves out for FSDP
             self.prepared.forward = accelerator.autocast()(self.prepared.forward)
@@ -132,7 +136,7 @@ class Learner:
         figures = tower_norms(self.model, norm) | step_figures(embeddings, known) if watched and finite else {}
         if finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             self.optimizer.step()
             self.model.clamp_logit_scale_()
             if self.average is not None:

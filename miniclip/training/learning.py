@@ -1,0 +1,187 @@
+"""What of a model learns, and at which share of the learning rate: locked towers, and the optimiser's groups.
+
+A tower is its stem, its blocks and what follows them. What the stem is, no name says in every library: it is what the
+input of the first block is computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miniclip.config import Config, ConfigError, ModelConfig, OptimConfig
+from miniclip.models import DualEncoder
+from miniclip.models.cut import WHOLE, Cut, Tower
+from miniclip.models.start import Start
+from miniclip.training.diagnostics import tower_of
+
+KINDS = ("image", "text")
+_HEADS = ("image_head.", "text_head.")
+# the towers of this project hold what joins them themselves
+_PROJECTIONS = ("visual.proj", "visual.attnpool.c_proj.", "text_projection", "textual.text_projection")
+# matrices in shape alone, by what the libraries call them
+_POSITIONS = ("positional_embedding", "position_embedding", "pos_embed", "relative_attention_bias")
+_SPECIAL = ("cls_token", "reg_token", "dist_token")
+
+
+def part_of(parameter: str) -> str:
+    """Of a DualEncoder's parameter of this name: image, text, heads (what joins the towers) or scale (and bias)."""
+    if parameter.startswith((*_HEADS, *_PROJECTIONS)):
+        return "heads"
+    return tower_of(parameter) or "scale"
+
+
+def locked_cut(model: DualEncoder, config: ModelConfig) -> Cut:
+    """Where the locked part of each tower ends: k of Tower.lower, WHOLE, or None for a tower that is not locked.
+
+    Raises ConfigError for more blocks than the tower has.
+    """
+    return Cut(*(_cut(_tower(model, kind), kind, getattr(config, f"lock_{kind}")) for kind in KINDS))
+
+
+def _cut(tower: Tower, kind: str, lock: bool | int) -> int | None:
+    if lock is True:
+        return WHOLE
+    if not lock:
+        return None
+    blocks, asked = len(tower.blocks), f"model.lock_{kind}={lock}"
+    if not blocks:
+        raise ConfigError(f"{asked}: the blocks of this {kind} tower are not known; use true or false")
+    if lock >= blocks:
+        fewer = f"use at most {blocks - 1}, or " if blocks > 1 else "use true, or "
+        raise ConfigError(f"{asked}: the {kind} tower has {blocks} blocks; {fewer}false, which lets all of it learn")
+    return blocks - int(lock)
+
+
+def check_learning(config: Config, start: Start) -> None:
+    """Raise ConfigError for what of a model cannot be locked or slowed down as config asks; no data are needed."""
+    asked, drop = config.model, config.train.patch_dropout
+    if drop and asked.lock_image:
+        still = f"leaves out patches in what model.lock_image={asked.lock_image} keeps as it is"
+        raise ConfigError(f"train.patch_dropout={drop} {still}; set one of them to 0")
+    if not (asked.lock_image or asked.lock_text or config.optim.layer_decay < 1):
+        return
+    with torch.device("meta"):
+        model = start.make()
+    cut = locked_cut(model, asked)
+    if cut == (WHOLE, WHOLE) and not any(name.startswith(_HEADS) for name, _ in model.named_parameters()):
+        raise ConfigError("model.lock_image and model.lock_text leave nothing to learn but the scale; unlock one tower")
+    for kind, k in zip(KINDS, cut, strict=True):
+        if config.optim.layer_decay < 1 and k != WHOLE and not _tower(model, kind).blocks:
+            unknown = f"the blocks of the {kind} tower are not known"
+            raise ConfigError(f"optim.layer_decay={config.optim.layer_decay}: {unknown}; use optim.lr_{kind}")
+
+
+def lock_(model: DualEncoder, config: ModelConfig) -> None:
+    """Keep as they are what config locks: parameters, statistics, and what is random in training mode."""
+    for kind, k in zip(KINDS, locked_cut(model, config), strict=True):
+        if k is None:
+            continue
+        tower = _tower(model, kind)
+        if k == WHOLE:
+            parameters = [p for name, p in model.named_parameters() if _belongs(name, kind)]
+            modules = [m for name, m in model.named_modules() if name and _belongs(f"{name}.", kind)]
+        else:
+            parameters, modules = _below(model, kind, k)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        tower.still = modules
+        tower.train(tower.training)
+
+
+def _tower(model: DualEncoder, kind: str) -> Tower:
+    return model.image_tower if kind == "image" else model.text_tower
+
+
+def _belongs(name: str, kind: str) -> bool:
+    return tower_of(name) == kind and not name.startswith(_HEADS)
+
+
+def _below(model: DualEncoder, kind: str, k: int) -> tuple[list[nn.Parameter], list[nn.Module]]:
+    """What Tower.lower(x, k) computes with: the parameters that may learn, and the modules."""
+    tower, side = _tower(model, kind), int(model.config.image_size or 0)
+    device = next(tower.parameters()).device
+    images = torch.zeros(1, 3, side, side, device=device)
+    x = images if kind == "image" else torch.zeros(1, 1, dtype=torch.long, device=device)
+    used: list[nn.Module] = []
+    former = tower.training
+    with ExitStack() as hooks, torch.enable_grad():
+        for module in tower.modules():
+            handle = module.register_forward_pre_hook(lambda module, _: used.append(module))
+            hooks.callback(handle.remove)
+        lower = tower.eval().lower(x, k)
+    tower.train(former)
+    return list(_leaves(lower)), used
+
+
+def _leaves(output: Tensor) -> Iterator[nn.Parameter]:
+    """The parameters that output has a gradient for."""
+    todo: list[Any] = [output.grad_fn]
+    seen: set[Any] = {None}
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        todo += [before for before, _ in node.next_functions]
+
+
+def parameter_groups(model: DualEncoder, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Matrices with decay; norms, biases, class and position embeddings and the scale without: two groups of each rate.
+
+    A parameter of fewer than two axes is a norm, a bias, a class token or the scale (CLIP, section 2.5, decays "all
+    weights that are not gains or biases"); the position tables are matrices only in shape. factor: of a group's rate,
+    to that of the schedule. places: of its parameters among all that learn.
+    """
+    rates = {part: getattr(optim, f"lr_{part}", None) or optim.lr for part in (*KINDS, "heads", "scale")}
+    depths = _depths(model) if optim.layer_decay < 1 else {}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    found: dict[tuple[float, bool], list[int]] = {(1.0, True): [], (1.0, False): []}
+    for place, (name, parameter) in enumerate(named):
+        is_matrix = parameter.ndim >= 2 and not any(word in name for word in (*_POSITIONS, *_SPECIAL))
+        factor = rates[part_of(name)] / optim.lr * optim.layer_decay ** depths.get(parameter, 0)
+        found.setdefault((factor, is_matrix), []).append(place)
+    return [
+        {
+            "params": [named[place][1] for place in places],
+            "weight_decay": optim.weight_decay if is_matrix else 0.0,
+            "factor": factor,
+            "places": places,
+        }
+        for (factor, is_matrix), places in found.items()
+        if places
+    ]
+
+
+def _depths(model: DualEncoder) -> dict[nn.Parameter, int]:
+    """Steps from each parameter of a tower to what joins the towers, as timm counts them, too: 1 in the last block and
+    in what follows it, one more for each block before, and for the stem."""
+    found: dict[nn.Parameter, int] = {}
+    for kind in KINDS:
+        blocks = _tower(model, kind).blocks
+        own = [p for name, p in model.named_parameters() if part_of(name) == kind and p.requires_grad]
+        found |= dict.fromkeys(own, 1)
+        found |= dict.fromkeys(_below(model, kind, 0)[0] if own else (), len(blocks) + 1)
+        found |= {p: len(blocks) - i for i, block in enumerate(blocks) for p in block.parameters()}
+    return found
+
+
+def regrouped(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """An optimiser's saved state in its groups of now, if others had been made by other rates: a hook of
+    torch.optim.Optimizer.load_state_dict."""
+    groups = state["param_groups"]
+    if _places(groups) == _places(optimizer.param_groups) or not all("places" in group for group in groups):
+        return None
+    at = {place: number for group in groups for place, number in zip(group["places"], group["params"], strict=True)}
+    now = [{**group, "params": [at[place] for place in group["places"]]} for group in optimizer.param_groups]
+    return {**state, "param_groups": now}
+
+
+def _places(groups: Iterable[dict[str, Any]]) -> list[Any]:
+    return [group.get("places") for group in groups]

@@ -1,0 +1,277 @@
+"""What learns: locked parts stay as they are to the bit, and each group has its own rate, as worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+from support.closeness import by_parameter
+from support.group import together
+from test_fsdp import sharded
+from test_training import TINY
+from timm.optim import param_groups_layer_decay
+from torch import Tensor
+
+from miniclip.cli.train import run as train
+from miniclip.cli.train import train_main
+from miniclip.config import ConfigError, ModelConfig, OptimConfig, load_config
+from miniclip.models import DualEncoder, create_model
+from miniclip.models.external.own_tower import OwnImage, OwnText
+from miniclip.models.joined import JoinedEncoder
+from miniclip.models.start import open_start
+from miniclip.models.text import TextTower
+from miniclip.training.learning import check_learning, lock_, parameter_groups, part_of
+from miniclip.training.optim import build_optimizer
+
+DEEP = {**TINY, "model": {**TINY["model"], "image_layers": 3, "text_layers": 3}}
+RESNET = {"image_encoder": "resnet", "patch_size": None, "image_width": 8, "image_layers": [1, 1, 1, 1]}
+RESNET |= {"image_heads": 4}
+
+
+def options_of(folder: Path, *options: str, resnet: bool = False) -> list[str]:
+    values = {**DEEP, "model": {**DEEP["model"], **(RESNET if resnet else {})}}
+    file = folder / f"deep-{resnet}.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return ["--config", str(file), "--run.dir", str(folder / "run"), "--eval.tasks", "[]", *options]
+
+
+def model_of(values: dict[str, Any] = DEEP, **options: Any) -> DualEncoder:
+    torch.manual_seed(0)
+    return create_model(ModelConfig(**{**values["model"], "vocab_size": 60, **options}))
+
+
+def joined(own: DualEncoder) -> JoinedEncoder:
+    """Both towers of a model as if they came from elsewhere."""
+    text = TextTower(own.config)
+    config = replace(own.config, image="elsewhere", text="elsewhere")
+    return JoinedEncoder(config, OwnImage(own.visual, own.config), OwnText(text, own.config))
+
+
+# whether a ResNet; options; beginnings of the names of what stays, and of what among it does not
+LOCKS = [
+    (False, "--model.lock_image true", "visual.", ()),
+    (True, "--model.lock_image true", "visual.", ()),
+    (
+        False,
+        "--model.lock_image 1 --train.micro_batch_size 4",
+        "visual.",
+        ("visual.transformer.resblocks.2", "visual.ln_post", "visual.proj"),
+    ),
+    (True, "--model.lock_image 2", "visual.", ("visual.layer3", "visual.layer4", "visual.attnpool")),
+    (False, "--model.lock_text true", "", ("visual.", "logit_scale")),
+    (
+        True,
+        "--model.lock_text 1 --model.lock_image true --model.activation_checkpointing true",
+        "",
+        ("transformer.resblocks.2", "ln_final", "text_projection", "logit_scale"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("resnet", "options", "locked", "but"), LOCKS)
+def test_locked_means_locked(resnet: bool, options: str, locked: str, but: tuple[str, ...], tmp_path: Path) -> None:
+    """Bit for bit, statistics included, while all else moves."""
+    arguments = options_of(tmp_path, *options.split(), "--optim.lr", "1e-2", resnet=resnet)
+    config = load_config(arguments)
+    torch.manual_seed(config.run.seed)
+    before = open_start(config).make().state_dict()
+    train(config)
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+
+    def still(name: str) -> bool:
+        return name.startswith(locked) and not name.startswith(but)
+
+    for name, value in after.items():
+        assert torch.equal(value, before[name]) == still(name), name
+    state = torch.load(tmp_path / "run/checkpoints/step_00000006/optimizer.bin", weights_only=True)
+    learning = [name for name, _ in open_start(config).make().named_parameters() if not still(name)]
+    assert len(state["state"]) == len(learning)
+
+
+def test_what_is_locked_stays_in_evaluation_mode() -> None:
+    """And what learns does not; a head on a locked tower learns."""
+    model = joined(model_of({"model": {**DEEP["model"], **RESNET}}))
+    lock_(model, replace(model.config, lock_image=1, lock_text=True))
+    for _ in range(2):
+        model.train()
+        resnet: Any = model.visual.tower  # type: ignore[union-attr]
+        assert not any(
+            m.training for m in (resnet.bn1, resnet.conv3, resnet.layer1[0].bn1, resnet.layer3[0].downsample)
+        )
+        assert all(m.training for m in (model.visual, resnet.layer4[0].bn1, resnet.attnpool))
+        assert not any(m.training for m in model.textual.modules())
+        assert not any(m.training for m in model.eval().modules())
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"image_head.linear.weight", "text_head.linear.weight", "logit_scale"} <= learning
+    assert {part_of(name) for name in learning} == {"image", "heads", "scale"}
+
+
+@pytest.mark.parametrize("lock", [{"lock_image": 1}, {"lock_image": True, "lock_text": 2}])
+def test_gradients_are_those_of_the_whole_model(lock: dict[str, Any]) -> None:
+    """And with the features that the cut asks for in place of images and captions."""
+    image, text = torch.rand(4, 3, 32, 32), torch.tensor([[1, 59, 0], [2, 3, 59], [4, 59, 0], [5, 6, 59]])
+    gradients: list[dict[str, Tensor]] = []
+    for locked in (False, True):
+        model = model_of()
+        if locked:
+            lock_(model, replace(model.config, **lock))
+        images, texts, scale, _ = model.train()(image, text)
+        torch.nn.functional.cross_entropy(scale * images @ texts.T, torch.arange(4)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    whole, part = gradients
+    assert part and part.keys() < whole.keys()
+    for name, gradient in part.items():
+        torch.testing.assert_close(gradient, whole[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--model.lock_image 3", "model.lock_image=3: the image tower has 3 blocks; use at most 2"),
+        ("--model.lock_text 7", "model.lock_text=7: the text tower has 3 blocks"),
+        ("--model.lock_image true --model.lock_text true", "leave nothing to learn"),
+        ("--model.lock_image 1 --train.patch_dropout 0.5", "train.patch_dropout=0.5 leaves out patches"),
+        ("--model.lock_image 1 --model.lora_image 4", "exclude each other"),
+    ],
+)
+def test_refused_before_the_data(options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_main(options_of(tmp_path, *options.split(), "--data.source", "/no/such/folder")) == 2
+    said = capsys.readouterr().err
+    assert words in said and "/no/such" not in said
+
+
+def test_blocks_that_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(options_of(tmp_path, "--model.lock_image", "1"))
+    start = open_start(config)
+    monkeypatch.setattr(type(start.make().visual), "blocks", [])
+    with pytest.raises(ConfigError, match=r"model.lock_image=1: the blocks of this image tower are not known"):
+        check_learning(config, start)
+    config = load_config(options_of(tmp_path, "--optim.layer_decay", "0.5"))
+    with pytest.raises(ConfigError, match=r"optim.layer_decay=0.5: the blocks of the image tower are not known"):
+        check_learning(config, start)
+
+
+def factors(model: DualEncoder, optim: OptimConfig) -> dict[str, float]:
+    names = {p: name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, optim)
+    found = {names[p]: group["factor"] for group in groups for p in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups)
+    assert len({(group["factor"], group["weight_decay"]) for group in groups}) == len(groups)
+    return found
+
+
+def test_rates_by_hand() -> None:
+    """Three blocks: the last has the decay once, the stem four times; towers, what joins them and the scale apart."""
+    model = model_of()
+    optim = OptimConfig(lr=1e-2, lr_image=1e-3, lr_text=5e-3, lr_scale=2e-2, layer_decay=0.5)
+    found = factors(model, optim)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    expected = {
+        "visual.conv1.weight": 0.1 / 16,
+        "visual.class_embedding": 0.1 / 16,
+        "visual.positional_embedding": 0.1 / 16,
+        "visual.ln_pre.bias": 0.1 / 16,
+        "visual.transformer.resblocks.0.attn.in_proj_weight": 0.1 / 8,
+        "visual.transformer.resblocks.2.mlp.c_fc.bias": 0.1 / 2,
+        "visual.ln_post.weight": 0.1 / 2,
+        "visual.proj": 1,
+        "token_embedding.weight": 0.5 / 16,
+        "positional_embedding": 0.5 / 16,
+        "transformer.resblocks.1.ln_2.weight": 0.5 / 4,
+        "ln_final.bias": 0.5 / 2,
+        "text_projection": 1,
+        "logit_scale": 2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    other = joined(model)
+    assert factors(other, optim)["image_head.linear.weight"] == 1
+    lock_(model, replace(model.config, lock_image=1, lock_text=True))
+    assert {part_of(name) for name in factors(model, optim)} == {"image", "heads", "scale"}
+    assert set(factors(model, optim).values()) == {0.05, 1, 2}
+
+
+def test_layer_decay_is_that_of_timm() -> None:
+    theirs: Any = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=5)
+    names = {p: name for name, p in theirs.named_parameters()}
+    scales = {
+        names[p]: group["lr_scale"]
+        for group in param_groups_layer_decay(theirs, layer_decay=0.7)
+        for p in group["params"]
+    }
+    ours = factors(model_of(), OptimConfig(layer_decay=0.7))
+    for i in range(3):
+        assert ours[f"visual.transformer.resblocks.{i}.mlp.c_fc.weight"] == pytest.approx(
+            scales[f"blocks.{i}.mlp.fc1.weight"]
+        )
+    for name, other in (
+        ("positional_embedding", "pos_embed"),
+        ("class_embedding", "cls_token"),
+        ("conv1.weight", "patch_embed.proj.weight"),
+        ("ln_post.weight", "norm.weight"),
+        ("proj", "head.weight"),
+    ):
+        assert ours[f"visual.{name}"] == pytest.approx(scales[other])
+
+
+def test_a_step_moves_by_the_rate_of_its_group(tmp_path: Path) -> None:
+    """Adam's first step is the rate, whatever the gradient."""
+    options = ("--optim.lr_image", "1e-5", "--optim.lr_scale", "1e-2", "--optim.lr", "1e-3", "--train.max_steps", "1")
+    config = load_config(options_of(tmp_path, *options, "--optim.warmup_steps", "0", "--optim.weight_decay", "0"))
+    torch.manual_seed(config.run.seed)
+    before = open_start(config).make().state_dict()
+    train(config)
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, rate in (("visual.ln_post.bias", 1e-5), ("text_projection", 1e-3), ("logit_scale", 1e-2)):
+        moved = (after[name] - before[name]).abs().max()
+        assert float(moved) == pytest.approx(rate, rel=0.02), name
+
+
+def test_a_resume_takes_other_rates(tmp_path: Path) -> None:
+    """Its means are those of the same parameters, though the groups are others."""
+    arguments = options_of(tmp_path, "--optim.schedule", "constant")
+    rates = ("--optim.lr_image", "1e-4", "--optim.layer_decay", "0.5")
+    train(load_config([*arguments, "--train.max_steps", "4"]))
+    train(load_config([*arguments, *rates, "--run.resume", "true"]))
+    state = torch.load(tmp_path / "run/checkpoints/step_00000006/optimizer.bin", weights_only=True)
+    assert {float(each["step"]) for each in state["state"].values()} == {6}
+    assert {group["factor"] for group in state["param_groups"]} == {
+        *(0.1 * 0.5**d for d in range(1, 5)),
+        *(0.5**d for d in range(5)),
+    }
+
+
+def test_state_of_other_groups() -> None:
+    optims = OptimConfig(), OptimConfig(lr_text=1e-5, layer_decay=0.5)
+    model = model_of()
+    first, second = (build_optimizer(model, optim) for optim in optims)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    first.step()
+    second.load_state_dict(first.state_dict())
+    assert len(second.param_groups) > len(first.param_groups)
+    for parameter in model.parameters():
+        assert torch.equal(second.state[parameter]["exp_avg"], first.state[parameter]["exp_avg"])
+    options = {(group["factor"], group["weight_decay"]) for group in second.param_groups}
+    assert options == {(g["factor"], g["weight_decay"]) for g in parameter_groups(model, optims[1])}
+
+
+@pytest.mark.slow
+def test_two_processes_lock_what_one_does(tmp_path: Path) -> None:
+    """Also with the parameters shared out."""
+    options = ["--model.lock_image", "1", "--model.lock_text", "true", "--optim.lr_image", "1e-4"]
+    arguments = options_of(tmp_path, *options)
+    train(load_config(arguments))
+    for outcome in together(2, train_main, [*arguments, "--run.dir", str(tmp_path / "two")]):
+        assert outcome.value == 0, outcome.complaints
+    sharded(arguments[1], tmp_path / "shared", "--eval.tasks", "[]", *options)
+    one, two, shared = (load_file(tmp_path / d / "model/model.safetensors") for d in ("run", "two", "shared"))
+    for other in (two, shared):
+        assert all(off <= 4e-6 for off in by_parameter(other, one).values())
+        assert math.isclose(float(other["logit_scale"]), float(one["logit_scale"]), rel_tol=1e-6)
