@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from miniclip.cli.classify import classify
 from miniclip.cli.evaluate import evaluate
+from miniclip.cli.interpolate import interpolate
 from miniclip.cli.matrix import matrix
 from miniclip.cli.results import locked
 from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
@@ -38,6 +40,7 @@ _EXAMPLES = """examples:
   eval.py matrix    --checkpoint runs/flickr8k --data captioned/ --size 512
   eval.py audit     --data captioned/ --json audit.json --png audit.png
   eval.py report    runs/flickr8k
+  eval.py interpolate --from runs/a --to runs/b --task new/ --keep old/ --out between
 """
 
 
@@ -56,7 +59,13 @@ def report(run: str) -> None:
 
 
 _Command = Callable[..., int | None]
-_COMMANDS: dict[str, _Command] = {"classify": classify, "matrix": matrix, "audit": audit, "report": report}
+_COMMANDS: dict[str, _Command] = {
+    "classify": classify,
+    "interpolate": interpolate,
+    "matrix": matrix,
+    "audit": audit,
+    "report": report,
+}
 
 
 def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
@@ -76,6 +85,8 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
     try:
         options = at_home(vars(_parser(program).parse_args(words)[command]))
         names = set(options)
+        # --from is no name in Python
+        options = {f"{name}_" if iskeyword(name) else name: value for name, value in options.items()}
         action: Callable[[], int | None] = partial(_COMMANDS.get(command, evaluate), **options)
         if command in TASKS:
             own = {field.name: options.pop(field.name) for field in fields(TASKS[command]) if field.init}

@@ -84,7 +84,7 @@ def _move(part: Path, place: Path, names: Sequence[str]) -> None:
     """The record goes first and comes last: without it a folder does not look finished."""
     if place.is_dir():
         for name in names:
-            (place / name).unlink(missing_ok=True)
+            remove(place / name)
         for path in sorted(part.iterdir(), key=lambda path: path.name == names[0]):
             path.replace(place / path.name)
         sync(place)

@@ -44,6 +44,7 @@ def add_options(
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         word, several = _of_a_word(hints[name])
         settings: dict[str, Any] = {"type": word, "help": help_of[name]}
+        name = name.rstrip("_")  # of from_, which is --from
         if several:
             settings["nargs"] = "*" if default and default is not parameter.empty else "+"
         if name in positional:
@@ -104,7 +105,7 @@ def wrong_kind(message: str, hints: Mapping[str, Any], given: Mapping[str, Any],
 
 def refusal(error: Exception, *typed: Callable[..., Any]) -> str:
     """What a parser refuses, in plain words. typed: what its options were made of by add_options."""
-    hints = {name: _of_a_word(hint)[0] for each in typed for name, hint in get_type_hints(each).items()}
+    hints = {name.rstrip("_"): _of_a_word(hint)[0] for each in typed for name, hint in get_type_hints(each).items()}
     message = wrong_kind(printable(str(error)), hints, {}, "--{} {}")
     stray = re.search(r"unrecognized arguments: (\S+)", message)
     if stray is None:

@@ -206,6 +206,42 @@ def compare_png(results: Mapping[str, Mapping[str, Figure]], path: str | Path, t
         _legend(sheet, handles, list(results), loc="outside lower left", ncols=2, fontsize=9)
 
 
+Curves = Mapping[str, Mapping[float, Figure]]  # a task -> share of the second model -> its figure, in [0, 1]
+
+
+def interpolation_png(new: Curves, kept: Curves, chosen: float, path: str | Path, title: str) -> None:
+    """Weights between two models: every task over the share of the second, and what is new against what is kept.
+
+    chosen: a share, which is marked. Without kept the second panel is left out. Raises ValueError without new.
+    """
+    if not new:
+        raise ValueError("there is no new task to draw")
+    with _drawing(path, title, 11.5 if kept else 6.2, 4.8) as sheet:
+        over, *beside = sheet.subplots(1, 2 if kept else 1, squeeze=False)[0]
+        handles = []
+        for k, (curve, line) in enumerate([(c, "-") for c in new.values()] + [(c, "--") for c in kept.values()]):
+            shares = sorted(curve)
+            value, low, high = (100 * np.asarray([curve[share][j] for share in shares]) for j in range(3))
+            over.fill_between(shares, low, high, color=_COLOURS[k % len(_COLOURS)], alpha=0.12, linewidth=0)
+            handles += over.plot(shares, value, linestyle=line, linewidth=1.6, markersize=4, **_look(k))
+        over.axvline(chosen, color=_FAINT, linestyle=":", linewidth=1.2)
+        over.set(xlabel="alpha: share of the fine-tuned weights; dotted: the chosen one")
+        over.set_ylabel("%; band: 95 % interval")
+        _legend(over, handles, [f"new: {name}" for name in new] + [f"kept: {name}" for name in kept], loc="best")
+        for axes in beside:
+            shares = sorted(next(iter(new.values())))
+            y, x = (100 * np.mean([[c[share].value for share in shares] for c in of.values()], 0) for of in (new, kept))
+            axes.plot(x, y, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=4)
+            at = shares.index(chosen)
+            axes.plot(x[at], y[at], color=_COLOURS[1], marker="*", markersize=14, linestyle="")
+            for j in sorted({0, at, len(shares) - 1}):
+                told = f"alpha {shares[j]:g}"
+                axes.annotate(told, (x[j], y[j]), (7, 5), textcoords="offset points", fontsize=8, color=_INK)
+            axes.margins(0.14)
+            axes.set(xlabel="what is kept, %" + " (mean)" * (len(kept) > 1))
+            axes.set(ylabel="what is new, %" + " (mean)" * (len(new) > 1))
+
+
 def curves_png(lines: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """The lines of a run's metrics.jsonl over its steps: loss, scale, learning rate, speed, and every evaluation.
 

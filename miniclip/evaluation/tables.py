@@ -70,7 +70,13 @@ def guard_table(guard: Mapping[str, Mapping[str, Any]]) -> Table:
         name, apart = one["figure"], one["difference"]
         figure = None if apart is None else Figure(*(apart[key] for key in ("value", "low", "high", "n")))
         said = "-" if apart is None else "lost" if one["beyond"] else "kept"
-        shown = (f"{words_of(name)} %", percent(one["before"]), percent(one["after"]), _told(name, figure), said)
+        shown = (
+            f"{words_of(name)} %",
+            percent(one["before"]),
+            percent(one["after"]),
+            told_difference(name, figure),
+            said,
+        )
         rows.append((task, *shown))
     return Table("eval.guard: what must not be lost", ("task", "figure", "before", "after", "difference", ""), rows)
 
@@ -190,13 +196,13 @@ def difference_table(rows: Sequence[tuple[str, Mapping[str, Figure]]], than: str
     """verdict: better or worse in words, rather than a star, where the interval leaves out 0."""
     names = list(dict.fromkeys(name for _, figures in rows for name in figures))
 
-    lines = [(row, *(_told(name, figures.get(name), verdict) for name in names)) for row, figures in rows]
+    lines = [(row, *(told_difference(name, figures.get(name), verdict) for name in names)) for row, figures in rows]
     mark = "" if verdict else "; * leaves out 0"
     return Table(f"difference from {than}, with 95 % interval{mark}", ("", *names), lines)
 
 
-def _told(name: str, figure: Figure | None, verdict: bool = False) -> str:
-    """A difference with its sign and interval."""
+def told_difference(name: str, figure: Figure | None, verdict: bool = False) -> str:
+    """A difference of that figure with its sign and interval, marked where the interval leaves out 0."""
     if figure is None:
         return "-"
     value, low, high = (("+" if x > 0 else "") + value_text(name, x) for x in figure[:3])
