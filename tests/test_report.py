@@ -286,6 +286,34 @@ def test_training_data_are_marked_as_such(tmp_path: Path) -> None:
     assert "Training data" not in reported(run)[2]
 
 
+def test_what_became_of_the_guard(tmp_path: Path) -> None:
+    """Of a run at work what the log says, of a finished one before and after; and what is damaged is left out."""
+    run = new_run(tmp_path / "run", 4)
+    for step, top1, r10 in ((0, 0.8, 0.5), (20, 0.6, 0.5), (40, 0.7, 0.55)):
+        append_metrics(run, step, {"eval/guard/cifar10/top1": top1, "eval/guard/a|b/mean_r10": r10})
+    _, page, _ = reported(run)
+    assert page.headings[1][:2] == ["Results", "What must not be lost"] and "guard/" not in page.text
+    assert row(page, "cifar10") == ["cifar10", "top-1 %", "80.0", "60.0 (step 20)", "70.0 (step 40)"]
+    assert ["a|b", "mean R@10 %", "50.0", "50.0 (step 0)", "55.0 (step 40)"] in [r for t in page.tables for r in t]
+
+    apart = {"value": -0.1, "low": -0.15, "high": -0.05, "n": 400}
+    lost = {"figure": "top1", "before": 0.8, "after": 0.7, "difference": apart, "margin": 0.02, "beyond": True}
+    new = {"figure": "mean_r10", "before": None, "after": 0.55, "difference": None, "margin": 0.02, "beyond": False}
+    guard: dict[str, Any] = {"cifar10": lost, "new": new}
+    write(run / "results.json", results("x", zero_shot(), training={"steps": 120}, guard=guard))
+    markdown, page, _ = reported(run)
+    assert markdown.tables == page.tables
+    assert row(page, "cifar10|top-1 %|80.0|70.0")[4:] == ["-10.0 [-15.0, -5.0] *", "lost"]
+    assert row(page, "new")[1:] == ["mean R@10 %", "-", "55.0", "-", "-"]
+    assert "Lost more than the margin of 2.0 points: cifar10." in page.text
+    guard["cifar10"] |= {"beyond": False}
+    write(run / "results.json", results("x", zero_shot(), guard=guard))
+    assert "Nothing that was counted before the first step fell by more than" in reported(run)[1].text
+    for bad in (7, {"cifar10": 7}, {"cifar10": {**lost, "difference": 3}}):
+        write(run / "results.json", results("x", zero_shot(), guard=bad))
+        assert "results.json, guard: damaged" in reported(run)[1].lines["li"][-1]
+
+
 # Whatever state it is in
 
 

@@ -18,6 +18,7 @@ from miniclip.common.page import data_uri, render, render_page
 from miniclip.common.printing import printable
 from miniclip.data.tables.source import told_split
 from miniclip.evaluation.report.examples import Example
+from miniclip.evaluation.report.guarded import PREFIX, guarded
 from miniclip.evaluation.report.read import PNG, Result, Run
 from miniclip.evaluation.result import is_number, words_of
 from miniclip.evaluation.tables import Table, calibration_table, chance, evaluation_tables, percent, value_text
@@ -113,6 +114,7 @@ def _sections(run: Run, curves: PNG | None) -> list[Section]:
     pages = [Page(name, marks.get(name.rpartition("/")[0], ""), found) for name, found in run.pages.items()]
     calibrated = [image for image in run.images if "calibration" in image.name]
     tables = [table for table in [calibration_table(rows)] if table.rows]
+    guard = guarded(run)
     sections = [
         Section(
             "Results",
@@ -120,6 +122,7 @@ def _sections(run: Run, curves: PNG | None) -> list[Section]:
             tables=evaluation_tables(rows, intervals=True),
             items=list(notes),
         ),
+        Section("What must not be lost", guard.text, tables=guard.tables),
         Section("Pictures", pages=pages, images=[image for image in run.images if image not in calibrated]),
         Section("Differences between models", tables=run.differences),
         Section("Training", lacking, images=[curves] if curves else [], tables=_facts(run)),
@@ -202,7 +205,9 @@ def _facts(run: Run) -> list[Table]:
     if last := next((line for line in reversed(run.lines) if "loss" in line), None):
         logged = [f"{key.replace('_', ' ')} {last[key]:.4g}" for key in _LOGGED if key in last]
         rows.append((f"at step {last['step']:,.0f}", ", ".join(logged)))
-    found = {key.removeprefix("eval/"): line[key] for line in run.lines for key in line if key.startswith("eval/")}
+    keys = dict.fromkeys(key for line in run.lines for key in line if key.startswith("eval/"))
+    own = [key for key in keys if not key.startswith(PREFIX)]
+    found = {key.removeprefix("eval/"): line[key] for line in run.lines for key in own if key in line}
     validated: dict[str, list[str]] = {}
     for key, share in found.items():
         task, _, figure = key.rpartition("/")
