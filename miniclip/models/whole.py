@@ -45,7 +45,7 @@ def open_whole(config: Config) -> tuple[ModelConfig, DualEncoder, Preprocess]:
     """
     asked, name = config.model, str(config.model.init)
     try:
-        model, preprocess = _opened(name, asked)
+        model, preprocess = opened(name, asked)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"model.init: {error}") from error
     scale, bias = model.logit_scale.item(), None if model.logit_bias is None else model.logit_bias.item()
@@ -63,8 +63,11 @@ def open_whole(config: Config) -> tuple[ModelConfig, DualEncoder, Preprocess]:
     return section, model, replace(preprocess, image_size=cast(int, section.image_size))
 
 
-def _opened(name: str, asked: ModelConfig) -> tuple[DualEncoder, Preprocess]:
-    """asked: for sizes that may be others than the model's own."""
+def opened(name: str, asked: ModelConfig = ModelConfig()) -> tuple[DualEncoder, Preprocess]:  # noqa: B008
+    """A model of any name, as its source has it, and its preprocessing. asked: sizes that foreign towers are to take.
+
+    Raises ValueError or FileNotFoundError with one line that says what to do.
+    """
     if (folder := Path(at_home(re.sub("^(hf:|open_clip:local-dir:)", "", name)))).is_dir():
         refuse_code(name, folder)
     model, preprocess, tokenizer = load(name)
