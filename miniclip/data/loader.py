@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from miniclip.data.workers import LOADING
 from miniclip.models.protocols import TextTokenizer, padding_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -58,12 +60,18 @@ class Example(NamedTuple):
     def draw(
         cls, stored: np.ndarray, captions: Sequence[np.ndarray], image_id: int, augment: Augment, count: int, seed: int
     ) -> Example:
-        """One presentation: square, look, and count captions, none of them twice before all have had their turn."""
-        rng, drawn = random.Random(seed), list[np.ndarray]()
+        """One presentation: square, look, and count captions."""
+        rng = random.Random(seed)
         square, look = augment.square(stored, rng), augment.look(rng)
-        while len(drawn) < count:
-            drawn += rng.sample(captions, min(len(captions), count - len(drawn)))
-        return cls(square, look, drawn, image_id)
+        return cls(square, look, draw_captions(captions, count, rng), image_id)
+
+
+def draw_captions(captions: Sequence[T], count: int, rng: random.Random) -> list[T]:
+    """count of them, none twice before all have had their turn."""
+    drawn = list[T]()
+    while len(drawn) < count:
+        drawn += rng.sample(captions, min(len(captions), count - len(drawn)))
+    return drawn
 
 
 def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str], pad: int = 0) -> Batch:
@@ -121,16 +129,19 @@ class TrainingPairs(Dataset[Batch]):
     def _example(self, draw: Draw, bad: list[str]) -> Example:
         at = draw[1]
         if self.prepared is not None:
-            captions = self.prepared.tokens(at)
-            try:
-                stored = self.prepared.image(at)
-            except Unusable as error:
-                log.warning("%s; it is decoded anew each time", error)
-                stored = np.asarray(self.augment.store(self.source.image(int(self.rows[at]))))
+            stored, captions = self.stored(self.prepared, at), self.prepared.tokens(at)
         else:
             stored, at = self._image(at, bad)
             captions = token_rows(self.tokenizer, self.source.captions(at))
         return Example.draw(stored, captions, int(self.rows[at]), self.augment, self.captions, mix(self.seed, *draw))
+
+    def stored(self, prepared: Prepared, at: int) -> np.ndarray:
+        """An image of the cache, or, where it is damaged, the image itself."""
+        try:
+            return prepared.image(at)
+        except Unusable as error:
+            log.warning("%s; it is decoded anew each time", error)
+            return np.asarray(self.augment.store(self.source.image(int(self.rows[at]))))
 
     def _image(self, index: int, bad: list[str]) -> tuple[np.ndarray, int]:
         """The image at index, or the next one that can be read, and where that one stands."""
@@ -143,6 +154,6 @@ class TrainingPairs(Dataset[Batch]):
         raise BadImage("no image of the training split can be read; check data.source and data.image_column")
 
 
-def training_loader(pairs: TrainingPairs, sampler: TrainSampler, workers: int, pin: bool) -> DataLoader[Batch]:
+def training_loader(pairs: Dataset[Batch], sampler: TrainSampler, workers: int, pin: bool) -> DataLoader[Batch]:
     """The loader of a run; a batch is built whole, in a worker or, with workers=0, in the training process."""
     return DataLoader(pairs, batch_sampler=sampler, pin_memory=pin, num_workers=workers, **LOADING)

@@ -23,6 +23,7 @@ from miniclip.data.ahead import ahead
 from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import PairSource, check_enough, contents, open_source
+from miniclip.data.features import FeaturePairs
 from miniclip.data.images import BadCount
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.record import Record, changes_since, record_of, record_of_shards
@@ -103,7 +104,9 @@ class MapBatches:
             if prepared.bad and main:
                 named = first_few(prepared.bad)
                 log.warning("%d images cannot be read and are left out: %s", len(prepared.bad), named)
-        self.pairs = TrainingPairs(source, augment, tokenizer, seed, prepared, data.captions_per_image, weights)
+        self.pairs: TrainingPairs | FeaturePairs = TrainingPairs(
+            source, augment, tokenizer, seed, prepared, data.captions_per_image, weights
+        )
         rows = self.pairs.rows
         options = {"rank": accelerator.process_index, "world": world}
         if weights is not None and data.weights_for == "sampler":

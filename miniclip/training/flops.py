@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from miniclip.config import ModelConfig
-from miniclip.models import create_model, resolve
+from miniclip.models import DualEncoder, create_model, resolve
+from miniclip.models.cut import Cut, Tower
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of the towers' forward pass.
+    """Floating-point operations of the towers' forward pass. Of a locked part that a step runs a third, for it has no
+    backward pass.
 
     image: for one image. by_power: for one caption of L tokens, the factors of 1, L and L^2.
     """
@@ -48,21 +50,45 @@ def _forward_flops(config: ModelConfig, patch_dropout: float) -> Flops:
     with torch.device("meta"):  # which draws no random numbers
         model = create_model(config)
         model.visual.patch_dropout = patch_dropout
-        side = model.config.image_size or 0
+    return model_flops(model, model.config.image_size or 0)
+
+
+def model_flops(model: DualEncoder, side: int, locked: Cut = Cut(), features: Cut = Cut()) -> Flops:  # noqa: B008
+    """What the towers of a model on the meta device compute. side: of the images, in pixels. locked: where the locked
+    part of each tower ends. features: the same, where the inputs are features and that part does not run."""
+    with torch.device("meta"):
         # two, for BatchNorm in training refuses the one cell of a small image
-        image = _counted(model.encode_image, torch.empty(2, 3, side, side)) / 2
-        one, two, three = (_counted(model.encode_text, torch.zeros(1, n, dtype=torch.long)) for n in (1, 2, 3))
+        images, texts = torch.empty(2, 3, side, side), [torch.zeros(1, n, dtype=torch.long) for n in (1, 2, 3)]
+        image = _of_tower(model.encode_image, model.image_tower, model.image_from, images, locked.image, features.image)
+        one, two, three = (
+            _of_tower(model.encode_text, model.text_tower, model.text_from, text, locked.text, features.text)
+            for text in texts
+        )
     square = (three - 2 * two + one) / 2
     linear = two - one - 3 * square
-    return Flops(image, (one - linear - square, linear, square))
+    return Flops(image / 2, (one - linear - square, linear, square))
 
 
 @torch.no_grad()
-def _counted(tower: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
+def _of_tower(
+    encode: Callable[..., Tensor],
+    tower: Tower,
+    upper: Callable[..., Tensor],
+    inputs: Tensor,
+    locked: int | None,
+    features: int | None,
+) -> float:
+    if locked is None:
+        return _counted(encode, inputs)
+    below = 0.0 if features is not None else _counted(tower.lower, inputs, locked)
+    return below / 3 + _counted(upper, tower.lower(inputs, locked), locked)
+
+
+def _counted(part: Callable[..., Tensor], *inputs: Any) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        tower(inputs)
+        part(*inputs)
     return float(counter.get_total_flops())
 
 

@@ -65,7 +65,7 @@ class Loop:
         """All steps that are left; evaluation and checkpoints in between, and a checkpoint at the end."""
         config, steps, first = self.config, self.feed.steps, self.progress.step
         profiled = config.train.profile_steps if self.main else 0
-        throughput = measured_throughput(config, self.accelerator)
+        throughput = measured_throughput(self.learner)
         batches = self.feed.start(first, self.progress.feed)
         with (
             Bar(first, steps, config.log.progress and self.main) as bar,
@@ -83,7 +83,8 @@ class Loop:
             for step in range(first, steps):
                 with throughput.waiting():
                     batch = next(batches)
-                    batch = batch._replace(image=shrink(batch.image, image_side(step, steps, config)))
+                    if self.learner.cut.image is None:
+                        batch = batch._replace(image=shrink(batch.image, image_side(step, steps, config)))
                 throughput.add(batch)
                 done = step + 1
                 logged = done % config.log.every == 0 or done == steps

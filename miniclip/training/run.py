@@ -37,6 +37,7 @@ from miniclip.training.best import Best
 from miniclip.training.checkpoint import Progress, check_space, handed_out, load_checkpoint
 from miniclip.training.diagnostics import check_traced
 from miniclip.training.doubts import of_length
+from miniclip.training.features import check_views, use_features
 from miniclip.training.learning import check_learning
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
@@ -74,6 +75,7 @@ def train(config: Config, open_hooks: Callable[[Config, Start], Hooks]) -> dict[
             config = config.with_precision(before)
         check_possible(config)
         check_learning(config, start)
+        check_views(config)
         accelerator, precision = build_accelerator(config)
         if before:
             kept = before == precision.name
@@ -113,6 +115,9 @@ def _train(
         at = f"the run in {run_dir} stands at step {progress.step}"
         raise ConfigError(f"{at}, past train.max_steps or epochs; raise that, or name another directory")
     feed.check(progress.step, progress.feed)
+    for line in use_features(learner, feed) if progress.step < feed.steps else []:
+        if main:
+            print(line, flush=True)
     if not progress.step:
         check_traced(config.train.profile_steps, feed.steps)
     if progress.step < feed.steps:

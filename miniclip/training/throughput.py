@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from miniclip.config import Config
 from miniclip.data.loader import Batch
-from miniclip.training.flops import Flops, forward_flops, matmul_peak
+from miniclip.models import DualEncoder
+from miniclip.models.cut import Cut
+from miniclip.training.flops import Flops, matmul_peak, model_flops
+from miniclip.training.learning import locked_cut
+from miniclip.training.step import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
 
 TIMED = 4  # steps from which the time of all is told; the first of them warms up
 
@@ -25,10 +32,17 @@ class Throughput:
     """Adds up the steps since the last line of the log, and their time without what was paused for.
 
     flops: of the towers, by the side of the images. peak: FLOP/s that a device reaches in large matrix products.
+    features: of which towers the batches hold features.
     """
 
-    def __init__(self, accelerator: Accelerator, flops: Callable[[int], Flops], peak: float) -> None:
-        self.accelerator, self.flops, self.peak = accelerator, flops, peak
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        flops: Callable[[int], Flops],
+        peak: float,
+        features: Cut = Cut(),  # noqa: B008
+    ) -> None:
+        self.accelerator, self.flops, self.peak, self.features = accelerator, flops, peak, features
         self._clear()
 
     def _clear(self) -> None:
@@ -53,8 +67,11 @@ class Throughput:
         """One step of this process."""
         self.steps += 1
         self.tokens += sum(batch.lengths)
-        self.pixels += batch.image.shape[0] * batch.image.shape[-1] * batch.image.shape[-2]
-        self.work += self.flops(batch.image.shape[-1]).step(len(batch.image), batch.lengths)
+        self.pixels += len(batch.image) * self._side(batch) ** 2
+        self.work += self.flops(self._side(batch)).step(len(batch.image), batch.lengths)
+
+    def _side(self, batch: Batch) -> int:
+        return batch.image.shape[-1] if self.features.image is None else 0
 
     def line(self, batch_size: int) -> tuple[float, dict[str, float]]:
         """Seconds since the last line, and what is logged of them; every process calls it.
@@ -78,19 +95,33 @@ class Throughput:
 
     def expected(self, batch: Batch, seconds: float, phases: Sequence[tuple[int, int]]) -> str:
         """How long (image side, steps) in turn will take, by the work of each; seconds: of a step with this batch."""
+        whole = self.flops(self._side(batch)).step(len(batch.image), batch.lengths)
+        if not whole > 0 or self.features.image is not None:
+            return expected_time([(sum(steps for _, steps in phases), seconds)])
         work = {side: self.flops(side).step(len(batch.image), batch.lengths) for side, _ in phases}
-        whole = self.flops(batch.image.shape[-1]).step(len(batch.image), batch.lengths)
         return expected_time([(steps, work[side] * (seconds / whole)) for side, steps in phases])
 
 
-def measured_throughput(config: Config, accelerator: Accelerator) -> Throughput:
-    """Measures what the device can do."""
+def measured_throughput(learner: Learner) -> Throughput:
+    """Measures what the device can do. The MFU is NaN for towers whose arithmetic cannot be counted."""
+    config, device = learner.config, learner.accelerator.device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
+    locked, full = locked_cut(learner.model, config.model), config.model.image_size or 0
 
+    @cache
     def flops(side: int) -> Flops:
-        return forward_flops(replace(config.model, image_size=side), config.train.patch_dropout)
+        try:
+            with torch.device("meta"):  # which draws no random numbers
+                model = learner.model.blank()
+            model.visual.patch_dropout = config.train.patch_dropout
+            return model_flops(model, side or full, locked, learner.cut)
+        except Exception as error:
+            if type(learner.model) is DualEncoder:
+                raise
+            log.info("the arithmetic of these towers cannot be counted: %s", error)  # some look at their input
+            return Flops(math.nan, (math.nan, math.nan, math.nan))
 
-    return Throughput(accelerator, flops, matmul_peak(accelerator.device, dtype))
+    return Throughput(learner.accelerator, flops, matmul_peak(device, dtype), learner.cut)
 
 
 class Bar:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from miniclip.common.fingerprint import digest
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import END_OF_TEXT
 
@@ -97,11 +98,28 @@ class Prepared:
             )
         return found
 
+    def captions(self, index: int) -> range:
+        """The captions of an image, by their numbers among all."""
+        return range(*self._arrays.captions[index : index + 2].tolist())
+
     def tokens(self, index: int) -> list[np.ndarray]:
         """token_rows of the captions of an image, read-only."""
-        first, last = self._arrays.captions[index : index + 2].tolist()
-        ends = self._arrays.lengths[first : last + 1].tolist()
+        return self.rows_of(self.captions(index))
+
+    def rows_of(self, captions: range) -> list[np.ndarray]:
+        """token_rows of some captions, read-only."""
+        ends = self._arrays.lengths[captions.start : captions.stop + 1].tolist()
         return [self._arrays.tokens[a:b] for a, b in pairwise(ends)]
+
+    @property
+    def ends(self) -> np.ndarray:
+        """int64: the running sum of the captions' lengths in tokens, from 0 on."""
+        return self._arrays.lengths
+
+    def digests(self) -> tuple[str, str]:
+        """What changes with any image of it, and what with any caption; where they came from does not matter."""
+        places, _, lengths, tokens = self._arrays
+        return digest(places.tobytes()), digest(lengths.tobytes(), tokens.dtype, tokens.tobytes())
 
     def vocabulary(self) -> np.ndarray:
         """The token ids in use, ascending, int64."""
