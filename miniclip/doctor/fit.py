@@ -94,13 +94,14 @@ def check_fit(setting: Setting, batch: Batch) -> Stage:
     """Whether the configuration learns the batch by heart; if not, whether it does at lower rates."""
     lr = setting.config.optim.lr
     main = overfit(setting, batch, lr)
-    runs, verdict = [main], _one_tower(main)
+    model = setting.config.model
+    runs, verdict = [main], _one_tower(main, {"image": model.lock_image is True, "text": model.lock_text is True})
     if verdict is None and main.outcome != "fits":
         for share in (10, 100):
             runs.append(overfit(setting, batch, lr / share, None if main.outcome == "not finite" else main.steps))
             if runs[-1].outcome == "fits":
                 break
-        verdict = _no_fit(main, runs[1:])
+        verdict = _no_fit(main, runs[1:], locked=bool(model.lock_image or model.lock_text))
     figures: dict[str, Any] = {"pairs": len(batch.image), **{f"at_rate_{run.lr:.2g}": _told(run) for run in runs}}
     for what in ("change", "gradient"):
         figures |= {f"{what}_of_{tower}_tower": value for tower, value in getattr(main, what).items()}
@@ -120,12 +121,14 @@ def _told(run: Fit) -> str:
     )
 
 
-def _one_tower(run: Fit) -> Verdict | None:
-    """Of a tower that does not learn beside one that does."""
+def _one_tower(run: Fit, locked: dict[str, bool]) -> Verdict | None:
+    """Of a tower that does not learn beside one that does, unless it is locked."""
     still = [tower for tower in run.change if run.change[tower] < STILL or run.gradient[tower] == 0]
     if len(still) != 1 or run.steps == 0:
         return None
     (tower,), (other,) = still, run.change.keys() - still
+    if locked[tower]:
+        return None
     evidence = [
         f"in {run.steps} steps the weights of the {tower} encoder changed by {run.change[tower]:.1e} of their length, "
         f"those of the other by {run.change[other]:.1e}",
@@ -135,8 +138,8 @@ def _one_tower(run: Fit) -> Verdict | None:
     return Verdict("one_tower", f"the {tower} encoder is not learning", evidence, [advice])
 
 
-def _no_fit(main: Fit, controls: Sequence[Fit]) -> Verdict:
-    """main: at the configured rate, which did not fit; controls: at lower rates."""
+def _no_fit(main: Fit, controls: Sequence[Fit], locked: bool) -> Verdict:
+    """main: at the configured rate, which did not fit; controls: at lower rates. locked: whether part of it is."""
     evidence = [f"at optim.lr={run.lr:.2g}: {_told(run)}" for run in (main, *controls)]
     broken = main.outcome == "not finite"
     far_below = (1 if broken else main.end) - FAR
@@ -149,6 +152,9 @@ def _no_fit(main: Fit, controls: Sequence[Fit]) -> Verdict:
         advice = "Try train.precision=fp32 and a far lower optim.lr; look for a division by what may be zero."
         return Verdict("not_finite", "the loss becomes infinite or no number, at lower rates, too", evidence, [advice])
     advice = "Try a larger model or a higher optim.lr; look at the pairs, and at whether the model was changed."
+    if locked:
+        less = "lock less (model.lock_image, model.lock_text), or take model.projection=mlp"
+        advice = f"Too little may learn: {less}, or a higher optim.lr; look at the pairs."
     if main.falling:
         advice = "The loss was still falling: give it more time (--seconds), or a larger model or a higher optim.lr."
     return Verdict("no_overfit", "the model does not learn a few pairs by heart", evidence, [advice])

@@ -1,7 +1,8 @@
 """The short form before a long run: python -m miniclip.doctor --config configs/shapes.yaml [--section.key VALUE ...]
 
-Three stages of about a minute: the data, learning a few pairs by heart, and captions against chance. The first that
-finds something ends it. Nothing is written into run.dir.
+Stages of about a minute: the data, learning a few pairs by heart, and captions against chance; of a model that is not
+fresh also what is locked, the images that it is shown, and what it must not forget. The first that finds something ends
+it. Nothing is written into run.dir.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 PAIRS = 128  # learnt by heart
 HELD_OUT = 512
 TRAINED_ON = 4096  # images at least, where there are as many
+GUARDED = 512  # images of each task of eval.guard
 
 
 def doctor_main(arguments: Sequence[str] | None = None) -> int:
@@ -94,8 +96,10 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     from miniclip.data.weights import image_weights
     from miniclip.doctor.data import DATA_TITLE, Stage, check_data, constant_images, empty_captions
     from miniclip.doctor.fit import check_fit
+    from miniclip.doctor.kept import LOCKED_PAIRS, VIEWS, check_kept, check_locked, check_views
     from miniclip.doctor.pairs import check_pairs
     from miniclip.doctor.trial import Setting, check_speed, fixed_batch, trial_pairs
+    from miniclip.evaluation.suite import open_tasks
     from miniclip.models.start import open_start
     from miniclip.training.accelerator import build_accelerator, check_possible
     from miniclip.training.batches import planned_steps
@@ -113,6 +117,8 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     accelerator, precision = build_accelerator(replace(config, log=replace(config.log, trackers=[])))
     config = config.with_precision(precision.name)
     setting = Setting(config, start, accelerator, seconds)
+    guarded = config.eval.guarded_tasks
+    suite = open_tasks(config, guarded, "validation", start.tokenizer, "eval.guard", GUARDED)
 
     opened = partial(open_pairs, config.data, seed=config.run.seed, image_size=size)
     try:
@@ -131,12 +137,21 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     generator = torch.Generator().manual_seed(config.run.seed)
     rows = torch.randperm(len(source), generator=generator)[:most].tolist()
     yield check_data(config, source, rows)
+    if (config.model.lock_image or config.model.lock_text) and (
+        locked := check_locked(setting, fixed_batch(setting, source, rows, LOCKED_PAIRS))
+    ):
+        yield locked
     fit = check_fit(setting, fixed_batch(setting, source, rows, PAIRS))
     yield fit
     pairs = trial_pairs(setting, source, rows)
+    if config.model.init or config.model.image:
+        yield check_views(setting, pairs, fixed_batch(setting, source, rows, VIEWS), steps)
     yield check_speed(setting, pairs, steps, precision)
     order = torch.randperm(len(held_out), generator=generator).tolist()
-    yield check_pairs(setting, pairs, fixed_batch(setting, held_out, order, HELD_OUT), fit.told)
+    shown = fixed_batch(setting, held_out, order, HELD_OUT)
+    if config.model.init or suite:
+        yield check_kept(setting, pairs, shown, suite)
+    yield check_pairs(setting, pairs, shown, fit.told)
 
 
 def _show(stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""Short trainings for the doctor: a fresh model, the configuration's loss and optimiser, and a clock."""
+"""Short trainings for the doctor: what the run begins from, the configuration's loss and optimiser, and a clock."""
 
 from __future__ import annotations
 
@@ -73,14 +73,18 @@ def trial_pairs(setting: Setting, source: PairSource, rows: Sequence[int], augme
 
 
 class Trial:
-    """A fresh model with the configuration's loss and optimiser, at a constant rate after a short warm-up."""
+    """The model that the run begins from, with the configuration's loss and optimiser, at a constant rate after a short
+    warm-up: those of single towers and of the scale in the same proportion."""
 
     def __init__(self, setting: Setting, lr: float, vocabulary: Tensor | None = None) -> None:
         """vocabulary: the token ids whose rows alone are trained, as use_small_vocabulary_ takes them."""
         config, accelerator = setting.config, setting.accelerator
+        share, own = lr / config.optim.lr, ("lr_image", "lr_text", "lr_scale")
+        rates = {name: rate * share for name in own if (rate := getattr(config.optim, name)) is not None}
         optim = replace(config.optim, lr=lr, schedule="constant", warmup_steps=min(config.optim.warmup_steps, WARMUP))
+        optim = replace(optim, **rates)
         self.setting, self.device, self.steps = setting, accelerator.device, 0
-        self.config = replace(config, optim=optim, train=replace(config.train, compile=False))
+        self.config = replace(config, optim=optim, train=replace(config.train, compile=False, ema=0.0))
         accelerator.free_memory()
         self.learner = Learner(self.config, accelerator, setting.start, vocabulary)
         self.towers: dict[str, list[nn.Parameter]] = {"image": [], "text": []}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from miniclip.common.console import write_json
 from miniclip.common.printing import did_you_mean
@@ -14,7 +17,7 @@ from miniclip.common.processes import place
 from miniclip.config import Config, ConfigError, EvalTask
 from miniclip.data.scenes.source import TASKS as SCENES
 from miniclip.data.stream.held_out import open_pairs
-from miniclip.data.subset import readable
+from miniclip.data.subset import Subset, readable
 from miniclip.evaluation.encode import EncodeOptions, fingerprint
 from miniclip.evaluation.plots import confusion_png
 from miniclip.evaluation.prompts import check_prompts
@@ -64,11 +67,19 @@ def open_suite(config: Config, role: Role, tokenizer: TextTokenizer = Tokenizer(
 
 
 def open_tasks(
-    config: Config, tasks: Sequence[str | EvalTask], role: Role, tokenizer: TextTokenizer, key: str = "eval.tasks"
+    config: Config,
+    tasks: Sequence[str | EvalTask],
+    role: Role,
+    tokenizer: TextTokenizer,
+    key: str = "eval.tasks",
+    most: int | None = None,
 ) -> Suite:
-    """The same for any tasks. key: of the configuration, that names them. Raises what `open_suite` does."""
+    """The same for any tasks. key: of the configuration, that names them. most: of each part's images at most so many,
+    at random, or one a class. Raises what `open_suite` does."""
+    if most is not None:
+        config = replace(config, eval=replace(config.eval, size=min(most, config.eval.size)))  # scenes, and streams
     names = [task.rstrip("/") if isinstance(task, str) else task.label for task in tasks]
-    return {name: _open(config, task, role, tokenizer, key) for name, task in zip(names, tasks, strict=True)}
+    return {name: _open(config, task, role, tokenizer, key, most) for name, task in zip(names, tasks, strict=True)}
 
 
 def evaluate(
@@ -137,7 +148,9 @@ def final_evaluation(
     return values
 
 
-def _open(config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTokenizer, key: str) -> Opened:
+def _open(
+    config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTokenizer, key: str, most: int | None
+) -> Opened:
     side, allowed, seed = config.model.image_size, config.data.max_bad_fraction, config.run.seed
     assert side is not None
     task: Task
@@ -165,5 +178,22 @@ def _open(config: Config, wanted: str | EvalTask, role: Role, tokenizer: TextTok
         if isinstance(task, Zeroshot):  # before the training, not after it
             check_prompts(task.label, parts[0], task.resolved, tokenizer)
     # one part may stand for two, and is then read once
-    read = {key: readable(part, allowed) for key, part in {id(part): part for part in parts}.items()}
+    read = {key: readable(_few(part, most), allowed) for key, part in {id(part): part for part in parts}.items()}
     return Opened(task, [read[id(part)] for part in parts])
+
+
+def _few(part: Any, most: int | None) -> Any:
+    """At most so many images of a source, or one a class, in their order."""
+    if most is None or len(part) <= most:
+        return part
+    order = np.random.default_rng(0).permutation(len(part)).tolist()
+    if not hasattr(part, "classes"):
+        return Subset(part, sorted(order[:most]))
+    # of each class as many, for a probe needs some of all
+    each, seen = -(-most // len(part.classes)), Counter[int]()
+    chosen = []
+    for row in order:
+        label = part.label(row)
+        seen[label] += 1
+        chosen += [row] * (seen[label] <= each)
+    return Subset(part, sorted(chosen))
