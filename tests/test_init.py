@@ -20,7 +20,7 @@ from test_step import N, batch
 from test_training import TINY
 from torch import Tensor, nn
 
-from miniclip.config import Config, load_config
+from miniclip.config import Config, ConfigError, load_config
 from miniclip.models import DualEncoder
 from miniclip.models.external.convert import _under_our_names
 from miniclip.models.start import Start, open_start
@@ -147,3 +147,104 @@ def test_logits_and_a_step_equal_theirs(kind: str, tmp_path: Path) -> None:
     errors = by_parameter(moved, state)
     errors.pop("visual.attnpool.k_proj.bias", None)  # as of every key: its gradient is rounding
     assert max(errors.values()) < 1e-5, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("length", [28, 12])
+def test_other_sizes_are_interpolated_as_open_clip_does(
+    length: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, side = save_open_clip(tmp_path / "source", PLAIN), 48
+    _, start = started(tmp_path, name, "--model.image_size", str(side), "--model.context_length", str(length))
+    assert start.preprocess.image_size == start.config.image_size == side
+    assert start.tokenizer.context_length == start.config.context_length == length  # type: ignore[attr-defined]
+    sizes = {"vision_cfg": {**VIT, "image_size": side}, "text_cfg": {**TEXT, "context_length": length}}
+    theirs, weights = open_clip.CLIP(**{**PLAIN, **sizes}), dict(theirs_of(name).state_dict())
+    open_clip.model.resize_pos_embed(weights, theirs)
+    open_clip.model.resize_text_pos_embed(weights, theirs)
+    theirs.load_state_dict(weights)
+    image, text = torch.randn(3, 3, side, side), start.tokenizer(CAPTIONS[:3])
+    with torch.no_grad():
+        found, expected = start.make().eval()(image, text), outputs(theirs.eval(), image, text)
+    torch.testing.assert_close(found.image, expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.text, expected[1], rtol=0, atol=1e-5)
+    told = [record.getMessage() for record in caplog.records if "interpolated" in record.getMessage()]
+    assert told == [
+        f"{name}: its positions of 32 are interpolated to 48 pixels (bicubic)",
+        f"{name}: its positions of 20 are interpolated to {length} tokens (linear)",
+    ]
+
+
+@torch.no_grad()
+def test_a_resnet_of_another_size(tmp_path: Path) -> None:
+    """open_clip has none; as it stands the model interpolates at each image."""
+    name, image = save_open_clip(tmp_path / "source", SAME["resnet"]), torch.randn(3, 3, 96, 96)
+    expected, found = (started(tmp_path, name, *options)[1] for options in ((), ("--model.image_size", "96")))
+    own = found.make().eval()
+    assert own.visual.attnpool.positional_embedding.shape == (10, 256)  # type: ignore[union-attr]
+    torch.testing.assert_close(own.encode_image(image), expected.make().eval().encode_image(image), rtol=0, atol=1e-6)
+
+
+CONTRADICTIONS = [
+    ("--model.embed_dim 8", "model.embed_dim=8 contradicts model.init: {} has 16; leave it out"),
+    ("--model.image_encoder resnet", "model.image_encoder=resnet contradicts model.init: {} has vit; leave it out"),
+    ("--model.activation quick_gelu", "model.activation=quick_gelu contradicts model.init: {} has gelu; leave it out"),
+    ("--model.vocab_size 500", "model.vocab_size=500 contradicts model.init: {} has 49408; leave it out"),
+    ("--model.logit_scale_init 1", "model.logit_scale_init=1.0 contradicts model.init: {} has 2.65"),
+    (
+        "--model.preset tiny-vit",
+        "model.preset=tiny-vit contradicts model.init: its embed_dim is 256, and that of {} 16",
+    ),
+    (
+        "--model.projection mlp",
+        "model.projection=mlp joins towers by themselves, and {} is a whole model; leave it out",
+    ),
+    ("--model.text_pooling cls", "model.text_pooling=cls contradicts model.init: {} has None; leave it out"),
+    ("--model.image_size 40", "model.image_size=40 is not divisible by patch_size=16; the nearest that is: 32"),
+    ("--data.resize crop", "data.resize=crop contradicts {}, which was trained with squash; set it to null"),
+]
+
+
+def test_what_contradicts_the_source_is_refused(tmp_path: Path) -> None:
+    name = save_open_clip(tmp_path / "source", PLAIN)
+    for options, message in CONTRADICTIONS:
+        with pytest.raises(ConfigError) as caught:
+            started(tmp_path, name, *options.split())
+        assert str(caught.value).startswith(message.format(name)), caught.value
+    same = "--model.embed_dim 16 --model.image_layers 2 --model.logit_scale_init 2.6592 --data.resize squash"
+    config, start = started(tmp_path, name, *same.split())
+    assert config.model.logit_bias_init is None and start.preprocess.mean == tuple(PREPARED["mean"])
+
+
+def test_scale_and_bias_come_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A sigmoid loss gives a model without a bias a fresh one; another leaves a bias out, as it would not learn."""
+    plain, own = save_open_clip(tmp_path / "plain", PLAIN), save_open_clip(tmp_path / "own", SAME["sigmoid"])
+    sigmoid = ("--loss.name", "sigmoid")
+
+    def numbers(name: str, *options: str) -> tuple[float, float | None]:
+        config, start = started(tmp_path, name, *options)
+        model = start.make()
+        bias = None if model.logit_bias is None else model.logit_bias.item()
+        assert config.model.logit_bias_init == model.config.logit_bias_init == (bias and pytest.approx(bias))
+        return model.logit_scale.item(), bias
+
+    assert numbers(plain) == (pytest.approx(math.log(1 / 0.07)), None)
+    assert numbers(plain, *sigmoid) == (pytest.approx(math.log(1 / 0.07)), -10)
+    balanced = numbers(plain, *sigmoid, "--model.logit_bias_init", "balanced")
+    assert balanced[1] == pytest.approx(-math.log(7))
+    assert numbers(own, *sigmoid) == (pytest.approx(math.log(10)), -10)
+    assert numbers(own)[1] is None
+    with pytest.raises(ConfigError, match=r"model.logit_bias_init=-3.0 contradicts model.init: .* has -10.0"):
+        numbers(own, *sigmoid, "--model.logit_bias_init", "-3")
+    # SigLIP's are above 100; its logits stay until the first step
+    steep = save_open_clip(tmp_path / "steep", {**SAME["sigmoid"], "init_logit_scale": math.log(117)})
+    assert numbers(steep, *sigmoid)[0] == pytest.approx(math.log(117))
+    assert f"{steep}: its scale is 117; the first step brings it down to 100, the most" in caplog.text
+
+
+def test_every_call_makes_another_model_and_draws_nothing(tmp_path: Path) -> None:
+    _, start = started(tmp_path, save_open_clip(tmp_path / "source", PLAIN))
+    state = torch.get_rng_state()
+    first, second = start.make(), start.make()
+    assert torch.equal(torch.get_rng_state(), state) and first.training
+    first.visual.proj.data.zero_()  # type: ignore[union-attr, operator]
+    assert second.visual.proj.abs().max() > 0  # type: ignore[union-attr, operator]
