@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support.closeness import error
 from support.photos import PHOTOS
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from miniclip.config import ModelConfig
 from miniclip.models.cut import WHOLE
 from miniclip.models.foreign import ForeignImage, load_tower, open_image, save_towers
+from miniclip.models.preprocess import Preprocess
 
 # timm's own models for tests, and others, of which two blocks are left if they have twelve -> blocks that are known
 TIMM = {
@@ -162,3 +164,86 @@ def test_what_is_no_tower_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "model.safetensors").unlink()
     (folder / "model.py").unlink()
     refused(name, "the folder lacks model.safetensors")
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+PATCHES = {**SIZES, "image_size": 32, "patch_size": 8}
+# kind of transformers -> its model, its config, blocks that are known
+KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "CLIPVision": ("CLIPVisionModel", PATCHES, 3),
+    "CLIPVision projected": ("CLIPVisionModelWithProjection", {**PATCHES, "projection_dim": 24}, 3),
+    "SiglipVision": ("SiglipVisionModel", PATCHES, 3),
+    "ViT": ("ViTModel", PATCHES, 3),
+    "DeiT": ("DeiTModel", PATCHES, 3),
+    "Dinov2": ("Dinov2Model", PATCHES, 3),
+    "Dinov2WithRegisters": ("Dinov2WithRegistersModel", PATCHES, 3),
+    "ResNet": ("ResNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 0),
+    "ConvNext": ("ConvNextModel", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 0),
+}
+
+
+def hf_folder(folder: Path, kind: str, **kwargs: Any) -> Any:
+    """A random model of transformers, written with its image processor -> the model."""
+    made, config, _ = KINDS[kind]
+    torch.manual_seed(0)
+    config_class = getattr(transformers, f"{kind.partition(' ')[0]}Config")
+    model = getattr(transformers, made)(config_class(**config), **kwargs).eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, resample=3)
+    processor.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_towers_of_transformers(kind: str, tmp_path: Path) -> None:
+    model = hf_folder(tmp_path / "a", kind)
+    tower, preprocess = open_image(f"hf:{tmp_path / 'a'}", ModelConfig())
+    assert type(preprocess) is Preprocess and preprocess.image_size == 32 and preprocess.resize == "squash"
+    images = torch.randn(2, 3, 32, 32)
+    out = model(pixel_values=images)
+    want = out.image_embeds if "projected" in kind else out.pooler_output.flatten(1)
+    check_tower(tower, images, want.detach(), KINDS[kind][2], tmp_path / "b")
+    learning = [p for p in tower.parameters() if p.requires_grad]
+    tower(images).sum().backward()
+    assert all(p.grad is not None for p in learning)  # DDP waits for each
+
+
+def test_a_vit_without_a_pooler_gives_its_class_token(tmp_path: Path) -> None:
+    model = hf_folder(tmp_path / "a", "ViT", add_pooling_layer=False)
+    tower, _ = open_image(f"hf:{tmp_path / 'a'}", ModelConfig())
+    images = torch.randn(2, 3, 32, 32)
+    want = model(pixel_values=images).last_hidden_state[:, 0]
+    check_tower(tower, images, want.detach(), 3, tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["CLIPVision", "SiglipVision", "ViT", "Dinov2"])
+def test_images_of_another_size_for_transformers(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, name = hf_folder(tmp_path / "a", kind), f"hf:{tmp_path / 'a'}"
+    tower, preprocess = open_image(name, ModelConfig(image_size=48))
+    assert caplog.messages == [f"{name} was trained with images of 32 pixels, and gets those of 48"]
+    images = torch.randn(2, 3, 48, 48)
+    more = {} if kind == "Dinov2" else {"interpolate_pos_encoding": True}
+    check_tower(tower, images, model(pixel_values=images, **more).pooler_output.detach(), 3, tmp_path / "b")
+    assert preprocess.image_size == 48
+
+
+def test_what_is_no_image_tower_of_transformers(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    hf_folder(folder, "ViT")
+    name, config = f"hf:{folder}", folder / "config.json"
+    written = json.loads(config.read_text())
+    for change, words in [
+        ({"model_type": "bert"}, "which is no model of images"),
+        ({"model_type": "nonsense"}, "nonsense"),
+        ({"hidden_size": 64}, "embeddings.cls_token is [1, 1, 32] and should be [1, 1, 64]"),
+        ({"num_hidden_layers": 4}, "is missing"),
+        ({"auto_map": {"AutoModel": "model.Model"}}, "brings code of its own (auto_map in config.json)"),
+    ]:
+        config.write_text(json.dumps({**written, **change}))
+        refused(name, words)
+    config.write_text(json.dumps(written))
+    refused(f"hf:{tmp_path / 'b'}", "no such folder")
+    refused(name, "takes no images of 4 pixels", image_size=4)
+    (folder / "model.safetensors").unlink()
+    refused(name, "lacks model.safetensors")

@@ -22,8 +22,8 @@ from miniclip.models.text import unit_length
 _REASONS = {
     "trust_remote_code": "it brings code of its own, which is not run",
     "use_safetensors": "there is no such file, and only safetensors are read",
-    "weights_only": "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors",
     "TorchScript": "it is a TorchScript archive, which may hold code; OpenAI's are the tag openai, too",
+    "weights_only": "it is damaged, or holds Python objects, and only tensors are read; save it as safetensors",
 }
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from miniclip.config import ModelConfig
 from miniclip.models.cut import WHOLE
 from miniclip.models.external.adapted import reading, square_side
-from miniclip.models.external.folders import misfits
 from miniclip.models.external.hf_folder import keep_buffers, refuse_code
+from miniclip.models.external.weights import completed, keep_unused, misfits
 from miniclip.models.foreign import ForeignImage, OpenedImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import read_json
@@ -66,6 +66,7 @@ class TimmImage(ForeignImage):
 
     def __init__(self, model: nn.Module, described: Mapping[str, Any]) -> None:
         super().__init__()
+        keep_unused(model, described["unused"])
         keep_buffers(model)  # of rotary positions, and of Swin's masks
         self.model: Any = model
         self.described = {"module": "timm_tower", **described}
@@ -146,16 +147,11 @@ def open_image(name: str, config: ModelConfig) -> OpenedImage:
     source = _find(name)
     side, sized = _side(source, config.image_size)
     preprocess = _preprocess(source, side)
-    model = _without_classifier(_loaded(source, sized)).eval()
-    advice = "set another model.image_size"
-    with torch.no_grad(), reading(lambda why: f"{name} takes no images of {side} pixels ({why}); {advice}"):
-        out = model(torch.zeros(1, 3, side, side))
-    if out.ndim != 2:
-        raise ValueError(f"{name} makes {tuple(out.shape[1:])} of an image, and not one vector; use another tower")
+    model = _without_classifier(_loaded(source, sized))
     cfg, args = model.pretrained_cfg, {**source.args, **sized}
-    built = {"cfg": {key: cfg[key] for key in _BUILDS if key in cfg}, "width": out.shape[1], "side": side}
-    tower = TimmImage(model, {"arch": cfg["architecture"], "args": args, **built})
-    return OpenedImage(tower.eval(), preprocess)
+    built = {key: cfg[key] for key in _BUILDS if key in cfg}
+    described = completed(name, {"arch": cfg["architecture"], "args": args, "cfg": built}, side, build_image)
+    return OpenedImage(TimmImage(model, described).eval(), preprocess)
 
 
 def build_image(described: Mapping[str, Any]) -> TimmImage:

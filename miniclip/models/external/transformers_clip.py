@@ -9,7 +9,7 @@ CLIPModel and SiglipModel are known. Weights are read as safetensors, and Python
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,12 +176,19 @@ def _find(name: str) -> _Source:
 
 
 def _preprocess(source: _Source) -> TransformersPreprocess:
-    """Raises ValueError if the processor does not make the squares that the model takes."""
+    return read_preprocess(source.name, source.place, source.config.vision_config.image_size)
+
+
+def read_preprocess(name: str, place: str, size: int | Sequence[int] | None = None) -> TransformersPreprocess:
+    """The image processor of a folder, or of a name on the Hub. size: of the model's images, if its config says it.
+
+    Raises ValueError if it does not make the squares that the model takes.
+    """
     from transformers import AutoImageProcessor
 
-    name, place, _, config = source
-    side = square_side(name, config.vision_config.image_size)
-    noise = np.random.default_rng(0).integers(0, 256, (side + 3, side + 7, 3), dtype=np.uint8)
+    side = None if size is None else square_side(name, size)
+    shape = (227, 231) if side is None else (side + 3, side + 7)
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     with _reading(name, place, "image processor"):
         processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
@@ -189,6 +196,7 @@ def _preprocess(source: _Source) -> TransformersPreprocess:
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         values = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         mean, std = (tuple(np.broadcast_to(np.float64(x) / (255 * factor), 3).tolist()) for x in values)
+        side = int(theirs.shape[-1]) if side is None else side
         ours = TransformersPreprocess(side, mean, std, processor=processor)
         square = ours.to_uint8(image)
     if theirs.shape != (1, 3, side, side) or square.shape != (3, side, side) or square.dtype != torch.uint8:
