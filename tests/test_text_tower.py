@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from support.hf_models import bert_folder
 from test_interop import save_clip, save_siglip
 from torch import Tensor
 
-from miniclip.config import ModelConfig
+from miniclip.config import ConfigError, ModelConfig, load_config
+from miniclip.models import resolve
 from miniclip.models.cut import WHOLE
 from miniclip.models.external import hf_tower
 from miniclip.models.external.hf_tower import HfText
 from miniclip.models.foreign import load_tower, open_text, save_towers
+from miniclip.models.vocabulary import use_small_vocabulary_
+from miniclip.training.accelerator import check_possible
 
 transformers = pytest.importorskip("transformers")
 
@@ -67,8 +71,7 @@ def check_tower(tower: HfText, expected: Tensor) -> None:
         assert torch.equal(features[..., -1].sum(1).long(), (rows >= 0).sum(1)) or tower.pooling == "siglip"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("kind, pooling", [*((kind, "mean") for kind in KINDS), ("Bert", "cls"), ("Bert", "max")])
 def test_equals_the_library(tmp_path: Path, kind: str, pooling: str) -> None:
     more = {"embedding_size": 16} if kind == "Electra" else {}  # with a projection behind the embeddings
     tower = opened(bert_folder(tmp_path, pooling, kind, **more))
@@ -180,7 +183,7 @@ BAD: list[tuple[str, dict[str, Any], Any, str]] = [
     ("a file of code", {}, lambda f: (f / "modeling.py").write_text(""), "modeling.py.* code"),
     ("code by name", {}, lambda f: edit(f / "config.json", auto_map={"AutoModel": "m.M"}), "auto_map.* code"),
     ("other sizes", {}, lambda f: edit(f / "config.json", intermediate_size=63), r"is \[64\] and should be \[63\]"),
-    ("a small table", {}, lambda f: edit(f / "config.json", vocab_size=20), "ids up to 2.*vocab_size=20"),
+    ("a small table", {}, lambda f: edit(f / "config.json", vocab_size=20), "ids up to 42.*vocab_size=20"),
     ("an unknown kind", {}, lambda f: edit(f / "config.json", model_type="berd"), "model_type|berd"),
     (
         "two poolings",
@@ -221,6 +224,19 @@ def test_a_name_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"hf:somebody/no-such-model: it cannot be fetched .*internet connection"):
         open_text("hf:somebody/no-such-model", ModelConfig())
+
+
+def test_options_of_the_own_text_tower_are_refused(tmp_path: Path) -> None:
+    joined = ModelConfig(preset="tiny-vit", text=bert_folder(tmp_path))
+    resolved = resolve(joined)
+    assert resolved.text_width is resolved.vocab_size is None and resolved.image_width == 192
+    with pytest.raises(ConfigError, match=r"model.text_width=64: model.text brings its own sizes"):
+        resolve(replace(joined, text_width=64))
+    config = load_config(["--model.preset", "tiny-vit", "--train.max_steps", "1", "--train.small_vocabulary", "true"])
+    with pytest.raises(ConfigError, match=r"train.small_vocabulary is .* own text encoder, and that of hf:.* is not"):
+        check_possible(replace(config, model=resolved))
+    with pytest.raises(ValueError, match=r"train.small_vocabulary"):
+        use_small_vocabulary_(opened(f"hf:{tmp_path}"), torch.arange(3))
 
 
 def test_plain_values_of_a_described_tower(tmp_path: Path) -> None:

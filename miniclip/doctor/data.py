@@ -17,7 +17,7 @@ from miniclip.data.images import BadCount
 from miniclip.data.subset import Subset
 from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.inspection.contents import Verdict
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.protocols import TextTokenizer
 
 DATA_TITLE = "the data is what the configuration thinks it is"
 LOOKED_AT = 512  # images that are decoded
@@ -39,14 +39,14 @@ class Stage(NamedTuple):
     told: bool = True
 
 
-def check_data(config: Config, source: PairSource, rows: Sequence[int]) -> Stage:
-    """Of the images and captions at rows of the training split, in random order."""
+def check_data(config: Config, source: PairSource, rows: Sequence[int], tokenizer: TextTokenizer) -> Stage:
+    """Of the images and captions at rows of the training split, in random order. tokenizer: of the model."""
     context, side = config.model.context_length, config.model.image_size
     assert context is not None and side is not None
-    looked = look("train", Subset(source, rows), context, images=LOOKED_AT)
-    found, tokenizer = figures(looked, side, context), Tokenizer(context)
+    looked = look("train", Subset(source, rows), context, images=LOOKED_AT, tokenizer=tokenizer)
+    found = figures(looked, side, context)
     images, captions, bad = found["pictures"], found["captions"], found["unreadable"]
-    texts = [tokenizer.decode(np.frombuffer(ids, dtype=np.uint16).tolist()) for ids in looked.ids]
+    texts = [looked.captions[k].lower() for k in np.unique(looked.texts, return_index=True)[1]]
     blank = np.array([not any(letter.isalnum() for letter in text) for text in texts])
     count = np.bincount(looked.texts)  # how often each text stands there
     empty, spoken = int(count[blank].sum()), np.where(blank, 0, count)

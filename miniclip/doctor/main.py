@@ -136,7 +136,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     image_weights(source, config.data)
     generator = torch.Generator().manual_seed(config.run.seed)
     rows = torch.randperm(len(source), generator=generator)[:most].tolist()
-    yield check_data(config, source, rows)
+    yield check_data(config, source, rows, setting.start.tokenizer)
     if (config.model.lock_image or config.model.lock_text) and (
         locked := check_locked(setting, fixed_batch(setting, source, rows, LOCKED_PAIRS))
     ):

@@ -88,12 +88,16 @@ def resolve(config: ModelConfig) -> ModelConfig:
     Raises ConfigError for an unknown preset, for missing fields (all of them named) and for sizes that do not fit.
     """
     base = {**DEFAULTS, **(_preset_fields(config.preset) if config.preset is not None else {})}
-    filled = {**base, **{name: value for name, value in asdict(config).items() if value is not None}}
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    elsewhere = (*(_IMAGE if config.image else ()), *(_TEXT if config.text else ()))
+    for name in filter(given.__contains__, elsewhere):
+        kind = "image" if name in _IMAGE else "text"
+        raise ConfigError(f"model.{name}={given[name]}: model.{kind} brings its own sizes; leave one of the two out")
+    filled = {name: value for name, value in {**base, **given}.items() if name not in elsewhere}
     if isinstance(filled.get("image_layers"), list):
         filled["image_layers"] = tuple(filled["image_layers"])
     tower = TOWERS.get(filled.get("image_encoder", ""))
-    optional = set(_IMAGE) if config.image else set() if tower is not None and tower.has_patches else {"patch_size"}
-    optional |= set(_TEXT) if config.text else set()
+    optional = {*elsewhere, *(() if tower is not None and tower.has_patches else ("patch_size",))}
     needed = [name for name in ARCHITECTURE if name not in optional]
     missing = [name for name in needed if name not in filled]
     if missing:

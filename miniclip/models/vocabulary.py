@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miniclip.models.cut import Tower
 from miniclip.models.text import TextTower
 from miniclip.models.tokenizer import VOCAB_SIZE, Tokenizer
 
@@ -95,13 +96,15 @@ class SmallEmbedding(nn.Embedding):
             self.weight.copy_(self.table[self.rows])
 
 
-def use_small_vocabulary_(model: TextTower, ids: Tensor) -> None:
-    """Let the model train the token rows of these ids alone, and that of the padding.
+def use_small_vocabulary_(model: Tower, ids: Tensor) -> None:
+    """Let a text tower train the token rows of these ids alone, and that of the padding.
 
     ids: (n,) integers in [0, V), in any order; those of all captions that training will see, special tokens included.
-    Call it before the optimiser is built, and in every process with the same ids. Raises ValueError for other ids, and
-    for a model that has been through it.
+    Call it before the optimiser is built, and in every process with the same ids. Raises ValueError for other ids, for
+    a model that has been through it, and for a tower that is not of this project.
     """
+    if not isinstance(model, TextTower):
+        raise ValueError("a text tower from elsewhere has no small vocabulary; set train.small_vocabulary to false")
     if isinstance(model.token_embedding, SmallEmbedding):
         raise ValueError("the model has a small vocabulary already; make a new one for other ids")
     table = model.token_embedding.weight.detach()

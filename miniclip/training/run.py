@@ -172,8 +172,9 @@ def _announce(learner: Learner, precision: Precision, feed: TrainBatches, first_
     config, accelerator = learner.config, learner.accelerator
     parameters = sum(p.numel() for p in learner.model.parameters())
     model = config.model
+    towers = [model.init] if model.init else [model.image or model.preset or model.image_encoder, model.text]
     print(
-        f"{model.init or model.preset or model.image_encoder}: {parameters / 1e6:.1f} M parameters, "
+        f"{' + '.join(filter(None, towers))}: {parameters / 1e6:.1f} M parameters, "
         f"{feed.describe()}, {feed.steps} steps of {config.data.batch_size}, "
         f"{accelerator.num_processes} x {accelerator.device.type}, into {config.run.dir}\n"
         f"{precision.name}: {precision.why}"

@@ -62,7 +62,7 @@ class Learner:
         torch.manual_seed(config.run.seed)
         self.model = start.make()
         if vocabulary is not None:
-            use_small_vocabulary_(self.model, vocabulary)
+            use_small_vocabulary_(self.model.text_tower, vocabulary)
         self.model.visual.patch_dropout = config.train.patch_dropout
         lock_(self.model, config.model)
         tune_for_device(self.model, accelerator.device, config.train.compile)

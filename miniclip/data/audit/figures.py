@@ -41,7 +41,7 @@ class Look(NamedTuple):
 
     seen: the images, or why one cannot be read; of the first ones, if not all were decoded. captions: (C) as written,
     of which first[p] to first[p + 1] belong to image p. bare: (C) as they are compared. texts: (C,) int64, equal for
-    equal tokens within the context; ids: those tokens of each text, without start and end, the bytes of uint16.
+    equal tokens within the context; ids: those tokens of each text, without start and end, the bytes of int32.
     lengths: (C,) int64, tokens with start and end, before the cut.
     """
 
@@ -61,9 +61,15 @@ class Look(NamedTuple):
 
 
 def look(
-    split: str, source: PairSource, context_length: int, images: int | None = None, progress: bool = False
+    split: str,
+    source: PairSource,
+    context_length: int,
+    images: int | None = None,
+    progress: bool = False,
+    tokenizer: Any = None,
 ) -> Look:
-    """Read the captions of a split, and its images, or the first so many, with a thread for each core."""
+    """Read the captions of a split, and its images, or the first so many, with a thread for each core. tokenizer: that
+    has `encode`; CLIP's if left out."""
     from tqdm import tqdm
 
     count = len(source) if images is None else min(images, len(source))
@@ -76,12 +82,13 @@ def look(
                 bar.update()
     own = [source.captions(i) for i in range(len(source))]
     captions, first = list(chain.from_iterable(own)), np.cumsum([0, *map(len, own)])
-    encode, numbers = Tokenizer(context_length).encode, dict[bytes, int]()
+    encode, numbers = (tokenizer or Tokenizer(context_length)).encode, dict[bytes, int]()
+    specials = getattr(tokenizer, "specials", 2)
     texts, lengths = np.empty((2, len(captions)), dtype=np.int64)
     for k, caption in enumerate(captions):
-        ids = array("H", encode(caption))
-        lengths[k] = len(ids) + 2
-        texts[k] = numbers.setdefault(ids[: context_length - 2].tobytes(), len(numbers))
+        ids = array("i", encode(caption))
+        lengths[k] = len(ids) + specials
+        texts[k] = numbers.setdefault(ids[: context_length - specials].tobytes(), len(numbers))
     return Look(split, source, seen, captions, list(map(bare, captions)), first, texts, list(numbers), lengths)
 
 
@@ -105,7 +112,7 @@ def figures(look: Look, image_size: int, context_length: int) -> dict[str, Any]:
     files = [one.file for one in seen if one.file]
     width, height = np.array([one.size for one in seen], dtype=np.float64).reshape(-1, 2).T
     lengths, counts = np.unique(look.lengths, return_counts=True)
-    used = np.unique(np.frombuffer(b"".join(look.ids), dtype=np.uint16))
+    used = np.unique(np.frombuffer(b"".join(look.ids), dtype=np.int32))
     return {
         "split": look.split,
         "pictures": len(look.seen),

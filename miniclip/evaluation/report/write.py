@@ -239,10 +239,10 @@ def _parameters(run: Run) -> str:
     """Counted on a model without memory."""
     import torch
 
-    from miniclip.models import create_model
+    from miniclip.models.load import blank_of
 
     with torch.device("meta"):
-        model = run.attempt("config.yaml, model", create_model, run.config.model) if run.config else None
+        model = run.attempt("config.yaml, model", lambda: blank_of(run.directory)[0]()) if run.config else None
     return f"{sum(p.numel() for p in model.parameters()):,}" if model else "-"
 
 

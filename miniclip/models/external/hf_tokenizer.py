@@ -42,25 +42,43 @@ class HfTokenizer:
         rows = torch.full((len(texts), self.context_length), self.pad)
         for row, text in zip(rows, texts, strict=True):
             # one by one: the library's own threads do not survive a fork, and warn of it
-            ids = self._encoder.encode(self.cleaned(text)).ids
+            ids = self._cutting.encode(self._cleaned(text)).ids
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
-    def cleaned(self, text: str) -> str:
+    def encode(self, text: str) -> list[int]:
+        """All ids of one text, without special tokens and without a limit."""
+        ids: list[int] = self._whole.encode(self._cleaned(text), add_special_tokens=False).ids
+        return ids
+
+    @property
+    def specials(self) -> int:
+        """How many tokens stand around a text."""
+        return int(self._whole.num_special_tokens_to_add(False))
+
+    def _cleaned(self, text: str) -> str:
         text = text.strip()  # as sentence-transformers does
         return text.lower() if self.lower else text
 
     @property
     def highest(self) -> int:
         """The highest id that it may give."""
-        return max(self._encoder.get_vocab(with_added_tokens=True).values())
+        return max(self._whole.get_vocab(with_added_tokens=True).values())
 
     @cached_property
-    def _encoder(self) -> Any:
+    def _whole(self) -> Any:
         import tokenizers
 
         encoder = tokenizers.Tokenizer.from_str(self.content)
         encoder.no_padding()
+        encoder.no_truncation()
+        return encoder
+
+    @cached_property
+    def _cutting(self) -> Any:
+        import tokenizers
+
+        encoder = tokenizers.Tokenizer.from_str(self._whole.to_str())
         encoder.enable_truncation(self.context_length)
         return encoder
 
