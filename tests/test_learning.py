@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +13,25 @@ import pytest
 import timm
 import torch
 import yaml
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from support.closeness import by_parameter
 from support.group import together
 from test_fsdp import sharded
 from test_training import TINY
 from timm.optim import param_groups_layer_decay
-from torch import Tensor
+from torch import Tensor, nn
 
+import miniclip
 from miniclip.cli.train import run as train
 from miniclip.cli.train import train_main
 from miniclip.config import ConfigError, ModelConfig, OptimConfig, load_config
-from miniclip.models import DualEncoder, create_model
+from miniclip.models import DualEncoder, create_model, lora
+from miniclip.models.cut import WHOLE
 from miniclip.models.external.own_tower import OwnImage, OwnText
+from miniclip.models.foreign import ForeignImage
 from miniclip.models.joined import JoinedEncoder
+from miniclip.models.saved import assemble, with_scalars
 from miniclip.models.start import open_start
 from miniclip.models.text import TextTower
 from miniclip.training.learning import check_learning, lock_, parameter_groups, part_of
@@ -139,6 +146,11 @@ def test_gradients_are_those_of_the_whole_model(lock: dict[str, Any]) -> None:
         ("--model.lock_image true --model.lock_text true", "leave nothing to learn"),
         ("--model.lock_image 1 --train.patch_dropout 0.5", "train.patch_dropout=0.5 leaves out patches"),
         ("--model.lock_image 1 --model.lora_image 4", "exclude each other"),
+        (
+            "--model.lora_text 4 --model.lora_targets [query]",
+            "are called c_fc, c_proj, in_proj_weight, out_proj",
+        ),
+        ("--model.lora_targets [c_fc]", "model.lora_targets is for model.lora_image and lora_text"),
     ],
 )
 def test_refused_before_the_data(options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,10 +274,130 @@ def test_state_of_other_groups() -> None:
     assert options == {(g["factor"], g["weight_decay"]) for g in parameter_groups(model, optims[1])}
 
 
+def adapted(model: DualEncoder, **options: Any) -> DualEncoder:
+    """With updates that are not zero any more."""
+    lock_(model, replace(model.config, **options))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("make", [model_of, lambda: joined(model_of())])
+@pytest.mark.parametrize("targets", [None, ["c_fc"], ["in_proj_weight", "mlp.c_proj"]])
+def test_updates_are_merged_as_peft_does_it(make: Any, targets: list[str] | None) -> None:
+    model = make()
+    image, text = torch.rand(3, 3, 32, 32), torch.tensor([[1, 59, 0], [2, 3, 59], [4, 59, 0]])
+    first = model.eval()(image, text)
+    adapted(model, lora_image=4, lora_text=2, lora_targets=targets)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    blocks = 3 * (4 if targets is None else len(targets))
+    assert sum(".lora_" in name for name in learning) == 2 * 2 * blocks
+    assert {part_of(name) for name in learning if ".lora_" not in name} <= {"heads", "scale"}
+    assert {p.shape[0] for name, p in model.named_parameters() if name.startswith("visual") and ".lora_A" in name} == {
+        4
+    }
+    then = model(image, text)
+    alone = assemble(model.blank, with_scalars(model.state_dict()), "cpu")
+    for ours, theirs, before in zip(alone(image, text)[:2], then[:2], first[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        assert (theirs - before).abs().max() > 1e-2
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()  # type: ignore[operator]
+    kept = {name.replace(".base_layer", ""): p for name, p in model.state_dict().items() if ".lora_" not in name}
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(value, kept[name], rtol=0, atol=1e-6)
+
+
+def test_layers_that_are_not_called_get_no_update() -> None:
+    """As those inside of torch's own attention, whose weights it reads; and BatchNorm's statistics stay."""
+    block: Any = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    class Foreign(ForeignImage):
+        width = 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.block = nn.Conv2d(3, 16, 16, 16), nn.BatchNorm2d(16), block
+
+        @property
+        def blocks(self) -> list[nn.Module]:
+            return [self.block]
+
+        def lower(self, x: Tensor, k: int) -> Tensor:
+            x = self.norm(self.stem(x)).flatten(2).mT
+            return x if k == 0 else self.upper(x, 0)
+
+        def upper(self, x: Tensor, k: int) -> Tensor:
+            return x if k == WHOLE else self.block.linear2(self.block.linear1(self.block.self_attn(x, x, x)[0])).mean(1)
+
+    own = model_of()
+    model = JoinedEncoder(replace(own.config, image="elsewhere"), Foreign(), None)
+    lock_(model, replace(model.config, lora_image=2))
+    learning = [name for name, p in model.visual.named_parameters() if p.requires_grad]
+    assert learning == [f"block.linear{i}.lora_{m}.default.weight" for i in (1, 2) for m in "AB"]
+    model.train()
+    assert model.visual.training and not model.visual.norm.training  # type: ignore[union-attr]
+
+
+def test_a_run_with_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped in the middle and gone on with it ends to the bit where one that went through does; what it leaves is
+    merged, and so is what is read of it on its way."""
+    options = [
+        "--model.lora_image",
+        "2",
+        "--model.lora_text",
+        "2",
+        "--optim.lr",
+        "1e-2",
+        "--optim.schedule",
+        "constant",
+    ]
+    options += ["--eval.tasks", "[retrieval]", "--eval.every", "2", "--eval.best", "retrieval/text_to_image_r10"]
+    arguments = options_of(tmp_path, *options)
+    train(load_config(arguments))
+    cut = [*arguments, "--run.dir", str(tmp_path / "cut")]
+    train(load_config([*cut, "--train.max_steps", "4"]))
+    shutil.rmtree(tmp_path / "cut" / "model")
+    (tmp_path / "cut" / "results.json").unlink()
+    on_the_way = miniclip.load(tmp_path / "cut")[0]
+    state = load_file(tmp_path / "cut/checkpoints/step_00000004/model.safetensors")
+    config = load_config(arguments)
+    torch.manual_seed(config.run.seed)
+    model = open_start(config).make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lock_(model, config.model)
+    model.load_state_dict(state)
+    image, text = torch.rand(2, 3, 32, 32), torch.tensor([[1, 5, 49407], [2, 49407, 0]])
+    for ours, theirs in zip(on_the_way(image, text)[:2], model.eval()(image, text)[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    train(load_config([*cut, "--run.resume", "true"]))
+    for name in ("model", "best"):
+        whole, other = (load_file(tmp_path / run / name / "model.safetensors") for run in ("run", "cut"))
+        assert all(torch.equal(value, other[key]) for key, value in whole.items())
+        moved = {key for key, value in whole.items() if not torch.equal(value, before[key])}
+        assert moved == {key for key in whole if re.search(r"logit|in_proj_weight|(out_proj|c_fc|c_proj)\.weight", key)}
+
+
+def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "find_spec", lambda _: None)
+    config = load_config(options_of(tmp_path, "--model.lora_image", "1"))
+    with pytest.raises(ConfigError, match=r"need peft: pip install 'miniclip\[lora\]'"):
+        check_learning(config, open_start(config))
+
+
+TOGETHER = [
+    ["--model.lock_image", "1", "--model.lock_text", "true", "--optim.lr_image", "1e-4"],
+    ["--model.lora_image", "2", "--model.lock_text", "2", "--train.micro_batch_size", "2"],
+]
+
+
 @pytest.mark.slow
-def test_two_processes_lock_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", TOGETHER)
+def test_two_processes_lock_what_one_does(options: list[str], tmp_path: Path) -> None:
     """Also with the parameters shared out."""
-    options = ["--model.lock_image", "1", "--model.lock_text", "true", "--optim.lr_image", "1e-4"]
     arguments = options_of(tmp_path, *options)
     train(load_config(arguments))
     for outcome in together(2, train_main, [*arguments, "--run.dir", str(tmp_path / "two")]):

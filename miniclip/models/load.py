@@ -58,10 +58,10 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[An
         raise ValueError(f"{wrong}; name another checkpoint of its run")
     config, preprocess, described = _of_run(run) if run else _of_folder(weights.parent)
     try:
-        state = with_scalars(load_file(weights))
+        state = load_file(weights)
         if run and (mean := weights.with_name(AVERAGE)).exists():
             state |= load_file(mean)
-        model = assemble(_blank(config, run or weights.parent), state, device)
+        model = assemble(_blank(config, run or weights.parent), with_scalars(state), device)
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{weights} does not hold the model of {described}: {error}") from error
     return model, preprocess, model.tokenizer

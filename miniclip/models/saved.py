@@ -23,6 +23,7 @@ from miniclip.common.console import write_json
 from miniclip.common.durable import make_folder, sync, whole_file
 from miniclip.models import DualEncoder
 from miniclip.models.foreign import TOWERS, save_towers
+from miniclip.models.lora import merged
 from miniclip.models.preprocess import Preprocess
 
 WEIGHTS, MODEL, PREPROCESS = "model.safetensors", "model.json", "preprocess.json"
@@ -71,8 +72,9 @@ def assemble(blank: Callable[[], DualEncoder], state: dict[str, Tensor], device:
 
 
 def with_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the 0-dim logit_scale and logit_bias, which flatten_scalars_ gives the shape (1,) for FSDP."""
-    return {k: v.reshape(()) if k in ("logit_scale", "logit_bias") else v for k, v in state.items()}
+    """Weights of a training as the model has them that leaves it: low-rank updates merged, and logit_scale and
+    logit_bias 0-dim, which flatten_scalars_ gives the shape (1,) for FSDP."""
+    return {k: v.reshape(()) if k in ("logit_scale", "logit_bias") else v for k, v in merged(state).items()}
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

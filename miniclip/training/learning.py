@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from miniclip.config import Config, ConfigError, ModelConfig, OptimConfig
 from miniclip.models import DualEncoder
 from miniclip.models.cut import WHOLE, Cut, Tower
+from miniclip.models.lora import adapt_, adaptable, available, chosen
 from miniclip.models.start import Start
 from miniclip.training.diagnostics import tower_of
 
@@ -63,34 +65,66 @@ def check_learning(config: Config, start: Start) -> None:
     if drop and asked.lock_image:
         still = f"leaves out patches in what model.lock_image={asked.lock_image} keeps as it is"
         raise ConfigError(f"train.patch_dropout={drop} {still}; set one of them to 0")
-    if not (asked.lock_image or asked.lock_text or config.optim.layer_decay < 1):
+    ranks = asked.lora_image, asked.lora_text
+    if any(ranks) and not available():
+        raise ConfigError("model.lora_image and lora_text need peft: pip install 'miniclip[lora]'")
+    if asked.lora_targets is not None and not any(ranks):
+        raise ConfigError("model.lora_targets is for model.lora_image and lora_text; set a rank, or leave it out")
+    if not (asked.lock_image or asked.lock_text or any(ranks) or config.optim.layer_decay < 1):
         return
     with torch.device("meta"):
         model = start.make()
     cut = locked_cut(model, asked)
     if cut == (WHOLE, WHOLE) and not any(name.startswith(_HEADS) for name, _ in model.named_parameters()):
         raise ConfigError("model.lock_image and model.lock_text leave nothing to learn but the scale; unlock one tower")
-    for kind, k in zip(KINDS, cut, strict=True):
+    for kind, k, rank in zip(KINDS, cut, ranks, strict=True):
+        if rank:
+            _adapt(model, kind, asked, None)
         if config.optim.layer_decay < 1 and k != WHOLE and not _tower(model, kind).blocks:
             unknown = f"the blocks of the {kind} tower are not known"
             raise ConfigError(f"optim.layer_decay={config.optim.layer_decay}: {unknown}; use optim.lr_{kind}")
 
 
 def lock_(model: DualEncoder, config: ModelConfig) -> None:
-    """Keep as they are what config locks: parameters, statistics, and what is random in training mode."""
+    """Keep as they are what config locks: parameters, statistics, and what is random in training mode.
+
+    A tower with low-rank updates keeps its parameters and BatchNorm's statistics.
+    """
     for kind, k in zip(KINDS, locked_cut(model, config), strict=True):
-        if k is None:
+        rank, tower = getattr(config, f"lora_{kind}"), _tower(model, kind)
+        if k is None and not rank:
             continue
-        tower = _tower(model, kind)
-        if k == WHOLE:
+        if k is None or k == WHOLE:
             parameters = [p for name, p in model.named_parameters() if _belongs(name, kind)]
             modules = [m for name, m in model.named_modules() if name and _belongs(f"{name}.", kind)]
         else:
             parameters, modules = _below(model, kind, k)
+        used = _below(model, kind, WHOLE)[1] if rank else []
         for parameter in parameters:
             parameter.requires_grad_(False)
+        if rank:
+            modules = [module for module in modules if isinstance(module, _BatchNorm)]
+            # a linear layer whose weight another module reads would learn nothing
+            _adapt(model, kind, config, set(map(id, used)))
         tower.still = modules
         tower.train(tower.training)
+
+
+def _adapt(model: DualEncoder, kind: str, config: ModelConfig, used: set[int] | None) -> None:
+    """Give a tower its low-rank updates. used: ids of the modules that it calls; None only checks config."""
+    root = model.visual if kind == "image" else model.transformer if _tower(model, kind) is model else model.text_tower
+    blocks = {id(m) for block in _tower(model, kind).blocks for m in block.modules()}
+    within = [(name, m) for name, m in root.named_modules() if not blocks or id(m) in blocks]
+    known = adaptable((name, module) for name, module in within if used is None or id(module) in used)
+    asked, names = f"model.lora_{kind}", chosen(known, config.lora_targets)
+    if not known:
+        raise ConfigError(f"{asked}: the blocks of the {kind} tower have no linear layers; lock it, or let it learn")
+    if not names:
+        ends = sorted({name.rpartition(".")[2] for name in known})
+        none = f"model.lora_targets={config.lora_targets} names no layer of the {kind} tower"
+        raise ConfigError(f"{none}; its linear layers are called {', '.join(ends)}")
+    if used is not None:
+        adapt_(root, names, getattr(config, asked.removeprefix("model.")))
 
 
 def _tower(model: DualEncoder, kind: str) -> Tower:
