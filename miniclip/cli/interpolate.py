@@ -5,7 +5,6 @@ WiSE-FT (arXiv:2109.01903): the average of both keeps much of what each can, and
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -143,7 +142,7 @@ def _shares(alphas: str, alpha: float | None) -> list[float]:
         if ranged:
             start, last, step = numbers
             # thirds, too, reach their end
-            numbers = [start + k * step for k in range(min(_MOST, int((last - start) / step + 1e-6)) + 1)]
+            numbers = [start + k * step for k in range(min(_MOST + 1, int((last - start) / step + 1e-6) + 1))]
     except (ValueError, ArithmeticError) as error:
         raise ValueError(wrong) from error
     found = {round(x, 6) for x in [*numbers, 0.0, 1.0, *([] if alpha is None else [alpha])]}
@@ -151,8 +150,8 @@ def _shares(alphas: str, alpha: float | None) -> list[float]:
         raise ValueError(f"--alpha {alpha:g} is a share of --to; use a value in [0, 1]")
     if not all(0 <= x <= 1 for x in found):
         raise ValueError(wrong)
-    if len(found) > _MOST:
-        raise ValueError(f"--alphas {alphas} are {len(found)}, each of which is evaluated; use at most {_MOST}")
+    if len(numbers) > _MOST:
+        raise ValueError(f"--alphas {alphas}: each is evaluated; use at most {_MOST}")
     return sorted(found)
 
 
@@ -175,7 +174,7 @@ def _tasks(option: str, words: Sequence[str], split: str) -> dict[str, Task]:
     try:
         tasks = EvalConfig(tasks=wanted).own_tasks or []
     except ConfigError as error:
-        raise ValueError(re.sub(r"eval\.tasks:", option, str(error))) from error
+        raise ValueError(str(error).replace("eval.tasks", option)) from error
     found: dict[str, Task] = {}
     for one in tasks:
         if isinstance(one, str):
