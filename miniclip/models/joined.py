@@ -20,16 +20,21 @@ from miniclip.models.tower import ImageTower
 
 
 class Head(nn.Module):
-    """(B, width) -> (B, E): one matrix; or, with mlp, an MLP of one hidden layer of twice the width, added to it."""
+    """(B, width) -> (B, E): LayerNorm, then one matrix; with mlp, an MLP with dropout beside the matrix.
+
+    The LayerNorm brings features of any library to one length; the MLP as in ShareLock (arXiv:2410.07173, section 3).
+    """
 
     def __init__(self, width: int, embed_dim: int, mlp: bool) -> None:
         super().__init__()
+        hidden = 2 * embed_dim
+        layers = (nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.3), nn.Linear(hidden, embed_dim, bias=False))
+        self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, embed_dim, bias=False)
-        hidden = 2 * width
-        layers = (nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
         self.mlp = nn.Sequential(*layers) if mlp else None
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
         return self.linear(x) if self.mlp is None else self.linear(x) + self.mlp(x)
 
 

@@ -44,12 +44,7 @@ def open_start(config: Config, resumed: Path | None = None) -> Start:
         return Start(model, preprocess, Tokenizer(model.context_length), lambda: create_model(architecture(model)))
     if resumed is not None:
         return _resumed(model, resumed)
-    start = _whole(config) if model.init else _joined(config)
-    asked, own = config.data.resize, start.preprocess.resize
-    if asked not in (None, own):
-        with_what = f"contradicts {model.init or model.image}, which was trained with {own}; set it to null"
-        raise ConfigError(f"data.resize={asked} {with_what}")
-    return start
+    return _whole(config) if model.init else _joined(config)
 
 
 def _resumed(model: ModelConfig, run: Path) -> Start:
@@ -60,6 +55,10 @@ def _resumed(model: ModelConfig, run: Path) -> Start:
 
 def _whole(config: Config) -> Start:
     section, model, preprocess = open_whole(config)
+    asked, own = config.data.resize, preprocess.resize
+    if asked not in (None, own):
+        with_what = f"contradicts {config.model.init}, which was trained with {own}; set it to null"
+        raise ConfigError(f"data.resize={asked} {with_what}")
     return Start(section, preprocess, model.tokenizer, lambda: deepcopy(model).train())
 
 
@@ -73,8 +72,9 @@ def _joined(config: Config) -> Start:
         model = replace(model, context_length=text.context_length)
     model = resolve(model)
     assert model.image_size is not None and model.context_length is not None
-    fresh = Preprocess(model.image_size, resize=config.data.resize or "crop")
-    preprocess = image.preprocess if image else fresh
+    preprocess = image.preprocess if image else Preprocess(model.image_size)
+    if config.data.resize is not None:  # what joins the tower to the text learns what is in the corners
+        preprocess = replace(preprocess, resize=config.data.resize)
     tokenizer = text.tokenizer if text else Tokenizer(model.context_length)
     towers = image and image.tower, text
     return Start(model, preprocess, tokenizer, lambda: JoinedEncoder(architecture(model), *deepcopy(towers)))
