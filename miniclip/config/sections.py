@@ -77,7 +77,7 @@ class ModelConfig:
             stand for the name.
         text: begin from a text tower by itself: hf:NAME (sentence-transformers too), open_clip:ARCH:TAG, or a run.
         text_pooling: how the tokens of a text tower from hf: become one, where its folder does not say.
-        projection: what joins such a tower to the shared space, behind a LayerNorm: one matrix, or an MLP beside it too.
+        projection: what joins such a tower to the shared space, after a LayerNorm: one matrix, or an MLP beside it.
         lock_image: true keeps the image tower as it is; a number lets its last blocks learn, so many.
         lock_text: the same for the text tower.
         lora_image: rank of the low-rank updates that learn in place of the image tower's weights (arXiv:2106.09685); 0
