@@ -27,10 +27,10 @@ from torch import Tensor
 from miniclip.cli.train import train_main
 from miniclip.common.durable import DiskFull
 from miniclip.config import ConfigError
-from miniclip.data.augment import recolour
 from miniclip.data.cache import features as module
 from miniclip.data.cache.features import Features, worked_out
 from miniclip.data.features import FeaturePairs
+from miniclip.data.recolour import recolour
 from miniclip.training.loop import Loop
 
 fork = multiprocessing.get_context("fork")

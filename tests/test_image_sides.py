@@ -20,7 +20,7 @@ from test_training import TINY, lines, run
 import miniclip
 from miniclip.cli.train import train_main
 from miniclip.config import load_config
-from miniclip.data.augment import shrink
+from miniclip.data.recolour import shrink
 from miniclip.models import create_model
 from miniclip.models.transformer import positions_at
 from miniclip.training.batches import image_side, phases

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from miniclip.data.augment import Augment, recolour
+from miniclip.data.augment import Augment
+from miniclip.data.recolour import recolour
 from miniclip.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 

@@ -1,5 +1,5 @@
-"""The random transform of training: squares are cut out where the data are loaded, and mirrored and recoloured all at
-once on the device that trains.
+"""The random transform of training: squares are cut out where the data are loaded. What recolour.py does, all at once on
+the device that trains, comes after.
 
 Axes: B batch, H height, W width, S side of the square that the image encoder takes.
 """
@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from miniclip.models.preprocess import Preprocess
 
 LONGEST = 16  # times the shorter side, of an image that is stored
-GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, which Pillow greys images with
 
 
 @dataclass(frozen=True)
@@ -85,28 +81,3 @@ class Augment:
         mirror = -1.0 if self.flip and rng.random() < self.flip else 1.0
         changes = 3 if self.colour_jitter else 0
         return [mirror, *(1 + rng.uniform(-self.colour_jitter, self.colour_jitter) for _ in range(changes))]
-
-
-def shrink(pixels: Tensor, side: int) -> Tensor:
-    """(B, 3, S, S) -> float32 (B, 3, side, side), each pixel the mean of those that it covers; as it is if side = S."""
-    return pixels if side == pixels.shape[-1] else F.interpolate(pixels.float(), (side, side), mode="area")
-
-
-def recolour(pixels: Tensor, looks: Tensor) -> Tensor:
-    """Mirror squares and change their colours, as Pillow's ImageEnhance does, without its rounding to whole values.
-
-    pixels: uint8 (B, 3, S, S). looks: float32 (B, 1 or 4), of `Augment.look`. Returns 0 to 255: uint8 if only mirrored,
-    else float32.
-    """
-    mirror, *factors = looks[:, :, None, None, None].unbind(1)
-    pixels = torch.where(mirror < 0, pixels.flip(-1), pixels)
-    if not factors:
-        return pixels
-    brightness, contrast, saturation = factors
-    x = pixels.float()
-    grey = torch.tensor(GREY, device=x.device).view(3, 1, 1)
-    x = x.mul_(brightness).clamp_(0, 255)
-    mean = (x * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    x = x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
-    mean = (x * grey).sum(1, keepdim=True)
-    return x.sub_(mean).mul_(saturation).add_(mean).clamp_(0, 255)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniclip.data.augment import recolour, shrink
 from miniclip.data.loader import Batch, TrainingPairs
+from miniclip.data.recolour import recolour, shrink
 from miniclip.data.sampler import TrainSampler
 from miniclip.doctor.data import Stage
 from miniclip.doctor.pairs import FEWEST_PAIRS

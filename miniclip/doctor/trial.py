@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.config import Config
-from miniclip.data.augment import Augment, shrink
+from miniclip.data.augment import Augment
 from miniclip.data.cache.prepared import prepare
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainingPairs
+from miniclip.data.recolour import shrink
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.subset import Subset
 from miniclip.doctor.data import Stage

@@ -71,11 +71,9 @@ class DualEncoder(TextTower):
         return self
 
     def image_from(self, x: Tensor, k: int) -> Tensor:
-        """(B, E) from features of the image tower."""
         return self.image_tower.upper(x, k)
 
     def text_from(self, x: Tensor, k: int) -> Tensor:
-        """(B, E) from features of the text tower."""
         return self.text_tower.upper(x, k)
 
     def blank(self) -> Self:
@@ -84,7 +82,7 @@ class DualEncoder(TextTower):
 
     def forward(self, image: Tensor, text: Tensor, cut: Cut = Cut()) -> Embeddings:  # noqa: B008
         """Both towers. image: (B, 3, S, S); text: (B', L), usually B' = B; see encode_image and encode_text. cut: which
-        of the two are features of the tower."""
+        of the two are features of their tower, from which image_from and text_from go on."""
         images = self.encode_image(image) if cut.image is None else self.image_from(image, cut.image)
         texts = self.encode_text(text) if cut.text is None else self.text_from(text, cut.text)
         images, texts = unit_length(images), unit_length(texts)

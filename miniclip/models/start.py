@@ -74,7 +74,7 @@ def _joined(config: Config) -> Start:
     assert model.image_size is not None and model.context_length is not None
     preprocess = image.preprocess if image else Preprocess(model.image_size)
     if config.data.resize is not None:  # what joins the tower to the text learns what is in the corners
-        preprocess = replace(preprocess, resize=config.data.resize)
+        preprocess = replace(preprocess, resize=config.data.resize, crop_pct=1.0, whole=False)
     tokenizer = text.tokenizer if text else Tokenizer(model.context_length)
     towers = image and image.tower, text
     return Start(model, preprocess, tokenizer, lambda: JoinedEncoder(architecture(model), *deepcopy(towers)))

@@ -19,10 +19,10 @@ from miniclip.common.fingerprint import digest
 from miniclip.config import Config
 from miniclip.config.sections import require
 from miniclip.data.ahead import in_order, threads
-from miniclip.data.augment import recolour
 from miniclip.data.cache.features import Features, worked_out
 from miniclip.data.features import FeaturePairs, Views
 from miniclip.data.loader import TrainingPairs
+from miniclip.data.recolour import recolour
 from miniclip.models import DualEncoder, architecture
 from miniclip.models.cut import WHOLE, Cut, Tower
 from miniclip.models.protocols import padding_of

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from miniclip.common.peers import meet
 from miniclip.common.stopping import Left, Stopped, Stopping
-from miniclip.data.augment import shrink
 from miniclip.data.loader import Batch
+from miniclip.data.recolour import shrink
 from miniclip.losses.matrix import chance_loss
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from miniclip.config import Config
-from miniclip.data.augment import recolour
 from miniclip.data.loader import Batch
+from miniclip.data.recolour import recolour
 from miniclip.data.sampler import mix
 from miniclip.losses.matrix import Embeddings, GlobalBatch, global_loss
 from miniclip.models.cut import Cut
@@ -113,16 +113,9 @@ class Learner:
         loss_of = partial(global_loss, batch=known, config=config.loss, step=number)
 
         if chunk := config.train.micro_batch_size:
-            no_sync = partial(accelerator.no_sync, self.prepared)
+            options = {"chunk": chunk, "cut": self.cut, "no_sync": partial(accelerator.no_sync, self.prepared)}
             loss, embeddings = cached_backward(
-                self.prepared,
-                image,
-                batch.text,
-                loss_of,
-                cut=self.cut,
-                chunk=chunk,
-                backward=accelerator.backward,
-                no_sync=no_sync,
+                self.prepared, image, batch.text, loss_of, backward=accelerator.backward, **options
             )
         else:
             embeddings = self.prepared(image, batch.text, self.cut)
