@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from support.hf_models import bert_folder
+from support.launching import ROOT, torchrun
 from test_interop import save_clip, save_siglip
+from test_training import TINY
 from torch import Tensor
 
+from miniclip.cli.eval import main as eval_main
+from miniclip.cli.train import run
 from miniclip.config import ConfigError, ModelConfig, load_config
 from miniclip.models import resolve
 from miniclip.models.cut import WHOLE
 from miniclip.models.external import hf_tower
 from miniclip.models.external.hf_tower import HfText
 from miniclip.models.foreign import load_tower, open_text, save_towers
+from miniclip.models.load import load
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import check_possible
 
@@ -237,6 +245,49 @@ def test_options_of_the_own_text_tower_are_refused(tmp_path: Path) -> None:
         check_possible(replace(config, model=resolved))
     with pytest.raises(ValueError, match=r"train.small_vocabulary"):
         use_small_vocabulary_(opened(f"hf:{tmp_path}"), torch.arange(3))
+
+
+def train(root: Path, name: str, *options: str) -> Path:
+    """A run of six steps beside the folder root/text, on the built-in scenes."""
+    config = {**TINY, "model": {k: v for k, v in TINY["model"].items() if not k.startswith("text")}}
+    config["model"]["text"] = f"hf:{root / 'text'}"
+    config["optim"] = {**TINY["optim"], "schedule": "constant"}
+    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--config", str(root / "tiny.yaml"), "--run.dir", str(root / name), *options]
+    if options[:2] == ("two", "processes"):
+        done = torchrun(2, ROOT / "train.py", [*arguments[:4], *options[2:]])
+        assert done.returncode == 0, done.stderr
+    else:
+        run(load_config(arguments))
+    return root / name
+
+
+def test_resumed_without_the_folder(tmp_path: Path) -> None:
+    """To the bit, dropout included; and what came of it is evaluated, reported and examined with the run alone."""
+    bert_folder(tmp_path / "text")
+    whole = train(tmp_path, "whole", "--eval.tasks", "[]")
+    train(tmp_path, "parts", "--eval.tasks", "[]", "--train.max_steps", "3")
+    shutil.rmtree(tmp_path / "text")
+    parts = train(tmp_path, "parts", "--eval.tasks", "[retrieval]", "--run.resume", "true")
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (whole, parts))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert eval_main(["report", str(parts)]) == 0
+    count = sum(value.numel() for name, value in one.items() if not name.endswith("_ids"))
+    assert f"| parameters | {count:,} |" in (parts / "report" / "report.md").read_text()
+    rows = load(parts)[2](TEXTS)
+    with torch.no_grad():
+        finished, newest = (load(place)[0].encode_text(rows) for place in (parts, parts / "checkpoints"))
+    assert torch.equal(finished, newest)
+
+
+@pytest.mark.slow
+def test_in_parts_and_in_two_processes(tmp_path: Path) -> None:
+    bert_folder(tmp_path / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    whole = train(tmp_path, "whole", "--eval.tasks", "[]")
+    for name, *options in (("cached", "--train.micro_batch_size", "3"), ("shared", "two", "processes")):
+        other = load_file(train(tmp_path, name, *options, "--eval.tasks", "[]") / "model" / "model.safetensors")
+        for key, value in load_file(whole / "model" / "model.safetensors").items():
+            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_plain_values_of_a_described_tower(tmp_path: Path) -> None:
