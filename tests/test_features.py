@@ -18,9 +18,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.fsdp_train import sharded_train
 from support.group import together
+from support.hf_models import bert_folder
 from support.launching import ROOT
 from support.trouble import until
+from test_fsdp import LAUNCHER
+from test_towers import timm_folder
 from test_training import TINY, lines, run
 from torch import Tensor
 
@@ -194,6 +198,21 @@ def test_a_run_on_features_is_the_run_on_images(two_blocks: str, tmp_path: Path,
     assert len(speeds) == 6 and all(speed is not None and speed >= 0 for speed in speeds)
 
 
+@pytest.mark.parametrize("blocks", [{}, {"image": 2, "text": 1}], ids=["outputs", "last blocks"])
+def test_towers_of_other_libraries(two_blocks: str, tmp_path: Path, blocks: dict[str, int]) -> None:
+    """An EfficientNet of timm and a BERT with mean pooling, whose dropout is off where it is locked, and only there."""
+    config = yaml.safe_load(Path(two_blocks).read_text())
+    config["model"] = {f"lock_{kind}": blocks.get(kind, True) for kind in ("image", "text")}
+    image, text = timm_folder(tmp_path / "image"), bert_folder(tmp_path / "text")
+    config["model"] |= {"image": image, "text": text, "embed_dim": 8, "image_size": 64}
+    config["data"] |= {"flip": 0.5, "captions_per_image": 2}
+    Path(two_blocks).write_text(yaml.safe_dump(config))
+    run(two_blocks, tmp_path / "with")
+    run(two_blocks, tmp_path / "without", "--data.cache", "false")
+    assert_same_run(tmp_path / "with", tmp_path / "without")
+    assert all(line["mfu"] > 0 for line in lines(tmp_path / "with") if "mfu" in line)
+
+
 VIEWS = ["--data.views", "3", "--data.augment", "resized_crop", "--data.flip", "0.5", "--data.colour_jitter", "0.2"]
 
 
@@ -278,13 +297,20 @@ def test_what_the_features_hang_on(two_blocks: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_are_one(two_blocks: str, tmp_path: Path) -> None:
+    """With DDP, with the features of the one and with their own, and with FSDP."""
     options = ["--model.lock_image", "1", "--model.lock_text", "1", *VIEWS]
     run(two_blocks, tmp_path / "one", *options)
-    for name, folder in (("two", "cache"), ("apart", "other")):
+    for name, folder, start, variables in (
+        ("two", "cache", train_main, {}),
+        ("apart", "other", train_main, {}),
+        ("sharded", "cache", sharded_train, LAUNCHER),
+    ):
         given = ["--config", two_blocks, "--run.dir", str(tmp_path / name), *options]
-        for outcome in together(2, train_main, [*given, "--data.cache_dir", str(tmp_path / folder)]):
+        given += ["--data.cache_dir", str(tmp_path / folder)]
+        for outcome in together(2, start, given, variables=variables):
             assert outcome.value == 0, outcome.complaints
         assert_same_run(tmp_path / "one", tmp_path / name, rtol=2e-5)
+    assert len(list(tmp_path.glob("cache/features/*"))) == 2
     ours, theirs = (sorted((tmp_path / name / "features").glob("*/values")) for name in ("cache", "other"))
     for a, b in zip(ours, theirs, strict=True):
         assert a.parent.name == b.parent.name
