@@ -21,7 +21,6 @@ from miniclip.evaluation.tasks import TASKS, Task, Zeroshot
 if TYPE_CHECKING:
     from miniclip.evaluation.result import Evaluation
     from miniclip.metrics.bootstrap import Figure
-    from miniclip.models.between import Loaded
 
 _FILES = ("results.json", "interpolation.png", "model")
 _MOST = 101  # shares
@@ -67,6 +66,7 @@ def interpolate(
         raise ValueError(
             f"--task and --keep both have {twice[0]}; leave it out of one, or name it by task in a mapping"
         )
+    tasks = {**new, **kept}
     about = {"from": from_, "to": to, "new": list(new), "kept": list(kept)}
     check_out(Path(out), _FILES, lambda before: _of(before) == about)
 
@@ -78,59 +78,53 @@ def interpolate(
     from miniclip.evaluation.result import difference, entry, figures_json, header, main_figure
     from miniclip.models.between import between, check_alike
     from miniclip.models.saved import save_model
+    from miniclip.models.whole import opened
     from miniclip.training.precision import agreed, for_encoding
 
     with together(device) as there:
         number = for_encoding(agreed(precision, there).name)
         shown = sys.stderr.isatty()
         options = EncodeOptions(batch_size, number, progress=shown, shared=True, max_bad_fraction=max_bad_fraction)
-        first, second = _load(from_, there), _load(to, there)
+        first, second = opened(from_), opened(to)
         check_alike(first, second, ("--from", "--to"))
-        _, preprocess, tokenizer = first
+        one, other, preprocess = first[0].to(there), second[0].to(there), first[1]
         size, allowed = preprocess.image_size, max_bad_fraction
-        opened = {name: (one, one.open(size, max_bad_fraction=allowed)) for name, one in {**new, **kept}.items()}
+        data = {name: each.open(size, max_bad_fraction=allowed) for name, each in tasks.items()}
         found: Found = {}
         weights: dict[float, str] = {}
         for share in shares:
-            model = between(first[0], second[0], share)
-            loaded = model, preprocess, tokenizer
-            found[share] = {n: main_figure(one.run(loaded, data, options, 0, n)) for n, (one, data) in opened.items()}
+            model = between(one, other, share)
+            loaded = model, preprocess, model.tokenizer
+            found[share] = {n: main_figure(t.run(loaded, data[n], options, 0, n)) for n, t in tasks.items()}
             weights[share] = fingerprint(model) if place()[0] == 0 else ""
         if place()[0] > 0:
             return
-        chosen = _best(found, new, kept) if alpha is None else alpha
+        chosen = _best(found, new, kept) if alpha is None else round(alpha, 6)
         _print(found, (from_, to), chosen, asked=alpha is not None)
         values = {**header(), "precision": number, "interpolation": {**about, "alpha": chosen}}
         values["results"] = [
-            entry(replace(one, details={}), {"name": _called(from_, to, share), "fingerprint": weights[share]}, where)
+            entry(
+                replace(result, details={}),
+                {"name": f"{1 - share:g} {from_} + {share:g} {to}", "fingerprint": weights[share]},
+                {"source": tasks[name].source, "split": tasks[name].split},
+            )
             for share, results in found.items()
-            for name, one in results.items()
-            for where in [{"source": opened[name][0].source, "split": opened[name][0].split}]
+            for name, result in results.items()
         ]
         values["differences"] = [
-            {"of": of, "than": than, "task": name, "figures": figures_json(difference(found[than][name], one))}
+            {"of": of, "than": than, "task": name, "figures": figures_json(difference(found[than][name], result))}
             for of, results in found.items()
             for than in (0.0, 1.0)
-            for name, one in results.items()
+            for name, result in results.items()
         ]
 
         def write(part: Path) -> None:
-            save_model(part / "model", between(first[0], second[0], chosen), preprocess)
+            save_model(part / "model", between(one, other, chosen), preprocess)
             interpolation_png(_curves(found, new), _curves(found, kept), chosen, part / _FILES[1], f"{from_} to {to}")
             write_json(part / "results.json", values)
 
         where, _ = put_results(Path(out), (), _FILES, lambda before: _of(before) == about, write)
         print(f"results.json, interpolation.png and the model, with alpha {chosen:g}, are in {where}")
-
-
-def _load(name: str, device: Any) -> Loaded:
-    from miniclip.models import DualEncoder
-    from miniclip.models.load import load
-
-    model, preprocess, tokenizer = load(name, device)
-    if not isinstance(model, DualEncoder):
-        raise ValueError(f"{name}: weights between two models are of this project's own; begin a run from it first")
-    return model, preprocess, tokenizer
 
 
 def _shares(alphas: str, alpha: float | None) -> list[float]:
@@ -202,10 +196,6 @@ def _of(before: Mapping[str, Any]) -> dict[str, Any] | None:
     """What results that lie there are of."""
     found = before.get("interpolation")
     return {k: v for k, v in found.items() if k != "alpha"} if isinstance(found, dict) else None
-
-
-def _called(from_: str, to: str, share: float) -> str:
-    return f"{1 - share:g} {from_} + {share:g} {to}"
 
 
 def _mean(results: Mapping[str, Evaluation], names: Iterable[str]) -> float:
