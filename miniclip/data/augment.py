@@ -1,5 +1,5 @@
-"""The random transform of training: squares are cut out where the data are loaded. What recolour.py does, all at once on
-the device that trains, comes after.
+"""The random transform of training: squares are cut out where the data are loaded. What is done to a whole batch of
+them, on the device that trains, stands in recolour.py.
 
 Axes: B batch, H height, W width, S side of the square that the image encoder takes.
 """

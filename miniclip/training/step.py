@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,11 @@ class Learner:
         loss_of = partial(global_loss, batch=known, config=config.loss, step=number)
 
         if chunk := config.train.micro_batch_size:
-            options = {"chunk": chunk, "cut": self.cut, "no_sync": partial(accelerator.no_sync, self.prepared)}
+            options: dict[str, Any] = {
+                "chunk": chunk,
+                "cut": self.cut,
+                "no_sync": partial(accelerator.no_sync, self.prepared),
+            }
             loss, embeddings = cached_backward(
                 self.prepared, image, batch.text, loss_of, backward=accelerator.backward, **options
             )
