@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,19 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from support.closeness import by_parameter
+from test_global_batch import COMMAND_LINE, assert_alike, trained
 from test_interop import SIZES, save_clip, stir
+from test_signals import assert_same_weights, before, exact
 from test_step import N, batch
 from test_training import TINY
 from torch import Tensor, nn
 
+from miniclip.cli.train import train_main
+from miniclip.common.stopping import CODES
 from miniclip.config import Config, ConfigError, load_config
 from miniclip.models import DualEncoder
 from miniclip.models.external.convert import _under_our_names
+from miniclip.models.load import load
 from miniclip.models.start import Start, open_start
 from miniclip.training.step import Learner
 
@@ -248,3 +255,50 @@ def test_every_call_makes_another_model_and_draws_nothing(tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), state) and first.training
     first.visual.proj.data.zero_()  # type: ignore[union-attr, operator]
     assert second.visual.proj.abs().max() > 0  # type: ignore[union-attr, operator]
+
+
+# Runs from the command line
+
+
+def options_for(folder: Path, name: str, *options: str) -> list[str]:
+    (folder / "run.yaml").write_text(yaml.safe_dump({**COMMAND_LINE, "model": {"init": name}}))
+    return ["--config", str(folder / "run.yaml"), *options]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hf"])
+def test_processes_and_micro_batches_train_alike(kind: str, tmp_path: Path) -> None:
+    options = options_for(tmp_path, source(tmp_path / "source", kind))
+    expected, figures = trained(tmp_path / "plain", 1, options)
+    for processes, micro in ((1, "16"), (2, "null"), (2, "8")):
+        name = f"{processes} processes, micro {micro}"
+        found, logged = trained(tmp_path / name, processes, [*options, "--train.micro_batch_size", micro])
+        assert logged == pytest.approx(figures, rel=5e-6), name
+        assert_alike(found, expected, 1e-6, 10, name)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "hf"])
+def test_a_run_goes_on_and_is_read_without_its_source(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = source(tmp_path / "source", kind)
+    options = options_for(tmp_path, name, "--eval.tasks", "[shape]", "--eval.every", "3", "--eval.best", "shape/top1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_main([*options, "--run.dir", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        before(patch, "_step", 4, signal.SIGTERM)
+        assert train_main([*options, "--run.dir", str(broken)]) == CODES[signal.SIGTERM]
+    shutil.rmtree(tmp_path / "source")
+    half, preprocess, _ = load(broken)
+    assert type(half) is DualEncoder and preprocess == load(whole)[1]
+    assert train_main([*options, "--run.dir", str(broken), "--run.resume", "true"]) == 0
+    assert exact(broken) == exact(whole)
+    assert_same_weights(broken / "model/model.safetensors", whole / "model/model.safetensors")
+    # a run, its checkpoint and its best model are names, too
+    for part in ("", "best", "checkpoints"):
+        _, start = started(tmp_path, str(whole / part))
+        assert start.config.init == str(whole / part) and start.preprocess == preprocess
+    own, made = load(whole / "model")[0].state_dict(), started(tmp_path, str(whole))[1].make().state_dict()
+    assert own.keys() == made.keys() and all(torch.equal(own[key], made[key]) for key in own)
+    other = "crop" if preprocess.resize == "squash" else "squash"
+    assert train_main([*options, "--run.dir", str(broken), "--run.resume", "true", "--data.resize", other]) == 2

@@ -42,9 +42,14 @@ def open_start(config: Config, resumed: Path | None = None) -> Start:
         assert model.image_size is not None and model.context_length is not None
         preprocess = Preprocess(model.image_size, resize=config.data.resize or "crop")
         return Start(model, preprocess, Tokenizer(model.context_length), lambda: create_model(architecture(model)))
-    if resumed is not None:
-        return _resumed(model, resumed)
-    return _whole(config) if model.init else _joined(config)
+    if resumed is None and not model.init:
+        return _joined(config)
+    start = _whole(config) if resumed is None else _resumed(model, resumed)
+    asked, own = config.data.resize, start.preprocess.resize
+    if asked not in (None, own):
+        which = f"{model.init or resumed}, which was trained with {own}"
+        raise ConfigError(f"data.resize={asked} contradicts {which}; set it to null")
+    return start
 
 
 def _resumed(model: ModelConfig, run: Path) -> Start:
@@ -55,10 +60,6 @@ def _resumed(model: ModelConfig, run: Path) -> Start:
 
 def _whole(config: Config) -> Start:
     section, model, preprocess = open_whole(config)
-    asked, own = config.data.resize, preprocess.resize
-    if asked not in (None, own):
-        with_what = f"contradicts {config.model.init}, which was trained with {own}; set it to null"
-        raise ConfigError(f"data.resize={asked} {with_what}")
     return Start(section, preprocess, model.tokenizer, lambda: deepcopy(model).train())
 
 
