@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support.closeness import error
-from support.photos import PHOTOS
+from support.models import save_tiny
+from support.photos import PHOTOS, word_tokenizer
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import save_for_hf
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
 from miniclip.models.cut import WHOLE
-from miniclip.models.foreign import ForeignImage, load_tower, open_image, save_towers
+from miniclip.models.foreign import ForeignImage, load_tower, open_image, open_text, save_towers
 from miniclip.models.preprocess import Preprocess
 
 # timm's own models for tests, and others, of which two blocks are left if they have twelve -> blocks that are known
@@ -62,7 +64,7 @@ def check_tower(tower: ForeignImage, images: Tensor, want: Tensor, blocks: int, 
     with torch.no_grad():
         assert error([tower(images)], [want]) < 1e-6
         assert tower.width == want.shape[1] and len(tower.blocks) == blocks and not tower.training
-        for k in (*range(blocks + 1), WHOLE) if blocks else (WHOLE,):
+        for k in (*range(blocks), WHOLE):
             assert error([tower.upper(tower.lower(images, k), k)], [want]) < 1e-6
         save_towers(folder, {"image": tower})
         with torch.device("meta"):
@@ -247,3 +249,72 @@ def test_what_is_no_image_tower_of_transformers(tmp_path: Path) -> None:
     refused(name, "takes no images of 4 pixels", image_size=4)
     (folder / "model.safetensors").unlink()
     refused(name, "lacks model.safetensors")
+
+
+VISION = {"width": 32, "head_width": 16, "layers": 3, "patch_size": 8, "image_size": 32}
+TEXT = {"width": 32, "heads": 2, "layers": 2, "context_length": 12}
+TRUNK = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+WORDS = ["red", "a red dog , of two", "", "dog " * 30]
+# what of open_clip's config is another than CLIP's -> blocks of the image tower, tokens of CLIP
+OPEN_CLIP: dict[str, tuple[dict[str, Any], dict[str, Any], int, bool]] = {
+    "plain": ({}, {}, 3, True),
+    "narrow": ({"mlp_ratio": 3.0}, {"mlp_ratio": 3.0}, 3, True),
+    "coca": ({"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}, {"embed_cls": True}, 3, True),
+    "siglip": ({**TRUNK, "image_size": 160}, {"no_causal_mask": True, "pool_type": "last", "vocab_size": 10}, 6, False),
+}
+
+
+def open_clip_folder(folder: Path, kind: str) -> tuple[str, Any]:
+    """A random model as on the Hub -> its name, and open_clip's model."""
+    vision, text, _, own_tokens = OPEN_CLIP[kind]
+    config = {"embed_dim": 16, "vision_cfg": {**VISION, **vision}, "text_cfg": {**TEXT, **text}}
+    folder.mkdir()
+    if kind != "plain":
+        config["custom_text"] = True
+    if not own_tokens:
+        word_tokenizer("[PAD]", "[UNK]").save_pretrained(folder)
+        config["text_cfg"] |= {"hf_tokenizer_name": "there", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    torch.manual_seed(0)
+    parts = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+    model = (open_clip.CustomTextCLIP if kind != "plain" else open_clip.CLIP)(**parts).eval()
+    randomise(model)
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"open_clip:local-dir:{folder}", model
+
+
+@pytest.mark.parametrize("kind", OPEN_CLIP)
+def test_towers_of_open_clip(kind: str, tmp_path: Path) -> None:
+    name, model = open_clip_folder(tmp_path / "a", kind)
+    tower, preprocess = open_image(name, ModelConfig())
+    side = preprocess.image_size
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        want = model.visual(images)
+        check_tower(tower, images, want[0] if kind == "coca" else want, OPEN_CLIP[kind][2], tmp_path / "b")
+    assert (type(tower).__name__ == "OwnImage") == (kind == "plain")
+    if kind != "plain":
+        refused(name, f"takes images of {side} pixels; leave it out", image_size=64)
+
+    text = open_text(name, ModelConfig())
+    tokens: Any = open_clip.get_tokenizer(name.removeprefix("open_clip:"))
+    with torch.no_grad():
+        want = model.encode_text(tokens(WORDS))
+        ours = text.tokenizer(WORDS)
+        assert error([text(ours)], [want]) < 1e-6 and error([text(ours[:1, :6])], [want[:1]]) < 1e-6
+        save_towers(tmp_path / "c", {"text": text})
+        with torch.device("meta"):
+            again = load_tower("text", tmp_path / "c")
+        again.load_state_dict(text.state_dict(), strict=True, assign=True)
+        assert torch.equal(again.eval()(again.tokenizer(WORDS)), text(ours)) and again.tokenizer == text.tokenizer
+    for opened, inputs in ((tower, images), (text, ours)):
+        opened(inputs).sum().backward()
+        assert all(p.grad is not None for p in opened.parameters() if p.requires_grad)
+
+
+def test_a_tower_of_a_run_takes_images_of_another_size(tmp_path: Path) -> None:
+    name = save_tiny(tmp_path / "a")
+    tower, preprocess = open_image(name, ModelConfig(image_size=48))
+    assert preprocess.image_size == 48 and tower(torch.randn(2, 3, 48, 48)).shape == (2, 16)
+    refused(name, "takes multiples of 16 pixels", image_size=40)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from miniclip.config import ModelConfig
 from miniclip.models.clip import DualEncoder
 from miniclip.models.foreign import ForeignImage, ForeignText, OpenedImage
+from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import architecture, tower_of
 from miniclip.models.text import TextTower
 from miniclip.models.tokenizer import Tokenizer
 from miniclip.models.tower import ImageTower
+
+log = logging.getLogger(__name__)
 
 
 class OwnImage(ForeignImage):
@@ -58,22 +62,32 @@ class OwnText(ForeignText):
 
 
 def open_image(name: str, config: ModelConfig) -> OpenedImage:
-    model, preprocess = _load(name, "image")
-    if config.image_size not in (None, preprocess.image_size):
-        side = preprocess.image_size
-        raise ValueError(f"model.image_size={config.image_size}: {name} takes images of {side} pixels; leave it out")
-    return OpenedImage(OwnImage(model.visual, model.config), preprocess)
+    return own_image(name, *_load(name, "image"), config)
 
 
 def open_text(name: str, config: ModelConfig) -> ForeignText:
-    model, _ = _load(name, "text")
+    return own_text(name, _load(name, "text")[0], config)
+
+
+def own_image(name: str, model: DualEncoder, preprocess: Preprocess, config: ModelConfig) -> OpenedImage:
+    """A model's image tower; for images of another side it interpolates its positions. Raises ValueError."""
+    own, side = preprocess.image_size, config.image_size or preprocess.image_size
+    if side != own:
+        if side % (stride := model.visual.stride(model.config)):
+            raise ValueError(f"model.image_size={side}: {name} takes multiples of {stride} pixels; use one")
+        log.warning("%s was trained with images of %d pixels, and gets those of %d", name, own, side)
+    return OpenedImage(OwnImage(model.visual, model.config).eval(), replace(preprocess, image_size=side))
+
+
+def own_text(name: str, model: DualEncoder, config: ModelConfig) -> ForeignText:
+    """A model's text tower. Raises ValueError for another context length."""
     if config.context_length not in (None, model.context_length):
         had = model.context_length
         raise ValueError(f"model.context_length={config.context_length}: {name} was trained on {had}; leave it out")
     # of the model its text tower alone: the names of its parameters are the same
     tower = TextTower(model.config)
     tower.load_state_dict({k: v for k, v in model.state_dict().items() if k in tower.state_dict()})
-    return OwnText(tower, model.config)
+    return OwnText(tower.eval(), model.config)
 
 
 def build_image(described: Mapping[str, Any]) -> OwnImage:
