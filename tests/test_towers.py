@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_what_is_no_image_tower_of_transformers(tmp_path: Path) -> None:
 VISION = {"width": 32, "head_width": 16, "layers": 3, "patch_size": 8, "image_size": 32}
 TEXT = {"width": 32, "heads": 2, "layers": 2, "context_length": 12}
 TRUNK = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
-WORDS = ["red", "a red dog , of two", "", "dog " * 30]
+WORDS = ["red", "A red, circle; dogs!", "", "dogs " * 30]
 # what of open_clip's config is another than CLIP's -> blocks of the image tower, tokens of CLIP
 OPEN_CLIP: dict[str, tuple[dict[str, Any], dict[str, Any], int, bool]] = {
     "plain": ({}, {}, 3, True),
@@ -308,9 +309,19 @@ def test_towers_of_open_clip(kind: str, tmp_path: Path) -> None:
             again = load_tower("text", tmp_path / "c")
         again.load_state_dict(text.state_dict(), strict=True, assign=True)
         assert torch.equal(again.eval()(again.tokenizer(WORDS)), text(ours)) and again.tokenizer == text.tokenizer
+    assert (
+        ours.min() == (0 if OPEN_CLIP[kind][3] else -1) and pickle.loads(pickle.dumps(text.tokenizer)) == text.tokenizer
+    )
     for opened, inputs in ((tower, images), (text, ours)):
         opened(inputs).sum().backward()
         assert all(p.grad is not None for p in opened.parameters() if p.requires_grad)
+
+
+def test_a_text_tower_of_open_clip_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPEN_CLIP, "small", ({}, {**OPEN_CLIP["siglip"][1], "vocab_size": 9}, 3, False))
+    name, _ = open_clip_folder(tmp_path / "a", "small")
+    with pytest.raises(ValueError, match="its tokenizer has ids up to 9, and its token table 9 rows"):
+        open_text(name, ModelConfig())
 
 
 def test_a_tower_of_a_run_takes_images_of_another_size(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from miniclip.models.foreign import ForeignImage, ForeignText, OpenedImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import architecture
 from miniclip.models.protocols import TextTokenizer
-from miniclip.models.tokenizer import Tokenizer
+from miniclip.models.tokenizer import VOCAB_SIZE, Tokenizer
 
 # of the tower that is not wanted, the smallest that open_clip builds
 _NO_TEXT = {"width": 8, "heads": 1, "layers": 1, "vocab_size": 8, "context_length": 8}
@@ -126,7 +126,7 @@ class OpenClipTokenizer(HfTokenizer):
     def key(self) -> list[Any]:
         return [*super().key, self.clean, self.separator]
 
-    def cleaned(self, text: str) -> str:
+    def _cleaned(self, text: str) -> str:
         from open_clip.tokenizer import get_clean_fn
 
         cleaned: str = get_clean_fn(self.clean)(text)
@@ -173,6 +173,10 @@ def open_text(name: str, config: ModelConfig) -> ForeignText:
     if text.get("hf_model_name"):
         described["hf"] = plain_config(inner.text.config)
     part = inner.text if custom else _text_alone(inner)
+    highest = tokenizer.highest if isinstance(tokenizer, HfTokenizer) else VOCAB_SIZE - 1
+    if highest >= (rows := int(inner.vocab_size)):
+        told = f"{name}: its tokenizer has ids up to {highest}, and its token table {rows} rows"
+        raise ValueError(f"{told}; put the tokenizer of this model there")
     tower = OpenClipText(part, described, tokenizer).eval()
     tower(tokenizer(["a"])).sum().backward()
     described["unused"] = [k.removeprefix("model.") for k, p in tower.named_parameters() if p.grad is None]
