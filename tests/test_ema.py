@@ -18,11 +18,13 @@ import miniclip
 from miniclip.cli.train import train_main
 from miniclip.config import load_config, load_config_file
 from miniclip.evaluation.suite import evaluate, open_suite, scalars
+from miniclip.models.lora import merged
 from miniclip.models.saved import read_json
 from miniclip.models.start import open_start
 from miniclip.training.checkpoint import checkpoint_folder
 
 EMA = ["--train.ema", "0.6", "--optim.lr", "1e-2", "--eval.tasks", "[]", "--optim.schedule", "constant"]
+STATISTICS = ("running_mean", "running_var")
 EACH = ["--run.checkpoint_every", "1", "--run.keep", "9"]
 Weights = dict[str, torch.Tensor]
 
@@ -76,6 +78,38 @@ def test_resume_equals_an_unbroken_run(config_file: str, tmp_path: Path, options
     whole, parts = (tmp_path / name / "checkpoints" / "step_00000006" for name in ("whole", "parts"))
     assert same(weights(whole, "average"), weights(parts, "average")) and same(weights(whole), weights(parts))
     assert same(weights(whole.parents[1] / "model"), weights(parts.parents[1] / "model"))
+
+
+LOCKED = ["--model.lock_image", "true", *RESNET]
+LOW_RANK = ["--model.lora_image", "2", "--model.lora_text", "2"]
+
+
+@pytest.mark.parametrize("options", [LOCKED, LOW_RANK], ids=["locked", "lora"])
+def test_of_what_learns(config_file: str, tmp_path: Path, options: list[str]) -> None:
+    """Nothing else is in it: what is locked stays what it was, statistics included; updates are merged on leaving."""
+    begun = ["--train.max_steps", "3", *EMA, "--train.ema", "0"]
+    run(config_file, tmp_path / "begun", *begun, *(RESNET if options is LOCKED else []))
+    more = [*EMA, *options, "--eval.every", "2", "--eval.tasks", "[shape]", "--model.init", str(tmp_path / "begun")]
+    run(config_file, tmp_path / "whole", *more)
+    run(config_file, tmp_path / "parts", *more, "--train.max_steps", "4")
+    run(config_file, tmp_path / "parts", *more, "--run.resume", "true")
+    before, whole, parts = (weights(tmp_path / name / "model") for name in ("begun", "whole", "parts"))
+    last = checkpoint_folder(tmp_path / "whole", 6)
+    mean = weights(last, "average")
+    assert same(whole, parts) and same(whole, miniclip.load(last)[0].state_dict()) and before.keys() == whole.keys()
+    if options is LOCKED:
+        tower = [name for name in before if name.startswith("visual.")]
+        assert all(torch.equal(before[name], whole[name]) for name in tower)
+        assert any(name.endswith("running_mean") for name in tower)
+        assert {name for name in mean if name.startswith("visual.")} == {n for n in tower if n.endswith(STATISTICS)}
+    else:
+        assert all("lora_" in name or name == "logit_scale" for name in mean)
+        assert same(whole, merged(weights(last) | mean))
+    model, preprocess, _ = miniclip.load(checkpoint_folder(tmp_path / "parts", 4))
+    config = load_config_file(tmp_path / "whole" / "config.yaml")
+    expected = scalars(evaluate(config, open_suite(config, "validation"), model, preprocess))
+    (found,) = [line for line in lines(tmp_path / "whole") if line["step"] == 4 and "loss" not in line]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_small_vocabulary_has_a_whole_mean(config_file: str, tmp_path: Path) -> None:
