@@ -20,9 +20,13 @@ import torch
 from PIL import Image, ImageColor
 from support.files import write_jsonl, write_parquet
 
+from miniclip.cli.train import run
+from miniclip.config import load_config
 from miniclip.data.loader import Batch
 from miniclip.data.scenes.source import SceneSource
+from miniclip.doctor.data import Stage
 from miniclip.doctor.fit import Fit
+from miniclip.doctor.fit import _no_fit as no_fit
 from miniclip.doctor.fit import _told as fit_words
 from miniclip.doctor.main import doctor_main
 from miniclip.doctor.pairs import Course, permutation_z
@@ -259,6 +263,88 @@ def test_permutation_z_against_all_permutations() -> None:
     assert permutation_z(similarity) == pytest.approx(expected, rel=1e-6)
     assert permutation_z(torch.eye(9)) == pytest.approx(8)
     assert permutation_z(torch.ones(4, 4)) == 0
+
+
+# ---- a model that is not fresh
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that begin from a model which has learnt what scenes are, and guard it."""
+    folder = tmp_path_factory.mktemp("known")
+    (folder / "small.yaml").write_text(SMALL)
+    options = ["--run.dir", str(folder / "run"), "--train.max_steps", "150", "--eval.tasks", "[]"]
+    run(load_config(["--config", str(folder / "small.yaml"), *options]))
+    return ["--model.init", str(folder / "run" / "model"), "--eval.guard", "[colour]"]
+
+
+def test_a_model_that_keeps_what_it_knew(doctor: Doctor, known: list[str]) -> None:
+    """With a locked tower, which is meant not to learn, and with another that learns at a rate of its own."""
+    options = [*SHORT, "--optim.lr", str(LR / 10), "--model.lock_text", "true", "--optim.lr_image", str(LR / 20)]
+    found = doctor(*known, *options)
+    stages = found["stages"]
+    assert kinds(found) == [] and list(stages) == ["data", "locked", "overfit", "views", "speed", "kept", "pairs"]
+    assert set(stages["locked"]["figures"].values()) == {0.0}
+    assert stages["overfit"]["figures"]["change_of_text_tower"] == 0
+    assert stages["views"]["figures"] == {"share_known_again_at_32_px": 1.0}
+    (course,) = stages["kept"]["runs"]
+    assert set(course["falls"]) == {"colour, top-1", "held-out pairs, mean R@10"} and course["steps"] > 10
+    assert course["before"]["colour, top-1"] > 0.5 and not course["lost"]
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_rate_that_destroys(doctor: Doctor, known: list[str], monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
+    """Also without a guard, by held-out pairs; and its tenth is tried beside it, that of a single tower as well."""
+    rates = list[list[float | None]]()
+    learnt = Stage("overfit", "", {}, [], [])
+    monkeypatch.setattr("miniclip.doctor.fit.check_fit", lambda *_: learnt)  # a few pairs may bear that rate, or not
+    made = Trial.__init__
+
+    def noted(self: Trial, *arguments: Any) -> None:
+        made(self, *arguments)
+        rates.append([self.config.optim.lr, self.config.optim.lr_text])
+
+    monkeypatch.setattr("miniclip.doctor.trial.Trial.__init__", noted)
+    options = known if guarded else known[:2]
+    found = doctor(*options, "--optim.lr", "0.03", "--optim.lr_text", "0.01")
+    (verdict,) = found["verdicts"]
+    task = "colour, top-1" if guarded else "held-out pairs, mean R@10"
+    assert verdict["kind"] == "forgets" and task in verdict["evidence"][0]
+    assert "optim.layer_decay" in verdict["advice"][1]
+    main, control = found["stages"]["kept"]["runs"]
+    assert task in main["lost"] and main["steps"] == control["steps"] == 10
+    assert main["after"][task] < main["before"][task] / 2
+    assert control["after"][task] > main["after"][task] and rates[-1] == pytest.approx([0.003, 0.001])
+    assert main["before"] == control["before"]  # each training begins from what was given
+
+
+@pytest.mark.parametrize("wrong", ["statistics", "weights"])
+def test_a_tower_that_does_not_stay_locked(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    if wrong == "statistics":
+        monkeypatch.setattr("miniclip.models.cut.Tower.train", torch.nn.Module.train)
+    else:
+        monkeypatch.setattr("miniclip.training.step.lock_", lambda *_: None)
+    found = doctor(*RESNET, "--model.lock_image", "2")
+    monkeypatch.undo()
+    (verdict,) = found["verdicts"]
+    assert verdict["kind"] == "locked" and verdict["title"].endswith("does not stay locked (model.lock_image=2)")
+    assert len(verdict["evidence"]) == 2 and "after 3 steps" in verdict["evidence"][0]
+
+
+def test_images_that_the_tower_does_not_know(doctor: Doctor, known: list[str]) -> None:
+    """Squares of a single patch, in part of the training."""
+    options = ["--train.low_image_size", "8", "--train.low_share", "0.5", "--optim.lr", str(LR / 10)]
+    found = doctor(*known, *options)
+    (verdict,) = found["verdicts"]
+    assert verdict["kind"] == "preprocessing" and "at 8 pixels" in verdict["evidence"][0]
+    assert "train.low_image_size" in verdict["advice"][0]
+    assert found["stages"]["views"]["figures"]["share_known_again_at_32_px"] == 1
+
+
+def test_too_little_that_may_learn() -> None:
+    main = Fit(1e-3, steps=400, start=1.0, end=0.9, outcome="stalled")
+    verdict = no_fit(main, [main], locked=True)
+    assert verdict.kind == "no_overfit" and "model.lock_image" in verdict.advice[0]
 
 
 # ---- the command
