@@ -17,6 +17,7 @@ from miniclip.doctor.trial import TOO_SLOW, Setting, Trial
 from miniclip.inspection.contents import Verdict
 from miniclip.losses.matrix import Positives
 from miniclip.metrics.retrieval import recall_at_k, retrieval_ranks
+from miniclip.training.learning import locked_cut
 
 FITS = 0.9  # R@1 in the batch, both ways
 FEWEST_STEPS = 100  # that tell something where nothing was learnt
@@ -51,6 +52,7 @@ def overfit(setting: Setting, batch: Batch, lr: float, steps: int | None = None)
     trial, fit = Trial(setting, lr), Fit(lr)
     # equal images are one image here, wherever they lie
     image_id = torch.tensor([hash(image.numpy().tobytes()) for image in batch.image])
+    batch = trial.on_features(batch, locked_cut(trial.learner.model, setting.config.model))
     positives = Positives.of("identity", image_id, batch.text_id).of_images(slice(None))
     chance, losses = trial.chance(len(positives)), list[float]()
     best, best_step = math.inf, 0

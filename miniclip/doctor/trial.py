@@ -24,6 +24,7 @@ from miniclip.data.sampler import TrainSampler
 from miniclip.data.subset import Subset
 from miniclip.doctor.data import Stage
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
+from miniclip.models.cut import Cut
 from miniclip.models.start import Start
 from miniclip.training.batches import build_augment, phases
 from miniclip.training.diagnostics import tower_of
@@ -145,6 +146,22 @@ class Trial:
             moved = [p.detach() - old for p, old in zip(own, self.before[tower], strict=True)]
             found[tower] = float(length(moved)) / float(length(self.before[tower]))
         return found
+
+    @torch.no_grad()
+    def on_features(self, batch: Batch, cut: Cut) -> Batch:
+        """The batch as locked towers hand it on, from where each is cut; the next steps begin there."""
+        model, size = self.learner.model.eval(), self.config.eval.batch_size
+        batch, learner = batch.to(self.device), self.learner
+        if (k := cut.image) is not None:
+            parts = [model.image_tower.lower(learner.inputs(part), k).float() for part in batch.image.split(size)]
+            batch = batch._replace(image=torch.cat(parts))
+        if (k := cut.text) is not None:
+            batch = batch._replace(
+                text=torch.cat([model.text_tower.lower(part, k).float() for part in batch.text.split(size)])
+            )
+        model.train()
+        learner.cut = cut
+        return batch
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Embeddings:
