@@ -171,6 +171,9 @@ def _learnt(tower: HfText, rows: Tensor) -> list[torch.nn.Parameter]:
     return list(tower.parameters())
 
 
+DAMAGED: list[dict[str, bytes]] = [{}, {"tokenizer.json": b"{}"}, {"tokenizer.json": b"\xff"}]
+
+
 def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -292,9 +295,13 @@ def test_in_parts_and_in_two_processes(tmp_path: Path) -> None:
 
 def test_plain_values_of_a_described_tower(tmp_path: Path) -> None:
     """Nothing of a saved description is a name that would be looked up elsewhere."""
-    described = opened(bert_folder(tmp_path)).described
+    tower = opened(bert_folder(tmp_path))
+    described = tower.described
     assert json.loads(json.dumps(described)) == described
-    with pytest.raises(ValueError, match="berd"):
-        hf_tower.build_text(
-            {**described, "config": {**described["config"], "model_type": "berd"}}, {"tokenizer.json": b"{}"}
-        )
+    unknown = {**described, "config": {**described["config"], "model_type": "berd"}}
+    for values, files, message in (
+        (unknown, tower.files, "berd"),
+        *((described, f, "tokenizer.json") for f in DAMAGED),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hf_tower.build_text(values, files)

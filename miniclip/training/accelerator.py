@@ -31,6 +31,8 @@ def check_possible(config: Config) -> None:
     """Raise ConfigError for what this machine, or the resolved model of config, cannot do."""
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision=fp16 needs a GPU; use auto or fp32 on a CPU")
+    if config.model.activation_checkpointing and config.model.image and config.model.text:
+        raise ConfigError("model.activation_checkpointing is for this project's own encoders; set it to false")
     if config.train.small_vocabulary and (config.model.text or config.model.text_width is None):
         own = "train.small_vocabulary is for this project's own text encoder, and that of"
         raise ConfigError(f"{own} {config.model.text or config.model.init} is not; set it to false")

@@ -111,7 +111,10 @@ def read_tokenizer(name: str, folder: Path, context_length: int, lower: bool) ->
 
 
 def tokenizer_from(files: Mapping[str, bytes], context_length: int, lower: bool) -> HfTokenizer:
-    """What read_tokenizer gave. Raises ValueError if its file is missing."""
-    if FILE not in files:
-        raise ValueError(f"the tokenizer's file {FILE} is missing")
-    return HfTokenizer(files[FILE].decode(), context_length, lower)
+    """What read_tokenizer gave. Raises ValueError if its file is missing or damaged."""
+    try:
+        tokenizer = HfTokenizer(files[FILE].decode(), context_length, lower)
+        _ = tokenizer.specials
+    except Exception as error:  # theirs are of no class of their own
+        raise ValueError(f"the tokenizer's file {FILE} is missing or damaged ({error})") from error
+    return tokenizer
