@@ -405,5 +405,6 @@ def test_two_processes_lock_what_one_does(options: list[str], tmp_path: Path) ->
     sharded(arguments[1], tmp_path / "shared", "--eval.tasks", "[]", *options)
     one, two, shared = (load_file(tmp_path / d / "model/model.safetensors") for d in ("run", "two", "shared"))
     for other in (two, shared):
-        assert all(off <= 4e-6 for off in by_parameter(other, one).values())
+        off = by_parameter(other, one)
+        assert max(off.values()) <= 1e-5, off  # biases began at 0 a few steps ago
         assert math.isclose(float(other["logit_scale"]), float(one["logit_scale"]), rel_tol=1e-6)
