@@ -40,7 +40,7 @@ _EXAMPLES = """examples:
   eval.py matrix    --checkpoint runs/flickr8k --data captioned/ --size 512
   eval.py audit     --data captioned/ --json audit.json --png audit.png
   eval.py report    runs/flickr8k
-  eval.py interpolate --from runs/a --to runs/b --task new/ --keep old/ --out between
+  eval.py interpolate --from runs/a --to runs/b --task retrieval:photos/ --keep FOLDER --out between
 """
 
 
