@@ -28,6 +28,7 @@ from miniclip.doctor.data import Stage
 from miniclip.doctor.fit import Fit
 from miniclip.doctor.fit import _no_fit as no_fit
 from miniclip.doctor.fit import _told as fit_words
+from miniclip.doctor.kept import FIRST_LOOK
 from miniclip.doctor.main import doctor_main
 from miniclip.doctor.pairs import Course, permutation_z
 from miniclip.doctor.pairs import _course as course_words
@@ -312,7 +313,7 @@ def test_a_rate_that_destroys(doctor: Doctor, known: list[str], monkeypatch: pyt
     assert verdict["kind"] == "forgets" and task in verdict["evidence"][0]
     assert "optim.layer_decay" in verdict["advice"][1]
     main, control = found["stages"]["kept"]["runs"]
-    assert task in main["lost"] and main["steps"] == control["steps"] == 10
+    assert task in main["lost"] and main["steps"] == control["steps"] == FIRST_LOOK
     assert main["after"][task] < main["before"][task] / 2
     assert control["after"][task] > main["after"][task] and rates[-1] == pytest.approx([0.003, 0.001])
     assert main["before"] == control["before"]  # each training begins from what was given
@@ -339,6 +340,22 @@ def test_images_that_the_tower_does_not_know(doctor: Doctor, known: list[str]) -
     assert verdict["kind"] == "preprocessing" and "at 8 pixels" in verdict["evidence"][0]
     assert "train.low_image_size" in verdict["advice"][0]
     assert found["stages"]["views"]["figures"]["share_known_again_at_32_px"] == 1
+
+
+def test_the_time_of_a_run_on_features(doctor: Doctor, known: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the steps from the features on, and of the features beside it."""
+    seen, step = list[list[int]](), Trial.step
+
+    def noted(self: Trial, batch: Batch, watched: bool = False) -> Any:
+        seen.append(list(batch.image.shape[1:]))
+        return step(self, batch, watched)
+
+    monkeypatch.setattr("miniclip.doctor.trial.Trial.step", noted)
+    locked = [*known, *SHORT, "--optim.lr", str(LR / 10), "--model.lock_image", "true"]
+    figures = doctor(*locked)["stages"]["speed"]["figures"]
+    assert figures["training"].startswith("about ") and figures["features_before_it"].startswith("about 0 s: 0.")
+    assert seen.count([3, 32, 32]) > 10 < seen.count([32])  # pairs and what is locked on images, the rest on features
+    assert "features_before_it" not in doctor(*locked, "--data.cache", "false")["stages"]["speed"]["figures"]
 
 
 def test_too_little_that_may_learn() -> None:

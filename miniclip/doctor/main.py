@@ -146,7 +146,7 @@ def examine(config: Config, seconds: float) -> Iterator[Stage]:
     pairs = trial_pairs(setting, source, rows)
     if config.model.init or config.model.image:
         yield check_views(setting, pairs, fixed_batch(setting, source, rows, VIEWS), steps)
-    yield check_speed(setting, pairs, steps, precision)
+    yield check_speed(setting, pairs, steps, precision, len(source))
     order = torch.randperm(len(held_out), generator=generator).tolist()
     shown = fixed_batch(setting, held_out, order, HELD_OUT)
     if config.model.init or suite:

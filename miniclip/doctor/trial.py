@@ -28,6 +28,7 @@ from miniclip.models.cut import Cut
 from miniclip.models.start import Start
 from miniclip.training.batches import build_augment, phases
 from miniclip.training.diagnostics import tower_of
+from miniclip.training.features import features_cut
 from miniclip.training.optim import learning_rate
 from miniclip.training.precision import Precision
 from miniclip.training.step import Learner, Taken
@@ -152,6 +153,7 @@ class Trial:
         """The batch as locked towers hand it on, from where each is cut; the next steps begin there."""
         model, size = self.learner.model.eval(), self.config.eval.batch_size
         batch, learner = batch.to(self.device), self.learner
+        learner.cut = Cut()
         if (k := cut.image) is not None:
             parts = [model.image_tower.lower(learner.inputs(part), k).float() for part in batch.image.split(size)]
             batch = batch._replace(image=torch.cat(parts))
@@ -173,19 +175,29 @@ class Trial:
         return parts[0]._replace(image=torch.cat([p.image for p in parts]), text=torch.cat([p.text for p in parts]))
 
 
-def check_speed(setting: Setting, pairs: TrainingPairs, steps: int, precision: Precision) -> Stage:
-    """How long the training will take: some steps at each of its image sides. steps: of the whole run."""
+def check_speed(setting: Setting, pairs: TrainingPairs, steps: int, precision: Precision, images: int) -> Stage:
+    """How long the training will take: some steps at each of its image sides, and the features that come before, if
+    there are any. steps, images: of the whole run."""
     config, size, found = setting.config, min(setting.config.data.batch_size, len(pairs)), []
     trial = Trial(setting, config.optim.lr, pairs.vocabulary() if config.train.small_vocabulary else None)
     draws = iter(TrainSampler(len(pairs), size, seed=config.run.seed, steps=2**40))
+    cut, each = features_cut(config, trial.learner.model), 0.0
     for side, count in phases(0, steps, config):
         times = []
         for _ in range(1 + TIMED):
             start = time.perf_counter()
             batch = pairs.__getitems__(next(draws))
-            trial.step(batch._replace(image=shrink(batch.image, side)))
+            batch = batch._replace(image=shrink(batch.image, side))
+            if cut != Cut():  # which the run has before its steps
+                batch = trial.on_features(batch, cut)
+                each, start = (time.perf_counter() - start) / size, time.perf_counter()
+            trial.step(batch)
             times.append(time.perf_counter() - start)
         found.append((count, median(times[1:]) * config.data.batch_size / size))
     figures = {"training": expected_time(found), "precision": f"{precision.name}: {precision.why}"}
+    if each:
+        views = config.data.views or 1
+        per_image = f"{1000 * each:.3g} ms for an image and its caption"
+        figures["features_before_it"] = f"about {images * views * each:.0f} s: {per_image}"
     note = "Preparing the images and evaluating come on top."
     return Stage("speed", "how long the training will take here", figures, [], [note])

@@ -66,6 +66,12 @@ def _why_not(config: Config) -> dict[str, str]:
     return {"image": image, "text": none}
 
 
+def features_cut(config: Config, model: DualEncoder) -> Cut:
+    """Where the steps of a run begin from features, if its data can be kept."""
+    hindered = _why_not(config)
+    return Cut(*(None if hindered[kind] else k for kind, k in locked_cut(model, config.model)._asdict().items()))
+
+
 def use_features(learner: Learner, feed: TrainBatches) -> list[str]:
     """Where a tower is locked, and features of the data can be kept, have the steps begin from those.
 
