@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from miniclip.config import ModelConfig
 from miniclip.models.clip import DualEncoder
+from miniclip.models.cut import Tower
 from miniclip.models.foreign import ForeignImage, ForeignText, OpenedImage
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.presets import architecture, tower_of
@@ -21,24 +22,31 @@ from miniclip.models.tower import ImageTower
 log = logging.getLogger(__name__)
 
 
-class OwnImage(ForeignImage):
+class _Own(Tower):
+    tower: Any
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        blocks: Sequence[nn.Module] = self.tower.blocks
+        return blocks
+
+    def lower(self, x: Tensor, k: int) -> Tensor:
+        features: Tensor = self.tower.lower(x, k)
+        return features
+
+    def upper(self, x: Tensor, k: int) -> Tensor:
+        features: Tensor = self.tower.upper(x, k)
+        return features
+
+
+class OwnImage(_Own, ForeignImage):
     def __init__(self, tower: ImageTower, config: ModelConfig) -> None:
         super().__init__()
         self.tower, self.width = tower, int(config.embed_dim or 0)
         self.described = {"module": "own_tower", **asdict(config)}
 
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.tower.blocks
 
-    def lower(self, x: Tensor, k: int) -> Tensor:
-        return self.tower.lower(x, k)
-
-    def upper(self, x: Tensor, k: int) -> Tensor:
-        return self.tower.upper(x, k)
-
-
-class OwnText(ForeignText):
+class OwnText(_Own, ForeignText):
     """Its tokenizer's rows end in zeros, not in -1."""
 
     def __init__(self, tower: TextTower, config: ModelConfig) -> None:
@@ -47,18 +55,9 @@ class OwnText(ForeignText):
         self.described = {"module": "own_tower", **asdict(config)}
         self.tokenizer, self.files = Tokenizer(tower.context_length), {}
 
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.tower.blocks
-
-    def lower(self, x: Tensor, k: int) -> Tensor:
-        return self.tower.lower(x, k)
-
-    def upper(self, x: Tensor, k: int) -> Tensor:
-        return self.tower.upper(x, k)
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.tower.encode_text(x)
+        features: Tensor = self.tower.encode_text(x)
+        return features
 
 
 def open_image(name: str, config: ModelConfig) -> OpenedImage:
