@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from support.closeness import by_parameter
 from test_global_batch import COMMAND_LINE, assert_alike, trained
-from test_interop import SIZES, save_clip, stir
+from test_interop import SIZES, change, save_clip, save_siglip, stir
 from test_signals import assert_same_weights, before, exact
 from test_step import N, batch
 from test_training import TINY
@@ -29,6 +29,7 @@ from miniclip.common.stopping import CODES
 from miniclip.config import Config, ConfigError, load_config
 from miniclip.models import DualEncoder
 from miniclip.models.external.convert import _under_our_names
+from miniclip.models.joined import JoinedEncoder
 from miniclip.models.load import load
 from miniclip.models.start import Start, open_start
 from miniclip.training.step import Learner
@@ -50,6 +51,12 @@ SAME: dict[str, dict[str, Any]] = {
     "resnet": {**PLAIN, "vision_cfg": RESNET},
     "sigmoid": {**PLAIN, "init_logit_bias": -10, "init_logit_scale": math.log(10), "nonscalar_logit_scale": True},
     "custom": {**PLAIN, "custom_text": True},
+}
+# what it is not, and stays the library's own
+TIMM = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+OTHER: dict[str, dict[str, Any]] = {
+    "two-way": {**SAME["custom"], "text_cfg": {**TEXT, "no_causal_mask": True}, "init_logit_bias": -9.5},
+    "timm": {**PLAIN, "vision_cfg": TIMM},
 }
 
 
@@ -111,7 +118,13 @@ SOURCES = [*SAME, "hf", "hf-gelu", "hf-legacy"]
 
 def source(folder: Path, kind: str) -> str:
     hf = {"hf": ("quick_gelu", 49407), "hf-gelu": ("gelu", 49407), "hf-legacy": ("quick_gelu", 2)}
-    return save_transformers(folder, *hf[kind]) if kind in hf else save_open_clip(folder, SAME[kind])
+    if kind in hf:
+        return save_transformers(folder, *hf[kind])
+    if kind == "siglip":
+        return save_siglip(folder, ["input_ids"])
+    if kind == "hf-narrow":  # its layers are not four times as wide inside
+        return save_clip(folder)
+    return save_open_clip(folder, (SAME | OTHER)[kind])
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -154,6 +167,25 @@ def test_logits_and_a_step_equal_theirs(kind: str, tmp_path: Path) -> None:
     errors = by_parameter(moved, state)
     errors.pop("visual.attnpool.k_proj.bias", None)  # as of every key: its gradient is rounding
     assert max(errors.values()) < 1e-5, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("kind", [*OTHER, "siglip", "hf-narrow"])
+def test_what_is_no_dual_encoder_keeps_its_own_towers(kind: str, tmp_path: Path) -> None:
+    name = source(tmp_path / "source", kind)
+    loss = ("--loss.name", "sigmoid") if kind in ("two-way", "siglip") else ()
+    config, start = started(tmp_path, name, *loss)
+    theirs, ours = theirs_of(name).eval(), start.make().eval()
+    assert type(ours) is JoinedEncoder and isinstance(ours.image_head, nn.Identity)
+    image, texts = start.preprocess.normalize(batch().image), ["a red circle", "two dogs", "a", "long " * 30]
+    if name.startswith("hf:"):
+        own = transformers.AutoTokenizer.from_pretrained(name.removeprefix("hf:"))
+        text = own(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    else:
+        text = open_clip.get_tokenizer(name.removeprefix("open_clip:"))(texts)
+    with torch.no_grad():
+        expected, found = logits(*outputs(theirs, image, text)), ours(image, start.tokenizer(texts))
+    torch.testing.assert_close(logits(*found), expected, rtol=0, atol=1e-5)
+    assert config.model.logit_bias_init == (-9.5 if loss else None)
 
 
 @pytest.mark.parametrize("length", [28, 12])
@@ -222,6 +254,30 @@ def test_what_contradicts_the_source_is_refused(tmp_path: Path) -> None:
     assert config.model.logit_bias_init is None and start.preprocess.mean == tuple(PREPARED["mean"])
 
 
+def test_names_that_are_no_clip_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plain, hf = save_open_clip(tmp_path / "plain", PLAIN), save_transformers(tmp_path / "hf")
+    small = save_open_clip(tmp_path / "small", {**PLAIN, "text_cfg": {**TEXT, "vocab_size": 500}})
+    save_file(theirs_of(plain).state_dict(), weights := tmp_path / "w.safetensors")
+    cases = [
+        ("open_clip:ViT-B32:openai", "no architecture 'ViT-B32'; did you mean ViT-B-32"),
+        (f"open_clip:RN50:{weights}", r"positional_embedding is \[20, 32\] and should be \[77, 512\]"),
+        ("open_clip:ViT-B-32:openai", "cannot be fetched or loaded .*; check the internet connection"),
+        ("hf:openai/clip-vit-base-patch32", "config.json cannot be fetched .*; check the name and the internet"),
+        (str(weights), "weights alone do not say of what; did you mean open_clip:ARCH:"),
+        (str(tmp_path / "hf"), "did you mean hf:"),
+        ("hf:", "no such folder"),
+        (small, "its tokenizer has ids up to 49407, and its token table 500 rows"),
+    ]
+    change(tmp_path / "plain" / "open_clip_config.json", model_cfg={"embed_dim": 24})
+    cases += [(plain, r"text_projection is \[32, 16\] and should be \[32, 24\]; 2 such")]
+    (tmp_path / "hf" / "evil.py").write_text("raise SystemExit")
+    for name, message in [*cases, (hf, r"code of its own \(evil.py\)")]:
+        with pytest.raises(ConfigError, match=f"^model.init: .*{message}") as caught:
+            started(tmp_path, name)
+        assert "\n" not in str(caught.value)
+
+
 def test_scale_and_bias_come_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A sigmoid loss gives a model without a bias a fresh one; another leaves a bias out, as it would not learn."""
     plain, own = save_open_clip(tmp_path / "plain", PLAIN), save_open_clip(tmp_path / "own", SAME["sigmoid"])
@@ -266,7 +322,7 @@ def options_for(folder: Path, name: str, *options: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hf"])
+@pytest.mark.parametrize("kind", ["hf", "two-way"])
 def test_processes_and_micro_batches_train_alike(kind: str, tmp_path: Path) -> None:
     options = options_for(tmp_path, source(tmp_path / "source", kind))
     expected, figures = trained(tmp_path / "plain", 1, options)
@@ -277,12 +333,13 @@ def test_processes_and_micro_batches_train_alike(kind: str, tmp_path: Path) -> N
         assert_alike(found, expected, 1e-6, 10, name)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "hf"])
+@pytest.mark.parametrize("kind", ["resnet", "hf", "siglip", "timm"])
 def test_a_run_goes_on_and_is_read_without_its_source(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = source(tmp_path / "source", kind)
-    options = options_for(tmp_path, name, "--eval.tasks", "[shape]", "--eval.every", "3", "--eval.best", "shape/top1")
+    options = options_for(tmp_path, name, "--eval.tasks", "[retrieval]", "--eval.every", "3")
+    options += ["--eval.best", "retrieval/image_to_text_r10"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_main([*options, "--run.dir", str(whole)]) == 0
     with monkeypatch.context() as patch:
@@ -290,7 +347,7 @@ def test_a_run_goes_on_and_is_read_without_its_source(
         assert train_main([*options, "--run.dir", str(broken)]) == CODES[signal.SIGTERM]
     shutil.rmtree(tmp_path / "source")
     half, preprocess, _ = load(broken)
-    assert type(half) is DualEncoder and preprocess == load(whole)[1]
+    assert isinstance(half, DualEncoder) and preprocess == load(whole)[1]
     assert train_main([*options, "--run.dir", str(broken), "--run.resume", "true"]) == 0
     assert exact(broken) == exact(whole)
     assert_same_weights(broken / "model/model.safetensors", whole / "model/model.safetensors")

@@ -68,7 +68,8 @@ def opened(name: str, asked: ModelConfig = ModelConfig()) -> tuple[DualEncoder, 
 
     Raises ValueError or FileNotFoundError with one line that says what to do.
     """
-    if (folder := Path(at_home(re.sub("^(hf:|open_clip:local-dir:)", "", name)))).is_dir():
+    place = re.match("(hf:|open_clip:local-dir:)(.+)", name)
+    if place is not None and (folder := Path(at_home(place[2]))).is_dir():
         refuse_code(name, folder)
     model, preprocess, tokenizer = load(name)
     if isinstance(model, DualEncoder):

@@ -16,7 +16,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from miniclip.common.printing import first_few
 from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, reading, square_side
+from miniclip.models.external.weights import misfits
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import Tokenizer
@@ -65,7 +67,7 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[OpenClipModel, 
     side = _side(source)
     tokenizer, length = _tokenizer(source)  # may refuse, so before the weights are fetched
     open_clip, random = _open_clip(), source.pretrained == RANDOM
-    with reading(lambda reason: _trouble(source, reason)):
+    with reading(lambda reason: _trouble(source, reason)), misfits(), _positions_named(source):
         model = open_clip.create_model(
             source.arch,
             None if random else source.pretrained,
@@ -188,6 +190,21 @@ def _trouble(source: _Source, reason: str) -> str:
         f"{name}: its weights cannot be fetched or loaded ({reason}); check the internet connection, or fetch them "
         f"elsewhere and name what was fetched: open_clip:{form}"
     )
+
+
+@contextmanager
+def _positions_named(source: _Source) -> Iterator[None]:
+    """open_clip looks at the text's positions before it compares any weights, and does not say what they are."""
+    try:
+        yield
+    except AssertionError as error:
+        text, file = source.config["text_cfg"], Path(str(source.pretrained))
+        state = _open_clip().factory.load_state_dict(str(file)) if file.is_file() else {}
+        for key, value in state.items():
+            if key.removeprefix("text.") == "positional_embedding":
+                due = [text.get("context_length", 77), text.get("width", 512)]
+                raise ValueError(f"{key} is {list(value.shape)} and should be {due}") from error
+        raise
 
 
 def _preprocess(name: str, side: int, values: Mapping[str, Any]) -> Preprocess:
