@@ -17,7 +17,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from support.closeness import by_parameter
 from support.group import together
+from support.hf_models import bert_folder
 from test_fsdp import sharded
+from test_towers import timm_folder
 from test_training import TINY
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ from miniclip.models.joined import JoinedEncoder
 from miniclip.models.saved import assemble, with_scalars
 from miniclip.models.start import open_start
 from miniclip.models.text import TextTower
-from miniclip.training.learning import check_learning, lock_, parameter_groups, part_of
+from miniclip.training.learning import check_learning, lock_, parameter_groups, part_of, what_learns
 from miniclip.training.optim import build_optimizer
 
 DEEP = {**TINY, "model": {**TINY["model"], "image_layers": 3, "text_layers": 3}}
@@ -57,7 +59,8 @@ def model_of(values: dict[str, Any] = DEEP, **options: Any) -> DualEncoder:
 def joined(own: DualEncoder) -> JoinedEncoder:
     """Both towers of a model as if they came from elsewhere."""
     text = TextTower(own.config)
-    config = replace(own.config, image="elsewhere", text="elsewhere")
+    kept = {name: getattr(own.config, name) for name in ("embed_dim", "image_size", "context_length")}
+    config = ModelConfig(image="elsewhere", text="elsewhere", **kept)
     return JoinedEncoder(config, OwnImage(own.visual, own.config), OwnText(text, own.config))
 
 
@@ -100,6 +103,51 @@ def test_locked_means_locked(resnet: bool, options: str, locked: str, but: tuple
     state = torch.load(tmp_path / "run/checkpoints/step_00000006/optimizer.bin", weights_only=True)
     learning = [name for name, _ in open_start(config).make().named_parameters() if not still(name)]
     assert len(state["state"]) == len(learning)
+
+
+FOREIGN = [
+    (
+        "test_efficientnet",
+        "--model.lock_image true --model.lock_text 1 --data.augment none",
+        r"textual\.model\.encoder\.layer\.2\.",
+    ),
+    (
+        "test_efficientnet",
+        "--model.lock_image 1 --model.lock_text true",
+        r"visual\.model\.(blocks\.4\.|conv_head\.|bn2\.)",
+    ),
+    ("test_resnet", "--model.lock_image 1 --model.lock_text true", r"visual\.model\.layer4\."),
+    (
+        "test_vit",
+        "--model.lora_image 2 --model.lora_text 2 --model.lora_targets [qkv,query]",
+        r"(visual\.model\.blocks\.\d\.attn\.qkv|textual\..*\.query)\.weight",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arch", "options", "moving"), FOREIGN)
+def test_towers_from_elsewhere(arch: str, options: str, moving: str, tmp_path: Path) -> None:
+    """The same with towers of timm and transformers, statistics and dropout included; and a run that was stopped
+    goes on to the bit where their folders are gone."""
+    model = {"embed_dim": 8, "image": timm_folder(tmp_path / "image", arch), "text": bert_folder(tmp_path / "text")}
+    file = tmp_path / "foreign.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "model": model}))
+    arguments = ["--config", str(file), "--eval.tasks", "[]", "--optim.schedule", "constant", *options.split()]
+    whole = load_config([*arguments, "--run.dir", str(tmp_path / "whole")])
+    cut = [*arguments, "--run.dir", str(tmp_path / "cut")]
+    torch.manual_seed(whole.run.seed)
+    before = {name: value.clone() for name, value in open_start(whole).make().state_dict().items()}
+    train(whole)
+    train(load_config([*cut, "--train.max_steps", "3"]))
+    for name in ("image", "text"):
+        shutil.rmtree(tmp_path / name)
+    train(load_config([*cut, "--run.resume", "true"]))
+    after, resumed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "cut"))
+    assert before.keys() == after.keys() == resumed.keys()
+    for name, value in after.items():
+        learns = re.match(rf"{moving}|image_head\.|text_head\.|logit_scale", name) is not None
+        assert torch.equal(value, before[name]) != learns, name
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_what_is_locked_stays_in_evaluation_mode() -> None:
@@ -207,6 +255,21 @@ def test_rates_by_hand() -> None:
     lock_(model, replace(model.config, lock_image=1, lock_text=True))
     assert {part_of(name) for name in factors(model, optim)} == {"image", "heads", "scale"}
     assert set(factors(model, optim).values()) == {0.05, 1, 2}
+
+
+def test_the_table_by_hand() -> None:
+    model, optim = model_of(), OptimConfig(lr=1e-2, lr_image=1e-3, layer_decay=0.5)
+    lock_(model, replace(model.config, lock_image=1, lora_text=2, lora_targets=["c_fc"]))
+    block = 12 * 16**2 + 13 * 16  # of width 16: matrices, biases and norms
+    image = 3 * 16 * 16**2 + 16 + 5 * 16 + 32 + 3 * block + 32  # patches, class token, positions, norm, blocks, norm
+    text = 60 * 16 + 77 * 16 + 3 * block + 32
+    updates = 3 * 2 * (16 + 64)
+    assert what_learns(model, parameter_groups(model, optim), optim.lr) == [
+        ("image tower", f"{image:,}", f"{block + 32:,}", "0.0005", "1 of 3"),
+        ("text tower", f"{text + updates:,}", f"{updates:,}", "0.0013 to 0.005", "3 of 3"),
+        ("heads", "256", "128", "0.01", ""),
+        ("scale", "1", "1", "0.01", ""),
+    ]
 
 
 def test_layer_decay_is_that_of_timm() -> None:
@@ -334,7 +397,9 @@ def test_layers_that_are_not_called_get_no_update() -> None:
             return x if k == WHOLE else self.block.linear2(self.block.linear1(self.block.self_attn(x, x, x)[0])).mean(1)
 
     own = model_of()
-    model = JoinedEncoder(replace(own.config, image="elsewhere"), Foreign(), None)
+    fields = ("image_encoder", "image_width", "image_layers", "image_heads", "patch_size")
+    config = replace(own.config, image="elsewhere", **dict.fromkeys(fields))
+    model = JoinedEncoder(config, Foreign(), None)
     lock_(model, replace(model.config, lora_image=2))
     learning = [name for name, p in model.visual.named_parameters() if p.requires_grad]
     assert learning == [f"block.linear{i}.lora_{m}.default.weight" for i in (1, 2) for m in "AB"]

@@ -193,6 +193,24 @@ def parameter_groups(model: DualEncoder, optim: OptimConfig) -> list[dict[str, A
     ]
 
 
+def what_learns(model: DualEncoder, groups: Iterable[dict[str, Any]], lr: float) -> list[tuple[str, ...]]:
+    """Of each part its name, parameters, how many of them learn, their rates, and blocks that learn. groups: of the
+    optimiser."""
+    factors, rows = {p: group["factor"] for group in groups for p in group["params"]}, list[tuple[str, ...]]()
+    for part in (*KINDS, "heads", "scale"):
+        own = [p for name, p in model.named_parameters() if part_of(name) == part]
+        learning = [p for p in own if p.requires_grad]
+        rates = sorted({f"{lr * factors[p]:.2g}" for p in learning}, key=float)
+        blocks = _tower(model, part).blocks if part in KINDS else []
+        moving = sum(any(p.requires_grad for p in block.parameters()) for block in blocks)
+        row = (
+            f"{part} tower" if part in KINDS else part,
+            *(f"{sum(p.numel() for p in each):,}" for each in (own, learning)),
+        )
+        rows.append((*row, " to ".join(rates[:: len(rates) - 1 or 1]), f"{moving} of {len(blocks)}" if blocks else ""))
+    return rows
+
+
 def _depths(model: DualEncoder) -> dict[nn.Parameter, int]:
     """Steps from each parameter of a tower to what joins the towers, as timm counts them, too: 1 in the last block and
     in what follows it, one more for each block before, and for the stem."""

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.common.console import open_console, show_table
 from miniclip.common.durable import disk_full_named
 from miniclip.common.peers import meet
 from miniclip.common.printing import one_line
@@ -38,7 +39,7 @@ from miniclip.training.checkpoint import Progress, check_space, handed_out, load
 from miniclip.training.diagnostics import check_traced
 from miniclip.training.doubts import of_length
 from miniclip.training.features import check_views, use_features
-from miniclip.training.learning import check_learning
+from miniclip.training.learning import check_learning, what_learns
 from miniclip.training.loop import Hooks, Loop
 from miniclip.training.precision import Precision
 from miniclip.training.replaced import written
@@ -182,4 +183,7 @@ def _announce(learner: Learner, precision: Precision, feed: TrainBatches, first_
     if config.run.resume:
         known = f"resuming {config.run.dir} at step {first_step}"
         print(known if first_step else f"{config.run.dir} has no checkpoint: step 0")
+    columns = ("", "parameters", "learning", "rate", "blocks learning")
+    rows = what_learns(learner.model, learner.optimizer.param_groups, config.optim.lr)
+    show_table(open_console(), "", columns, rows)
     sys.stdout.flush()
