@@ -10,9 +10,9 @@ The code of the packages is not run.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
@@ -75,6 +75,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the two folders shall lie")
+    main(parser.parse_args().folder)

@@ -472,7 +472,8 @@ def test_shipped_configs_load_by_path_and_by_name(tmp_path: Path, monkeypatch: p
     for path in paths:
         config = load_config_file(path)
         assert config == load_config(["--config", path.stem]) == load_config([f"--config={path.stem}"])
-        assert resolve(config.with_start().model).embed_dim
+        if not config.model.image:  # which says more of the model when it is there
+            assert resolve(config.with_start().model).embed_dim
         header = path.read_text().split("\n\n")[0].splitlines()
         assert all(line.startswith("#") for line in header), "a config starts with its command and its result"
         assert any("train.py --config" in line for line in header)
