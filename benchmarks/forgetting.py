@@ -92,7 +92,7 @@ def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
         axes.scatter(old, new, s=14, alpha=0.4, color=f"C{number}")
         axes.scatter(statistics.fmean(old), statistics.fmean(new), s=70, marker="D", color=f"C{number}", label=way)
     axes.set_xlabel("what it could before: R@10 in %, mean of both directions")
-    axes.set_ylabel("what it was to learn: the same")
+    axes.set_ylabel("what it was to learn: likewise")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     plt.savefig(path, dpi=130)
