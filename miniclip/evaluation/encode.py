@@ -23,6 +23,7 @@ from miniclip.common.processes import gathered, place, total
 from miniclip.config import DataConfig
 from miniclip.data.ahead import in_order, threads
 from miniclip.data.images import BadCount, BadImage
+from miniclip.models.batchnorm import evaluating
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
 from miniclip.models.tokenizer import caption_lengths
@@ -203,15 +204,9 @@ def _evaluating(
     """
     from tqdm import tqdm
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     hidden = not options.progress or (options.shared and place()[0] > 0)
     bar = tqdm(total=sum(map(len, batches)), desc=what, leave=False, disable=hidden)
     autocast = torch.autocast(model_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
-    try:
-        # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
-        with torch.no_grad(), autocast, bar:
-            yield lambda done: (bar.update(done), options.between())
-    finally:
-        for module, training in modes:
-            module.training = training
+    # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
+    with evaluating(model), torch.no_grad(), autocast, bar:
+        yield lambda done: (bar.update(done), options.between())

@@ -1,9 +1,10 @@
-"""BatchNorm's running statistics, where they may not move."""
+"""Where BatchNorm's running statistics may not move, and where nothing is random."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,3 +26,15 @@ def frozen_statistics(block: nn.Module) -> Iterator[None]:
         for norm, momentum, count in norms:
             norm.momentum = momentum
             norm.num_batches_tracked = count
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

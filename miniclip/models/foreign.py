@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from miniclip.common.console import write_json
@@ -97,17 +96,17 @@ def load_tower(kind: str, folder: Path) -> Any:
     from miniclip.models.saved import read_json
 
     described = read_json(folder / TOWERS / f"{kind}.json")
-    module = import_module(f"miniclip.models.external.{_checked(kind, described.get('module'))}")
-    if kind == "image":
-        return module.build_image(described)
     files = {path.name: path.read_bytes() for path in sorted((folder / TOWERS / _TOKENIZER).glob("*"))}
-    return module.build_text(described, files)
+    return build_tower(kind, described, files)
 
 
-def _checked(kind: str, module: Any) -> str:
-    if module not in (*_LIBRARIES[kind].values(), _OWN):
-        raise ValueError(f"{module!r} is no kind of tower that this version knows")
-    return str(module)
+def build_tower(kind: str, described: Mapping[str, Any], files: Mapping[str, bytes]) -> Any:
+    """The same of what describes it. files: of a text tower's tokenizer."""
+    name = described.get("module")
+    if name not in (*_LIBRARIES[kind].values(), _OWN):
+        raise ValueError(f"{name!r} is no kind of tower that this version knows")
+    module = import_module(f"miniclip.models.external.{name}")
+    return module.build_image(described) if kind == "image" else module.build_text(described, files)
 
 
 def _module(name: str, kind: str) -> Any:
@@ -116,11 +115,3 @@ def _module(name: str, kind: str) -> Any:
     if not names and any(name.startswith(start) for other in _LIBRARIES.values() for start in other):
         raise ValueError(f"model.{kind}={name}: that library has no {kind} towers; name {' or '.join(known)} or a run")
     return import_module(f"miniclip.models.external.{names[0] if names else _OWN}")
-
-
-def copied(tower: nn.Module, make: Any) -> Any:
-    """What make() gives, with the weights of tower. No random numbers are drawn."""
-    with torch.device("meta"):
-        empty = make()
-    empty.load_state_dict(tower.state_dict(), strict=True, assign=True)
-    return empty

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from miniclip.config import ModelConfig
 from miniclip.models.clip import DualEncoder
 from miniclip.models.cut import Tower
-from miniclip.models.foreign import ForeignImage, ForeignText
+from miniclip.models.foreign import ForeignImage, ForeignText, build_tower
 from miniclip.models.presets import resolve, tower_of
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.text import TextTower, unit_length
@@ -121,16 +121,9 @@ class JoinedEncoder(DualEncoder):
         return features
 
     def blank(self) -> Self:
-        image: Any = self.visual if isinstance(self.visual, ForeignImage) else None
-        text: Any = self.textual if isinstance(self.textual, ForeignText) else None
-        return type(self)(self.config, image and _again(image), text and _again(text))
-
-
-def _again(tower: ForeignImage | ForeignText) -> Any:
-    """Another tower of that kind, without its weights."""
-    from importlib import import_module
-
-    module = import_module(f"miniclip.models.external.{tower.described['module']}")
-    if isinstance(tower, ForeignImage):
-        return module.build_image(tower.described)
-    return module.build_text(tower.described, tower.files)
+        image, text = self.visual, self.textual
+        return type(self)(
+            self.config,
+            build_tower("image", image.described, {}) if isinstance(image, ForeignImage) else None,
+            build_tower("text", text.described, text.files) if isinstance(text, ForeignText) else None,
+        )

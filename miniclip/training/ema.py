@@ -30,13 +30,14 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, whole: Callable[[], dict[str, Tensor]]) -> None:
         self.model, self.decay, self._whole = model, decay, whole
+        kept = model.state_dict()  # asked for once: that of a small vocabulary is put together
+        buffers = ((name, value) for name, value in model.named_buffers() if name in kept)
+        self._statistics = [name for name, value in buffers if value.is_floating_point()]
         self._mean = [value.clone() for value in map(local, self._moving().values())]
 
     def _moving(self) -> dict[str, Tensor]:
-        kept = self.model.state_dict()
         found = {name: value.detach() for name, value in self.model.named_parameters() if value.requires_grad}
-        buffers = ((name, value) for name, value in self.model.named_buffers() if name in kept)
-        return found | {name: value for name, value in buffers if value.is_floating_point()}
+        return found | {name: self.model.get_buffer(name) for name in self._statistics}
 
     @torch.no_grad()
     def update(self, steps: int) -> None:

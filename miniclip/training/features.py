@@ -7,13 +7,12 @@ Axes: B batch, L tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from miniclip.common.fingerprint import digest
 from miniclip.config import Config
@@ -24,6 +23,7 @@ from miniclip.data.features import FeaturePairs, Views
 from miniclip.data.loader import TrainingPairs
 from miniclip.data.recolour import recolour
 from miniclip.models import DualEncoder, architecture
+from miniclip.models.batchnorm import evaluating
 from miniclip.models.cut import WHOLE, Cut, Tower
 from miniclip.models.protocols import padding_of
 from miniclip.training.batches import MapBatches, TrainBatches
@@ -98,7 +98,7 @@ def use_features(learner: Learner, feed: TrainBatches) -> list[str]:
             continue
         tower = whole.image_tower if kind == "image" else whole.text_tower
         key = [kind, k, _locked_digest(model, whole, kind, k), _described(tower, model), of_data]
-        with _evaluating(tower), torch.no_grad():
+        with evaluating(tower), torch.no_grad():
             if kind == "image":
                 make, ends = _of_images(learner, tower, k, pairs, views), np.arange(len(pairs) + 1) * len(views)
                 key += [learner.preprocess, len(views), *((pairs.augment, pairs.seed) if views.count else ())]
@@ -185,15 +185,3 @@ def _locked_digest(model: DualEncoder, whole: DualEncoder, kind: str, k: int) ->
                 data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
                 parts += [name, value.dtype, tuple(value.shape), digest(data.tobytes())]
     return digest(*parts)
-
-
-@contextmanager
-def _evaluating(tower: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own mode back."""
-    modes = [(module, module.training) for module in tower.modules()]
-    tower.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from miniclip.config import Config, ConfigError, ModelConfig, OptimConfig
 from miniclip.models import DualEncoder
+from miniclip.models.batchnorm import evaluating
 from miniclip.models.cut import WHOLE, Cut, Tower
 from miniclip.models.lora import adapt_, adaptable, available, chosen
 from miniclip.models.start import Start
@@ -142,13 +143,11 @@ def _below(model: DualEncoder, kind: str, k: int) -> tuple[list[nn.Parameter], l
     images = torch.zeros(1, 3, side, side, device=device)
     x = images if kind == "image" else torch.zeros(1, 1, dtype=torch.long, device=device)
     used: list[nn.Module] = []
-    former = tower.training
-    with ExitStack() as hooks, torch.enable_grad():
+    with evaluating(tower), ExitStack() as hooks, torch.enable_grad():
         for module in tower.modules():
             handle = module.register_forward_pre_hook(lambda module, _: used.append(module))
             hooks.callback(handle.remove)
-        lower = tower.eval().lower(x, k)
-    tower.train(former)
+        lower = tower.lower(x, k)
     return list(_leaves(lower)), used
 
 

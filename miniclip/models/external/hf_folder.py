@@ -28,18 +28,28 @@ _FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _LEFT = ["onnx/*", "openvino/*", "*.bin", "*.msgpack", "*.h5"]
 
 
-def find_folder(name: str) -> Path:
-    """The folder that hf:... means, fetched if it is of the Hub. Raises ValueError with one line that says what to do.
+def place_of(name: str, on_the_hub: str) -> str:
+    """The folder, or the name on the Hub, that hf:... means. on_the_hub: pattern of such names.
 
-    It holds config.json and weights as safetensors, and no code.
+    Raises ValueError with one line that says what to do.
     """
     place = at_home(name.removeprefix(PREFIX))
     folder = Path(place)
     if folder.is_file():
         raise ValueError(f"{name} is a file; name its folder, which holds config.json, too: {PREFIX}{folder.parent}")
-    if not place or not folder.is_dir():
-        if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", place) is None:
-            raise ValueError(f"{name}: no such folder; name one that holds config.json, or {PREFIX}ORG/NAME of the Hub")
+    if (not place or not folder.is_dir()) and re.fullmatch(on_the_hub, place) is None:
+        raise ValueError(f"{name}: no such folder; name one that holds config.json, or {PREFIX}ORG/NAME of the Hub")
+    return place
+
+
+def find_folder(name: str) -> Path:
+    """The folder that hf:... means, fetched if it is of the Hub. Raises ValueError with one line that says what to do.
+
+    It holds config.json and weights as safetensors, and no code.
+    """
+    place = place_of(name, r"\w[\w.-]*(/\w[\w.-]*)?")
+    folder = Path(place)
+    if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         advice = f"check the name and the internet connection, or name a folder that holds it: {PREFIX}FOLDER"
@@ -82,15 +92,25 @@ def json_of(name: str, path: Path, default: Any = None) -> Any:
         raise ValueError(f"{name}: {path} is not valid JSON: {error}; put the file of this model there") from error
 
 
-def from_pretrained(name: str, folder: Path, kind: Any, config: Any, spare: tuple[str, ...] = ()) -> Any:
+def from_pretrained(
+    name: str,
+    place: str | Path,
+    kind: Any,
+    config: Any,
+    *,
+    spare: tuple[str, ...] = (),
+    needed: tuple[str, ...] = (),
+    what: str = "weights",
+) -> Any:
     """Their model in evaluation mode and float32, with nothing in it that was not in the file.
 
-    kind: a class of transformers. spare: beginnings of parameters' names that may be missing. Raises ValueError that
-    names a tensor that is missing or of another shape.
+    place: a folder, or a name on the Hub. kind: a class of transformers. spare: beginnings of names that may be missing
+    in the file; needed: of those that must have a place in the model. Raises ValueError that names a tensor for which
+    that does not hold, or of another shape.
     """
-    with quiet(name, "weights"):
+    with quiet(name, what, str(place)):
         model, told = kind.from_pretrained(
-            folder,
+            place,
             config=config,
             torch_dtype=torch.float32,  # also if the config says half; transformers 5 knows the word, too
             use_safetensors=True,
@@ -98,7 +118,9 @@ def from_pretrained(name: str, folder: Path, kind: Any, config: Any, spare: tupl
             output_loading_info=True,
         )
     troubles = [f"{key} is {list(found)} and should be {list(due)}" for key, found, due in told["mismatched_keys"]]
-    troubles += [f"{key} is missing" for key in told["missing_keys"] if not key.startswith(spare or ("\0",))]
+    troubles += [f"{key} is missing" for key in told["missing_keys"] if not key.startswith(spare)]
+    left = [key for key in told["unexpected_keys"] if key.startswith(needed) and not key.endswith("position_ids")]
+    troubles += [f"{key} has no place in the model" for key in left]
     if troubles:
         raise ValueError(
             f"{name}: its weights are not those of its config.json: {sorted(troubles)[0]} ({len(troubles)} such); put "
@@ -130,16 +152,22 @@ def keep_buffers(model: nn.Module) -> None:
 
 
 @contextmanager
-def quiet(name: str, what: str) -> Iterator[None]:
-    """Whatever transformers raises becomes a ValueError of one line; its bars and warnings are not shown."""
+def quiet(name: str, what: str, place: str | None = None) -> Iterator[None]:
+    """Whatever transformers raises becomes a ValueError of one line; its warnings are not shown, nor its bars.
+
+    place: where what is read comes from, if it may be a name on the Hub: fetching has a bar.
+    """
     from transformers.utils import logging as theirs
 
-    bars = theirs.is_progress_bar_enabled()
+    verb, advice = "loaded", "write the folder again with save_pretrained"
+    if not (local := place is None or Path(place).is_dir()):
+        verb = "fetched"
+        advice = f"check the name and the internet connection, or name a folder that holds it: {PREFIX}FOLDER"
+    bars = local and theirs.is_progress_bar_enabled()
     if bars:
         theirs.disable_progress_bar()
-    advice = "write the folder again with save_pretrained"
     try:
-        with reading(lambda reason: f"{name}: its {what} cannot be loaded ({reason}); {advice}"):
+        with reading(lambda reason: f"{name}: its {what} cannot be {verb} ({reason}); {advice}"):
             yield
     finally:
         if bars:

@@ -144,7 +144,7 @@ def open_image(name: str, config: ModelConfig) -> OpenedImage:
     pooler = kind in _POOLERS and _has_pooler(folder)
     described = {"config": plain_config(theirs), "class": made.__name__, "pooler": pooler}
     described = completed(name, described, side, build_image)
-    model = from_pretrained(name, folder, made, theirs, () if pooler else ("pooler.",))
+    model = from_pretrained(name, folder, made, theirs, spare=() if pooler else ("pooler.",))
     return OpenedImage(HfImage(model, described).eval(), replace(preprocess, image_size=side))
 
 

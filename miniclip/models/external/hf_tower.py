@@ -156,7 +156,7 @@ def open_text(name: str, config: ModelConfig) -> HfText:
             f"{name}: its tokenizer has ids up to {tokenizer.highest}, and its config.json says vocab_size="
             f"{theirs.vocab_size}; put the tokenizer of this model there"
         )
-    model = from_pretrained(name, sentences.folder, model_class, theirs, ("pooler.",))
+    model = from_pretrained(name, sentences.folder, model_class, theirs, spare=("pooler.",))
     described |= {"context_length": length, "lower": tokenizer.lower}
     return HfText(model, described, tokenizer).eval()
 

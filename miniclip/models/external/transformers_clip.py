@@ -8,9 +8,7 @@ CLIPModel and SiglipModel are known. Weights are read as safetensors, and Python
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip.common.pixels import to_rgb
-from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, reading, square_side
+from miniclip.models.external.adapted import AdaptedConfig, AdaptedModel, square_side
+from miniclip.models.external.hf_folder import from_pretrained, place_of, quiet
 from miniclip.models.preprocess import Preprocess
 
-PREFIX = "hf:"
 _FAMILIES = {"clip": "CLIP", "siglip": "Siglip"}  # model_type in config.json -> how their classes' names begin
 # What a folder must hold; of each line, one file is enough.
 _FILES = (
@@ -149,21 +147,17 @@ class _Source(NamedTuple):
 
 def _find(name: str) -> _Source:
     """Raises ValueError if there is no such model, or none that miniclip can evaluate."""
-    place = name.removeprefix(PREFIX)
+    place = place_of(name, r"\w[\w.-]*/\w[\w.-]*")
     folder = Path(place)
-    if folder.is_file():
-        raise ValueError(f"{name} is a file; name its folder, which holds config.json, too: {PREFIX}{folder.parent}")
-    if not place or not folder.is_dir():
-        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place) is None:
-            raise ValueError(f"{name}: no such folder; name one that holds config.json, or {PREFIX}ORG/NAME of the Hub")
-    elif lacking := [files for files in _FILES if not any((folder / file).is_file() for file in files)]:
+    lacking = [files for files in _FILES if not any((folder / file).is_file() for file in files)]
+    if lacking and folder.is_dir():
         raise ValueError(
             f"{name}: the folder lacks {' or '.join(lacking[0])}; call save_pretrained({place!r}) of the model and of "
             "its processor (only safetensors are read)"
         )
     import transformers
 
-    with _reading(name, place, "config.json"):
+    with quiet(name, "config.json", place):
         values, _ = transformers.PretrainedConfig.get_config_dict(place)
     family = _FAMILIES.get(values.get("model_type", ""))
     if family is None:
@@ -171,7 +165,7 @@ def _find(name: str) -> _Source:
             f"{name}: its config.json says model_type {values.get('model_type')!r}; the models of transformers that "
             f"can be evaluated are {' and '.join(_FAMILIES)}"
         )
-    with _reading(name, place, "config.json"):
+    with quiet(name, "config.json", place):
         return _Source(name, place, family, getattr(transformers, f"{family}Config").from_pretrained(place))
 
 
@@ -190,7 +184,7 @@ def read_preprocess(name: str, place: str, size: int | Sequence[int] | None = No
     shape = (227, 231) if side is None else (side + 3, side + 7)
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    with _reading(name, place, "image processor"):
+    with quiet(name, "image processor", place):
         processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
         theirs = processor(images=image, return_tensors="pt")["pixel_values"]
         factor = processor.rescale_factor if processor.do_rescale else 1.0
@@ -217,7 +211,7 @@ def _tokenizer(source: _Source) -> TransformersTokenizer:
     from transformers import AutoTokenizer
 
     text, clip = source.config.text_config, source.family == "CLIP"
-    with _reading(source.name, source.place, "tokenizer"):
+    with quiet(source.name, "tokenizer", source.place):
         theirs = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False)
         ours = TransformersTokenizer(theirs, int(text.max_position_embeddings), not clip)
         rows, highest = ours(["a", "two dogs"]), max(theirs.get_vocab().values())
@@ -239,41 +233,5 @@ def _model(source: _Source) -> Any:
     """Their model, with nothing in it that was not in the file, and the towers' weights all used."""
     import transformers
 
-    with _reading(source.name, source.place, "model.safetensors"):
-        model, told = getattr(transformers, f"{source.family}Model").from_pretrained(
-            source.place,
-            config=source.config,
-            torch_dtype=torch.float32,  # also if the config says half; transformers 5 knows the word, too
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # else the reason is only logged
-            output_loading_info=True,
-        )
-    spare = [key for key in told["unexpected_keys"] if key.startswith(("text_model.", "vision_model."))]
-    troubles = [f"{key} is {list(found)} and should be {list(due)}" for key, found, due in told["mismatched_keys"]]
-    troubles += [f"{key} is missing" for key in told["missing_keys"]]
-    troubles += [f"{key} has no place in the model" for key in spare if not key.endswith("position_ids")]
-    if troubles:
-        raise ValueError(
-            f"{source.name}: its weights are not those of its config.json: {sorted(troubles)[0]} "
-            f"({len(troubles)} such); put the two together that belong together"
-        )
-    return model
-
-
-@contextmanager
-def _reading(name: str, place: str, what: str) -> Iterator[None]:
-    from transformers.utils import logging as theirs
-
-    verb, advice = "loaded", "write the folder again with save_pretrained"
-    if not (local := Path(place).is_dir()):
-        verb = "fetched"
-        advice = f"check the name and the internet connection, or name a folder that holds it: {PREFIX}FOLDER"
-    bars = local and theirs.is_progress_bar_enabled()
-    if bars:
-        theirs.disable_progress_bar()
-    try:
-        with reading(lambda reason: f"{name}: its {what} cannot be {verb} ({reason}); {advice}"):
-            yield
-    finally:
-        if bars:
-            theirs.enable_progress_bar()
+    made, towers = getattr(transformers, f"{source.family}Model"), ("text_model.", "vision_model.")
+    return from_pretrained(source.name, source.place, made, source.config, needed=towers, what="model.safetensors")
