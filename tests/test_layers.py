@@ -18,6 +18,8 @@ PACKAGES = [
     "evaluation",
     "inspection",
     "doctor",
+    "export",
+    "search",
     "cli",
 ]
 

@@ -48,7 +48,8 @@ def add_options(
         if several:
             settings["nargs"] = "*" if default and default is not parameter.empty else "+"
         if name in positional:
-            parser.add_argument(name, **settings)
+            optional = {} if default is parameter.empty else {"nargs": "?", "default": default}
+            parser.add_argument(name, **settings | optional)
         elif default is parameter.empty:
             parser.add_argument(f"--{name}", required=True, **settings)
         else:

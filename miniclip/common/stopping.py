@@ -86,6 +86,11 @@ class Stopping:
         if again or not self._noting:
             raise Stopped(self._code, "at once" if again else self.where, self.checkpoint)
 
+    def insist(self) -> None:
+        """Raise Stopped if a signal was heard: what the handler raises within a destructor, Python only prints."""
+        if self._code:
+            raise Stopped(self._code, self.where, self.checkpoint)
+
     @contextmanager
     def noting(self, batches: Generator[T]) -> Iterator[Generator[T]]:
         """Around the steps that take the batches: a signal ends nothing, unless it is a second Ctrl-C.
@@ -100,8 +105,7 @@ class Stopping:
             batches.close()
             self._noting = self._closing = False
         self.where = "after the last step, in the final evaluation"
-        if self._code:
-            raise Stopped(self._code, self.where, self.checkpoint)
+        self.insist()
 
     def wishes(self) -> list[float]:
         """For each signal of CODES whether this process was asked to stop by it; agree takes their sum or mean."""

@@ -125,6 +125,7 @@ def _train(
         from_main(lambda: check_space(accelerator, run_dir, learner.average is not None))
     former = written(run_dir) if main and config.run.overwrite else []
     _open_trackers(config, accelerator)
+    stopping.insist()
     # whatever can be refused has been: from here on the run that was here goes
 
     def prepare() -> None:

@@ -1,0 +1,39 @@
+"""Commands that are one typed function each: its parameters are the options, its docstring the help."""
+
+from __future__ import annotations
+
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from keyword import iskeyword
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
+
+# name, which is that of its module of cli and of the function in it, too -> what stands without an option's name
+POSITIONAL = {
+    "export": ("model", "out"),
+    "push": ("model", "repo"),
+    "index": ("images",),
+    "search": ("index", "words"),
+    "app": ("index",),
+}
+
+
+def single(name: str, argv: Sequence[str]) -> int:
+    """Run one of them -> exit code: 0, or 2 with one line on stderr."""
+    program, typed = f"miniclip {name}", getattr(import_module(f"miniclip.cli.{name}"), name)
+    about = (typed.__doc__ or "").partition("\n\n    Args:")[0]
+    settings: dict[str, Any] = {"exit_on_error": False, "default_env": False, "allow_abbrev": True}
+    parser = ArgumentParser(prog=program, description=about, formatter_class=RawDescriptionHelpFormatter, **settings)
+    add_options(parser, typed, positional=POSITIONAL[name])
+    try:
+        options = at_home(vars(parser.parse_args(data_words(argv))))
+    except (ArgumentError, ValueError) as error:
+        return refused(program, f"{refusal(error, typed)}; see {program} --help")
+    names = set(options)
+    options = {f"{key}_" if iskeyword(key) else key: value for key, value in options.items()}
+    return exit_code(program, partial(typed, **options), options=names)

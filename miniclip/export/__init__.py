@@ -1,0 +1,1 @@
+"""A trained model for other libraries: their folders, ONNX, a card, the Hub."""

@@ -1,0 +1,1 @@
+"""Images found by words, or by images: an index of embeddings, the search in it, and its page in the browser."""
