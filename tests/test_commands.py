@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from support.hf_models import bert_folder
 import miniclip
 from miniclip.cli.eval import main as eval_main
 from miniclip.cli.main import main as miniclip_main
+from miniclip.cli.single import POSITIONAL, single
 from miniclip.cli.train import train_main
 from miniclip.config import load_config
 from miniclip.data.audit.command import main as audit_main
@@ -98,7 +100,7 @@ each = functools.partial(pytest.mark.parametrize, "command", ids=lambda one: f"{
 
 
 def program_of(words: list[str]) -> tuple[str, list[str]]:
-    """-> "train", "eval", "audit", "doctor" or a file, and what it is given; the launchers' own options are checked."""
+    """-> "train", "eval", another command or a file, and what it is given; the launchers' own options are checked."""
     words = list(words)
     while re.fullmatch(r"[A-Z_]+=\S+", words[0]):
         del words[0]
@@ -108,8 +110,10 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
 
         parser = get_args_parser() if words[0] == "torchrun" else launch_command_parser()
         found = parser.parse_args(words[1 if words[0] == "torchrun" else 2 :])
-        words = ["python", found.training_script, *found.training_script_args]
+        words = ["python", *(["-m"] * bool(found.module)), found.training_script, *found.training_script_args]
     if words[0] == "python":
+        del words[0]
+    if words[:2] == ["-m", "miniclip"]:
         del words[0]
     if words[0] == "-m":
         assert words[1] in ("miniclip.doctor", "miniclip.data.audit")
@@ -120,7 +124,8 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
     return {"train.py": "train", "eval.py": "eval"}.get(words[0], words[0]), words[1:]
 
 
-RUN: dict[str, Any] = {"train": train_main, "eval": eval_main, "audit": audit_main, "doctor": doctor_main}
+SINGLE = {name: functools.partial(single, name) for name in POSITIONAL if find_spec(f"miniclip.cli.{name}")}
+RUN: dict[str, Any] = {"train": train_main, "eval": eval_main, "audit": audit_main, "doctor": doctor_main, **SINGLE}
 
 
 # The place where the commands are given
@@ -249,10 +254,12 @@ def test_every_command_is_parsed(command: Command, here: Path, monkeypatch: pyte
         check_tool(words)
         return
     program, rest = program_of(words)
+    if program in POSITIONAL and program not in SINGLE:
+        pytest.skip("no such command yet")
     if program not in RUN:
         parse_script(program, rest, monkeypatch)
         return
-    for place in ("cli.eval.exit_code", "data.audit.command.exit_code", "cli.train.run"):
+    for place in ("cli.eval.exit_code", "cli.single.exit_code", "data.audit.command.exit_code", "cli.train.run"):
         monkeypatch.setattr(f"miniclip.{place}", lambda *_, **__: 0)
     monkeypatch.setattr("miniclip.doctor.main.examine", interrupted)
     if not rest and program in ("audit", "doctor"):
@@ -318,7 +325,7 @@ def test_every_help_example_is_parsed(
     monkeypatch.setattr(sys, "argv", ["miniclip", "--help"])
     assert miniclip_main() == 0
     named = re.findall(r"[a-z]: (miniclip [a-z].*)$", capsys.readouterr().out, re.MULTILINE)
-    assert {line.split()[1] for line in named} == {"train", "eval", "doctor", "audit"}
+    assert {line.split()[1] for line in named} == {"train", "eval", "doctor", "audit", *POSITIONAL}
     assert {Command("", line).text for line in named} <= {one.text for one in WHOLE}  # which are parsed above
 
 
@@ -347,6 +354,7 @@ def helps() -> str:
         (train_main, []),
         (doctor_main, []),
         *((eval_main, [name]) for name in (*TASKS, *_COMMANDS)),
+        *((command, []) for command in SINGLE.values()),
     ):
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             program([*words, "--help"])
