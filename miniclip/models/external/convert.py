@@ -1,6 +1,7 @@
 """CLIPs of other libraries as a DualEncoder: the same network with the same weights, under this project's names.
 
-open_clip's names are this project's. transformers' are those of its own conversion script, read backwards.
+open_clip's names are this project's. transformers' are those of its own conversion script; they are read here, and
+written for the way back.
 """
 
 from __future__ import annotations
@@ -146,14 +147,29 @@ def _same_tokens(theirs: Any) -> bool:
 
 
 def _under_our_names(theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    found = {ours: theirs[name] for ours, name in _SAME.items()}
-    found |= {ours: theirs[name].T.contiguous() for ours, name in _TURNED.items()}
+    same, turned, parts = _names(config)
+    found = {ours: theirs[name] for ours, name in same.items()}
+    found |= {ours: theirs[name].T.contiguous() for ours, name in turned.items()}
+    return found | {ours: torch.cat([theirs[name] for name in names]) for ours, names in parts.items()}
+
+
+def under_their_names(ours: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a DualEncoder with a ViT and without a bias as transformers' CLIPModel has them, bit for bit."""
+    same, turned, parts = _names(config)
+    found = {name: ours[own] for own, name in same.items()}
+    found |= {name: ours[own].T.contiguous() for own, name in turned.items()}
+    cut = [zip(names, ours[own].chunk(3), strict=True) for own, names in parts.items()]
+    return found | {name: part.clone() for pairs in cut for name, part in pairs}
+
+
+def _names(config: ModelConfig) -> tuple[dict[str, str], dict[str, str], dict[str, list[str]]]:
+    """Ours -> theirs: those that hold the same, those that are transposed, and those that they have in three."""
+    same, parts = dict(_SAME), {}
     towers: Any = (("", "text_model", config.text_layers), ("visual.", "vision_model", config.image_layers))
     for start, tower, layers in towers:
         for number in range(layers):
             ours, own = f"{start}transformer.resblocks.{number}.", f"{tower}.encoder.layers.{number}."
             for kind in ("weight", "bias"):
-                parts = [theirs[f"{own}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-                found[f"{ours}attn.in_proj_{kind}"] = torch.cat(parts)
-                found |= {f"{ours}{k}.{kind}": theirs[f"{own}{name}.{kind}"] for k, name in _OF_BLOCK.items()}
-    return found
+                parts[f"{ours}attn.in_proj_{kind}"] = [f"{own}self_attn.{part}_proj.{kind}" for part in "qkv"]
+                same |= {f"{ours}{k}.{kind}": f"{own}{name}.{kind}" for k, name in _OF_BLOCK.items()}
+    return same, _TURNED, parts

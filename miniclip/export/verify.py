@@ -1,0 +1,62 @@
+"""python -m miniclip.export.verify FORMAT FOLDER GIVEN ANSWERS: what another library makes of a folder.
+
+Nothing of miniclip's models is imported here. GIVEN and ANSWERS are .npz files; see Given, and the functions for what
+they answer: image (B, E) and text (T, E) of unit length, logits (B, T), and pixels and ids where the folder makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Answers = dict[str, np.ndarray]
+
+
+class Given(NamedTuple):
+    """images: (H, W, 3) uint8 each, of any size. texts: as many. pixels: (B, 3, S, S) float32, normalised, which are
+    not those of images. ids: (T, L) int64, those of texts."""
+
+    images: list[np.ndarray]
+    texts: list[str]
+    pixels: np.ndarray
+    ids: np.ndarray
+
+
+def transformers(folder: Path, given: Given) -> Answers:
+    import torch
+    from PIL import Image
+    from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+
+    loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    model, told = loaded
+    if any(told.values()):
+        raise ValueError(f"weights do not fit: {told}")
+    processor = CLIPProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        out = model.eval()(input_ids=torch.from_numpy(given.ids), pixel_values=torch.from_numpy(given.pixels))
+    images = [Image.fromarray(image) for image in given.images]
+    pixels = processor(images=images, return_tensors="np")["pixel_values"]
+    rows: Any = AutoTokenizer.from_pretrained(folder)(
+        given.texts, padding="max_length", truncation=True, return_tensors="np"
+    )
+    ids = rows["input_ids"] * rows["attention_mask"]  # ours has zeros behind a text
+    found = {"image": out.image_embeds, "text": out.text_embeds, "logits": out.logits_per_image}
+    return {**{name: x.numpy() for name, x in found.items()}, "pixels": pixels, "ids": ids}
+
+
+READERS = {"transformers": transformers}
+
+
+def main(to: str, folder: str, asked: str, answers: str) -> None:
+    with np.load(asked) as file:
+        images = [file[f"image_{k}"] for k in range(sum(name.startswith("image_") for name in file.files))]
+        given = Given(images, json.loads(str(file["texts"])), file["pixels"], file["ids"])
+    np.savez(answers, **READERS[to](Path(folder), given))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
