@@ -75,7 +75,7 @@ def open_labelled(
     """
     source, folder = str(path_or_name), Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
-    if _holds_folders(folder):
+    if holds_folders(folder):
         keys, labels, images, told, whole = _read_folders(folder.path, split, at_least)
         rows, holds = np.arange(len(labels)), ""
     else:
@@ -117,7 +117,7 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
     """
     source = Source(str(path_or_name))
     at_least = None if image_size is None else 2 * image_size
-    if source.below(*extensions()) and _holds_folders(source):
+    if source.below(*extensions()) and holds_folders(source):
         layout = read_layout(source.path)
         splits = {name: folders[0].parent for name, folders in layout.splits.items()} | layout.unlabelled
         told = choose_split(splits, split, source.label) if splits else ""
@@ -141,12 +141,12 @@ def open_images(path_or_name: str | Path, *, split: str = "test", image_size: in
 def labelled_splits(path_or_name: str | Path, name: str | None = None, revision: str | None = None) -> list[str]:
     """The splits that `open_labelled` can open; of folders that are not divided the one word "all"."""
     source = Source(str(path_or_name))
-    if _holds_folders(source):
+    if holds_folders(source):
         return list(_labelled_layout(source.path).splits) or ["all"]
     return list(read_parts(source.text, name, revision=revision))
 
 
-def _holds_folders(source: Source) -> bool:
+def holds_folders(source: Source) -> bool:
     """Whether it is a folder of images by class, rather than one with a table or other data."""
     if not source.is_folder or source.tables or _holds_shards(source):
         return False
