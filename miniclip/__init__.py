@@ -2,6 +2,7 @@
 
     model = miniclip.create_model("ViT-B-32")
     model, preprocess, tokenizer = miniclip.load("runs/shapes")
+    embeddings = miniclip.load("runs/shapes").encode(["a red circle", "a blue star"])
     tokens = miniclip.tokenize(["a red circle", "a blue star"])
 
 Names are imported when they are first used, so that `import miniclip` costs next to nothing.
@@ -13,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from miniclip.evaluation.loaded import load as load
     from miniclip.losses import LOSSES as LOSSES
     from miniclip.models import PRESETS as PRESETS
     from miniclip.models import DualEncoder as DualEncoder
     from miniclip.models import create_model as create_model
-    from miniclip.models.load import load as load
     from miniclip.models.saved import save_model as save_model
     from miniclip.models.tokenizer import tokenize as tokenize
 
@@ -28,7 +29,7 @@ _HOME = {
     "LOSSES": "miniclip.losses",
     "PRESETS": "miniclip.models",
     "create_model": "miniclip.models",
-    "load": "miniclip.models.load",
+    "load": "miniclip.evaluation.loaded",
     "save_model": "miniclip.models.saved",
     "tokenize": "miniclip.models.tokenizer",
 }
