@@ -224,8 +224,9 @@ def instead(function: Any, name: str | Path, *rest: Any) -> Any:
 
 def place(world: Path, program: str, words: list[str]) -> None:
     """photos/ and SOURCE are what the command takes: classes or captions, with a captions.csv if that is asked for."""
-    if "--out" in words:
-        shutil.rmtree(world / words[words.index("--out") + 1], ignore_errors=True)
+    made = words[words.index("--out") + 1] if "--out" in words else words[1] if program == "export" else ""
+    if made:
+        shutil.rmtree(world / made, ignore_errors=True)
     labelled = program == "eval" and words[0] in ("zeroshot", "probe")
     for name in ("photos", "SOURCE"):
         (world / name).symlink_to("labelled" if labelled else "captioned")
@@ -233,6 +234,8 @@ def place(world: Path, program: str, words: list[str]) -> None:
         files = sorted((world / "captioned").resolve().glob("*/*.png"))
         lines = [f"{file.parent.name}/{file.name},text {file.stem}" for file in files]
         (world / "photos" / "captions.csv").write_text("\n".join(["file_name,caption", *lines]))
+    if program == "search" and not (world / "photos.index").exists():
+        assert single("index", ["photos/", "--model", "runs/flickr8k", "--out", "photos.index"]) == 0
 
 
 # What the pages say
@@ -377,7 +380,7 @@ def runnable() -> list[Any]:
             program, words = program_of(words)
         except (SystemExit, AssertionError):
             continue  # the test above tells
-        if program in ("train", "eval", "audit") and words:
+        if program in ("train", "eval", "audit", *SINGLE) and program != "app" and words:  # which serves until Ctrl-C
             shipped = (re.sub(r"^configs/(.*)\.yaml$", r"\1", word) for word in words)
             found[program, *shipped] = pytest.param(program, words, id=f"{where}: {text}")
     return list(found.values())
@@ -393,8 +396,9 @@ def test_every_command_runs(program: str, words: list[str], runs: Path, here: Pa
         if any("pretrained" in word for word in words):  # whose towers have their own sizes
             shorter = shorter[14:]
     else:
-        shorter = SHORTER.get("audit" if program == "audit" else words[0], "").split()
+        shorter = SHORTER.get(words[0] if program == "eval" else program, "").split()
         shorter += ["--size", "8"] if words[0] == "zeroshot" and "--task" in words else []
+        shorter += ["--dry_run", str(tmp_path / "pushed")] if program == "push" and "--dry-run" not in words else []
     assert RUN[program]([*words, *shorter]) == 0
     assert program != "train" or (tmp_path / "run" / "results.json").is_file()
 
