@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from keyword import iskeyword
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -31,9 +32,20 @@ def single(name: str, argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog=program, description=about, formatter_class=RawDescriptionHelpFormatter, **settings)
     add_options(parser, typed, positional=POSITIONAL[name])
     try:
-        options = at_home(vars(parser.parse_args(data_words(argv))))
+        options = at_home(vars(parser.parse_args(_words(argv, typed))))
     except (ArgumentError, ValueError) as error:
         return refused(program, f"{refusal(error, typed)}; see {program} --help")
     names = set(options)
     options = {f"{key}_" if iskeyword(key) else key: value for key, value in options.items()}
     return exit_code(program, partial(typed, **options), options=names)
+
+
+def _words(argv: Sequence[str], typed: Any) -> list[str]:
+    """As options are spelt here: --dry-run is --dry_run, and --private by itself --private=true."""
+    words = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in data_words(argv)]
+    switches = {f"--{name}" for name, hint in get_type_hints(typed).items() if hint is bool}
+    following = (*words[1:], "")
+    return [
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]

@@ -241,3 +241,10 @@ def check_folder(option: str, folder: Path) -> None:
         raise ValueError(f"{option} {folder}: {standing} is a file; name a folder")
     if not os.access(standing, os.W_OK):
         raise PermissionError(f"{option} {folder}: no permission to write in {standing}")
+
+
+def check_new_folder(option: str, folder: Path) -> None:
+    """Raise ValueError or OSError where that folder cannot be made, or holds something."""
+    check_folder(option, folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{option} {folder} holds something already; name a new folder, or remove that one")

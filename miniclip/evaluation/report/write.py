@@ -15,10 +15,10 @@ from markupsafe import Markup
 from miniclip.common.console import is_words
 from miniclip.common.durable import make_folder, whole_file
 from miniclip.common.page import data_uri, render, render_page
-from miniclip.common.printing import printable
 from miniclip.data.tables.source import told_split
 from miniclip.evaluation.report.examples import Example
 from miniclip.evaluation.report.guarded import PREFIX, guarded
+from miniclip.evaluation.report.markdown import inline, label, line
 from miniclip.evaluation.report.read import PNG, Result, Run
 from miniclip.evaluation.result import is_number, words_of
 from miniclip.evaluation.tables import Table, calibration_table, chance, evaluation_tables, percent, value_text
@@ -80,12 +80,12 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         drawn = run.png(f"{_FOLDER}/{curves.name}")
     except ValueError:  # no line holds a figure
         curves.unlink(missing_ok=True)
-    told = {"title": run.directory.name or "run", "status": _status(run), "sections": _sections(run, drawn)}
-    helpers = {"is_words": is_words, "remark": _remark, "address": _address, "label": _label, "line": _line}
+    told = {"title": run.directory.name or "run", "status": _status(run), "sections": sections(run, drawn)}
+    helpers = {"is_words": is_words, "remark": _remark, "address": _address, "label": label, "line": line}
     values: dict[str, Any] = {**told, **helpers, "embedded": data_uri}
     here = Path(__file__)
     for path, text in (
-        (markdown, render(here.with_name("report.md"), _inline, **values)),
+        (markdown, render(here.with_name("report.md"), inline, **values)),
         (page, render_page(here.with_name("report.html"), **values)),
     ):
         with whole_file(path) as part:
@@ -93,7 +93,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     return markdown, page
 
 
-def _sections(run: Run, curves: PNG | None) -> list[Section]:
+def sections(run: Run, curves: PNG | None) -> list[Section]:
     """In the order in which a reader asks: how good, how it looks, how trained, what is confused, where it is from."""
     several = len({one.model for one in run.results}) > 1
     marks: dict[str, str] = {}  # by folder
@@ -115,7 +115,7 @@ def _sections(run: Run, curves: PNG | None) -> list[Section]:
     calibrated = [image for image in run.images if "calibration" in image.name]
     tables = [table for table in [calibration_table(rows)] if table.rows]
     guard = guarded(run)
-    sections = [
+    found = [
         Section(
             "Results",
             " ".join(read) or "There are no results yet.",
@@ -131,7 +131,7 @@ def _sections(run: Run, curves: PNG | None) -> list[Section]:
         Section("Where it comes from", tables=_origins(run)),
         Section("Left out", "What could not be used, and why:" if run.left_out else "", items=run.left_out),
     ]
-    return [section for section in sections if any(section[1:])]
+    return [section for section in found if any(section[1:])]
 
 
 def _model(run: Run, result: Result) -> str:
@@ -273,21 +273,3 @@ def _address(name: str) -> Markup:
     """Of a file of the run, from the report; no character is left that Markdown or HTML would take for its own."""
     below = name.removeprefix(f"{_FOLDER}/")
     return Markup(("../" if below == name else "") + quote(os.fsencode(below)))
-
-
-def _inline(text: str, brackets: bool = False) -> str:
-    """Text that Markdown takes for nothing but text, in a cell or a heading. brackets: in those of a link."""
-    text = re.sub(r"([\\`*<>|~&$#])", r"\\\1", text)
-    # brackets mean nothing by themselves; nor does an underscore inside a word
-    text = re.sub(r"([\[\]])" if brackets else r"(\])(?=[(\[:])", r"\\\1", text)
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
-
-
-def _label(text: str) -> Markup:
-    return Markup(_inline(printable(text), brackets=True))
-
-
-def _line(text: str) -> Markup:
-    """The same where a line begins, and a list, a rule or a definition might."""
-    text = re.sub(r"^([+=\[-])", r"\\\1", _inline(printable(text)))
-    return Markup(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text))
