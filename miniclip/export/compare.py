@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import miniclip
 from miniclip.common.printing import one_line
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
@@ -84,7 +83,7 @@ def ramps(side: int) -> list[np.ndarray]:
 
 def _asked(to: str, folder: Path, given: dict[str, object]) -> dict[str, np.ndarray]:
     """What verify.py answers. It has the folder alone: no network, no accelerator, no file of where one stands."""
-    path = os.pathsep.join(filter(None, (str(Path(miniclip.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     alone = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     with TemporaryDirectory() as place:
         asked, answers = Path(place, "given.npz"), Path(place, "answers.npz")

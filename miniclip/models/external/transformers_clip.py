@@ -96,7 +96,7 @@ def own_preprocess(name: str, theirs: TransformersPreprocess) -> Preprocess:
     """
     processor, side = theirs.processor, theirs.image_size
     shortest, method = processor.size.get("shortest_edge"), {2: "bilinear", 3: "bicubic"}.get(processor.resample)
-    resize, share = ("crop", side / shortest) if shortest else ("squash", 1.0)
+    resize, share = ("crop", side / shortest) if shortest else ("squash", side / processor.size["height"])
     size = f"size={dict(processor.size)}, resample={processor.resample}"
     cannot = f"{name}: its image processor, {type(processor).__name__} with {size}, makes other squares than"
     cannot += " data.resize=crop and squash do, bicubic or bilinear; change its preprocessor_config.json"
