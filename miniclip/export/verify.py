@@ -48,7 +48,24 @@ def transformers(folder: Path, given: Given) -> Answers:
     return {**{name: x.numpy() for name, x in found.items()}, "pixels": pixels, "ids": ids}
 
 
-READERS = {"transformers": transformers}
+def open_clip(folder: Path, given: Given) -> Answers:
+    import open_clip
+    import torch
+    from PIL import Image
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")(given.texts).long()
+    with torch.inference_mode():
+        image, text = torch.from_numpy(given.pixels), ids
+        logits, _ = model.eval().get_logits(image, text)
+        found = {"image": model.encode_image(image, normalize=True), "text": model.encode_text(text, normalize=True)}
+    pixels = torch.stack([transform(Image.fromarray(image)) for image in given.images])
+    # what stands behind a text is -1 in ours, and shows in what the tower makes of it
+    own = np.where(given.ids < 0, given.ids, ids.numpy())
+    return {**{k: x.numpy() for k, x in {**found, "logits": logits, "pixels": pixels}.items()}, "ids": own}
+
+
+READERS = {"transformers": transformers, "open_clip": open_clip}
 
 
 def main(to: str, folder: str, asked: str, answers: str) -> None:

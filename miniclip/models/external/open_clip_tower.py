@@ -174,7 +174,7 @@ def open_text(name: str, config: ModelConfig) -> ForeignText:
         described["hf"] = plain_config(inner.text.config)
     part = inner.text if custom else _text_alone(inner)
     highest = tokenizer.highest if isinstance(tokenizer, HfTokenizer) else VOCAB_SIZE - 1
-    if highest >= (rows := int(inner.vocab_size)):
+    if highest >= (rows := int(part.vocab_size)):
         told = f"{name}: its tokenizer has ids up to {highest}, and its token table {rows} rows"
         raise ValueError(f"{told}; put the tokenizer of this model there")
     tower = OpenClipText(part, described, tokenizer).eval()
