@@ -24,7 +24,7 @@ from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 
-FORMATS = ("transformers", "open_clip")
+FORMATS = ("transformers", "open_clip", "onnx")
 
 
 class Format(Protocol):

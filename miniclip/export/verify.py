@@ -65,7 +65,23 @@ def open_clip(folder: Path, given: Given) -> Answers:
     return {**{k: x.numpy() for k, x in {**found, "logits": logits, "pixels": pixels}.items()}, "ids": own}
 
 
-READERS = {"transformers": transformers, "open_clip": open_clip}
+def onnx(folder: Path, given: Given) -> Answers:
+    """By the example beside the graphs, one row and the others."""
+    import runpy
+
+    example = runpy.run_path(str(folder / "example.py"))
+    about, run = example["ABOUT"], example["embeddings"]
+
+    def in_two(graph: str, rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(graph, rows[:1]), run(graph, rows[1:])])
+
+    image, text = in_two("image.onnx", given.pixels), in_two("text.onnx", given.ids.astype(about["ids"]))
+    logits = about["scale"] * image @ text.T + about["bias"]
+    pixels = np.stack([example["pixels"](Image.fromarray(image)) for image in given.images])
+    return {"image": image, "text": text, "logits": logits, "pixels": pixels, "ids": example["ids"](given.texts)}
+
+
+READERS = {"transformers": transformers, "open_clip": open_clip, "onnx": onnx}
 
 
 def main(to: str, folder: str, asked: str, answers: str) -> None:

@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickG
 
 def tokens_at(x: Tensor, at: Tensor, packed: Packed | None = None) -> Tensor:
     """One token a sequence. x: (B, L, D), at: (B,) in [0, L) -> (B, 1, D). Packed x: (T, D), at its rows -> (B, D)."""
-    return x[at] if packed is not None else x[torch.arange(len(x), device=x.device), at][:, None]
+    return x[at] if packed is not None else x[torch.arange(x.shape[0], device=x.device), at][:, None]
 
 
 def positions_at(table: Tensor, side: int) -> Tensor:

@@ -65,7 +65,7 @@ class VisionTransformer(ImageTower):
         x = self.conv1(x)
         positions = positions_at(self.positional_embedding, x.shape[-1])
         x = x.flatten(2).transpose(1, 2)  # b d h w -> b (h w) d
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + positions
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + positions
         if self.training and self.patch_dropout:
             x = self._without_some(x)
         return self.transformer.first(self.ln_pre(x), k)
@@ -74,7 +74,7 @@ class VisionTransformer(ImageTower):
         """-> (B, E), not normalised."""
         if k == WHOLE:
             return x
-        class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        class_token = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return self.ln_post(self.transformer(x, at=class_token, start=k)) @ self.proj
 
     def _without_some(self, x: Tensor) -> Tensor:

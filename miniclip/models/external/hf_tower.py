@@ -125,7 +125,7 @@ class HfText(ForeignText):
             return (x * own[..., None]).sum(dim=1) / own.sum(dim=1, keepdim=True)
         if self.pooling == "siglip":
             return cast(Tensor, self._text_model.head(self._text_model.final_layer_norm(x[:, -1])))
-        x = x[torch.arange(len(x), device=x.device), own.sum(dim=1) - 1]  # the end token
+        x = x[torch.arange(x.shape[0], device=x.device), own.sum(dim=1) - 1]  # the end token
         x = self._text_model.final_layer_norm(x)
         return cast(Tensor, self.model.text_projection(x)) if self.described.get("projection") else x
 
