@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
-from miniclip import __version__
 from miniclip.common.console import is_words
 from miniclip.common.page import render
 from miniclip.common.printing import printable
@@ -101,7 +101,7 @@ def write_card(about: Subject, folder: Path) -> None:
         rights=licences,
         sections=shown,
         examples=_examples(run, folder) if run and (about.examples or _drawn(config)) else [],
-        version=__version__,
+        version=sys.modules["miniclip"].__version__,
         is_words=is_words,
         line=lambda text: line(public(text)),
         **_configuration(run, config),
