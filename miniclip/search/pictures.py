@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from miniclip.data.tables.columns import caption_columns, image_column
 from miniclip.data.tables.image_column import FileImages, ImageColumn, ImageRows, images_in, images_of
 from miniclip.data.tables.source import Source, files_below
 from miniclip.data.tables.texts import texts_of
+
+log = logging.getLogger(__name__)
 
 _MOST = 1 << 30  # bytes of a file, which is read whole; 64 Mpx of 16 bits with four channels are half of it
 
@@ -87,16 +90,19 @@ def open_pictures(source: str, split: str | None = None) -> Pictures:
     """
     asked = Source(source)
     root = Path(os.path.abspath(asked.folder or "."))  # noqa: PTH100, as links stay in it
-    if not holds_folders(asked) or texts_beside(asked):
-        parts = read_parts(source, option="image_column")
-        chosen = parts if split is None else {(name := choose_split(parts, split, source)): parts[name]}
-        found = {name: _of_table(part) for name, part in chosen.items()}
-    elif split is None:
-        names = files_below(asked.path, extensions())
-        rows = ImageRows(images_in(asked.path, names, None), np.arange(len(names)))
-        found = {"": (rows, [None] * len(names))}
-    else:
-        rows = open_images(source, split=split)
+    try:
+        found = _of_tables(source, split) if not holds_folders(asked) or texts_beside(asked) else None
+    except (ValueError, FileNotFoundError) as error:
+        if split is not None or not asked.below(*extensions()):
+            raise
+        log.warning("%s; all images below %s are taken, without captions", error, asked.path)
+        found = None
+    if found is None:
+        if split is None:
+            names = files_below(asked.path, extensions())
+            rows = ImageRows(images_in(asked.path, names, None), np.arange(len(names)))
+        else:
+            rows = open_images(source, split=split)
         found = {"": (rows, [None] * len(rows))}
     found = {name: (rows, captions) for name, (rows, captions) in found.items() if len(rows)}
     if not found:
@@ -106,6 +112,12 @@ def open_pictures(source: str, split: str | None = None) -> Pictures:
         paths = {name: [f"{name}/{path}" for path in own] for name, own in paths.items()}
     every = [path for own in paths.values() for path in own]
     return Pictures([rows for rows, _ in found.values()], root, every, [c for _, own in found.values() for c in own])
+
+
+def _of_tables(source: str, split: str | None) -> dict[str, tuple[ImageRows, list[str | None]]]:
+    parts = read_parts(source, option="image_column")
+    chosen = parts if split is None else {(name := choose_split(parts, split, source)): parts[name]}
+    return {name: _of_table(part) for name, part in chosen.items()}
 
 
 def read_file(path: str | Path, name: str) -> bytes:
@@ -147,7 +159,7 @@ def _of_table(part: Part) -> tuple[ImageRows, list[str | None]]:
     for key, *values in zip(keys, *map(table.values, columns), strict=True):
         for text in (text for value in values for text in texts_of(value).texts):
             if isinstance(text, str) and text.strip():
-                captions.setdefault(key, text.strip())
+                captions.setdefault(key, text.strip().encode("utf-8", "replace").decode())  # Parquet's are UTF-8
     return ImageRows(images, np.array(list(first.values()), dtype=np.int64)), [captions.get(key) for key in first]
 
 

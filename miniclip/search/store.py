@@ -12,6 +12,8 @@ Axes: N images, E embedding.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -24,6 +26,8 @@ from PIL import Image
 from miniclip.common.console import write_json
 from miniclip.common.durable import whole_file
 from miniclip.data.images import BadImage, decode_image
+from miniclip.data.tables.hub import is_hub
+from miniclip.data.tables.source import is_url
 from miniclip.evaluation.encode import fingerprint
 from miniclip.models.protocols import TwoTowers
 from miniclip.search.pictures import Pictures, inside, open_pictures, read_file
@@ -113,10 +117,8 @@ def open_index(folder: str | Path) -> Index:
     if not (folder / IMAGES).is_file():
         raise FileNotFoundError(f"{folder / IMAGES} does not exist: not all is indexed; run miniclip index again")
     table = read_images(folder / IMAGES)
-    values = table["embedding"].combine_chunks()
-    embeddings = values.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    wide = embeddings.shape == (len(table), about.embed_dim)
-    if not wide or not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
+    embeddings = embeddings_of(table)
+    if embeddings.shape[1] != about.embed_dim or not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
         raise ValueError(f"{folder / IMAGES} does not hold {about.embed_dim} numbers of length 1 an image; {_REMOVE}")
     rest = table.drop_columns("embedding")
     return Index(folder, about, rest["path"].to_pylist(), rest["caption"].to_pylist(), embeddings, rest)
@@ -134,6 +136,30 @@ def check_weights(folder: Path, about: About, found: str) -> None:
             f"{folder} holds embeddings of {about.model} with other weights (fingerprint {about.fingerprint[:8]}, not "
             f"{found[:8]}); take that model, or index the images into another --out"
         )
+
+
+def about_of(name: str, model: TwoTowers, source: str, split: str | None, pictures: Pictures) -> About:
+    """Of an index to be made. name: of the model, as `load` takes it. pictures: of the split of the source."""
+    scale, bias = model.logit_scale.exp().item(), None if model.logit_bias is None else model.logit_bias.item()
+    return About(
+        model=_absolute(name, "(?:hf:|open_clip:[^:]*:)?"),
+        fingerprint=fingerprint(model),
+        embed_dim=model.config.embed_dim or 0,
+        scale=scale,
+        bias=bias,
+        source=source if is_hub(source) or is_url(source) else _absolute(source),
+        split=split,
+        root=str(pictures.root),
+        files=pictures.files,
+    )
+
+
+def _absolute(name: str, library: str = "") -> str:
+    """A name that holds wherever the process stands. library: how one begins that may be no path."""
+    found = re.fullmatch(f"({library})(.*)", name, re.DOTALL)
+    assert found is not None
+    start, path = found[1], Path(found[2]).expanduser()
+    return f"{start}{os.path.abspath(path)}" if not start or path.exists() else name  # noqa: PTH100, as links stay
 
 
 def read_about(folder: Path) -> About | None:
@@ -165,11 +191,21 @@ def read_images(file: Path) -> Any:
     try:
         table = pq.read_table(file, page_checksum_verification=True)
         wrong = [name for name, kind in COLUMNS.items() if str(table.schema.field(name).type) != kind]
-        if wrong or not pa.types.is_fixed_size_list(table.schema.field("embedding").type):
+        kind = table.schema.field("embedding").type
+        if wrong or not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
             raise ValueError(f"its column {wrong[0] if wrong else 'embedding'} is of another type")
+        if table["embedding"].null_count:
+            raise ValueError("its column embedding has gaps")
         return table
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own are among them
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); {_REMOVE}") from error
+
+
+def embeddings_of(table: Any) -> np.ndarray:
+    """(rows, E) float32, of a table of read_images."""
+    column = table["embedding"]
+    parts = [np.empty(0, np.float32), *(np.asarray(chunk.flatten()) for chunk in column.chunks)]
+    return np.concatenate(parts).reshape(len(table), column.type.list_size)
 
 
 def to_table(columns: Mapping[str, Sequence[Any]], embeddings: np.ndarray) -> Any:
