@@ -69,6 +69,8 @@ def onnx(folder: Path, given: Given) -> Answers:
     """By the example beside the graphs, one row and the others."""
     import runpy
 
+    from PIL import Image
+
     example = runpy.run_path(str(folder / "example.py"))
     about, run = example["ABOUT"], example["embeddings"]
 
