@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from miniclip.common.arguments import check_folder
+from miniclip.common.arguments import check_new_folder
 
 
 def export(model: str, out: str, *, to: Literal["transformers", "open_clip", "onnx"]) -> None:
@@ -17,9 +17,7 @@ def export(model: str, out: str, *, to: Literal["transformers", "open_clip", "on
         to: whose format it is; what cannot hold a model says so, and names what can
     """
     folder = Path(out)
-    check_folder("OUT", folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"OUT {folder} holds something already; name a new folder, or remove that one")
+    check_new_folder("OUT", folder)
 
     from miniclip.common.console import open_console, plain, show_table
     from miniclip.export.formats import export as exported
