@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import save_file
 
 from miniclip.export.tokens import write_tokenizer
 from miniclip.models import DualEncoder
 from miniclip.models.external.convert import under_their_names
-from miniclip.models.external.hf_folder import quiet
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCAB_SIZE
@@ -37,14 +36,12 @@ def check(model: DualEncoder, preprocess: Preprocess, tokenizer: TextTokenizer) 
 
 
 def write(model: DualEncoder, preprocess: Preprocess, tokenizer: TextTokenizer, folder: Path) -> None:
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    from transformers import CLIPConfig, CLIPImageProcessor
 
-    config = CLIPConfig(**_config(model))
-    with torch.device("meta"):
-        theirs = CLIPModel(config)
-    theirs.load_state_dict(under_their_names(model.state_dict(), model.config), strict=True, assign=True)
-    with quiet("--to transformers", "model"):
-        theirs.save_pretrained(folder)
+    CLIPConfig(**_config(model)).save_pretrained(folder)
+    state = under_their_names(model.state_dict(), model.config)
+    state = {name: value.contiguous() for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     CLIPImageProcessor(**_processor(preprocess)).save_pretrained(folder)
     write_tokenizer(folder, model.context_length)
 
