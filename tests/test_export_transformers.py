@@ -196,10 +196,15 @@ def test_a_tower_from_elsewhere_is_refused(tmp_path: Path) -> None:
     assert "comes from elsewhere" in str(why_not("transformers", model, preprocess))
 
 
-def test_where_it_may_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_it_may_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = save_tiny(tmp_path / "model")
     (tmp_path / "file").write_text("x")
-    for out, message in ((model, "holds something already; name a new folder"), (tmp_path / "file", "is a file")):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    cannot = {model: "holds something already; name a new folder", tmp_path / "file": "is a file", ".": "you are in"}
+    for out, message in cannot.items():
         assert single("export", [model, str(out), "--to", "transformers"]) == 2
         assert message in capsys.readouterr().err
     assert single("export", [str(tmp_path / "none"), str(tmp_path / "out"), "--to", "transformers"]) == 2

@@ -244,7 +244,9 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_new_folder(option: str, folder: Path) -> None:
-    """Raise ValueError or OSError where that folder cannot be made, or holds something."""
+    """Raise ValueError or OSError where that folder cannot be made, or holds something, or is the one one stands in."""
     check_folder(option, folder)
+    if folder.resolve() == Path.cwd():  # which another would take the place of
+        raise ValueError(f"{option} {folder} is the folder that you are in; name one in it")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{option} {folder} holds something already; name a new folder, or remove that one")
