@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from support.hf_models import bert_folder
 from support.photos import PHOTOS
 from test_init import CAPTIONS, OTHER, PLAIN, SAME, VIT, save_open_clip, save_transformers, source, started
-from test_interop import ALL, ARCHS, SIGLIP, TEXTS, folder_model, stir
+from test_interop import ALL, ARCHS, SIGLIP, TEXTS, change, folder_model, stir
 from test_step import N, batch
 from torch import Tensor
 
@@ -50,8 +50,7 @@ OWN: dict[str, tuple[dict[str, Any], Preprocess]] = {
     "sigmoid": ({"preset": "tiny-resnet", **SMALL, "image_width": 8, "logit_bias_init": -9.5}, SQUASH),
     "box": ({"preset": "tiny-vit", **SMALL_VIT}, replace(CROP, whole=False)),  # what a run of ours has
 }
-TOKENS = {"coca", "words"}  # kinds that are made here
-FOREIGN = (*SAME, *OTHER, *TOKENS)
+FOREIGN = (*SAME, *OTHER, "coca", "words", "separated")
 
 
 def model_of(folder: Path, kind: str) -> tuple[DualEncoder, Preprocess]:
@@ -67,6 +66,11 @@ def name_of(folder: Path, kind: str) -> str:
     if kind == "words":  # with a tokenizer of its own, as SigLIP
         folder.mkdir()
         return folder_model(folder, SIGLIP)
+    if kind == "separated":  # as CLIPA, which puts zeros where BERT's tokenizer ends a text
+        folder.mkdir()
+        name = folder_model(folder, SIGLIP, {"clean": "lower", "strip_sep_token": True})
+        change(folder / "tokenizer_config.json", sep_token="</s>")
+        return name
     if kind != "coca":
         return source(folder, kind)
     folder.mkdir()
