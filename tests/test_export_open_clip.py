@@ -25,6 +25,7 @@ from torch import Tensor
 
 from miniclip.cli.single import single
 from miniclip.config import ModelConfig
+from miniclip.export import formats
 from miniclip.export.open_clip import check, model_config, write
 from miniclip.models import DualEncoder, create_model
 from miniclip.models.foreign import open_image
@@ -228,16 +229,21 @@ def cut_closer(folder: Path) -> tuple[DualEncoder, Preprocess]:
 
 
 REFUSED = {
-    "joined": (joined_of, "LayerNorms stand before its projections, and open_clip has no place for them"),
-    "siglip": (lambda folder: opened(source(folder, "siglip")), "its HfImage is no tower of open_clip"),
-    "text": (with_hf_text, "open_clip builds it from .*bert, which it looks for on the Hub and not in the folder"),
-    "crop": (cut_closer, "prepared with crop_pct=0.875, which open_clip does not have"),
+    "joined": (joined_of, ("onnx",), "LayerNorms stand before its projections, and open_clip has no place for them"),
+    "siglip": (lambda folder: opened(source(folder, "siglip")), ("onnx",), "its HfImage is no tower of open_clip"),
+    "text": (
+        with_hf_text,
+        ("onnx",),
+        "open_clip builds it from .*bert, which it looks for on the Hub and not in the folder",
+    ),
+    "crop": (cut_closer, ("transformers", "onnx"), "prepared with crop_pct=0.875, which open_clip does not have"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_open_clip_cannot_hold(kind: str, tmp_path: Path) -> None:
-    made, message = REFUSED[kind]
+    made, others, message = REFUSED[kind]
     model, preprocess = made(tmp_path / "source")
-    with pytest.raises(ValueError, match=message):
-        check(model, preprocess, model.tokenizer)
+    able = " or ".join(f"--to {name}" for name in others)
+    with pytest.raises(ValueError, match=f"^--to open_clip cannot hold this model: .*{message}; use {able}$"):
+        formats.check("open_clip", model, preprocess)
