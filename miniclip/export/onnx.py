@@ -1,7 +1,7 @@
 """To ONNX (https://onnx.ai): image.onnx and text.onnx, which onnxruntime runs without torch, and what they need.
 
     image.onnx       pixels (batch, 3, S, S) float32, normalised  -> embeddings (batch, E) float32, unit length
-    text.onnx        ids (batch, L) int64 or int32, padded        -> embeddings (batch, E) float32, unit length
+    text.onnx        ids (batch, up to L) int64 or int32, padded  -> embeddings (batch, E) float32, unit length
     onnx.json        how pixels are made, L, what stands behind a text, the scale and bias of the logits
     tokenizer.json   for the tokenizers library (https://github.com/huggingface/tokenizers)
     example.py       all of it in a few lines
@@ -31,7 +31,7 @@ from miniclip.models.protocols import TextTokenizer, padding_of
 from miniclip.models.tokenizer import VOCAB_SIZE, Tokenizer
 
 LIBRARIES = dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "tokenizers"), "'miniclip[onnx]'")
-LOADED = 'python {folder}/example.py PICTURE "a dog" "a cat", and as that does it'
+LOADED = 'onnxruntime, as in python {folder}/example.py PICTURE "a dog" "a cat"'
 ATOL = 1e-4
 
 IMAGE, TEXT, ABOUT, TOKENIZER, EXAMPLE = "image.onnx", "text.onnx", "onnx.json", "tokenizer.json", "example.py"
@@ -56,8 +56,9 @@ def write(
 ) -> None:
     side = preprocess.image_size
     # two, for what is one the exporter takes for a fixed number
-    _write_graph(_Image(model), "pixels", torch.zeros(2, 3, side, side), folder / IMAGE)
-    _write_graph(_Text(model), "ids", tokenizer(["a", "two dogs"]).to(getattr(torch, ids)), folder / TEXT)
+    _write_graph(_Image(model), "pixels", torch.zeros(2, 3, side, side), {0: "batch"}, folder / IMAGE)
+    rows = tokenizer(["a", "two dogs"])[:, :3].to(getattr(torch, ids)).clone()  # no view, whose whole would be traced
+    _write_graph(_Text(model), "ids", rows, {0: "batch", 1: "tokens"}, folder / TEXT)
     about = {"preprocess": preprocess.to_dict(), "context_length": int(model.context_length), "ids": ids}
     about |= {"padding": padding_of(tokenizer), "embed_dim": model.config.embed_dim, "weights": "float32"}
     bias = 0.0 if model.logit_bias is None else model.logit_bias.item()
@@ -84,21 +85,23 @@ class _Text(nn.Module):
         return self.model.encode_text(ids.long(), normalize=True)
 
 
-def _write_graph(module: nn.Module, name: str, example: Tensor, path: Path) -> None:
+def _write_graph(module: nn.Module, name: str, example: Tensor, free: dict[int, str], path: Path) -> None:
+    """free: axes of any size, and their names."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     advice = "the exporter of another version of torch may, see constraints.txt"
     with reading(lambda why: f"{path.name}: torch cannot export this tower ({why}); {advice}"), torch.no_grad():
         # by itself, as torch.onnx would turn to ways that fix the size of a batch
-        traced = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        named: Any = {"input_names": [name], "output_names": ["embeddings"], "dynamic_shapes": ({0: "batch"},)}
+        any_size = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
+        traced = torch.export.export(module.eval(), (example,), dynamic_shapes=(any_size,))
+        named: Any = {"input_names": [name], "output_names": ["embeddings"], "dynamic_shapes": (free,)}
         made: Any = torch.onnx.export(traced, dynamo=True, external_data=False, verbose=False, **named)
         ClearMetadataAndDocStringPass()(made.model)  # lines of source, with the paths of this machine
         made.save(path, external_data=False)
 
 
 def _write_tokenizer(tokenizer: Any, context_length: int, path: Path) -> None:
-    """A file that makes its ids by itself, cut and padded to their length, of texts in which nothing has to be mended.
+    """A file that makes its ids by itself, cut to L and padded, of texts in which nothing has to be mended.
 
     What stands behind a text is told by the attention mask; text.onnx knows it by another id, see ABOUT.
     """
@@ -109,9 +112,9 @@ def _write_tokenizer(tokenizer: Any, context_length: int, path: Path) -> None:
         first = _cleaning(getattr(tokenizer, "clean", "lower" if tokenizer.lower else ""))
         made.normalizer = tokenizers.normalizers.Sequence([*first, *filter(None, [made.normalizer])])
         made.enable_truncation(context_length)
-        made.enable_padding(length=context_length)
     else:
         made = clip_tokenizer(context_length)
+    made.enable_padding()  # to the longest of those that come together
     made.save(str(path))
 
 

@@ -66,21 +66,22 @@ def open_clip(folder: Path, given: Given) -> Answers:
 
 
 def onnx(folder: Path, given: Given) -> Answers:
-    """By the example beside the graphs, one row and the others."""
+    """By the example beside the graphs: the first by itself, of a text no more than its own tokens, then the others."""
     import runpy
 
     from PIL import Image
 
     example = runpy.run_path(str(folder / "example.py"))
     about, run = example["ABOUT"], example["embeddings"]
-
-    def in_two(graph: str, rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([run(graph, rows[:1]), run(graph, rows[1:])])
-
-    image, text = in_two("image.onnx", given.pixels), in_two("text.onnx", given.ids.astype(about["ids"]))
+    rows = given.ids.astype(about["ids"])
+    image = np.concatenate([run("image.onnx", given.pixels[:1]), run("image.onnx", given.pixels[1:])])
+    text = np.concatenate([run("text.onnx", example["ids"](given.texts[:1])), run("text.onnx", rows[1:])])
     logits = about["scale"] * image @ text.T + about["bias"]
     pixels = np.stack([example["pixels"](Image.fromarray(image)) for image in given.images])
-    return {"image": image, "text": text, "logits": logits, "pixels": pixels, "ids": example["ids"](given.texts)}
+    ids = np.full_like(rows, about["padding"])
+    found = example["ids"](given.texts)  # no longer than the longest of them
+    ids[:, : found.shape[1]] = found
+    return {"image": image, "text": text, "logits": logits, "pixels": pixels, "ids": ids}
 
 
 READERS = {"transformers": transformers, "open_clip": open_clip, "onnx": onnx}
