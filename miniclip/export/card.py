@@ -21,8 +21,8 @@ from miniclip.common.page import render
 from miniclip.common.printing import printable
 from miniclip.config import Config, ModelConfig
 from miniclip.data.record import Record
+from miniclip.evaluation import plots
 from miniclip.evaluation.encode import fingerprint
-from miniclip.evaluation.plots import curves_png
 from miniclip.evaluation.report.markdown import inline, line
 from miniclip.evaluation.report.read import Result, Run
 from miniclip.evaluation.report.write import Section, sections, training_data
@@ -139,7 +139,8 @@ def _published(result: Result) -> list[EvalResult]:
     one, (source, split, _) = result.evaluation, result.data
     kind, names = _PUBLISHED[one.kind]
     source = public(source)
-    place, part = source if is_on_hub(source) else Path(source).name, one.task if one.task != one.kind else None
+    place = source if is_on_hub(source) else Path(source).name
+    part = None if one.task == one.kind or place.endswith(one.task) else one.task
     entries = []
     for name in names:
         if (figure := one.figures.get(name)) is None or not is_number(figure.value):
@@ -170,7 +171,7 @@ def _sections(run: Run, folder: Path, title: str) -> list[Section]:
         of["Results"] = Section("Results", told)
     images: list[Any] = []
     try:
-        curves_png(run.lines, folder / CURVES, title)
+        plots.curves_png(run.lines, folder / CURVES, title)
         images.append(CURVES)
     except ValueError:  # no line holds a figure
         pass

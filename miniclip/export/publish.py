@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import disable_progress_bars
 
 from miniclip.common.console import write_json
 from miniclip.common.printing import one_line
@@ -30,6 +32,7 @@ from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
 
 OWN = "miniclip"
+_REPLACED = [f"{OWN}/*", "example-*.jpg"]  # of an earlier upload: what this one lacks goes
 _ALONE = "--dry_run FOLDER writes what would be uploaded"
 _SAID = {
     401: "the token is not valid; make another at https://huggingface.co/settings/tokens, and set HF_TOKEN to it",
@@ -87,12 +90,18 @@ def fill(
 def upload(folder: Path, repo: str, private: bool, revision: str | None) -> str:
     """-> address of the commit. Raises ValueError or ConnectionError with one line that says what to do."""
     api = HfApi()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     with _answered(repo, revision):
         api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, commit_message="Upload of a model by miniclip"
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Upload of a model by miniclip",
+            delete_patterns=_REPLACED,
         )
     return str(done.commit_url)
 

@@ -163,7 +163,7 @@ def standing_in() -> Iterator[Hub]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering) as running:
         running.daemon_threads = True
         hub.address = f"http://127.0.0.1:{running.server_port}"
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield hub
         running.shutdown()
