@@ -229,6 +229,30 @@ def test_a_run_is_published(run: Path, tmp_path: Path) -> None:
     assert fingerprint(load(tmp_path / "miniclip")[0]) == fingerprint(load(run)[0])
 
 
+def test_what_lies_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one library's folder a tokenizer, which it looks for in the repository that its config names."""
+
+    def exported(model: object, preprocess: object, to: str, folder: Path) -> None:
+        (folder / "words").mkdir(parents=True)
+        (folder / "words" / "some.txt").write_text(to)
+        config = {"model_cfg": {"text_cfg": {"hf_tokenizer_name": "elsewhere"}}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+    monkeypatch.setattr(publish, "why_not", lambda to, *_: None if to == "open_clip" else "it is another")
+    monkeypatch.setattr(publish, "export", exported)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = tiny_model()
+    model.config = replace(model.config, init=f"{tmp_path}/runs/first")
+    reasons = publish.fill(tmp_path, "a model", REPO, (model, Preprocess(32)), None, "mit", False)
+    assert reasons == {"transformers": "it is another", "open_clip": None}
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    own = {f"miniclip/{name}" for name in ("model.json", "model.safetensors", "preprocess.json")}
+    assert files == {"README.md", "open_clip_config.json", "words/some.txt", *own}
+    assert not (tmp_path / "open_clip").exists()
+    assert REPO in (tmp_path / "open_clip_config.json").read_text()
+    assert json.loads((tmp_path / "miniclip" / "model.json").read_text())["init"] == "~/runs/first"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What is to be uploaded."""
@@ -300,8 +324,8 @@ def full(hub: Hub, folder: Path, patch: pytest.MonkeyPatch) -> None:
         (wrong_token, r"refused \(401: .*\); the token is not valid; make another"),
         (of_another, r"me/tiny-clip: the Hub refused \(403: .*namespace 'me'\); the token may not write there"),
         (bad_card, 'me/tiny-clip: .*"license" must be one of'),
-        (storage, "me/tiny-clip: .*model.safetensors.*--dry_run"),
-        (full, r"me/tiny-clip: the Hub refused \(413: .*\); try again later; --dry_run"),
+        (storage, r"me/tiny-clip: the Hub refused \(403: .*\); the token may not write there"),
+        (full, r"me/tiny-clip: the Hub refused \(413: .*\); --dry_run"),
     ],
 )
 def test_what_the_hub_does_not_take_is_said_in_a_line(

@@ -20,13 +20,13 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from miniclip.common.console import write_json
 from miniclip.common.printing import one_line
 from miniclip.evaluation.report.read import Run
-from miniclip.export import formats
 from miniclip.export.card import Subject, public, write_card
+from miniclip.export.formats import FORMATS, export, why_not
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
@@ -71,11 +71,11 @@ def fill(
     Each is read again by its library, see `formats`.
     """
     model, preprocess = loaded
-    reasons = {name: formats.why_not(name, model, preprocess) for name in formats.FORMATS if name != "onnx"}
+    reasons = {name: why_not(name, model, preprocess) for name in FORMATS if name != "onnx"}
     about = Subject(repo, named, model, preprocess, run, reasons, licence, examples)
     write_card(about, folder)
     for name in (name for name, reason in reasons.items() if reason is None):
-        formats.export(model, preprocess, name, folder / name)
+        export(model, preprocess, name, folder / name)
         shutil.copytree(folder / name, folder, dirs_exist_ok=True, copy_function=shutil.move)
         shutil.rmtree(folder / name)
     _name_tokenizer(folder / "open_clip_config.json", repo)
@@ -121,14 +121,20 @@ def _answered(repo: str = "", revision: str | None = None) -> Iterator[None]:
     of = f"{repo}@{revision}: " if revision else f"{repo}: " * bool(repo)
     try:
         yield
-    except HfHubHTTPError as error:
-        code = error.response.status_code
-        said = one_line(error.server_message or str(error), 200)
-        advice = _SAID.get(code, f"try again later; {_ALONE}")
-        raise ValueError(f"{of}the Hub refused ({code}: {said}); {advice}") from error
-    except ValueError as error:  # a card that the Hub does not take, or an answer that is none
-        raise ValueError(f"{of}{one_line(str(error), 300)}; {_ALONE}") from error
     except Exception as error:
-        reason = one_line(str(error), 200) or type(error).__name__
+        said = one_line(str(error), 300) or type(error).__name__
+        if refused := next((one for one in _causes(error) if isinstance(one, HfHubHTTPError)), None):
+            code = refused.response.status_code
+            advice = _SAID.get(code, "try again later" if code == 429 or code >= 500 else _ALONE)
+            reason = one_line(refused.server_message or str(refused), 200)
+            raise ValueError(f"{of}the Hub refused ({code}: {reason}); {advice}") from error
+        if isinstance(error, ValueError):  # a card that the Hub does not take, or an answer that is none
+            raise ValueError(f"{of}{said}; {_ALONE}") from error
         advice = f"check the connection and call the command again; {_ALONE}"
-        raise ConnectionError(f"{of}{constants.ENDPOINT} was not reached ({reason}); {advice}") from error
+        raise ConnectionError(f"{of}{constants.ENDPOINT} was not reached ({said}); {advice}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
