@@ -75,6 +75,8 @@ class Pictures:
     def read(self, index: int) -> bytes:
         """The image as it is stored. Raises BadImage."""
         images, row = self._place(index)
+        if isinstance(images, FileImages) and _storable(path := images.path(row)) != path:
+            raise BadImage(f"{self.paths[index]}: its name is not UTF-8; rename it")
         value = images.encoded(row, self.paths[index])
         return value if isinstance(value, bytes) else read_file(value, self.paths[index])
 
@@ -110,7 +112,7 @@ def open_pictures(source: str, split: str | None = None) -> Pictures:
     paths = {name: _paths(rows, root) for name, (rows, _) in found.items()}
     if len({path for own in paths.values() for path in own}) < sum(map(len, paths.values())):
         paths = {name: [f"{name}/{path}" for path in own] for name, own in paths.items()}
-    every = [path for own in paths.values() for path in own]
+    every = [_storable(path) for own in paths.values() for path in own]
     return Pictures([rows for rows, _ in found.values()], root, every, [c for _, own in found.values() for c in own])
 
 
@@ -159,8 +161,13 @@ def _of_table(part: Part) -> tuple[ImageRows, list[str | None]]:
     for key, *values in zip(keys, *map(table.values, columns), strict=True):
         for text in (text for value in values for text in texts_of(value).texts):
             if isinstance(text, str) and text.strip():
-                captions.setdefault(key, text.strip().encode("utf-8", "replace").decode())  # Parquet's are UTF-8
+                captions.setdefault(key, _storable(text.strip()))
     return ImageRows(images, np.array(list(first.values()), dtype=np.int64)), [captions.get(key) for key in first]
+
+
+def _storable(text: str) -> str:
+    """Parquet's texts are UTF-8, which names of files and what stands in JSON may not be."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _paths(rows: ImageRows, root: Path) -> list[str]:
