@@ -185,6 +185,17 @@ def test_too_many_bad_images(world: World) -> None:
     assert len(open_index(world.out)) == 2  # as it was
 
 
+def test_a_first_index_of_bad_images_alone(world: World) -> None:
+    """Leaves nothing that another index would have to make way for."""
+    other = world.photos.with_name("other")
+    fill(world.photos, 2)
+    other.mkdir()
+    (other / "a.png").write_bytes(b"no image")
+    assert "none of the 1 images can be read" in world.refused("--max_bad_fraction", "1", source=other)
+    assert world.index()["new"] == 2
+    world.check()
+
+
 def test_tables_are_updated_too(world: World) -> None:
     shard = world.photos / "train-0.parquet"
     write_shard(shard, 0, 5)

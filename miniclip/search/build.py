@@ -116,13 +116,13 @@ def _begin(held: ExitStack, pictures: Pictures, about: About, folder: Path) -> _
     except Taken as taken:
         raise ValueError(f"--out {folder}: {taken} writes into it; wait for that, or name another folder") from taken
     former = read_about(folder)
-    if former is None:
-        if any(path.name != LOCK for path in folder.iterdir()):
-            raise ValueError(f"--out {folder} holds something else; name a new folder")
+    if former is None and any(path.name != LOCK for path in folder.iterdir()):
+        raise ValueError(f"--out {folder} holds something else; name a new folder")
+    if former is None or not any((folder / name).exists() for name in (IMAGES, PARTS)):
         write_about(folder, about)
     else:
         check_weights(folder, former, about.fingerprint)
-        if former.source != about.source and Path(former.root).exists():
+        if former.source != about.source and (folder / IMAGES).exists() and Path(former.root).exists():
             raise ValueError(f"--out {folder} is the index of {former.source}; name another folder for {about.source}")
     known, stamps = _Known(folder), pictures.stamps()
     keys = enumerate(zip(pictures.paths, stamps, strict=True))

@@ -290,7 +290,7 @@ def images_of(table: Table, column: str, at_least: int | None = None) -> ImageCo
 def images_in(folder: Path, paths: Sequence[str], at_least: int | None) -> ImageColumn:
     """Files of a folder. Raises FileNotFoundError if there are none."""
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no image ({', '.join(extensions())})")
+        raise FileNotFoundError(f"{folder} holds no image ({', '.join(extensions())}); name a folder that does")
     table = RecordTable(str(folder), [], [], [""] * len(paths), roots_of(folder))
     return FileImages(table, at_least, TextLists([path] for path in paths))
 
