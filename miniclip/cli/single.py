@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from keyword import iskeyword
+from math import inf
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -32,7 +33,7 @@ def single(name: str, argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog=program, description=about, formatter_class=RawDescriptionHelpFormatter, **settings)
     add_options(parser, typed, positional=POSITIONAL[name])
     try:
-        options = at_home(vars(parser.parse_args(_words(argv, typed))))
+        options = at_home(vars(parser.parse_args(_leading(parser, _words(argv, typed)))))
     except (ArgumentError, ValueError) as error:
         return refused(program, f"{refusal(error, typed)}; see {program} --help")
     names = set(options)
@@ -49,3 +50,20 @@ def _words(argv: Sequence[str], typed: Any) -> list[str]:
         f"{word}=true" if word in switches and after not in ("true", "false") else word
         for word, after in zip(words, following, strict=True)
     ]
+
+
+def _leading(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """What stands without an option's name first: `DIR --top 5 "a dog"`, where argparse wants such words together."""
+    alone, rest, following = list[str](), list[str](), 0.0  # following: words that the option may still take
+    for word in words:
+        if word.startswith("-"):
+            begun = [a for name, a in parser._option_string_actions.items() if name.startswith(word)]
+            nargs = begun[0].nargs if begun else 0
+            following = 1 if nargs is None else 0 if nargs == 0 else inf
+            rest.append(word)
+        elif following:
+            following -= 1
+            rest.append(word)
+        else:
+            alone.append(word)
+    return alone + rest

@@ -48,7 +48,7 @@ def add_options(
         if several:
             settings["nargs"] = "*" if default and default is not parameter.empty else "+"
         if name in positional:
-            optional = {} if default is parameter.empty else {"nargs": "?", "default": default}
+            optional = {} if default is parameter.empty else {"nargs": "*" if several else "?", "default": default}
             parser.add_argument(name, **settings | optional)
         elif default is parameter.empty:
             parser.add_argument(f"--{name}", required=True, **settings)
