@@ -131,27 +131,33 @@ class Screen:
 
 
 class Visits:
-    """Opens pages from their files, with the network off, and gathers what they complain of or ask for."""
+    """Opens pages and gathers what they complain of or ask for: from their files, with the network off, or from a
+    server, and then what is not that server's."""
 
     def __init__(self, browser: Browser) -> None:
         self.browser, self.complaints, self.contexts = browser, [], []
 
     def __call__(self, path: Path, n: int = N, order: str = "index", **options: Any) -> Screen:
         """order: what the page is set to; empty to leave it as it opens."""
-        context = self.browser.new_context(**({"offline": True, "viewport": {"width": 1280, "height": 900}} | options))
+        screen = self.of(path.as_uri(), n, offline=True, **options)
+        if order:
+            screen.select_option("#order", order)
+        return screen
+
+    def of(self, address: str, n: int = N, **options: Any) -> Screen:
+        context = self.browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
-        page.on("request", lambda request: self._request(request.url, path.as_uri()))
-        page.goto(path.as_uri())
-        if order:
-            page.select_option("#order", order)
+        page.on("request", lambda request: self._request(request.url, address))
+        page.goto(address)
         return Screen(page, n)
 
     def _request(self, url: str, own: str) -> None:
-        if url.split("#")[0] != own and not url.startswith(("data:", "blob:")):
+        inside = own.endswith("/") and url.startswith(own)
+        if url.split("#")[0] != own and not inside and not url.startswith(("data:", "blob:")):
             self.complaints.append(f"request: {url}")
 
     def _console(self, message: Any) -> None:
