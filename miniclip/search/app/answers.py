@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ class Answers:
         return {
             "title": printable(self.index.folder.name),
             "count": len(self.index.paths),
-            "model": printable(about.model),
-            "source": printable(about.source),
+            "model": _as_typed(about.model),
+            "source": _as_typed(about.source),
             "max_bytes": MAX_BYTES,
             "template": SIMPLE_TEMPLATES[0],
         }
@@ -126,3 +127,9 @@ class Answers:
         content = io.BytesIO()
         image.save(content, "JPEG", quality=85)
         return content.getvalue()
+
+
+def _as_typed(name: str) -> str:
+    """A path from where the app was started, if it leads down from there; else as it is."""
+    path, here = Path(name), Path.cwd()
+    return printable(str(path.relative_to(here)) if path.is_relative_to(here) and path != here else name)
