@@ -147,6 +147,17 @@ def test_a_model_without_a_run_has_a_short_card(tmp_path: Path) -> None:
     assert "No licence was named" in words.text and words.sources == []
 
 
+def test_a_damaged_run_has_a_card_of_what_is_left(tmp_path: Path) -> None:
+    for name, content in (
+        ("config.yaml", "model: ["),
+        ("results.json", "{"),
+        ("metrics.jsonl", '{"step": 3, "loss": 2}'),
+    ):
+        (tmp_path / name).write_text(content)
+    text, words = card_of(tmp_path / "card", tiny_model(), tmp_path)
+    assert card_errors(text) == [] and words.sources == ["curves.png"] and "configuration" not in words.text
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [

@@ -129,7 +129,7 @@ def _metadata(about: Subject, held: list[str], ancestors: list[str]) -> ModelCar
         tags=["clip", "contrastive", "miniclip", *held],
         base_model=ancestors or None,
         datasets=sources or None,
-        model_name=about.repo.rpartition("/")[2],
+        model_name=about.repo.rpartition("/")[2] if found else None,
         eval_results=found or None,
     )
 
