@@ -24,7 +24,8 @@ from support.trouble import until
 from miniclip.cli.single import single
 from miniclip.models.load import load
 from miniclip.search import build
-from miniclip.search.store import ABOUT, IMAGES, PARTS, open_index
+from miniclip.search.store import ABOUT, IMAGES, PARTS, VECTORS, open_index
+from miniclip.search.vectors import Graph
 
 # a part after every batch, and a model that takes its time
 SLOW = """
@@ -205,6 +206,29 @@ def test_tables_are_updated_too(world: World) -> None:
     assert world.index() == {"new": 2, "changed": 0, "gone": 2, "kept": 3, "bad": 0}
     assert len(world.decoded) == 2
     assert open_index(world.out).captions == [f"text {i}" for i in range(2, 7)]
+
+
+def test_the_graph_is_of_the_images(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made anew when they are others, and only then."""
+    monkeypatch.setattr(build, "APPROXIMATE_FROM", 5)
+    fill(world.photos, 4)
+    world.index()
+    assert not (world.out / VECTORS).exists()
+    fill(world.photos, 6)
+    world.index()
+    made = (world.out / VECTORS).stat().st_mtime_ns
+    world.index()
+    assert (world.out / VECTORS).stat().st_mtime_ns == made
+    noise(60, (40, 30)).save(world.photos / "01.png")
+    world.index()
+    assert (world.out / VECTORS).stat().st_mtime_ns > made
+    index = open_index(world.out)
+    rows, _ = Graph(world.out / VECTORS, index.embeddings).nearest(index.embeddings[3], 1)
+    assert rows.tolist() == [3]
+    for number in range(2):
+        next(world.photos.glob(f"deep/er/*{2 * number}.png")).unlink()
+    world.index()
+    assert not (world.out / VECTORS).exists()
 
 
 def test_a_model_that_learnt_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

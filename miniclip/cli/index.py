@@ -44,6 +44,7 @@ def index(
     from miniclip.search.build import build_index
     from miniclip.search.pictures import open_pictures
     from miniclip.search.store import ABOUT, about_of
+    from miniclip.search.vectors import APPROXIMATE_FROM, has_graphs
     from miniclip.training.precision import agreed, for_encoding
 
     options = EncodeOptions(batch_size, progress=sys.stderr.isatty(), max_bad_fraction=max_bad_fraction)
@@ -65,5 +66,7 @@ def index(
         listed = f"; all of them are in {folder / ABOUT}" if len(found.bad) > 5 else ""
         said = f"left out, since they cannot be read: {first_few(found.bad)}{listed}"
         console.print(plain(said))
+    if n >= APPROXIMATE_FROM and not has_graphs():
+        print("pip install usearch, and the same command again, makes a search among so many faster")
     speed = f" in {found.seconds:.1f} s, {found.encoded / found.seconds:.1f} a second" if found.encoded else ""
     print(f"{found.encoded:,} images were encoded{speed}; miniclip search {folder} WORDS finds them")

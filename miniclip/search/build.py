@@ -51,6 +51,7 @@ from miniclip.search.store import (
     write_about,
     write_images,
 )
+from miniclip.search.vectors import APPROXIMATE_FROM, build, has_graphs
 
 SECONDS = 10.0  # between two parts: the work that a kill may cost
 _OF_BYTES = ("hash", "size", "width", "height")  # columns that hang on what the file holds alone
@@ -133,13 +134,14 @@ class _Known:
     """What the index and the parts in a folder say.
 
     good: path and stamp -> hash, of images that can be read. bad: the same -> why it cannot. rows: hash -> row of the
-    tables, one after the other, with what hangs on it. former: path -> hash, of the index alone.
+    tables, one after the other, with what hangs on it. index: the table that was finished, former: its path -> hash.
     """
 
     def __init__(self, folder: Path) -> None:
         about, index = read_about(folder), folder / IMAGES
         files = [*[index] * index.exists(), *sorted((folder / PARTS).glob("*.parquet"))]
         self.tables = [read_images(file) for file in files]
+        self.index = self.tables[0] if index.exists() else None
         self.good, self.rows, self.former = dict[tuple[str, str], str](), dict[str, int](), dict[str, str]()
         self.bad = {(path, stamp): wrong for path, stamp, wrong in (about.bad if about else ())}
         row = 0
@@ -273,9 +275,13 @@ def _conclude(
     columns, embeddings = known.values(hashes)
     told_of: dict[str, Any] = {"path": [pictures.paths[row] for row in rows], "stamp": [stamps[row] for row in rows]}
     told_of |= {"caption": [pictures.captions[row] for row in rows], "row": rows}
-    remove(folder / VECTORS)  # of the former table
+    before = None if known.index is None else embeddings_of(known.index)
+    if before is None or not np.array_equal(before, embeddings):
+        remove(folder / VECTORS)  # before the table that it is not of
     write_images(folder / IMAGES, to_table(columns | told_of, embeddings))
     write_about(folder, replace(about, bad=bad))
+    if len(rows) >= APPROXIMATE_FROM and has_graphs() and not (folder / VECTORS).exists():
+        build(embeddings, folder / VECTORS)
     remove(folder / PARTS)
     pairs = [(known.former.get(path), hash) for path, hash in zip(told_of["path"], hashes, strict=True)]
     new, kept = sum(before is None for before, _ in pairs), sum(before == hash for before, hash in pairs)
