@@ -258,7 +258,11 @@ def test_groups_of_near_duplicates(world: Path, tmp_path: Path, capsys: Any) -> 
     assert single("search", words) == 0
     assert [[one["row"] for one in group] for group in json.loads(file.read_text())["groups"]] == [[1, 5, 7]]
     printed = capsys.readouterr().out
-    assert printed.startswith("1 groups") and "3 of 9 images" in printed and "3 images" in page.read_text()
+    assert (
+        printed.startswith("groups of near-duplicates: 1\n")
+        and "3 of 9 images" in printed
+        and "3 images" in page.read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,8 @@ def test_groups_of_near_duplicates(world: Path, tmp_path: Path, capsys: Any) -> 
         (["dog", "--threshold", "2"], "--threshold 2.0 must be at most 1"),
         (["dog", "--top", "few"], "--top few is not a whole number; see miniclip search --help"),
         (["dog", "--tops", "3"], "--tops is no option here; did you mean --top?; see miniclip search --help"),
-        (["--image", "gone.png"], "gone.png: no such file: gone.png"),
+        (["--image", "gone.png"], "--image gone.png: no such file"),
+        (["--image", "model/model.json"], "--image model/model.json: not an image"),
         (["dog", "--json", "photos"], "--json photos is a folder; name a file"),
         (["dog", "--html", "model/model.json"], "--html model/model.json holds something else; name another file, or "),
         (["dog", "--templates", "a photo"], "templates 'a photo': no such file, and not a template, since it lacks {}"),
@@ -315,7 +320,8 @@ def test_the_page_shows_what_is_found_and_names_stay_text(
         assert screen.evaluate("window.hacked === undefined && !document.querySelector('b, i, script')")
         assert screen.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not visit.complaints
-    assert "\x1b" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "13 of them cannot be shown: " in printed and "../index/index.json" in printed and "\x1b" not in printed
 
 
 def test_a_vector_database_takes_the_table(tmp_path: Path) -> None:

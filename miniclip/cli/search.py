@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from miniclip.common.arguments import check_output, check_range
 
@@ -50,12 +51,14 @@ def search(
         raise ValueError("--duplicates looks for nothing else; leave out the words, --image and --not")
     if duplicates is None and not (text or image):
         raise ValueError('there is nothing to look for; give words, e.g. "a dog in the snow", or --image')
+    if image is not None and not Path(image).is_file():
+        raise FileNotFoundError(f"--image {image}: no such file")
 
     from dataclasses import asdict, replace
-    from pathlib import Path
 
     from miniclip.cli.devices import device_of
     from miniclip.common.console import open_console, plain, show_table, write_json
+    from miniclip.common.printing import first_few
     from miniclip.data.images import decode_image
     from miniclip.evaluation.galleries import cosine_text
     from miniclip.evaluation.prompts import resolve_templates
@@ -64,7 +67,7 @@ def search(
     from miniclip.search.store import open_index
     from miniclip.search.vectors import near_groups
 
-    asked = None if image is None else decode_image(Path(image), image)
+    asked = None if image is None else decode_image(Path(image), f"--image {image}")
     searched = {"words": text, "image": image, "not": not_, "templates": templates, "duplicates": duplicates}
     if duplicates is not None:
         images = open_index(index)
@@ -84,11 +87,12 @@ def search(
     if json:
         told = {"groups": lists} if duplicates is not None else {"images": lists[0]}
         write_json(json, {"searched": searched, "index": index, "root": images.about.root, **told})
-    if html:
-        write_page(images, found, html, asked)
+    lost = write_page(images, found, html, asked) if html else []
     console = open_console()
     rows = [row for _, own in found.groups[:top] for row in [*table_rows(own), ("",) * len(COLUMNS)]]
     show_table(console, found.title, COLUMNS, rows[:-1])
     if len(found.groups) > top:
         console.print(plain(f"and {len(found.groups) - top:,} more groups"))
     console.print(plain(found.about))
+    if lost:
+        console.print(plain(f"{len(lost)} of them cannot be shown: {first_few(list(dict.fromkeys(lost)))}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from miniclip.common.durable import whole_file
 from miniclip.common.page import data_uri, render_page
 from miniclip.common.printing import one_line
+from miniclip.data.images import BadImage
 from miniclip.evaluation.galleries import cosine_text, readable_image
 from miniclip.search.query import Hits
 from miniclip.search.store import Index
@@ -65,7 +66,7 @@ def found_groups(index: Index, groups: Sequence[np.ndarray]) -> Found:
     alike = [hits_of(index, rows, vectors[rows] @ vectors[rows[0]]) for rows in groups]
     about = f"{sum(map(len, alike)):,} of {len(index):,} images. The figures are cosines with the first of a group."
     headed = [(f"{len(hits):,} images", hits) for hits in alike]
-    return Found(f"{len(groups):,} groups of near-duplicates", about, headed)
+    return Found(f"groups of near-duplicates: {len(groups):,}", about, headed)
 
 
 def table_rows(hits: Iterable[Hit]) -> list[tuple[str, str, str, str]]:
@@ -76,10 +77,10 @@ def table_rows(hits: Iterable[Hit]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def write_page(index: Index, found: Found, file: str | Path, asked: Image.Image | None = None) -> None:
+def write_page(index: Index, found: Found, file: str | Path, asked: Image.Image | None = None) -> list[str]:
     """Write a page that works offline. asked: the image that was looked for.
 
-    An image that cannot be read any more is a grey square that says so.
+    An image that cannot be read any more is a grey square that says so; returns what is wrong with each.
     """
     source = _Source(index)
     rows = [hit.row for _, hits in found.groups for hit in hits]
@@ -94,19 +95,25 @@ def write_page(index: Index, found: Found, file: str | Path, asked: Image.Image 
     )
     with whole_file(file) as part:
         part.write_text(page, encoding="utf-8")
+    return source.lost
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The images of an index, as `readable_image` takes them."""
+    """The images of an index, as `readable_image` takes them. lost: what is wrong with those that could not be read."""
 
     index: Index
+    lost: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def image(self, row: int) -> Image.Image:
-        return self.index.image(row, at_least=SIDE)
+        try:
+            return self.index.image(row, at_least=SIDE)
+        except (BadImage, OSError) as error:
+            self.lost.append(str(error))
+            raise
 
     def name(self, row: int) -> str:
         return self.index.paths[row]
