@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from support.browsing import NASTY, Screen, Visits, brightness, seen
-from support.files import encoded, image_of, number_of, png, png_header, write_image
+from support.files import image_of, number_of, png, png_header, write_image
 from support.indexes import write_index
 from support.models import save_tiny
 
@@ -225,10 +225,13 @@ def test_thumbnails_are_small_and_made_once(app: App, monkeypatch: pytest.Monkey
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(encoded(Image.new("RGB", (3000, 2000), (9, 9, 9)), "JPEG"))
-    with serving(index_of(tmp_path, ["a.jpg"], [])) as app, Image.open(BytesIO(app.ask("/image/0")[2])) as thumbnail:
-        assert thumbnail.size == (480, 320)
+    sizes = {(3000, 2000): (480, 320), (500, 1000): (320, 640), (9000, 90): (1280, 13), (9, 9): (9, 9)}
+    for number, size in enumerate(sizes):
+        image_of(number, size).save(write_image(tmp_path / "photos" / f"{number}.jpg", 0))
+    with serving(index_of(tmp_path, [f"{k}.jpg" for k in range(len(sizes))], [])) as app:
+        for number, expected in enumerate(sizes.values()):
+            with Image.open(BytesIO(app.ask(f"/image/{number}")[2])) as thumbnail:
+                assert thumbnail.size == expected
 
 
 @pytest.mark.parametrize(

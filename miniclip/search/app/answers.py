@@ -24,8 +24,8 @@ from miniclip.search.query import Searcher
 
 MAX_BYTES = 50_000_000  # of an uploaded picture
 AT_ONCE = 60  # images an answer
-_SIDE = 320  # of a thumbnail, in pixels
-_THUMBNAILS = 4096  # that are kept, of some 20 kB each
+_SIDE = 320  # the shorter one of a thumbnail, in pixels
+_THUMBNAILS = 4096  # that are kept, of some 30 kB each
 _PICTURES = 32  # uploaded ones that are remembered
 _LABELS = 200
 
@@ -123,7 +123,9 @@ class Answers:
             image = self.index.image(row, at_least=_SIDE)
         except (BadImage, OSError) as error:
             raise Lacking(str(error)) from error
-        image.thumbnail((2 * _SIDE, _SIDE), Image.Resampling.BICUBIC)
+        factor = min(_SIDE / min(image.size), 4 * _SIDE / max(image.size))
+        if factor < 1:
+            image = image.resize([max(1, round(factor * n)) for n in image.size], Image.Resampling.BICUBIC)
         content = io.BytesIO()
         image.save(content, "JPEG", quality=85)
         return content.getvalue()

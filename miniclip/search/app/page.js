@@ -51,7 +51,7 @@ const images = (number) => `${count(number)} ${number === 1 ? "image" : "images"
 
 function card({ row, cosine, name, caption }) {
   const frame = element("span", { class: "frame" });
-  const picture = element("img", { src: thumbnail(row), loading: "lazy", decoding: "async", alt: caption || name });
+  const picture = element("img", { src: thumbnail(row), loading: "lazy", decoding: "async", alt: "" }); // its words stand below
   picture.addEventListener("error", () => picture.replaceWith(element("span", { class: "lost" }, "cannot be read any more")));
   frame.append(picture);
   if (cosine !== null) frame.append(element("span", { class: "score", title: "cosine" }, cosine.toFixed(3)));
