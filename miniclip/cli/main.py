@@ -13,7 +13,7 @@ _USAGE = """usage: miniclip COMMAND ...
   eval    evaluate models: miniclip eval zeroshot --checkpoint runs/shapes --task unseen
   doctor  look for what would spoil a long run: miniclip doctor --config shapes
   audit   look at a data set before training: miniclip audit --data captioned/
-  export  write a model for another library: miniclip export runs/shapes clip --to transformers
+  export  write a model for another library: miniclip export runs/shapes clip --to open_clip
   push    publish a model, with its card: miniclip push runs/shapes NAME/REPO
   index   make images searchable: miniclip index photos/ --model runs/flickr8k --out photos.index
   search  find images by words: miniclip search photos.index "a dog in the snow"
