@@ -35,7 +35,10 @@ def single(name: str, argv: Sequence[str]) -> int:
     try:
         options = at_home(vars(parser.parse_args(_leading(parser, _words(argv, typed)))))
     except (ArgumentError, ValueError) as error:
-        return refused(program, f"{refusal(error, typed)}; see {program} --help")
+        # what is missing, the parser calls by its bare name, be it an option or not
+        start, required, missing = refusal(error, typed).partition("are required: ")
+        named = (one if one in POSITIONAL[name] else f"--{one}" for one in missing.split(", ") if one)
+        return refused(program, f"{start}{required}{', '.join(named)}; see {program} --help")
     names = set(options)
     options = {f"{key}_" if iskeyword(key) else key: value for key, value in options.items()}
     return exit_code(program, partial(typed, **options), options=names)
@@ -45,10 +48,9 @@ def _words(argv: Sequence[str], typed: Any) -> list[str]:
     """As options are spelt here: --dry-run is --dry_run, and --private by itself --private=true."""
     words = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in data_words(argv)]
     switches = {f"--{name}" for name, hint in get_type_hints(typed).items() if hint is bool}
-    following = (*words[1:], "")
     return [
         f"{word}=true" if word in switches and after not in ("true", "false") else word
-        for word, after in zip(words, following, strict=True)
+        for word, after in zip(words, [*words, ""][1:], strict=True)
     ]
 
 
