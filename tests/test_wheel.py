@@ -1,4 +1,4 @@
-"""The wheel, installed where there is no clone: all files are in it, and the command does what it does here."""
+"""The wheel, installed where there is no clone: all files are in it, and the commands do what they do here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ SMALL = """
 --data.size 40 --data.batch_size 8 --train.max_steps 2 --train.precision fp32 --train.low_image_size null --eval.size 16
 --eval.tasks [retrieval] --log.trackers [] --log.progress false --run.dir run"""
 COMMANDS = f"""train --config shapes {" ".join(SMALL.split())}
-eval zeroshot --checkpoint run --task shape --size 16"""
+eval zeroshot --checkpoint run --task shape --size 16
+export run clip --to transformers
+index photos --model run --out photos.index
+search photos.index a red circle --top 2 --html found.html"""
 # all of them in one process, for importing torch takes longer than any of them
 SCRIPT = f"""
 import sys
@@ -70,8 +73,9 @@ def test_an_installed_wheel(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "--quiet"]
     run([*pip, "--no-deps", "--no-index", "--no-compile", str(wheel)], tmp_path)
     (site,) = (tmp_path / "fresh").glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(sysconfig.get_path("purelib"))  # whose own .pth, the clone's, are not followed
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))  # but not those to which a .pth there leads
     write_images(tmp_path / "photos", 4)
     run([str(python), "-c", SCRIPT], tmp_path)
-    assert (tmp_path / "run" / "results.json").is_file()
+    made = ("run/results.json", "clip/model.safetensors", "photos.index/images.parquet", "found.html")
+    assert all((tmp_path / name).is_file() for name in made)
     assert "miniclip train --config shapes" in run([str(python.with_name("miniclip")), "--help"], tmp_path)
