@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def quantize(folder: Path) -> dict[str, tuple[int, int]]:
         with TemporaryDirectory(dir=folder) as place:
             kept: Any = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
             new = Path(place, name)
-            with reading(lambda why, name=name: f"onnxruntime cannot put {name} into 8 bits ({why}); leave --quantize out"):
+            with reading(partial("onnxruntime cannot put {} into 8 bits ({}); leave --quantize out".format, name)):
                 quantize_dynamic(path, new, op_types_to_quantize=list(_OPERATORS), **kept)
             sizes[name] = path.stat().st_size, new.stat().st_size
             new.replace(path)
