@@ -31,7 +31,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from support.files import encoded, write_beside, write_classes, write_images, write_jsonl, write_tar
+from support.files import encoded, write_beside, write_classes, write_image, write_images, write_jsonl, write_tar
 from support.hf_models import bert_folder
 
 import miniclip
@@ -160,6 +160,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_images(root / name, 4)
     rows = [{"file_name": f"{k}.png", "label": "ab"[k % 2], "split": "test"} for k in range(6)]
     write_images(root / "CLASSES", 6)
+    write_image(root / "beach.jpg", 0)
     write_jsonl(root / "CLASSES" / "labels.jsonl", rows)
     for name in ("FILE", "names.txt"):
         (root / name).write_text("a dog\na cat\n")
@@ -239,8 +240,13 @@ def place(world: Path, program: str, words: list[str]) -> None:
         files = sorted((world / "captioned").resolve().glob("*/*.png"))
         lines = [f"{file.parent.name}/{file.name},text {file.stem}" for file in files]
         (world / "photos" / "captions.csv").write_text("\n".join(["file_name,caption", *lines]))
-    if program == "search" and not (world / "photos.index").exists():
-        assert single("index", ["photos/", "--model", "runs/flickr8k", "--out", "photos.index"]) == 0
+    if program == "search":
+        place_index(world)
+
+
+def place_index(world: Path) -> None:
+    if not (world / "photos.index").exists():
+        assert single("index", ["captioned/", "--model", "runs/flickr8k", "--out", "photos.index"]) == 0
 
 
 # What the pages say
@@ -438,6 +444,8 @@ def snippets() -> list[Any]:
 @pytest.mark.parametrize("snippet", snippets())
 def test_every_snippet_of_python_runs(snippet: str, runs: Path, here: Path) -> None:
     """On fewer pairs, and the smallest preset that both libraries have."""
+    if "photos.index" in snippet:
+        place_index(here)
     small = snippet.replace("ViT-B-32", "ViT-S-32").replace("size=1000), 256", "size=60), 16")
     exec(compile(small, "snippet", "exec"), {"miniclip": miniclip, "logits": torch.eye(4)})
     (here / "report.html").unlink(missing_ok=True)

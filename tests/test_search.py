@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -324,22 +325,15 @@ def test_the_page_shows_what_is_found_and_names_stay_text(
     assert "13 of them cannot be shown: " in printed and "../index/index.json" in printed and "\x1b" not in printed
 
 
-def test_a_vector_database_takes_the_table(tmp_path: Path) -> None:
-    """As docs/use.md has it: Qdrant's client, by itself, finds the same."""
-    import pyarrow.parquet as pq
-    from qdrant_client import QdrantClient, models
-
-    x, queries = unit(300), unit(20, seed=1)
-    write_index(tmp_path / "index", tmp_path, [f"{k}.png" for k in range(300)], x)
-    table = pq.read_table(tmp_path / "index" / "images.parquet")
-    client = QdrantClient(":memory:")
-    size = table.schema.field("embedding").type.list_size
-    client.create_collection("photos", models.VectorParams(size=size, distance=models.Distance.COSINE))
-    points = [
-        models.PointStruct(id=k, vector=row.pop("embedding"), payload=row) for k, row in enumerate(table.to_pylist())
-    ]
-    client.upsert("photos", points)
-    for query in queries:
-        found = client.query_points("photos", query.tolist(), limit=10).points
-        assert [one.id for one in found] == exact(x, query, 10)[0].tolist()
-        assert found[0].payload is not None and found[0].payload["path"] == f"{found[0].id}.png"
+def test_a_vector_database_takes_the_table(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qdrant, as docs/use.md has it, finds the same."""
+    told = {"model": str(world / "model"), "fingerprint": fingerprint(tiny_model())}
+    write_index(tmp_path / "photos.index", tmp_path, [f"{k}.png" for k in range(300)], unit(300), **told)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "use.md").read_text("utf-8")
+    (snippet,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "Qdrant" in text)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert [one.id for one in names["found"]] == names["rows"].tolist()
+    assert [one.payload["path"] for one in names["found"]] == [f"{row}.png" for row in names["rows"]]
+    np.testing.assert_allclose([one.score for one in names["found"]], names["cosines"], atol=1e-5)
