@@ -82,7 +82,7 @@ def _foreign(model: Any) -> dict[str, Any]:
     """The config that the towers came from. Of CoCa there are its two towers, without what writes captions."""
     image, text = model.image_tower.described, model.text_tower.described
     alone = {"output_tokens": False}  # else CoCa's give their tokens, too, which only CoCa takes
-    vision, words = {**image["vision"], **alone}, {**text["text"], **alone}
+    vision, words = {**image["vision"], **alone, "timm_model_pretrained": False}, {**text["text"], **alone}
     made = {"embed_dim": image["embed_dim"], "vision_cfg": vision, "text_cfg": words, "custom_text": text["custom"]}
     return made | ({"quick_gelu": True} if image["quick_gelu"] else {})
 
