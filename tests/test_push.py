@@ -181,7 +181,10 @@ def test_text_of_the_data_stays_text_on_the_card(tmp_path: Path) -> None:
         one["model"]["fingerprint"] = fingerprint(model)
     file.write_text(json.dumps(values))
     config = run / "config.yaml"
-    config.write_text(config.read_text("utf-8").replace("project: miniclip", "project: miniclip # ```` </details>"))
+    lines = config.read_text("utf-8").splitlines()
+    (k,) = (k for k, line in enumerate(lines) if line.startswith("  dir:"))
+    lines[k] = '  dir: "x\n   ```\n   <b>y</b>"'
+    config.write_text("\n".join(lines), "utf-8")
     text, words = card_of(tmp_path / "card", model, run)
     assert metadata_load(tmp_path / "card" / "README.md")["model-index"] and card_errors(text) == []
     assert all(line.isprintable() for line in text.split("\n"))
