@@ -24,6 +24,7 @@ from support.trouble import until
 from miniclip.cli.single import single
 from miniclip.models.load import load
 from miniclip.search import build
+from miniclip.search.pictures import Pictures
 from miniclip.search.store import ABOUT, IMAGES, PARTS, VECTORS, open_index
 from miniclip.search.vectors import Graph
 
@@ -42,11 +43,11 @@ NAMES = ("new", "changed", "gone", "kept", "bad")
 
 
 class World:
-    """A folder of images and a model. decoded: names of the images that were, in this process."""
+    """A folder of images and a model. read, decoded: names of the images that were, in this process."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.photos, self.out, self.capsys = root / "photos", root / "i", capsys
-        self.decoded: list[str] = []
+        self.read, self.decoded = list[str](), list[str]()
         self.model = save_tiny(root / "model")
 
     def words(self, *more: str, source: Path | None = None) -> list[str]:
@@ -55,6 +56,7 @@ class World:
 
     def index(self, *more: str, source: Path | None = None) -> dict[str, int]:
         """Run the command -> its table."""
+        self.read.clear()
         self.decoded.clear()
         assert single("index", self.words(*more, source=source)) == 0, self.capsys.readouterr().err
         out = self.capsys.readouterr().out
@@ -85,13 +87,18 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path, capsys)
-    decode = build.decode_image
+    decode, read = build.decode_image, Pictures.read
 
     def noted(value: bytes, name: str, **options: int) -> Image.Image:
         made.decoded.append(name)
         return decode(value, name, **options)
 
+    def seen(self: Pictures, index: int) -> bytes:
+        made.read.append(self.paths[index])
+        return read(self, index)
+
     monkeypatch.setattr(build, "decode_image", noted)
+    monkeypatch.setattr(Pictures, "read", seen)
     return made
 
 
@@ -132,11 +139,12 @@ def test_only_what_has_changed_is_encoded_again(world: World) -> None:
     shutil.copy(world.photos / "09.png", world.photos / "twin.png")
     noise(61, (40, 30)).save(world.photos / "fresh.png")
     assert world.index() == {"new": 3, "changed": 1, "gone": 2, "kept": 9, "bad": 0}
+    assert sorted(world.read) == ["01.png", "03.png", "fresh.png", "moved.png", "twin.png"]
     assert sorted(world.decoded) == ["01.png", "fresh.png"]
     assert "2 images were encoded" in world.said
     world.check()
     assert world.index() == {"new": 0, "changed": 0, "gone": 0, "kept": 13, "bad": 0}
-    assert not world.decoded
+    assert not world.read
 
 
 def test_a_folder_that_was_moved(world: World) -> None:
@@ -148,7 +156,7 @@ def test_a_folder_that_was_moved(world: World) -> None:
     shutil.rmtree(world.photos)
     world.photos = other
     assert world.index() == {"new": 0, "changed": 0, "gone": 0, "kept": 4, "bad": 0}
-    assert not world.decoded and open_index(world.out).file(0) == other / "01.png"
+    assert not world.read and open_index(world.out).file(0) == other / "01.png"
 
 
 def test_bad_images_are_named(world: World) -> None:
@@ -231,12 +239,13 @@ def test_the_graph_is_of_the_images(world: World, monkeypatch: pytest.MonkeyPatc
     assert not (world.out / VECTORS).exists()
 
 
-def test_a_model_that_learnt_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_a_model_that_is_broken(value: float, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(world.photos, 3)
     monkeypatch.setattr(
-        "miniclip.models.clip.DualEncoder.encode_image", lambda self, image: torch.full((len(image), 16), torch.nan)
+        "miniclip.models.clip.DualEncoder.encode_image", lambda self, image: torch.full((len(image), 16), value)
     )
-    assert "01.png: what the model makes of it is not finite" in world.refused()
+    assert "01.png: what the model makes of it points nowhere" in world.refused()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ Axes: N images, E embedding.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 import uuid
@@ -52,6 +53,8 @@ from miniclip.search.store import (
     write_images,
 )
 from miniclip.search.vectors import APPROXIMATE_FROM, build, has_graphs
+
+log = logging.getLogger(__name__)
 
 SECONDS = 10.0  # between two parts: the work that a kill may cost
 _OF_BYTES = ("hash", "size", "width", "height")  # columns that hang on what the file holds alone
@@ -175,7 +178,7 @@ class _Part:
 
     def add(self, looks: Sequence[_Look], values: np.ndarray) -> None:
         """values: (looks, E), zero where there is no embedding."""
-        self.looks += looks
+        self.looks += [one._replace(pixels=None) for one in looks]
         self.values.append(values)
         if time.monotonic() - self.since >= SECONDS:
             self.write()
@@ -231,14 +234,15 @@ def _encode(
         looks = in_order(pool, look, own, 2 * options.batch_size)
         try:
             while batch := list(islice(looks, options.batch_size)):
-                seen = [one.pixels for one in batch if one.pixels is not None]
+                seen = [one for one in batch if one.pixels is not None]
                 values = torch.zeros(len(batch), int(model.config.embed_dim or 0))
                 if seen:
-                    features = model.encode_image(preprocess.normalize(torch.stack(seen).to(device)))
-                    values[[one.pixels is not None for one in batch]] = F.normalize(features.float(), dim=-1).cpu()
-                for one in (values.isfinite().all(1) == 0).nonzero().flatten().tolist():
-                    name = pictures.paths[batch[one].at]
-                    raise ValueError(f"{name}: what the model makes of it is not finite; name a model that is trained")
+                    pixels = torch.stack([one.pixels for one in seen if one.pixels is not None]).to(device)
+                    unit = F.normalize(model.encode_image(preprocess.normalize(pixels)).float(), dim=-1).cpu()
+                    for one, length in zip(seen, unit.norm(dim=-1).tolist(), strict=True):
+                        if not abs(length - 1) < 1e-3:  # none of zeros, infinity and NaN has a direction
+                            raise ValueError(f"{pictures.paths[one.at]}: what the model makes of it points nowhere")
+                    values[[one.pixels is not None for one in batch]] = unit
                 part.add(batch, values.numpy())
                 encoded += len(seen)
                 bad.add(one.wrong for one in batch if one.wrong is not None)
@@ -281,6 +285,7 @@ def _conclude(
     write_images(folder / IMAGES, to_table(columns | told_of, embeddings))
     write_about(folder, replace(about, bad=bad))
     if len(rows) >= APPROXIMATE_FROM and has_graphs() and not (folder / VECTORS).exists():
+        log.warning("%s: %s images, among which a graph leads the search; it takes a while", folder, f"{len(rows):,}")
         build(embeddings, folder / VECTORS)
     remove(folder / PARTS)
     pairs = [(known.former.get(path), hash) for path, hash in zip(told_of["path"], hashes, strict=True)]
