@@ -13,6 +13,7 @@ import json
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,11 +65,12 @@ class Graph:
                 raise ValueError(f"it is not of {len(embeddings):,} images with {embeddings.shape[1]} numbers each")
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from error
-        self._graph, self._embeddings = graph, embeddings
+        self._graph, self._embeddings, self._lock = graph, embeddings, Lock()
 
     def nearest(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `exact`, of which about one in a hundred may be missed. k: at most MOST."""
-        return _nearest(self._graph, self._embeddings, query, k)
+        """As `exact`, of which about one in a hundred may be missed. k: at most MOST. Any thread may call it."""
+        with self._lock:  # searches of usearch share what they write to
+            return _nearest(self._graph, self._embeddings, query, k)
 
 
 def build(embeddings: np.ndarray, path: Path) -> int:
