@@ -439,7 +439,7 @@ def test_labels_get_their_probabilities(page: Screen, app: App, visit: Visits) -
     assert np.allclose(np.array(widths) / whole, shares.values, atol=0.01)
     page.fill("#template", "no place")
     page.until("!document.getElementById('trouble').hidden")
-    assert "lacks {}" in page.text("#trouble")
+    assert "lacks {}" in page.text("#trouble") and page.locator("#bars li").count() == 0
     visit.complaints.clear()
     page.fill("#template", "{}")
     page.until("document.getElementById('trouble').hidden")

@@ -13,7 +13,7 @@ function element(tag, attributes, ...children) {
 const state = { tab: "search", picture: null, shown: 0 };
 const started = Date.now().toString(36); // else a browser might show what it keeps of another index
 const thumbnail = (row) => `image/${row}?${started}`;
-let about = { max_bytes: Infinity, count: 0 };
+let about = { max_bytes: Infinity };
 
 async function ask(path, values = [], options = {}) {
   let response;
@@ -74,8 +74,7 @@ const search = newest(async (signal) => {
     trouble("");
     $("found").replaceChildren(...answer.found.map(card));
     const any = Object.keys(asked()).length;
-    if (!about.count) $("said").textContent = "This index holds no images.";
-    else $("said").textContent = any ? `The nearest of ${images(answer.all)}, in ${Math.ceil(answer.ms)} ms` : `${images(answer.all)}. Type what to look for, or click one to find more like it.`;
+    $("said").textContent = any ? `The nearest of ${images(answer.all)}, in ${Math.ceil(answer.ms)} ms` : `${images(answer.all)}. Type what to look for, or click one to find more like it.`;
     $("more").hidden = answer.found.length >= answer.all;
     state.shown = answer.found.length;
   } catch (error) {
@@ -121,7 +120,10 @@ const classify = newest(async (signal) => {
     return;
   }
   const values = [["picture", state.picture.key], ["template", $("template").value], ...labels.map((label) => ["label", label])];
-  const answer = await ask("classify", values, { signal });
+  const answer = await ask("classify", values, { signal }).catch((error) => {
+    if (!signal.aborted) $("bars").replaceChildren();
+    throw error;
+  });
   $("bars").replaceChildren(...answer.labels.map(({ label, probability, cosine }) => {
     const fill = element("div", { class: "fill" });
     fill.style.width = `${100 * probability}%`;
