@@ -364,7 +364,7 @@ def test_what_the_hub_does_not_take_is_said_in_a_line(
         (["me/" + "a" * 100], "is no name"),
         (["me/a.git"], "is no name"),
         ([REPO, "--license", "my own"], "--license my own is no abbreviation of the Hub's"),
-        ([REPO, "--dry-run", "."], "holds something already; name a new folder"),
+        ([REPO, "--dry-run", "."], "--dry_run . is the folder that you are in"),
         ([REPO, "--private", "maybe"], "maybe"),
     ],
 )
