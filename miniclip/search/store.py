@@ -1,7 +1,7 @@
 """An index of images: a folder that says of each where it lies and what a model makes of it.
 
     images.parquet     a row an image, in the order of the source: path, hash, size, width, height, caption, embedding,
-                       row and stamp (see COLUMNS); pandas, DuckDB and every vector database read it
+                       row and stamp (see COLUMNS); whatever reads Parquet takes it, such as pandas or Qdrant
     index.json         the model, the source, and the images that could not be read (see About)
     vectors.usearch    for a search without a look at every image, where there are very many (see vectors.py)
     parts              what is done so far, while the images are being indexed (see build.py)
