@@ -3,11 +3,15 @@ of images and texts of any length; in 8 bits they find what the command says the
 
 from __future__ import annotations
 
+import functools
 import json
+import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -73,15 +77,34 @@ def model_of(kind: str, folder: Path) -> tuple[DualEncoder, Preprocess]:
     return model.eval(), preprocess
 
 
-@pytest.mark.slow
-def test_onnxruntime_alone_makes_the_same(tmp_path: Path) -> None:
-    ours, folders = {}, []
-    for kind, ids in (("vit", "int32"), ("sigmoid", "int64"), ("siglip", "int64"), ("joined", "int32")):
-        folder = tmp_path / kind
-        folder.mkdir()
+class Written(NamedTuple):
+    model: DualEncoder
+    preprocess: Preprocess
+    folder: Path
+
+
+IDS: dict[str, Any] = {"vit": "int32", "sigmoid": "int64", "siglip": "int64", "joined": "int32"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written]:
+    @functools.cache
+    def made(kind: str) -> Written:
+        folder = tmp_path_factory.mktemp(kind)
         model, preprocess = model_of(kind, folder)
+        (out := folder / "out").mkdir()
         exporting.check(model, preprocess, model.tokenizer)
-        exporting.write(model, preprocess, model.tokenizer, folder, ids)  # type: ignore[arg-type]
+        exporting.write(model, preprocess, model.tokenizer, out, IDS[kind])
+        return Written(model, preprocess, out)
+
+    return made
+
+
+@pytest.mark.slow
+def test_onnxruntime_alone_makes_the_same(written: Callable[[str], Written]) -> None:
+    ours, folders = {}, []
+    for kind in IDS:
+        model, preprocess, folder = written(kind)
         side = preprocess.image_size
         pixels, tokens, images = torch.randn(4, 3, side, side), model.tokenizer(TEXTS), ramps(side)
         named = {f"image_{k}": image for k, image in enumerate(images)}
@@ -101,7 +124,7 @@ def test_onnxruntime_alone_makes_the_same(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for folder, kind in zip(folders, ours, strict=True):
         with np.load(Path(folder, "found.npz")) as found:
-            assert found["ids"].dtype == ("int32" if kind in ("vit", "joined") else "int64")
+            assert found["ids"].dtype == IDS[kind]
             assert np.array_equal(found["ids"], ours[kind]["ids"]), kind
             levels = 255 * (found["pixels"] - ours[kind]["pixels"].numpy()) * 0.2
             assert np.abs(levels).max() < (3 if kind == "joined" else 0.01)  # timm's crop begins at a whole pixel
@@ -142,10 +165,11 @@ def test_the_page_shows_the_example() -> None:
     assert shown.partition("\n\n")[2].strip() in page
 
 
-def test_eight_bits_and_what_they_cost(tmp_path: Path) -> None:
+def test_eight_bits_and_what_they_cost(written: Callable[[str], Written], tmp_path: Path) -> None:
     """Both figures are counted again of what the example makes; matrices take a quarter of the room."""
-    model, preprocess = model_of("vit", tmp_path)
-    exporting.write(model, preprocess, model.tokenizer, tmp_path)
+    model, preprocess, folder = written("vit")
+    for path in folder.glob("*[yxn]"):  # all but the arrays
+        shutil.copy(path, tmp_path)
     whole = {graph: (tmp_path / graph).stat().st_size for graph in ("image.onnx", "text.onnx")}
     task = Retrieval(data="shapes", size=60)
     pairs = task.open(64)
@@ -159,8 +183,6 @@ def test_eight_bits_and_what_they_cost(tmp_path: Path) -> None:
 
     want = retrieval(model, preprocess, model.tokenizer, pairs[0], resamples=0)
     assert found.before.figures == want.figures
-    import runpy
-
     example = runpy.run_path(str(tmp_path / "example.py"))
     rows = range(len(pairs[0]))
     image = example["embeddings"]("image.onnx", np.stack([example["pixels"](pairs[0].image(row)) for row in rows]))

@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 import re
 import string
+from contextlib import redirect_stderr
 from importlib import resources
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +92,8 @@ def _write_graph(module: nn.Module, name: str, example: Tensor, free: dict[int, 
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     advice = "the exporter of another version of torch may, see constraints.txt"
-    with reading(lambda why: f"{path.name}: torch cannot export this tower ({why}); {advice}"), torch.no_grad():
+    quiet = redirect_stderr(StringIO())  # where the traced code is printed that cannot be exported
+    with quiet, reading(lambda why: f"{path.name}: torch cannot export this tower ({why}); {advice}"), torch.no_grad():
         # by itself, as torch.onnx would turn to ways that fix the size of a batch
         any_size = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
         traced = torch.export.export(module.eval(), (example,), dynamic_shapes=(any_size,))
