@@ -150,3 +150,11 @@ def test_a_port_that_is_taken(here: set[str], capsys: pytest.CaptureFixture[str]
         assert single("app", ["index", "--port", str(port)]) == 2
     line = capsys.readouterr().err
     assert re.fullmatch(rf"miniclip app: error: [^\n]*port {port}[^\n]*--port[^\n]*\n", line), line
+
+
+def test_the_folder_of_the_images_went_away(here: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """They are still found; what cannot be shown is said."""
+    assert single("search", ["gone", "dog", "--html", "found.html"]) == 0
+    Path("found.html").unlink()
+    shown = capsys.readouterr()
+    assert "0.png" in shown.out and re.search(r"4 .*cannot be (read|shown)", shown.out + shown.err), shown
