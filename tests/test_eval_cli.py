@@ -617,7 +617,7 @@ def test_the_command_miniclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         ("doctor --config shape", "doctor: error: --config shape: neither"),
         ("", "usage: miniclip COMMAND"),
         ("trian", "miniclip: error: trian is no command; did you mean train?\nusage: miniclip COMMAND"),
-        ("nosuch", "miniclip: error: nosuch is no command\nusage: miniclip COMMAND"),
+        ("xyzzy", "miniclip: error: xyzzy is no command\nusage: miniclip COMMAND"),
     ):
         code, said = run(*words.split())
         assert code == 2 and said.startswith(begin), said
