@@ -621,7 +621,7 @@ def test_the_command_miniclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     ):
         code, said = run(*words.split())
         assert code == 2 and said.startswith(begin), said
-    assert header(None)["command"] == "miniclip nosuch"
+    assert header(None)["command"] == "miniclip xyzzy"
     assert run("--help")[0] == run("train", "--help")[0] == run("eval", "probe", "--help")[0] == 0
     assert header(None)["command"] == "miniclip eval probe --help"
 
