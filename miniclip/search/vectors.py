@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from miniclip.common.console import write_json
 from miniclip.common.durable import whole_file
@@ -40,10 +40,18 @@ def has_graphs() -> bool:
     return find_spec("usearch") is not None
 
 
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()  # which looks at every library that is loaded
+
+
 def exact(embeddings: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(N, E) and (E,) float32 -> rows (min(k, N),) int64 and their cosines, nearest first, ties by row."""
-    # torch's threads, for the model's are awake; numpy's would wait for them, a tenth of a second at times
-    cosines = torch.mv(torch.from_numpy(embeddings), torch.from_numpy(query)).numpy()
+    # by one thread: several would wait for those of torch, which embedded the query, a tenth of a second at times
+    with _blas().limit(limits=1, user_api="blas"):
+        cosines = embeddings @ query
     k = min(k, len(cosines))
     # with all that tie with the last of them
     rows = np.arange(k) if k == len(cosines) else np.flatnonzero(cosines >= np.partition(cosines, -k)[-k])
@@ -84,7 +92,8 @@ def build(embeddings: np.ndarray, path: Path) -> int:
     made = Index(**sizes, metric="cos", dtype="i8")
     for start in range(0, len(embeddings), _TILE):
         tile = embeddings[start : start + _TILE]
-        made.add(np.arange(start, start + len(tile)), _in_8_bits(tile))
+        # by one thread: several leave some vectors without a way to them, which no search would ever find
+        made.add(np.arange(start, start + len(tile)), _in_8_bits(tile), threads=1)
     # Between two images: at the same breadth no more is found of these than of what captions of photos ask for.
     first, second = np.random.default_rng(0).integers(len(embeddings), size=(2, _TRIALS))
     queries, breadth, recall = embeddings[first] + embeddings[second], MOST, 0.0
