@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
-from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from miniclip.cli.evaluate import evaluate
 from miniclip.cli.interpolate import interpolate
 from miniclip.cli.matrix import matrix
 from miniclip.cli.results import locked
-from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
+from miniclip.common.arguments import add_options, as_parameters, at_home, data_words, exit_code, refusal, refused
 from miniclip.common.printing import did_you_mean
 from miniclip.data.audit.command import audit
 from miniclip.evaluation.tasks import TASKS
@@ -85,8 +84,7 @@ def main(argv: Sequence[str] | None = None, program: str = "eval.py") -> int:
     try:
         options = at_home(vars(_parser(program).parse_args(words)[command]))
         names = set(options)
-        # --from is no name in Python
-        options = {f"{name}_" if iskeyword(name) else name: value for name, value in options.items()}
+        options = as_parameters(options)
         action: Callable[[], int | None] = partial(_COMMANDS.get(command, evaluate), **options)
         if command in TASKS:
             own = {field.name: options.pop(field.name) for field in fields(TASKS[command]) if field.init}

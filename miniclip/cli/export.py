@@ -34,7 +34,7 @@ def export(
     check_new_folder("OUT", folder)
     _check_options(to, {"--ids": ids != "int64", "--quantize": quantize != "none", "--data": data is not None})
 
-    from miniclip.common.console import open_console, plain, show_table
+    from miniclip.common.console import open_console, plain, show_files, show_table
     from miniclip.evaluation.result import difference
     from miniclip.evaluation.tables import print_differences, print_evaluations
     from miniclip.evaluation.tasks import Retrieval
@@ -57,9 +57,7 @@ def export(
 
     found = exported(towers, preprocess, to, folder, {"ids": ids} if to == "onnx" else {}, after)
     console = open_console()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = [(str(path.relative_to(folder)), f"{path.stat().st_size / 1e6:,.2f}") for path in files]
-    show_table(console, f"{folder}: {model} for {to}", ("file", "MB"), sizes)
+    show_files(console, f"{folder}: {model} for {to}", folder)
     rows = [(one.what, f"{one.largest:.2g}", f"{one.allowed:.2g}") for one in found]
     show_table(console, f"As {to} reads it back", ("", "largest difference", "allowed"), rows)
     for before, now, were in costs:

@@ -47,7 +47,7 @@ def index(
     from miniclip.search.vectors import APPROXIMATE_FROM, has_graphs
     from miniclip.training.precision import agreed, for_encoding
 
-    options = EncodeOptions(batch_size, progress=sys.stderr.isatty(), max_bad_fraction=max_bad_fraction)
+    options = EncodeOptions(batch_size, progress=sys.stderr.isatty(), shared=True, max_bad_fraction=max_bad_fraction)
     image_size_of(model)  # raises what there is to say of the name, before the images are looked for
     pictures = open_pictures(images, split)
     with together(device) as there:

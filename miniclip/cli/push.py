@@ -31,7 +31,7 @@ def push(
         examples: show pictures and captions of the test data on the card, which publishes them; drawn scenes always are
         dry_run: folder to write what would be uploaded to, instead
     """
-    from miniclip.common.console import open_console, plain, show_table
+    from miniclip.common.console import open_console, plain, show_files
     from miniclip.common.durable import whole_folder
     from miniclip.common.runs import run_of
     from miniclip.evaluation.report.read import Run
@@ -55,9 +55,7 @@ def push(
     with place as name:
         folder = Path(name)
         reasons = fill(folder, model, repo, loaded, run, licence, examples)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sizes = [(str(path.relative_to(folder)), f"{path.stat().st_size / 1e6:,.2f}") for path in files]
-        show_table(console, f"{repo}: {model}", ("file", "MB"), sizes)
+        show_files(console, f"{repo}: {model}", folder)
         for library, reason in reasons.items():
             if reason is not None:
                 console.print(plain(f"not for {library}: {reason}"))

@@ -7,13 +7,12 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
-from keyword import iskeyword
 from math import inf
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from miniclip.common.arguments import add_options, at_home, data_words, exit_code, refusal, refused
+from miniclip.common.arguments import add_options, as_parameters, at_home, data_words, exit_code, refusal, refused
 
 # name, which is that of its module of cli and of the function in it, too -> what stands without an option's name
 POSITIONAL = {
@@ -39,9 +38,7 @@ def single(name: str, argv: Sequence[str]) -> int:
         start, required, missing = refusal(error, typed).partition("are required: ")
         named = (one if one in POSITIONAL[name] else f"--{one}" for one in missing.split(", ") if one)
         return refused(program, f"{start}{required}{', '.join(named)}; see {program} --help")
-    names = set(options)
-    options = {f"{key}_" if iskeyword(key) else key: value for key, value in options.items()}
-    return exit_code(program, partial(typed, **options), options=names)
+    return exit_code(program, partial(typed, **as_parameters(options)), options=set(options))
 
 
 def _words(argv: Sequence[str], typed: Any) -> list[str]:

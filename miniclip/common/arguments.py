@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from keyword import iskeyword
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 # how torch on a CPU and the system, CUDA and MPS say it
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
+
+
+def as_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
+    """--from is no name in Python: its parameter is called from_."""
+    return {f"{name}_" if iskeyword(name) else name: value for name, value in options.items()}
 
 
 def add_options(

@@ -117,6 +117,13 @@ def _pieces(unit: str, width: int) -> list[str]:
     return [part if cell_len(part) <= width else set_cell_size(part, width - 1) + "…" for part in parts]
 
 
+def show_files(console: Console, title: str, folder: Path) -> None:
+    """Every file in a folder, with its size."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = [(str(path.relative_to(folder)), f"{path.stat().st_size / 1e6:,.2f}") for path in files]
+    show_table(console, title, ("file", "MB"), sizes)
+
+
 def is_words(column: str) -> bool:
     """Whether a column with that heading holds words rather than figures."""
     return column in _WORDS

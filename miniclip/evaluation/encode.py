@@ -105,7 +105,7 @@ def encode_readable(
 
     # Decoding releases the interpreter lock, so threads read the next batch while the model is at work on this one.
     batches = _own_batches(n, options)
-    with threads(4) as pool, _evaluating(model, options, batches, "images") as advance:
+    with threads(4) as pool, encoding(model, options, sum(map(len, batches)), "images") as advance:
         reading = in_order(pool, read, chain(*batches), options.batch_size)
         for rows in batches:
             found = dict(zip(rows, reading, strict=False))  # strict would take one more
@@ -115,7 +115,7 @@ def encode_readable(
             if good:
                 pixels = torch.stack([image for image, _ in good.values()]).to(device)
                 places = torch.tensor(list(good))
-                values[places] = _unit(model.encode_image(preprocess.normalize(pixels)))
+                values[places] = unit(model.encode_image(preprocess.normalize(pixels)))
                 seen[places] = torch.tensor([number for _, number in good.values()])
             advance(len(rows))
     if options.shared:
@@ -151,11 +151,11 @@ def encode_texts(
     device = model_device(model)
     result = torch.zeros(len(place_of), _width(model))
     batches = _own_batches(len(order), options)
-    with _evaluating(model, options, batches, "texts") as advance:
+    with encoding(model, options, sum(map(len, batches)), "texts") as advance:
         for one in batches:
             if rows := order[one.start : one.stop].tolist():
                 batch = tokens[rows] if lengths is None else tokens[rows, : int(lengths[rows].max())]
-                result[rows] = _unit(model.encode_text(batch.to(device)))
+                result[rows] = unit(model.encode_text(batch.to(device)))
             advance(len(rows))
     if options.shared:
         result = total(result, device)
@@ -179,7 +179,8 @@ def _own_batches(n: int, options: EncodeOptions) -> list[range]:
     return [range(start, min(start + size, n)) for start in starts]
 
 
-def _unit(features: Tensor) -> Tensor:
+def unit(features: Tensor) -> Tensor:
+    """(B, E) -> float32 of unit length, on the CPU."""
     return F.normalize(features.float(), dim=-1).cpu()
 
 
@@ -195,9 +196,7 @@ def _width(model: TwoTowers) -> int:
 
 
 @contextmanager
-def _evaluating(
-    model: TwoTowers, options: EncodeOptions, batches: Sequence[range], what: str
-) -> Iterator[Callable[[int], object]]:
+def encoding(model: TwoTowers, options: EncodeOptions, count: int, what: str) -> Iterator[Callable[[int], object]]:
     """Evaluation mode, no gradients, the precision asked for, a progress bar; every module gets its own mode back.
 
     Yields what is called after every batch, with its size.
@@ -205,7 +204,7 @@ def _evaluating(
     from tqdm import tqdm
 
     hidden = not options.progress or (options.shared and place()[0] > 0)
-    bar = tqdm(total=sum(map(len, batches)), desc=what, leave=False, disable=hidden)
+    bar = tqdm(total=count, desc=what, leave=False, disable=hidden)
     autocast = torch.autocast(model_device(model).type, torch.bfloat16, enabled=options.precision == "bf16")
     # Not inference_mode: a mask or cast weight that is cached here would be unusable for the next training step.
     with evaluating(model), torch.no_grad(), autocast, bar:

@@ -115,8 +115,7 @@ def _write(source: ImageSource, file: Path, title: str, **values: Any) -> None:
     shown += [found.row for answer, _ in values["answers"] for found in (*answer.best, answer.own)]
     images = {}
     for row in dict.fromkeys(shown):
-        readable_image(source, row, _SIDE).save(jpeg := io.BytesIO(), "JPEG", quality=80)
-        images[row] = data_uri(jpeg.getvalue(), "jpeg")
+        images[row] = jpeg_uri(readable_image(source, row, _SIDE))
     make_folder(file.parent)
     page = render_page(
         Path(__file__).with_name("examples.html"),
@@ -172,6 +171,12 @@ def _short(text: str) -> str:
 def cosine_text(similarity: float) -> str:
     """Two digits and a minus sign that can be seen."""
     return f"{round(similarity, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus before a zero
+
+
+def jpeg_uri(image: Image.Image) -> Markup:
+    """An RGB image as the source of an img element."""
+    image.save(jpeg := io.BytesIO(), "JPEG", quality=80)
+    return data_uri(jpeg.getvalue(), "jpeg")
 
 
 def readable_image(source: ImageSource, row: int, side: int) -> Image.Image:

@@ -114,9 +114,9 @@ def _write_tokenizer(tokenizer: Any, context_length: int, path: Path) -> None:
         made: Any = tokenizers.Tokenizer.from_str(tokenizer.content)
         first = _cleaning(getattr(tokenizer, "clean", "lower" if tokenizer.lower else ""))
         made.normalizer = tokenizers.normalizers.Sequence([*first, *filter(None, [made.normalizer])])
-        made.enable_truncation(context_length)
     else:
-        made = clip_tokenizer(context_length)
+        made = clip_tokenizer()
+    made.enable_truncation(context_length)
     made.enable_padding()  # to the longest of those that come together
     made.save(str(path))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"  # as other libraries spell them
 _PIECE = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def clip_tokenizer(context_length: int, pad: int = 0) -> Any:
-    """A tokenizers.Tokenizer: a text -> L ids, start and end among them, cut to L or padded with that id."""
+def clip_tokenizer() -> Any:
+    """A tokenizers.Tokenizer: a text -> ids, start and end among them, neither cut nor padded."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
@@ -34,8 +35,6 @@ def clip_tokenizer(context_length: int, pad: int = 0) -> Any:
     made.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in (START, END)])
     ends = (END, END_OF_TEXT), (START, START_OF_TEXT)
     made.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
-    made.enable_truncation(context_length)
-    made.enable_padding(length=context_length, pad_id=pad, pad_token=next(w for w, i in vocabulary.items() if i == pad))
     return made
 
 
@@ -45,10 +44,7 @@ def write_tokenizer(folder: Path, context_length: int) -> None:
     Under an older name, too, for what knows only that.
     """
     vocabulary, merges = _tables()
-    made = clip_tokenizer(context_length)
-    made.no_padding()
-    made.no_truncation()
-    made.save(str(folder / "tokenizer.json"))
+    clip_tokenizer().save(str(folder / "tokenizer.json"))
     told: dict[str, Any] = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length}
     told |= {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
@@ -57,6 +53,7 @@ def write_tokenizer(folder: Path, context_length: int) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@cache
 def _tables() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Spelling -> id, and the merges, the earliest first."""
     spelt = {START_OF_TEXT: START, END_OF_TEXT: END}

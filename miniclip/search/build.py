@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip.common.arguments import check_folder
@@ -34,8 +33,7 @@ from miniclip.common.printing import first_few
 from miniclip.common.processes import check_same, from_main, gathered, place
 from miniclip.data.ahead import in_order, threads
 from miniclip.data.images import BadCount, BadImage, decode_image
-from miniclip.evaluation.encode import EncodeOptions, model_device
-from miniclip.models.batchnorm import evaluating
+from miniclip.evaluation.encode import EncodeOptions, encoding, model_device, unit
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TwoTowers
 from miniclip.search.pictures import Pictures
@@ -206,9 +204,7 @@ def _encode(
     options: EncodeOptions,
 ) -> int:
     """Look at some of the pictures, and write parts of what is found -> how many were encoded."""
-    from tqdm import tqdm
-
-    (rank, count), device, encoded = place(), model_device(model), 0
+    (_, count), device, encoded = place(), model_device(model), 0
     bad, part = BadCount(len(pictures), options.max_bad_fraction), _Part(folder, pictures, work.stamps)
 
     def look(index: int) -> _Look:
@@ -226,11 +222,9 @@ def _encode(
         except BadImage as error:
             return _Look(index, hash, len(data), wrong=str(error))
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
-    bar = tqdm(total=len(own), desc="images", leave=False, disable=rank > 0 or not options.progress)
     cores = max(2, min(16, (os.cpu_count() or 2) // count))
     # decoding releases the interpreter's lock, so that threads read ahead while the model is at work
-    with threads(cores) as pool, evaluating(model), torch.no_grad(), autocast, bar:
+    with threads(cores) as pool, encoding(model, options, len(own), "images") as advance:
         looks = in_order(pool, look, own, 2 * options.batch_size)
         try:
             while batch := list(islice(looks, options.batch_size)):
@@ -238,15 +232,15 @@ def _encode(
                 values = torch.zeros(len(batch), int(model.config.embed_dim or 0))
                 if seen:
                     pixels = torch.stack([one.pixels for one in seen if one.pixels is not None]).to(device)
-                    unit = F.normalize(model.encode_image(preprocess.normalize(pixels)).float(), dim=-1).cpu()
-                    for one, length in zip(seen, unit.norm(dim=-1).tolist(), strict=True):
+                    found = unit(model.encode_image(preprocess.normalize(pixels)))
+                    for one, length in zip(seen, found.norm(dim=-1).tolist(), strict=True):
                         if not abs(length - 1) < 1e-3:  # none of zeros, infinity and NaN has a direction
                             raise ValueError(f"{pictures.paths[one.at]}: what the model makes of it points nowhere")
-                    values[[one.pixels is not None for one in batch]] = unit
+                    values[[one.pixels is not None for one in batch]] = found
                 part.add(batch, values.numpy())
                 encoded += len(seen)
                 bad.add(one.wrong for one in batch if one.wrong is not None)
-                bar.update(len(batch))
+                advance(len(batch))
         finally:
             part.write()
     return encoded

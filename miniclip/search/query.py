@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from miniclip.evaluation.encode import encode_images, encode_texts
+from miniclip.evaluation.loaded import Loaded
 from miniclip.evaluation.prompts import fill_templates
 from miniclip.models.load import load
 from miniclip.models.preprocess import Preprocess
@@ -35,19 +34,6 @@ class Hits(NamedTuple):
     cosines: np.ndarray
 
 
-@dataclass(frozen=True)
-class _One:
-    """An image, as a source of one."""
-
-    picture: Image.Image
-
-    def __len__(self) -> int:
-        return 1
-
-    def image(self, index: int) -> Image.Image:
-        return self.picture
-
-
 class Searcher:
     """An index and its model in memory. Any thread may call it. templates: that words are put into."""
 
@@ -60,7 +46,7 @@ class Searcher:
         templates: Sequence[str] = AS_IT_IS,
     ) -> None:
         self.index, self.scale = index, index.about.scale
-        self._model, self._preprocess, self._tokenizer = model, preprocess, tokenizer
+        self._loaded = Loaded(model, preprocess, tokenizer)
         self._templates, self._lock = tuple(templates), Lock()
         self._embedded = lru_cache(4096)(self._embed)
         graph = index.folder / VECTORS
@@ -75,12 +61,12 @@ class Searcher:
     def _embed(self, text: str, templates: tuple[str, ...]) -> np.ndarray:
         prompts = fill_templates([[text]], templates)[0]
         with self._lock:
-            return _unit(encode_texts(self._model, self._tokenizer, prompts).numpy().mean(0))
+            return _unit(self._loaded.encode(prompts).mean(0))
 
     def picture(self, image: Image.Image) -> np.ndarray:
         """Any image -> (E,) float32, unit length."""
         with self._lock:
-            return encode_images(self._model, _One(image), self._preprocess).numpy()[0]
+            return self._loaded.encode(image)[0]
 
     def query(self, words: str = "", not_: str = "", images: Sequence[np.ndarray] = ()) -> np.ndarray:
         """(E,) float32, unit length: the mean of what is given, words and (E,) images, less 0.7 times not_.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from miniclip.common.durable import whole_file
-from miniclip.common.page import data_uri, render_page
+from miniclip.common.page import render_page
 from miniclip.common.printing import one_line
 from miniclip.data.images import BadImage
-from miniclip.evaluation.galleries import cosine_text, readable_image
+from miniclip.evaluation.galleries import cosine_text, jpeg_uri, readable_image
 from miniclip.search.query import Hits
 from miniclip.search.store import Index
 
@@ -82,14 +80,17 @@ def write_page(index: Index, found: Found, file: str | Path, asked: Image.Image 
 
     An image that cannot be read any more is a grey square that says so; returns what is wrong with each.
     """
+    if asked is not None:
+        asked = asked.copy()
+        asked.thumbnail((SIDE, SIDE))
     source = _Source(index)
     rows = [hit.row for _, hits in found.groups for hit in hits]
     page = render_page(
         Path(__file__).with_name("results.html"),
         title=TITLE + _short(found.title),
         found=found,
-        images={row: _thumbnail(readable_image(source, row, SIDE)) for row in rows},
-        asked=None if asked is None else _thumbnail(asked),
+        images={row: jpeg_uri(readable_image(source, row, SIDE)) for row in rows},
+        asked=None if asked is None else jpeg_uri(asked),
         short=_short,
         cosine=cosine_text,
     )
@@ -117,13 +118,6 @@ class _Source:
 
     def name(self, row: int) -> str:
         return self.index.paths[row]
-
-
-def _thumbnail(image: Image.Image) -> Markup:
-    image = image.copy()
-    image.thumbnail((SIDE, SIDE))
-    image.save(jpeg := io.BytesIO(), "JPEG", quality=80)
-    return data_uri(jpeg.getvalue(), "jpeg")
 
 
 def _short(text: str) -> str:
