@@ -20,6 +20,7 @@ PACKAGES = [
     "doctor",
     "export",
     "search",
+    "compare",
     "cli",
 ]
 
