@@ -63,7 +63,8 @@ def _why_not(config: Config) -> dict[str, str]:
     if not image and data.views is None and (data.augment != "none" or data.colour_jitter):
         name = f"augment={data.augment}" if data.augment != "none" else f"colour_jitter={data.colour_jitter}"
         image = f"data.{name} draws each image anew; set data.views, e.g. to 4, or data.augment=none without jitter"
-    return {"image": image, "text": none}
+    tokens = f"loss.tokens={config.loss.tokens} asks for the captions' tokens; set it to 0"
+    return {"image": image, "text": none or (tokens if config.loss.tokens else "")}
 
 
 def features_cut(config: Config, model: DualEncoder) -> Cut:
