@@ -17,10 +17,11 @@ from miniclip.config import LossConfig
 from miniclip.inspection.build import build
 from miniclip.inspection.contents import Inspection
 from miniclip.inspection.numbers import WHOLE, write_numbers
-from miniclip.inspection.views import best_bias, handed
+from miniclip.inspection.views import best_bias
 from miniclip.losses import LOSSES
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, global_loss
 from miniclip.metrics.batch import FIGURES, batch_figures
+from miniclip.metrics.slopes import handed
 
 TRAINED = {
     "softmax": LossConfig(smoothing=0.1, image_to_text=0.7),

@@ -18,6 +18,7 @@ from miniclip.inspection.views import loss_views, temperature
 from miniclip.losses.energy import free_energy
 from miniclip.metrics.batch import FIGURES, batch_figures
 from miniclip.metrics.retrieval import cosine_matrix
+from miniclip.metrics.slopes import slope_figures
 
 
 def build(
@@ -60,6 +61,7 @@ def build(
         "loss": view.value,
         "loss_over_chance": view.value / (view.chance or 1.0),
         **batch_figures(image, text, scale, bias, positives),
+        **slope_figures(n * view.gradient, positives),
         "side": sample.squares[0].width,
         "r1_chance": float(positives.double().mean()),
         "unseen_duplicates": unseen_duplicates(positives, equal_text, equal_image),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,9 @@ from torch import Tensor
 from miniclip.config import LossConfig
 from miniclip.inspection.contents import LossView, Temperature
 from miniclip.losses import LOSSES
-from miniclip.losses.matrix import chance_loss, likeness
+from miniclip.losses.matrix import chance_loss
 from miniclip.metrics.geometry import effective_negatives
+from miniclip.metrics.slopes import handed
 
 _SCALES = 25  # points of the temperature curves, evenly spaced in the logarithm
 _EQUAL = 1e-12  # losses that differ by less, or by that share of them, differ by rounding
@@ -44,7 +44,7 @@ def loss_views(
         own_bias = None if loss.on_cosines else bias
         if config.pairwise and bias is None:
             own_bias = best_bias(scale * cosine, int(positives.sum()))
-        logits, settings = handed(config, image, text, cosine, scale, own_bias)
+        logits, settings = handed(config, image, text, cosine, scale, own_bias, END)
         logits = logits.detach()
         by_row, by_column = loss.both_ways(logits, positives, parts=True, **settings)
         values = loss(logits.requires_grad_(), positives, reduction="none", **settings)
@@ -66,18 +66,6 @@ def loss_views(
             chance=chance_loss(config, n, 1, END),
         )
     return views
-
-
-def handed(
-    config: LossConfig, image: Tensor, text: Tensor, cosine: Tensor, scale: float, bias: float | None, step: int = END
-) -> tuple[Tensor, dict[str, Any]]:
-    """The matrix (N, N) of these embeddings as training hands it to the loss, and its settings; axes as above."""
-    settings = config.settings(step)
-    if LOSSES[config.name].on_cosines:
-        return cosine, settings
-    if config.name == "soft":
-        settings["targets"] = likeness(image, text, slice(None), config.soft_scale)
-    return scale * cosine + (bias or 0.0), settings
 
 
 def loss_figures(

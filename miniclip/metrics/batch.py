@@ -33,6 +33,11 @@ rank_text | effective rank, texts | directions | The same of the texts.
 effective_negatives_image_to_text | effective negatives, image to text | texts | \
 How many texts push an image, by entropy: at 1 only the hardest, at N - 1 all alike.
 effective_negatives_text_to_image | effective negatives, text to image | images | How many images push a text.
+slope_positive | slope of the loss, positives | | \
+N times d loss / d logit, mean: softmax pulls with -1 at what it gives no chance, with 0 at what it is sure of.
+slope_positive_sd | spread of that slope, positives | | Standard deviation over the positives.
+slope_negative | slope of the loss, negatives | | The same, mean over all others, which are pushed apart.
+slope_negative_sd | spread of that slope, negatives | | Far above the mean: few of them are pushed, and hard.
 free_energy_image | free energy, images | nats | \
 Mean of -log sum exp(logit) over all texts; high for an image that none suits.
 free_energy_text | free energy, texts | nats | The same of the texts, over all images.

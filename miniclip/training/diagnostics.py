@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from miniclip.common.durable import whole_file
-from miniclip.config import ConfigError
+from miniclip.config import ConfigError, LossConfig
 from miniclip.losses.matrix import Embeddings, GlobalBatch, gather
 from miniclip.metrics.batch import PAIRS, batch_figures
+from miniclip.metrics.slopes import handed, slope_figures, slopes
 from miniclip.models import DualEncoder
 from miniclip.models.clip import MAX_LOGIT_SCALE
 
@@ -24,17 +25,21 @@ BEFORE_TRACE = 3  # steps
 
 
 @torch.no_grad()
-def step_figures(embeddings: Embeddings, batch: GlobalBatch) -> dict[str, float]:
-    """batch_figures of the first PAIRS pairs of the global batch, each image with its first caption.
+def step_figures(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int) -> dict[str, float]:
+    """batch_figures of the first PAIRS pairs of the global batch, each image with its first caption, and the slopes of
+    the loss there, as that of these pairs alone.
 
-    embeddings: of this process; every process calls it.
+    embeddings: of this process; every process calls it. config, step: as in global_loss.
     """
     sizes, captions = batch.divided(), batch.positives.captions
     image = gather(embeddings.image.detach(), sizes)[:PAIRS]
     text = gather(embeddings.text.detach(), [size * captions for size in sizes])[::captions][:PAIRS]
     positives = batch.positives.of_images(slice(0, len(image)))[:, ::captions][:, : len(text)]
-    bias = None if embeddings.bias is None else float(embeddings.bias)
-    return batch_figures(image, text, float(embeddings.scale), bias, positives)
+    scale, bias = float(embeddings.scale), None if embeddings.bias is None else float(embeddings.bias)
+    logits, settings = handed(config, image, text, image @ text.T, scale, bias, step)
+    weight = None if batch.weight is None else batch.weight[: len(image)]
+    slope = slopes(logits, positives, config, settings, weight)
+    return batch_figures(image, text, scale, bias, positives) | slope_figures(slope, positives)
 
 
 def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:

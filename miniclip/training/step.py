@@ -142,9 +142,11 @@ class Learner:
         norm = float(accelerator.clip_grad_norm_(self.parameters, config.optim.grad_clip or math.inf))
         # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
         finite = math.isfinite(value) and (math.isfinite(norm) or accelerator.scaler is not None)
-        figures = tower_norms(self.model, norm) | step_figures(embeddings, known) if watched and finite else {}
-        if self.tokens is not None:
-            figures["token_loss"] = mean(self.tokens.tokens)
+        figures = dict[str, float]()
+        if watched and finite:
+            figures = tower_norms(self.model, norm) | step_figures(embeddings, known, config.loss, number)
+            if self.tokens is not None:
+                figures["token_loss"] = mean(self.tokens.tokens)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
