@@ -187,7 +187,7 @@ def test_what_it_says(both: tuple[Words, Words, str]) -> None:
     assert "shape, runs/first: no top-5" in page.lines["li"]
     for said in ("Finished: 120 steps.", "preset tiny-vit, embed dim 256, ", "max steps 120, "):
         assert said in page.text
-    assert "batch size 256" in row(page, "data")[1] and row(page, "optimiser")[1].startswith("AdamW, lr 0.001, ")
+    assert "batch size 256" in row(page, "data")[1] and row(page, "optimiser")[1].startswith("name adamw, lr 0.001, ")
 
 
 def test_where_it_comes_from(whole: Path, both: tuple[Words, Words, str]) -> None:

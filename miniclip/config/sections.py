@@ -264,9 +264,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning rate.
+    """The optimiser and its learning rate.
 
     Args:
+        name: adamw (arXiv:1711.05101); or muon, which moves the matrices of the towers' blocks by orthogonalised
+            momentum of AdamW's size (arXiv:2502.16982), and all else as AdamW.
         lr: highest learning rate.
         lr_image: that of the image tower, if it is another than that of what joins it to the text, lr.
         lr_text: that of the text tower.
@@ -281,6 +283,7 @@ class OptimConfig:
         grad_clip: largest 2-norm of the whole gradient; 0 switches clipping off.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     lr_image: float | None = None
     lr_text: float | None = None

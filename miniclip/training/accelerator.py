@@ -122,6 +122,8 @@ def check_sharding(config: Config, accelerator: Accelerator, shares: Iterable[Se
     if accelerator.distributed_type != "FSDP":
         return
     processes = accelerator.num_processes
+    if config.optim.name == "muon":
+        raise ConfigError("optim.name=muon takes whole matrices, which FSDP divides; use adamw, or DDP")
     if config.train.small_vocabulary:
         raise ConfigError(
             "train.small_vocabulary does not go with FSDP, which shares the token table out already; set it to false"

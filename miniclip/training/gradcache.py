@@ -33,9 +33,8 @@ def cached_backward(
     """Accumulate the gradient of loss_of(model(image, text)) as if the batch had gone through at once.
 
     image: (B, 3, S, S), text: (B K, L), K for each image; or features, see Cut. chunk: images in memory at a time.
-    backward: called with the
-    loss, so that fp16 can scale it; the chunks inherit that scale. no_sync: context of every chunk but the last, so
-    that DDP reduces once.
+    backward: called with the loss, so that fp16 can scale it; the chunks inherit that scale. no_sync: context of every
+    chunk but the last, so that DDP reduces once.
     Returns the loss (0-dim) and the embeddings of the batch, both detached.
     """
     captions = len(text) // len(image)

@@ -29,6 +29,8 @@ _PROJECTIONS = ("visual.proj", "visual.attnpool.c_proj.", "text_projection", "te
 # matrices in shape alone, by what the libraries call them
 _POSITIONS = ("positional_embedding", "position_embedding", "pos_embed", "relative_attention_bias")
 _SPECIAL = ("cls_token", "reg_token", "dist_token")
+# queries, keys and values in one parameter, as torch and timm call it
+_FUSED = ("in_proj_weight", "qkv.weight")
 
 
 def part_of(parameter: str) -> str:
@@ -71,7 +73,8 @@ def check_learning(config: Config, start: Start) -> None:
         raise ConfigError("model.lora_image and lora_text need peft: pip install 'miniclip[lora]'")
     if asked.lora_targets is not None and not any(ranks):
         raise ConfigError("model.lora_targets is for model.lora_image and lora_text; set a rank, or leave it out")
-    if not (asked.lock_image or asked.lock_text or any(ranks) or config.optim.layer_decay < 1):
+    muon = config.optim.name == "muon"
+    if not (asked.lock_image or asked.lock_text or any(ranks) or config.optim.layer_decay < 1 or muon):
         return
     with torch.device("meta"):
         model = start.make()
@@ -81,9 +84,12 @@ def check_learning(config: Config, start: Start) -> None:
     for kind, k, rank in zip(KINDS, cut, ranks, strict=True):
         if rank:
             _adapt(model, kind, asked, None)
-        if config.optim.layer_decay < 1 and k != WHOLE and not _tower(model, kind).blocks:
+        if k != WHOLE and not _tower(model, kind).blocks:
             unknown = f"the blocks of the {kind} tower are not known"
-            raise ConfigError(f"optim.layer_decay={config.optim.layer_decay}: {unknown}; use optim.lr_{kind}")
+            if config.optim.layer_decay < 1:
+                raise ConfigError(f"optim.layer_decay={config.optim.layer_decay}: {unknown}; use optim.lr_{kind}")
+            if muon:
+                raise ConfigError(f"optim.name=muon is for the matrices of the blocks, and {unknown}; use adamw")
 
 
 def lock_(model: DualEncoder, config: ModelConfig) -> None:
@@ -167,29 +173,39 @@ def _leaves(output: Tensor) -> Iterator[nn.Parameter]:
 
 def parameter_groups(model: DualEncoder, optim: OptimConfig) -> list[dict[str, Any]]:
     """Matrices with decay; norms, biases, class and position embeddings and the scale without: two groups of each rate.
+    With Muon the matrices of the blocks have groups of their own.
 
     A parameter of fewer than two axes is a norm, a bias, a class token or the scale (CLIP, section 2.5, decays "all
     weights that are not gains or biases"); the position tables are matrices only in shape. factor: of a group's rate,
-    to that of the schedule. places: of its parameters among all that learn.
+    to that of the schedule. matrices: in each parameter for Muon, 0 for AdamW. places: of its parameters among all that
+    learn.
     """
     rates = {part: getattr(optim, f"lr_{part}", None) or optim.lr for part in (*KINDS, "heads", "scale")}
     depths = _depths(model) if optim.layer_decay < 1 else {}
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    found: dict[tuple[float, bool], list[int]] = {(1.0, True): [], (1.0, False): []}
+    inner = _inner(model) if optim.name == "muon" else set[nn.Parameter]()
+    found: dict[tuple[float, bool, int], list[int]] = {(1.0, True, 0): [], (1.0, False, 0): []}
     for place, (name, parameter) in enumerate(named):
         is_matrix = parameter.ndim >= 2 and not any(word in name for word in (*_POSITIONS, *_SPECIAL))
         factor = rates[part_of(name)] / optim.lr * optim.layer_decay ** depths.get(parameter, 0)
-        found.setdefault((factor, is_matrix), []).append(place)
+        matrices = (3 if name.endswith(_FUSED) else 1) if is_matrix and parameter in inner else 0
+        found.setdefault((factor, is_matrix, matrices), []).append(place)
     return [
         {
             "params": [named[place][1] for place in places],
             "weight_decay": optim.weight_decay if is_matrix else 0.0,
             "factor": factor,
+            "matrices": matrices,
             "places": places,
         }
-        for (factor, is_matrix), places in found.items()
+        for (factor, is_matrix, matrices), places in found.items()
         if places
     ]
+
+
+def _inner(model: DualEncoder) -> set[nn.Parameter]:
+    """The parameters of the towers' blocks."""
+    return {p for kind in KINDS for block in _tower(model, kind).blocks for p in block.parameters()}
 
 
 def what_learns(model: DualEncoder, groups: Iterable[dict[str, Any]], lr: float) -> list[tuple[str, ...]]:
@@ -225,8 +241,10 @@ def _depths(model: DualEncoder) -> dict[nn.Parameter, int]:
 
 def regrouped(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
     """An optimiser's saved state in its groups of now, if others had been made by other rates: a hook of
-    torch.optim.Optimizer.load_state_dict."""
+    torch.optim.Optimizer.load_state_dict. Raises ValueError if Muon moved other parameters."""
     groups = state["param_groups"]
+    if _matrices(groups) != _matrices(optimizer.param_groups):
+        raise ValueError("its optimiser is the one of another optim.name: set that to what the run began with")
     if _places(groups) == _places(optimizer.param_groups) or not all("places" in group for group in groups):
         return None
     at = {place: number for group in groups for place, number in zip(group["places"], group["params"], strict=True)}
@@ -236,3 +254,8 @@ def regrouped(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[s
 
 def _places(groups: Iterable[dict[str, Any]]) -> list[Any]:
     return [group.get("places") for group in groups]
+
+
+def _matrices(groups: Iterable[dict[str, Any]]) -> dict[int, int]:
+    """Of each place that Muon moves how many matrices."""
+    return {place: group["matrices"] for group in groups if group.get("matrices") for place in group["places"]}

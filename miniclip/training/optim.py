@@ -1,4 +1,4 @@
-"""AdamW without decay where it does harm, and the learning rate of a step."""
+"""AdamW without decay where it does harm, or Muon, and the learning rate of a step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from miniclip.config import OptimConfig
 from miniclip.models import DualEncoder
 from miniclip.training.learning import parameter_groups, regrouped
+from miniclip.training.muon import Muon
 
 
 def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101), one fused kernel over all parameters."""
-    groups = parameter_groups(model, config)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    """AdamW (arXiv:1711.05101), one fused kernel over all parameters; with Muon, over all but the inner matrices."""
+    kind = Muon if config.name == "muon" else torch.optim.AdamW
+    optimizer = kind(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     optimizer.register_load_state_dict_pre_hook(regrouped)
     return optimizer
 

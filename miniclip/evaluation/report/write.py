@@ -194,7 +194,7 @@ def _facts(run: Run) -> list[Table]:
     training, config, rows = dict(_training(run)), run.config, []
     if config:
         rows += [("parameters", _parameters(run)), ("model", _options(config.model)), ("data", _options(config.data))]
-        rows += [("loss", _options(config.loss)), ("optimiser", f"AdamW, {_options(config.optim)}")]
+        rows += [("loss", _options(config.loss)), ("optimiser", _options(config.optim))]
         rows += [("training", f"{_options(config.train)}, seed {config.run.seed}")]
     if isinstance(best := training.pop("best", None), dict):
         figure, value = str(best.get("figure")), value_text(str(best.get("figure")), best.get("value"))
