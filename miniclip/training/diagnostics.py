@@ -25,11 +25,14 @@ BEFORE_TRACE = 3  # steps
 
 
 @torch.no_grad()
-def step_figures(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int) -> dict[str, float]:
-    """batch_figures of the first PAIRS pairs of the global batch, each image with its first caption, and the slopes of
-    the loss there, as that of these pairs alone.
+def step_figures(
+    model: DualEncoder, norm: float, embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int
+) -> dict[str, float]:
+    """tower_norms; batch_figures of the first PAIRS pairs of the global batch, each image with its first caption; and
+    the slopes of the loss there, as that of these pairs alone.
 
-    embeddings: of this process; every process calls it. config, step: as in global_loss.
+    model, norm: as in tower_norms. embeddings: of this process; every process calls it. config, step: as in
+    global_loss.
     """
     sizes, captions = batch.divided(), batch.positives.captions
     image = gather(embeddings.image.detach(), sizes)[:PAIRS]
@@ -38,8 +41,8 @@ def step_figures(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig,
     scale, bias = float(embeddings.scale), None if embeddings.bias is None else float(embeddings.bias)
     logits, settings = handed(config, image, text, image @ text.T, scale, bias, step)
     weight = None if batch.weight is None else batch.weight[: len(image)]
-    slope = slopes(logits, positives, config, settings, weight)
-    return batch_figures(image, text, scale, bias, positives) | slope_figures(slope, positives)
+    slope = slope_figures(slopes(logits, positives, config, settings, weight), positives)
+    return tower_norms(model, norm) | batch_figures(image, text, scale, bias, positives) | slope
 
 
 def tower_norms(model: DualEncoder, total: float) -> dict[str, float]:

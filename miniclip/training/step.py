@@ -23,7 +23,7 @@ from miniclip.models.cut import Cut
 from miniclip.models.start import Start
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import tune_for_device
-from miniclip.training.diagnostics import step_figures, tower_norms
+from miniclip.training.diagnostics import step_figures
 from miniclip.training.ema import Average
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.learning import lock_
@@ -142,11 +142,9 @@ class Learner:
         norm = float(accelerator.clip_grad_norm_(self.parameters, config.optim.grad_clip or math.inf))
         # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
         finite = math.isfinite(value) and (math.isfinite(norm) or accelerator.scaler is not None)
-        figures = dict[str, float]()
-        if watched and finite:
-            figures = tower_norms(self.model, norm) | step_figures(embeddings, known, config.loss, number)
-            if self.tokens is not None:
-                figures["token_loss"] = mean(self.tokens.tokens)
+        figures = step_figures(self.model, norm, embeddings, known, config.loss, number) if watched and finite else {}
+        if figures and self.tokens is not None:
+            figures["token_loss"] = mean(self.tokens.tokens)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
