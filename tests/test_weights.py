@@ -127,7 +127,8 @@ def test_nothing_but_zeros_is_refused(tmp_path: Path) -> None:
             image_weights(opened(config), config)
 
 
-def test_the_scenes_have_no_columns() -> None:
-    config = DataConfig(size=3, weights="inverse", weight_column="colour")
-    with pytest.raises(ValueError, match=r"no column colour; data\.weights needs a source of your own"):
+@pytest.mark.parametrize(("column", "tail"), [("colour", "none"), ("shape", "none"), ("colour", "power")])
+def test_the_scenes_have_no_columns_but_the_shape_of_a_tail(column: str, tail: str) -> None:
+    config = DataConfig(size=3, weights="inverse", weight_column=column, tail=tail)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"no column {column} .*with data\.tail they have shape"):
         image_weights(open_source(config, "train"), config)

@@ -179,6 +179,9 @@ class DataConfig:
         weight_column: column of the weights or classes.
         weights_for: the weight multiplies the image's share of the loss (loss), or how often it is drawn (sampler).
         size: number of training scenes (source shapes only).
+        tail: how common each shape is in the training scenes: all alike (none), four of five objects circles and the
+            last five shapes 2 % each (80-10-10), or the k-th in proportion to k^-2 (power). weight_column shape is then
+            each scene's rarest.
         cache: decode every image once, shrink it and keep it in files that are mapped into memory; captions are
             tokenised once, too. Another run over the same data starts at once.
         cache_dir: folder of those files; ~/.cache/miniclip if left out, or what MINICLIP_CACHE names.
@@ -212,6 +215,7 @@ class DataConfig:
     weight_column: str | None = None
     weights_for: Literal["loss", "sampler"] = "loss"
     size: int = 20000
+    tail: Literal["none", "80-10-10", "power"] = "none"
     cache: bool = True
     cache_dir: str | None = None
     max_bad_fraction: float = 0.01
@@ -228,6 +232,8 @@ class DataConfig:
         scenes, weighted = "shapes" in self.sources, self.weights != "none"
         alone = "data.source: the built-in scenes (shapes) stand alone; leave them out of the list"
         require(not scenes or n == 1, alone)
+        drawn = f"data.tail={self.tail} is for the built-in scenes; use data.source=shapes, or leave data.tail out"
+        require(scenes or self.tail == "none", drawn)
         if self.mixing is not None:
             counts = f"data.mixing has {len(self.mixing)} shares and data.source {n} sources"
             require(len(self.mixing) == n > 1, f"{counts}; give one for each of several, or leave data.mixing out")

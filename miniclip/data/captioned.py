@@ -182,8 +182,9 @@ def open_source(
     if config.source == "shapes":
         from miniclip.data.scenes.source import SceneSource
 
-        size = config.size if split == "train" else eval_size
-        return SceneSource(split, size, seed=seed, image_size=image_size)
+        # what is evaluated has all shapes alike
+        size, tail = (config.size, config.tail) if split == "train" else (eval_size, "none")
+        return SceneSource(split, size, seed=seed, image_size=image_size, tail=tail)
     if config.revision is not None and not any(map(is_hub, config.sources)):
         raise ValueError(
             f"data.revision={config.revision} is for data sets of the Hub, and data.source={config.source} lies here; "

@@ -234,7 +234,8 @@ def _data(run: Run | None, config: Config | None) -> Table:
         return Table("", (), [])
     data, record = config.data, Record.load(run.directory)
     source = data.label + "".join(f", {key} {value}" for key in ("name", "revision") if (value := getattr(data, key)))
-    count = f"{data.size:,} scenes, drawn" if _drawn(config) else ""
+    tail = f", shapes by data.tail {data.tail}" * (data.tail != "none")
+    count = f"{data.size:,} scenes, drawn{tail}" if _drawn(config) else ""
     if record is not None:
         count = f"{len(record.names):,} {'shards' if data.streaming else 'images'}"
     rows = [("source", source), ("trained on", count), ("splits", _splits(config))]

@@ -287,6 +287,6 @@ def _label(config: Config) -> str:
     """What tells one cache from another, besides the files that are read."""
     data = config.data
     if data.sources == ["shapes"]:
-        return f"{data.size} scenes of seed {config.run.seed}"
+        return f"{data.size} scenes of seed {config.run.seed}" + f", tail {data.tail}" * (data.tail != "none")
     places = [str(Path(one).resolve()) if Path(one).exists() else one for one in data.sources]
     return ", ".join([*places, *(f"{option}={getattr(data, option)}" for option in READ_BY)])

@@ -10,6 +10,7 @@ from miniclip.common.fingerprint import digest
 from miniclip.data.scenes import captions as words
 from miniclip.data.scenes.captions import Background, Draws, Scene, SceneObject, relation, with_article, write_captions
 from miniclip.data.scenes.drawing import CELLS, RGB, TONE_RGB, render
+from miniclip.data.scenes.tail import SHARES, draw_combos, rarest
 
 SPLITS = ("train", "validation", "test")
 TASKS = ("shape", "colour", "unseen", "unseen_all", "count", "relation")
@@ -108,31 +109,51 @@ class _Scenes:
 class SceneSource(_Scenes):
     """Scenes of one to three objects with captions, a PairSource. Held-out combinations never occur, drawn or named.
 
-    split: train, validation or test. Raises ValueError for a value out of range; the accessors raise IndexError.
+    split: train, validation or test. tail: none, or of tail.SHARES, how common each shape is. Raises ValueError for a
+    value out of range; the accessors raise IndexError.
     """
 
-    def __init__(self, split: str, size: int, seed: int = 0, image_size: int = 64, captions_per_image: int = 5) -> None:
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        seed: int = 0,
+        image_size: int = 64,
+        captions_per_image: int = 5,
+        tail: str = "none",
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r} of the scenes; use one of {', '.join(SPLITS)}")
         if captions_per_image < 1:
             raise ValueError(f"captions_per_image={captions_per_image}; use 1 or more")
+        if tail not in ("none", *SHARES):
+            raise ValueError(f"unknown tail {tail!r}; use none, {' or '.join(SHARES)}")
         super().__init__(split, size, seed, image_size)
-        self.captions_per_image = captions_per_image
+        self.captions_per_image, self.tail = captions_per_image, tail
 
     def scene(self, index: int) -> Scene:
         draws = self._draws(index)
+        return sample_scene(draws, self._combos(draws))
+
+    def _combos(self, draws: Draws) -> list[tuple[str, str]]:
         share = draws.uniform()
-        return sample_scene(draws, draws.sample(words.SEEN, 1 if share < 0.5 else 2 if share < 0.82 else 3))
+        count = 1 if share < 0.5 else 2 if share < 0.82 else 3
+        return draws.sample(words.SEEN, count) if self.tail == "none" else draw_combos(draws, count, self.tail)
 
     def column(self, name: str) -> list[object]:
-        raise ValueError(f"the built-in scenes have no column {name}; data.weights needs a source of your own")
+        """shape, if some are rarer than others: of each scene its rarest, the class of the scene."""
+        if name != "shape" or self.tail == "none":
+            known = "with data.tail they have shape, the rarest of each scene; else use a source of your own"
+            raise ValueError(f"the built-in scenes have no column {name} (data.weight_column); {known}")
+        return [rarest(self._combos(self._draws(index))) for index in range(self.size)]
 
     def captions(self, index: int) -> list[str]:
         # a stream of their own: a change of the grammar leaves the images as they are
         return write_captions(self._draws(index, 1), self.scene(index), self.captions_per_image)
 
     def fingerprint(self) -> str:
-        return digest(self._name, self.size, self.seed, self.image_size, self.captions_per_image)
+        drawn = self._name, self.size, self.seed, self.image_size, self.captions_per_image
+        return digest(*drawn, *([] if self.tail == "none" else [self.tail]))
 
 
 class SceneTask(_Scenes):
