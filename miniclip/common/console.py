@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WORDS = {
     *("", "direction", "most often taken for", "unit", "how to read it", "image", "twin", "caption", "files", "of"),
     *("from", "when", "command", "versions", "model", "task", "data", "split", "fingerprint", "figure", "what it is"),
+    *("variant", "chosen", "state", "do they part?"),
 }
 
 GAP = 2  # between columns

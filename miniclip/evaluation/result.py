@@ -30,7 +30,7 @@ from miniclip.metrics.bootstrap import Figure, Share, Statistic, differences, wi
 # What is better when it is lower; everything else is better when it is higher.
 _LOWER_IS_BETTER = ("median_rank", "mean_rank", "ece", "fpr95")
 # of each kind the one figure that stands for it; of several shares the mean
-_MAIN = {
+MAIN = {
     "zeroshot": ("top1", ("top1",)),
     "probe": ("linear", ("linear",)),
     "retrieval": ("mean_r10", ("image_to_text_r10", "text_to_image_r10")),
@@ -96,7 +96,7 @@ def main_figure(result: Evaluation) -> Evaluation:
 
     Its statistic holds what each image brings, so that `difference` pairs it.
     """
-    name, of = _MAIN[result.kind]
+    name, of = MAIN[result.kind]
     shares = [result.statistic.shares[one] for one in of]
     n = len(shares[0].part)
     # an image with more captions than others keeps its weight in its own direction

@@ -263,10 +263,10 @@ def _origins(run: Run) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _remark(cell: Any) -> tuple[str, str]:
-    """A cell without the chance or the mark of training data at its end, and that, which the page sets apart."""
+def _remark(cell: Any) -> tuple[str, str, str]:
+    """A cell without the chance or the mark of training data at its end, that, which the page sets apart, and how."""
     found = re.fullmatch(rf"(.*) (\((?:chance [\d.]+|{'|'.join(_TRAINED_ON)})\))", str(cell))
-    return (found[1], found[2]) if found else (cell, "")
+    return (found[1], found[2], "remark" if "chance" in found[2] else "mark") if found else (cell, "", "")
 
 
 def _address(name: str) -> Markup:
