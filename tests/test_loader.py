@@ -27,17 +27,20 @@ from miniclip.data.cache.prepared import prepare
 from miniclip.data.images import BadImage
 from miniclip.data.loader import Batch, TrainingPairs, training_loader
 from miniclip.data.sampler import Draw, TrainSampler, apportion
+from miniclip.data.words import Wording
 from miniclip.models.tokenizer import Tokenizer
 
 MANY = [[f"photo {row} {letter}" for letter in "abcde"] for row in range(9)]
 
 
-def pairs_of(source: FakePairs, cache: bool = True, augment: Augment | None = None, **options: Any) -> TrainingPairs:
-    augment, prepared = augment or Augment(16, flip=0.5), None
+def pairs_of(
+    source: FakePairs, cache: bool = True, augment: Augment | None = None, captions: int = 1, **options: Any
+) -> TrainingPairs:
+    augment, prepared, wording = augment or Augment(16, flip=0.5), None, Wording(captions)
     if cache:
         label = repr((source.fingerprint(), [source.captions(row) for row in range(len(source))]))
         prepared = prepare(source, augment, Tokenizer(), folder=None, label=label, allowed=1, progress=False)
-    return TrainingPairs(source, augment, Tokenizer(), prepared=prepared, **{"seed": 0, **options})
+    return TrainingPairs(source, augment, Tokenizer(), prepared=prepared, wording=wording, **{"seed": 0, **options})
 
 
 def load(source: TrainingPairs, workers: int = 0, steps: int = 5, **options: Any) -> list[Batch]:

@@ -174,6 +174,10 @@ class DataConfig:
         workers: loader processes for each training process; 0 loads in the training process itself.
         captions_per_image: captions of each image in a batch, drawn anew each time it comes up; the matrix has that
             many columns for each row.
+        captions_by: of several captions each is drawn as often (uniform), or in proportion to its tokens (length).
+        word_drop: probability of each token of a caption to be left out of what the text tower reads; 0 for none. The
+            special tokens stay, and one other.
+        word_swap: probability of each token to change places with the next.
         weights: weight of each image: the same (none), the number in weight_column (column), or by how rare its class
             in weight_column is: N/n (inverse) or ln(N/n) (log) for n of N images.
         weight_column: column of the weights or classes.
@@ -193,6 +197,9 @@ class DataConfig:
         crop_scale: smallest and largest share of the area that resized_crop takes.
         flip: probability of a mirror image; 0 where left and right carry meaning.
         colour_jitter: largest relative change of brightness, contrast and saturation.
+        randaugment: random operations on each square, one after another (RandAugment, arXiv:1909.13719, at magnitude 9
+            of 30): shears, shifts, rotations, changes of colour; 0 for none, a usual one is 2.
+        erasing: probability that 2 to 33 % of a square become noise (random erasing, arXiv:1708.04896).
         views: random squares of each image of which a locked image tower's features are kept, to train on; if left
             out, features are kept where augment is none, of the image and, with flip, of its mirror image.
     """
@@ -211,6 +218,9 @@ class DataConfig:
     batch_size: int = 256
     workers: int = 0
     captions_per_image: int = 1
+    captions_by: Literal["uniform", "length"] = "uniform"
+    word_drop: float = 0.0
+    word_swap: float = 0.0
     weights: Literal["none", "column", "inverse", "log"] = "none"
     weight_column: str | None = None
     weights_for: Literal["loss", "sampler"] = "loss"
@@ -224,6 +234,8 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: float = 0.0
     colour_jitter: float = 0.0
+    randaugment: int = 0
+    erasing: float = 0.0
     views: int | None = None
 
     def __post_init__(self) -> None:
@@ -245,7 +257,7 @@ class DataConfig:
             require(not scenes, "data.streaming has no use for the built-in scenes, which are drawn; set it to false")
             known = "data.weights needs to know all images beforehand; use data.streaming=false, or data.weights=none"
             require(not weighted, known)
-        at_least("data", self, shuffle_buffer=1, workers=0, captions_per_image=1, size=1, views=1)
+        at_least("data", self, shuffle_buffer=1, workers=0, captions_per_image=1, size=1, views=1, randaugment=0)
         bad, size, column = self.max_bad_fraction, self.batch_size, self.weight_column
         require(0 <= bad <= 1, f"data.max_bad_fraction={bad} is a share of the images; use a value in [0, 1]")
         require(size >= 2, f"data.batch_size={size}: a contrastive loss needs at least 2 pairs; use e.g. 256")
@@ -255,7 +267,11 @@ class DataConfig:
         require(weighted or self.weights_for == "loss", need)
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={[low, high]} must satisfy 0 < smallest <= largest <= 1")
-        require(0 <= self.flip <= 1, f"data.flip={self.flip} is a probability; use a value in [0, 1]")
+        for name in ("flip", "erasing", "word_swap"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"data.{name}={value} is a probability; use a value in [0, 1]")
+        drop = f"data.word_drop={self.word_drop} is a probability; use 0 to below 1, e.g. 0.1"
+        require(0 <= self.word_drop < 1, drop)
         require(0 <= self.colour_jitter < 1, f"data.colour_jitter={self.colour_jitter} must lie in [0, 1)")
 
     @property

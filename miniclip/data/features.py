@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from miniclip.data.cache.features import Features
 from miniclip.data.cache.store import Prepared
-from miniclip.data.loader import Batch, Example, TrainingPairs, collate, draw_captions
+from miniclip.data.loader import Batch, Example, TrainingPairs, collate
 from miniclip.data.sampler import Draw, mix
 from miniclip.models.protocols import padding_of
 
@@ -86,9 +86,11 @@ class FeaturePairs(Dataset[Batch]):
                 square, look = _NO_SQUARE, []
                 viewed.append(at * len(self.views) + self.views.draw(pairs, rng))
             numbers, tokens = self.prepared.captions(at), self.prepared.tokens(at)
-            chosen = draw_captions(numbers, pairs.captions, rng)
-            said += chosen
-            examples.append(Example(square, look, [tokens[n - numbers.start] for n in chosen], int(self.rows[at])))
+            chosen = pairs.wording.choose(tokens, rng)
+            said += [numbers[place] for place in chosen]
+            captions = [tokens[place] for place in chosen]
+            read = None if self.texts is not None else pairs.wording.read(captions, rng)
+            examples.append(Example(square, look, captions, int(self.rows[at]), read))
         weights = None if pairs.weights is None else pairs.weights[[example.image_id for example in examples]]
         batch = collate(examples, weights, [], padding_of(pairs.tokenizer))
         if self.images is not None:

@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,19 +21,18 @@ from miniclip.data.cache.store import Prepared, Unusable, token_rows
 from miniclip.data.captioned import PairSource
 from miniclip.data.images import BadImage
 from miniclip.data.sampler import Draw, TrainSampler, mix, number_of
+from miniclip.data.words import ONE, Wording
 from miniclip.data.workers import LOADING
 from miniclip.models.protocols import TextTokenizer, padding_of
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 class Batch(NamedTuple):
     """image: uint8 (B, 3, S, S), in memory channels last. look: float32 (B, 1 or 4), as recolour takes it.
     text: int64 (B K, L), K captions for each image, no longer than the longest. image_id (B,), text_id (B, K): int64,
-    equal for the same row of the source (in a stream: the same bytes), and for captions of equal tokens. weight:
-    float32 (B,), or None if all are the same. lengths: tokens of each caption. bad: why images were replaced."""
+    equal for the same row of the source (in a stream: the same bytes), and for captions of equal tokens, whole. weight:
+    float32 (B,), or None if all are the same. lengths: tokens in each row of text. bad: why images were replaced."""
 
     image: Tensor
     look: Tensor
@@ -49,61 +48,63 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One image of a batch. square: uint8 (S, S, 3). captions: (length,) each, without padding."""
+    """One image of a batch. square: uint8 (S, S, 3). captions: (length,) each, without padding. read: what the text
+    encoder sees of them, if not all."""
 
     square: np.ndarray
     look: list[float]
     captions: list[np.ndarray]
     image_id: int
+    read: list[np.ndarray] | None = None
 
     @classmethod
     def draw(
-        cls, stored: np.ndarray, captions: Sequence[np.ndarray], image_id: int, augment: Augment, count: int, seed: int
+        cls,
+        stored: np.ndarray,
+        rows: Sequence[np.ndarray],
+        image_id: int,
+        augment: Augment,
+        wording: Wording,
+        seed: int,
     ) -> Example:
-        """One presentation: square, look, and count captions."""
+        """One presentation. rows: of token ids, all that an image has."""
         rng = random.Random(seed)
         square, look = augment.square(stored, rng), augment.look(rng)
-        return cls(square, look, draw_captions(captions, count, rng), image_id)
-
-
-def draw_captions(captions: Sequence[T], count: int, rng: random.Random) -> list[T]:
-    """count of them, none twice before all have had their turn."""
-    drawn = list[T]()
-    while len(drawn) < count:
-        drawn += rng.sample(captions, min(len(captions), count - len(drawn)))
-    return drawn
+        chosen = [rows[place] for place in wording.choose(rows, rng)]
+        return cls(square, look, chosen, image_id, wording.read(chosen, rng))
 
 
 def collate(examples: Sequence[Example], weight: Tensor | None, bad: list[str], pad: int = 0) -> Batch:
     """Examples, at least one -> their batch. pad: what stands behind a shorter caption."""
     captions = [caption for example in examples for caption in example.captions]
-    text = np.full((len(captions), max(map(len, captions))), pad, dtype=np.int64)
-    for row, caption in zip(text, captions, strict=True):
+    read = [caption for example in examples for caption in example.read or example.captions]
+    text = np.full((len(read), max(map(len, read))), pad, dtype=np.int64)
+    for row, caption in zip(text, read, strict=True):
         row[: len(caption)] = caption
     return Batch(
         torch.from_numpy(np.stack([example.square for example in examples])).permute(0, 3, 1, 2),  # b h w c -> b c h w
         torch.tensor([example.look for example in examples]),
         torch.from_numpy(text),
         torch.tensor([example.image_id for example in examples]),
-        # what the text encoder sees: captions that differ in their spaces alone, or past its context, are equal
+        # captions that differ in their spaces alone, or past the text encoder's context, are equal
         torch.tensor([number_of(caption.tobytes()) for caption in captions]).view(len(examples), -1),
         weight,
-        [len(caption) for caption in captions],
+        list(map(len, read)),
         bad,
     )
 
 
 @dataclass(eq=False)
 class TrainingPairs(Dataset[Batch]):
-    """A source with its random transform and draw of captions, out of a cache or read as they come up. captions: of
-    each image in a batch. weights: (len(source),) float32, of the images, or None."""
+    """A source with its random transform and draw of captions, out of a cache or read as they come up. weights:
+    (len(source),) float32, of the images, or None."""
 
     source: PairSource
     augment: Augment
     tokenizer: TextTokenizer
     seed: int
     prepared: Prepared | None = None
-    captions: int = 1
+    wording: Wording = ONE
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class TrainingPairs(Dataset[Batch]):
         else:
             stored, at = self._image(at, bad)
             captions = token_rows(self.tokenizer, self.source.captions(at))
-        return Example.draw(stored, captions, int(self.rows[at]), self.augment, self.captions, mix(self.seed, *draw))
+        return Example.draw(stored, captions, int(self.rows[at]), self.augment, self.wording, mix(self.seed, *draw))
 
     def stored(self, prepared: Prepared, at: int) -> np.ndarray:
         """An image of the cache, or, where it is damaged, the image itself."""

@@ -57,7 +57,7 @@ def watch(setting: Setting, pairs: TrainingPairs, held_out: Batch, lr: float, st
         if not step.finite:
             course.finite = False
             break
-        loss = step.loss / trial.chance(size, pairs.captions)
+        loss = step.loss / trial.chance(size, pairs.wording.count)
         bar.set_postfix_str(f"step {trial.steps}, loss {loss:.2f} of chance, z {z:.1f}", refresh=False)
         if trial.steps % CHECK_EVERY == 0:
             before, z = z, _z(trial.encode(held_out))

@@ -22,6 +22,7 @@ from miniclip.data.loader import Batch, TrainingPairs
 from miniclip.data.recolour import shrink
 from miniclip.data.sampler import TrainSampler
 from miniclip.data.subset import Subset
+from miniclip.data.words import ONE, Wording
 from miniclip.doctor.data import Stage
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
 from miniclip.models.cut import Cut
@@ -71,8 +72,8 @@ def trial_pairs(setting: Setting, source: PairSource, rows: Sequence[int], augme
     options: dict[str, Any] = {"label": "the doctor's images", "allowed": 1.0, "progress": progress}
     with tempfile.TemporaryDirectory() as folder:  # what is mapped stays until it is let go
         store = prepare(chosen, augment, tokenizer, folder=folder, **options)
-    captions = config.data.captions_per_image if augmented else 1
-    return TrainingPairs(chosen, augment, tokenizer, seed=config.run.seed, prepared=store, captions=captions)
+    wording = Wording.of(config.data, tokenizer) if augmented else ONE
+    return TrainingPairs(chosen, augment, tokenizer, seed=config.run.seed, prepared=store, wording=wording)
 
 
 class Trial:

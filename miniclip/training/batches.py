@@ -31,7 +31,9 @@ from miniclip.data.sampler import TrainSampler
 from miniclip.data.stream.held_out import SEEN
 from miniclip.data.stream.lanes import Cursor, cut_short
 from miniclip.data.stream.stream import open_stream
+from miniclip.data.strong import StrongAugment
 from miniclip.data.weights import image_weights
+from miniclip.data.words import Wording
 from miniclip.data.workers import batches_of
 from miniclip.losses.matrix import shares
 from miniclip.models.preprocess import Preprocess
@@ -49,7 +51,9 @@ def build_augment(config: Config, preprocess: Preprocess) -> Augment:
     data = config.data
     own = None if preprocess == Preprocess(preprocess.image_size, resize=preprocess.resize) else preprocess
     look = data.crop_scale, data.flip, data.colour_jitter
-    return Augment(preprocess.image_size, data.augment, *look, preprocess.resize, own)
+    strong = (data.randaugment, data.erasing) if data.randaugment or data.erasing else ()
+    kind = StrongAugment if strong else Augment
+    return kind(preprocess.image_size, data.augment, *look, preprocess.resize, own, *strong)
 
 
 def planned_steps(config: Config, rows: int) -> int:
@@ -96,6 +100,7 @@ class MapBatches:
         if config.run.resume and (any(_token_options(config).values()) or not config.run.allow_changed_data):
             from_main(self._check_newest)
         augment, tokenizer, prepared = build_augment(config, start.preprocess), start.tokenizer, None
+        wording = Wording.of(data, tokenizer)
         if data.cache:
             label, progress, allowed = _label(config), config.log.progress and main, data.max_bad_fraction
             options: dict[str, Any] = {"folder": data.cache_dir, "label": label, "allowed": allowed}
@@ -105,7 +110,7 @@ class MapBatches:
                 named = first_few(prepared.bad)
                 log.warning("%d images cannot be read and are left out: %s", len(prepared.bad), named)
         self.pairs: TrainingPairs | FeaturePairs = TrainingPairs(
-            source, augment, tokenizer, seed, prepared, data.captions_per_image, weights
+            source, augment, tokenizer, seed, prepared, wording, weights
         )
         rows = self.pairs.rows
         options = {"rank": accelerator.process_index, "world": world}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from miniclip.common.fingerprint import digest
 from miniclip.config import Config
-from miniclip.config.sections import require
+from miniclip.config.sections import DataConfig, require
 from miniclip.data.ahead import in_order, threads
 from miniclip.data.cache.features import Features, worked_out
 from miniclip.data.features import FeaturePairs, Views
@@ -44,7 +44,7 @@ def check_views(config: Config) -> None:
     require(config.model.lock_image is not False, f"{said}; set model.lock_image, or leave data.views out")
     why = _why_not(config)["image"]
     require(not why, f"{said}, but {why}; or leave data.views out")
-    same = data.augment == "none" and not data.flip and not data.colour_jitter and data.views > 1
+    same = not _drawn(data) and not data.flip and data.views > 1
     require(not same, f"{said}, and with data.augment=none they are all the same; set data.augment, or data.views=1")
 
 
@@ -60,11 +60,21 @@ def _why_not(config: Config) -> dict[str, str]:
     if not image and (train.low_image_size or train.patch_dropout):
         name = "low_image_size" if train.low_image_size else "patch_dropout"
         image = f"train.{name} changes what it sees; leave that out"
-    if not image and data.views is None and (data.augment != "none" or data.colour_jitter):
-        name = f"augment={data.augment}" if data.augment != "none" else f"colour_jitter={data.colour_jitter}"
-        image = f"data.{name} draws each image anew; set data.views, e.g. to 4, or data.augment=none without jitter"
-    tokens = f"loss.tokens={config.loss.tokens} asks for the captions' tokens; set it to 0"
-    return {"image": image, "text": none or (tokens if config.loss.tokens else "")}
+    if not image and data.views is None and (drawn := _drawn(data)):
+        advice = "set data.views, e.g. to 4, or data.augment=none without jitter"
+        image = f"data.{drawn}={getattr(data, drawn)} draws each image anew; {advice}"
+    text = none
+    if not text and (data.word_drop or data.word_swap):
+        text = f"data.{'word_drop' if data.word_drop else 'word_swap'} changes what it reads; set it to 0"
+    if not text and config.loss.tokens:
+        text = f"loss.tokens={config.loss.tokens} asks for the captions' tokens; set it to 0"
+    return {"image": image, "text": text}
+
+
+def _drawn(data: DataConfig) -> str:
+    """The option that makes another square of an image each time, mirroring apart; empty if none does."""
+    recipes = (name for name in ("colour_jitter", "randaugment", "erasing") if getattr(data, name))
+    return "augment" if data.augment != "none" else next(recipes, "")
 
 
 def features_cut(config: Config, model: DualEncoder) -> Cut:

@@ -29,6 +29,7 @@ from miniclip.data.stream.lanes import START, Cursor, Drawn, Group, Lane, Pool
 from miniclip.data.stream.shards import training_shards
 from miniclip.data.tables.table import Sample, Shard
 from miniclip.data.tables.texts import texts_of
+from miniclip.data.words import ONE, Wording
 from miniclip.data.workers import LOADING, batches_of
 from miniclip.models.protocols import TextTokenizer
 
@@ -67,7 +68,7 @@ class TrainStream:
     batch_size: int
     seed: int
     buffer: int
-    captions: int = 1
+    wording: Wording = ONE
     mixing: Sequence[float] = (1.0,)
     rank: int = 0
     world: int = 1
@@ -164,7 +165,7 @@ class TrainStream:
         image = decode_image(sample.image, sample.name, at_least=2 * self.augment.image_size)
         stored, rows = np.asarray(self.augment.store(image)), token_rows(self.tokenizer, texts)
         seed = mix(self.seed, pool, drawn.epoch, drawn.shard, drawn.row)
-        return Example.draw(stored, rows, image_id(sample.image), self.augment, self.captions, seed)
+        return Example.draw(stored, rows, image_id(sample.image), self.augment, self.wording, seed)
 
 
 @dataclass
@@ -198,7 +199,7 @@ def open_stream(
     """The training split of a configuration; share: rank, world and pin. Raises ValueError or FileNotFoundError."""
     pools = training_shards(config)
     shards = pools if config.mixing else [[shard for shards in pools for shard in shards]]
-    share |= {"captions": config.captions_per_image, "mixing": config.mixing or (1.0,), "workers": config.workers}
+    share |= {"mixing": config.mixing or (1.0,), "workers": config.workers, "wording": Wording.of(config, tokenizer)}
     return TrainStream(shards, augment, tokenizer, config.batch_size, seed, config.shuffle_buffer, **share)
 
 
