@@ -59,13 +59,7 @@ class Example(NamedTuple):
 
     @classmethod
     def draw(
-        cls,
-        stored: np.ndarray,
-        rows: Sequence[np.ndarray],
-        image_id: int,
-        augment: Augment,
-        wording: Wording,
-        seed: int,
+        cls, stored: np.ndarray, rows: list[np.ndarray], image_id: int, augment: Augment, wording: Wording, seed: int
     ) -> Example:
         """One presentation. rows: of token ids, all that an image has."""
         rng = random.Random(seed)
