@@ -11,6 +11,7 @@ _USAGE = """usage: miniclip COMMAND ...
 
   train   train a model: miniclip train --config shapes
   eval    evaluate models: miniclip eval zeroshot --checkpoint runs/shapes --task unseen
+  compare train variants side by side: miniclip compare --config shapes --vary optim.lr=1e-3,2e-3 --out runs/rates
   doctor  look for what would spoil a long run: miniclip doctor --config shapes
   audit   look at a data set before training: miniclip audit --data captioned/
   export  write a model for another library: miniclip export runs/shapes clip --to open_clip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from math import inf
 from typing import Any, get_type_hints
 
@@ -21,7 +22,9 @@ POSITIONAL = {
     "index": ("images",),
     "search": ("index", "words"),
     "app": ("index",),
+    "compare": (),
 }
+REST = "rest"  # parameter that takes the words of a training's configuration, of a command that has them
 
 
 def single(name: str, argv: Sequence[str]) -> int:
@@ -30,15 +33,33 @@ def single(name: str, argv: Sequence[str]) -> int:
     about = (typed.__doc__ or "").partition("\n\n    Args:")[0]
     settings: dict[str, Any] = {"exit_on_error": False, "default_env": False, "allow_abbrev": True}
     parser = ArgumentParser(prog=program, description=about, formatter_class=RawDescriptionHelpFormatter, **settings)
-    add_options(parser, typed, positional=POSITIONAL[name])
+    add_options(parser, typed, skip=(REST,), positional=POSITIONAL[name])
+    takes_rest = REST in (names := {*signature(typed).parameters})
+    words, rest = _divided(argv, names) if takes_rest else (argv, [])
     try:
-        options = at_home(vars(parser.parse_args(_leading(parser, _words(argv, typed)))))
+        options = at_home(vars(parser.parse_args(_leading(parser, _words(words, typed)))))
     except (ArgumentError, ValueError) as error:
         # what is missing, the parser calls by its bare name, be it an option or not
         start, required, missing = refusal(error, typed).partition("are required: ")
         named = (one if one in POSITIONAL[name] else f"--{one}" for one in missing.split(", ") if one)
         return refused(program, f"{start}{required}{', '.join(named)}; see {program} --help")
-    return exit_code(program, partial(typed, **as_parameters(options)), options=set(options))
+    more = {REST: rest} if takes_rest else {}
+    return exit_code(program, partial(typed, **as_parameters(options), **more), options=set(options))
+
+
+def _divided(argv: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The words of the options of these names, one that is given several times with all of its values, and the rest."""
+    own, rest = dict[str, list[str]](), list[str]()
+    values = rest
+    for word in argv:
+        name, given, value = word.partition("=")
+        if name[2:].replace("-", "_") in names or name in ("--help", "-h"):
+            values = own.setdefault(name, [])
+            values += [value] * bool(given)
+        else:
+            values = rest if word.startswith("--") else values
+            values.append(word)
+    return [word for name, values in own.items() for word in (name, *values)], rest
 
 
 def _words(argv: Sequence[str], typed: Any) -> list[str]:
