@@ -18,6 +18,7 @@ from sklearn.metrics import (
     confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
+    precision_score,
     roc_auc_score,
     top_k_accuracy_score,
 )
@@ -244,9 +245,14 @@ def test_classifier_equals_open_clip(model: DualEncoder) -> None:
 
 def test_zero_shot_counts_by_hand() -> None:
     perfect = classify(colour_model(), colours(11), task="colours")
-    assert set(perfect.figures) == {"top1", "balanced_accuracy", "macro_f1", "ece"}
+    assert set(perfect.figures) == {"top1", "balanced_accuracy", "macro_precision", "macro_f1", "ece"}
     assert (perfect["balanced_accuracy"], perfect["macro_f1"]) == (1, 1)
-    for name in ("top1", "balanced_accuracy", "macro_f1"):  # 11 right of 11: the 12th may well be wrong
+    for name in (
+        "top1",
+        "balanced_accuracy",
+        "macro_precision",
+        "macro_f1",
+    ):  # 11 right of 11: the 12th may well be wrong
         assert perfect.figures[name] == (1, pytest.approx(11 / (11 + 1.96**2), abs=0.01), 1, 11)
     assert (perfect.groups, perfect.task, perfect.raw) == ((11,), "colours", None)
     assert perfect.details["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 3]]
@@ -308,6 +314,7 @@ def test_zero_shot_equals_scikit_learn(sample: Sample) -> None:
         "top1": hit.mean(),
         "top5": top_k_accuracy_score(labels, logits, k=5, labels=classes),
         "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+        "macro_precision": precision_score(labels, predicted, labels=[0, 1, 3, 4, 5, 6], average="macro"),
         "macro_f1": f1_score(labels, predicted, labels=[0, 1, 3, 4, 5, 6], average="macro"),
     }
     assert {name: result[name] for name in figures} == pytest.approx(figures, abs=1e-12)

@@ -187,6 +187,15 @@ def test_of_many_classes_the_ends_are_shown() -> None:
         assert table.rows[shown.index(8)] == ("8", "10", "40.0", "50.0", "16.0", "9 (2)")
 
 
+def test_the_means_of_the_classes_stand_below_them() -> None:
+    figures = {"balanced_accuracy": Figure(0.45, 0.3, 0.6, 20), "macro_precision": Figure(0.7, 0.5, 0.8, 20)}
+    figures["macro_f1"] = Figure(0.5, 0.4, 0.7, 20)
+    rows = per_class(("cat", 15, 0.9, 0.8, 0.8), ("dog", 5, 0.5, 0.1, 0.2))
+    (table,) = class_tables(evaluation("zeroshot", figures, {"per_class": rows, "confusion": [[12, 3], [4, 1]]}))
+    assert table.rows[-1] == ("mean of the classes", "20", "45.0", "70.0", "50.0", "")
+    assert table.columns[2:5] == ("recall %", "precision %", "F1 %")
+
+
 # JSON
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+    precision_score,
+    roc_auc_score,
+    roc_curve,
+)
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from miniclip.metrics import weighted
@@ -60,6 +67,9 @@ def test_class_scores_equal_sklearn() -> None:
         assert scores.mean_of_present("recall") == pytest.approx(balanced, abs=1e-14)
         macro = f1_score(labels, predicted, labels=range(5), average="macro", **options)
         assert scores.mean_of_present("f1") == pytest.approx(macro, abs=1e-14)
+        options["zero_division"] = 0
+        macro = precision_score(labels, predicted, labels=range(5), average="macro", **options)
+        assert scores.mean_of_present("precision") == pytest.approx(macro, abs=1e-14)
     nothing = weighted.class_scores(np.zeros((2, 2)))
     assert isnan(nothing.mean_of_present("recall")) and isnan(nothing.mean_of_present("f1"))
 

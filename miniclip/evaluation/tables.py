@@ -171,6 +171,9 @@ def class_tables(result: Evaluation) -> list[Table]:
         folder, name = row.get("folder"), row["class"]
         called = name if folder is None or folder.replace("_", " ") == name else f"{folder} -> {name}"
         lines.append((called, str(row["n"]), *scores, rival))
+    macro = [result.figures.get(name) for name in ("balanced_accuracy", "macro_precision", "macro_f1")]
+    count = str(sum(row["n"] for row in per_class))
+    lines += [("mean of the classes", count, *(show("", figure, False) for figure in macro), "")] * any(macro)
     return [Table(title, ("class", "images", "recall %", "precision %", "F1 %", "most often taken for"), lines)]
 
 

@@ -127,7 +127,7 @@ class Zeroshot(_Labelled):
     """
 
     kind = "zeroshot"
-    figures = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")
+    figures = ("top1", "top5", "balanced_accuracy", "macro_precision", "macro_f1", "ece")
     headline = ("top1", "top5", "balanced_accuracy", "ece")
 
     data: str | None = None

@@ -35,7 +35,8 @@ from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer, TwoTowers
 
 _CHUNK_ELEMENTS = 2**22  # of the (N, C) scores that are alive at a time
-_CLASS_FIGURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")
+_MACRO = {"balanced_accuracy": "recall", "macro_precision": "precision", "macro_f1": "f1"}
+_CLASS_FIGURES = ("top1", "top5", *_MACRO, "ece")
 
 
 class Predictions(NamedTuple):
@@ -109,8 +110,8 @@ def zero_shot(
     templates: see `resolve_templates`; None takes the data set's own prompts or `templates_of`. foreign: images of none
     of the classes; free energy (arXiv:2010.03759), highest probability (arXiv:1610.02136) and entropy are then scored
     by how well they tell those apart.
-    Figures: top1, top5 (from six classes on), balanced_accuracy, macro_f1, ece; auroc_* and fpr95_* with foreign. With
-    prompts that change from image to image top1 is all.
+    Figures: top1, top5 (from six classes on), balanced_accuracy, macro_precision, macro_f1, ece; auroc_* and fpr95_*
+    with foreign. With prompts that change from image to image top1 is all.
     Raises ValueError if there is no image, fewer than two classes, two classes of one name or prompt, or a label out of
     range.
     """
@@ -188,7 +189,7 @@ def _counted(
     def rates(weights: np.ndarray) -> dict[str, float]:
         here, there = weights[: len(labels)], weights[len(labels) :]
         scores = class_scores(confusion(labels, predicted, len(classes), here))
-        figures = {"balanced_accuracy": scores.mean_of_present("recall"), "macro_f1": scores.mean_of_present("f1")}
+        figures = {name: scores.mean_of_present(score) for name, score in _MACRO.items()}
         for name, detection in detections.items():
             figures[f"auroc_{name}"] = detection.auroc(here, there)
             figures[f"fpr95_{name}"] = detection.fpr95(here, there)
@@ -196,7 +197,7 @@ def _counted(
 
     counts = confusion(labels, predicted, len(classes), np.ones(len(labels)))
     # a class weighs the same with few images as with many
-    sizes = dict.fromkeys(("balanced_accuracy", "macro_f1"), balanced_size(counts.sum(1)))
+    sizes = dict.fromkeys(_MACRO, balanced_size(counts.sum(1)))
     ece = Gaps(lambda weights: calibration.gaps(weights[: len(labels)]), "top1")
     statistic = Statistic(shares, rates, gaps={"ece": ece}, sizes=sizes)
     columns = (counts.sum(1).astype(np.int64), *class_scores(counts))

@@ -45,8 +45,8 @@ class ClassScores(NamedTuple):
     f1: np.ndarray
 
     def mean_of_present(self, score: str) -> float:
-        """Mean of a score over the classes that have images; NaN if none has."""
-        present = self._asdict()[score][~np.isnan(self.recall)]
+        """Mean of a score over the classes that have images; NaN if none has. A precision of NaN counts as 0."""
+        present = np.nan_to_num(self._asdict()[score][~np.isnan(self.recall)])
         return float(present.mean()) if len(present) else float("nan")
 
 
