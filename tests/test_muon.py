@@ -25,7 +25,7 @@ from miniclip.config import ConfigError, OptimConfig, load_config
 from miniclip.models.cut import Tower
 from miniclip.training.accelerator import check_sharding
 from miniclip.training.learning import check_learning, parameter_groups
-from miniclip.training.muon import Muon, orthogonal
+from miniclip.training.muon import Muon, iterated, iterated_on_gram, orthogonal
 from miniclip.training.optim import build_optimizer
 
 MUON = OptimConfig(name="muon", lr=2e-2, weight_decay=0.1)
@@ -38,7 +38,8 @@ def stepped(parameters: list[nn.Parameter], gradients: list[list[Tensor]], optim
         optimizer.step()
 
 
-def test_steps_are_those_of_torch() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_steps_are_those_of_torch(half: bool) -> None:
     """torch's own works in bfloat16, whose rounding is 2^-9: two steps of a fused, a tall, a convolution's matrix."""
     draw = torch.Generator().manual_seed(0)
     shapes = (24, 8), (16, 5), (4, 6, 3, 3)
@@ -49,7 +50,7 @@ def test_steps_are_those_of_torch() -> None:
     ours[2].data = ours[2].data.to(memory_format=torch.channels_last)
     plain: dict[str, Any] = {"weight_decay": 0.3, "lr": 0.1}
     groups = [{"params": ours[:1], "matrices": 3, **plain}, {"params": ours[1:], "matrices": 1, **plain}]
-    stepped(ours, gradients, Muon(groups, fused=True))
+    stepped(ours, gradients, Muon(groups, half, fused=True))
     # q, k and v each for itself, a kernel as (out, in * height * width)
     split = [*values[0].split(8), values[1], values[2].flatten(1)]
     theirs = [nn.Parameter(value.clone()) for value in split]
@@ -75,6 +76,17 @@ def test_orthogonal(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, torch.diag_embed(values), atol=1e-4, rtol=0)
     torch.testing.assert_close(orthogonal(1e-3 * stack), orthogonal(stack), atol=1e-3, rtol=0)
     assert not orthogonal(torch.zeros(shape)).any()
+
+
+def test_products_of_the_small_side() -> None:
+    """Also where most singular values are small, as a gradient's are, they come to what the plain rounds make."""
+    draw = torch.Generator().manual_seed(3)
+    u, _, v = torch.linalg.svd(torch.randn(4, 32, 128, generator=draw, dtype=torch.float64), full_matrices=False)
+    stack = u * torch.logspace(0, -6, 32) @ v
+    stack /= torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(iterated_on_gram(stack), iterated(stack), rtol=1e-9, atol=1e-9)
+    found, expected = iterated_on_gram(stack.float()).double(), iterated(stack)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("preset", ["tiny-resnet", "tiny-vit"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -12,9 +13,9 @@ from miniclip.training.learning import parameter_groups, regrouped
 from miniclip.training.muon import Muon
 
 
-def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101), one fused kernel over all parameters; with Muon, over all but the inner matrices."""
-    kind = Muon if config.name == "muon" else torch.optim.AdamW
+def build_optimizer(model: DualEncoder, config: OptimConfig, half: bool = False) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101), one fused kernel over all parameters, or Muon. half: whether Muon computes in bf16."""
+    kind = partial(Muon, half=half) if config.name == "muon" else torch.optim.AdamW
     optimizer = kind(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     optimizer.register_load_state_dict_pre_hook(regrouped)
     return optimizer

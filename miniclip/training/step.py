@@ -75,7 +75,7 @@ class Learner:
         sharded = accelerator.distributed_type == "FSDP"
         if sharded:
             self.model.flatten_scalars_()
-        optimizer = build_optimizer(self.model, config.optim)
+        optimizer = build_optimizer(self.model, config.optim, config.train.precision == "bf16")
         head = [] if counts is None else [head_of(self.model, counts, optimizer, config.optim.weight_decay)]
         self.options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         self.prepared, self.optimizer, *head = accelerator.prepare(self.model, optimizer, *head)
