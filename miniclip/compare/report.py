@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from miniclip.compare import charts
 from miniclip.compare.charts import Panel
 from miniclip.compare.curves import FALL, WINDOW, Parting
 from miniclip.compare.latex import latex
-from miniclip.compare.results import Comparison, read_comparison
+from miniclip.compare.results import Results, read_results
 from miniclip.compare.statistics import best, paired, spread
 from miniclip.compare.tables import BEST, detail_tables, given_tables, result_tables, run_table
 from miniclip.evaluation.report.markdown import inline, line
@@ -53,14 +54,14 @@ def write_report(folder: Path) -> list[Path]:
 
     Raises FileNotFoundError without a plan, ValueError for one that is damaged, and DiskFull.
     """
-    found = read_comparison(folder)
+    found = read_results(folder)
     seeds = len({run.seed for run in found.runs})
-    title = f"{folder.resolve().name}: {_count(len(found.variants), 'variant')}, {_count(seeds, 'seed')}"
+    title = f"{folder.resolve().name}: {_count(len(found.names), 'variant')}, {_count(seeds, 'seed')}"
     parted = sections(found)
     values: dict[str, Any] = {"title": title, "status": _status(found), "sections": parted}
     frame = {"width": charts.WIDTH, "height": charts.HEIGHT, **charts.FRAME}
     here, tables = Path(__file__), [table for section in parted for table in section.tables]
-    page = values | frame | {"names": [variant.name for variant in found.variants]}
+    page = values | frame | {"names": found.names}
     texts = {
         "compare.html": render_page(
             here.with_name("compare.html"), **page, look=_look, remark=_remark, is_words=is_words
@@ -77,7 +78,7 @@ def write_report(folder: Path) -> list[Path]:
 
 def show(folder: Path) -> None:
     """The first tables, on the terminal. Raises what write_report does."""
-    found, console = read_comparison(folder), open_console()
+    found, console = read_results(folder), open_console()
     given, *_ = given_tables(found)
     for table in (*result_tables(found, found.main, ""), given._replace(title="what each was given")):
         show_table(console, *table)
@@ -85,7 +86,7 @@ def show(folder: Path) -> None:
         console.print(plain(item))
 
 
-def sections(found: Comparison) -> list[Section]:
+def sections(found: Results) -> list[Section]:
     """In the order in which a reader asks: which is best, is it fair, what happened on the way, and all the rest."""
     metric = charts.metric_of(found)
     partings = charts.partings(found, metric) if metric else {}
@@ -106,21 +107,21 @@ def sections(found: Comparison) -> list[Section]:
     return [part for part in parts if part.title == "Results" or part.tables or part.panels or part.items]
 
 
-def numbers(found: Comparison) -> dict[str, Any]:
+def numbers(found: Results) -> dict[str, Any]:
     """What compare.json holds: the plan, each run, and of each variant every figure, at full precision."""
     runs = [
         {
-            "variant": found.variants[run.variant].name,
-            **{key: getattr(run, key) for key in ("seed", "place", "lacking", "training", "figures")},
+            "variant": found.names[run.variant],
+            **{key: getattr(run, key) for key in ("seed", "dir", "lacking", "training", "figures", "parameters")},
         }
         for run in found.runs
     ]
-    return {"plan": found.plan, "runs": runs, "variants": [_variant(found, k) for k in range(len(found.variants))]}
+    return {"plan": asdict(found.plan), "runs": runs, "variants": [_variant(found, k) for k in range(len(found.names))]}
 
 
-def _variant(found: Comparison, k: int) -> dict[str, Any]:
-    variant, figures, metric = found.variants[k], dict[str, Any](), charts.metric_of(found)
-    every = range(len(found.variants))
+def _variant(found: Results, k: int) -> dict[str, Any]:
+    variant, figures, metric = found.plan.variants[k], dict[str, Any](), charts.metric_of(found)
+    every = range(len(found.names))
     for name in found.figures:
         if own := found.seeds(k, name):
             apart = paired(found.seeds(0, name), own) if k else None
@@ -128,29 +129,28 @@ def _variant(found: Comparison, k: int) -> dict[str, Any]:
             told = {"seeds": own, "difference": apart and apart._asdict(), "best": ahead}
             figures[name] = spread([*own.values()])._asdict() | told
     part = charts.partings(found, metric).get(k) if metric else None
-    about = {"name": variant.name, "options": variant.options, "parameters": variant.parameters}
+    about = {"name": variant.name, "options": variant.options}
     return {**about, "metric": metric, "parting": part and part._asdict(), "figures": figures}
 
 
-def _status(found: Comparison) -> str:
+def _status(found: Results) -> str:
     plan, done = found.plan, sum(not run.lacking for run in found.runs)
-    budget = plan.get("budget")
-    given = f" Each run has {budget['value']:,} {_UNITS[budget['kind']]}." if isinstance(budget, Mapping) else ""
-    return f"{done} of {_count(len(found.runs), 'run')} finished.{given} {plan.get('time')}: {plan.get('command')}"
+    given = f"{plan.budget['value']:,} {_UNITS[plan.budget['kind']]}"
+    return f"{done} of {_count(len(found.runs), 'run')} finished. Each is given {given}. {plan.time}: {plan.command}"
 
 
-def _lacking(found: Comparison) -> list[str]:
-    return [f"{found.variants[run.variant].name}, seed {run.seed}: {run.lacking}" for run in found.runs if run.lacking]
+def _lacking(found: Results) -> list[str]:
+    return [f"{found.names[run.variant]}, seed {run.seed}: {run.lacking}" for run in found.runs if run.lacking]
 
 
-def _parting_table(found: Comparison, metric: str | None, partings: Mapping[int, Parting]) -> list[Table]:
+def _parting_table(found: Results, metric: str | None, partings: Mapping[int, Parting]) -> list[Table]:
     if metric is None or not partings:
         return []
     name, rows = metric.rpartition("/")[2], []
     for k, one in partings.items():
         shown = (f"{one.step:,.0f}", value_text(name, one.best), value_text(name, one.last))
         losses = (f"{one.loss:.3f}", f"{one.loss_last:.3f}")
-        rows.append((found.variants[k].name, *shown, *losses, f"from step {one.step:,.0f}" if one.part else "no"))
+        rows.append((found.names[k], *shown, *losses, f"from step {one.step:,.0f}" if one.part else "no"))
     of = metric.removeprefix("eval/")
     columns = ("best at step", f"{of} there", "at the end", "loss / chance there", "at the end", "do they part?")
     return [Table("", ("variant", *columns), rows)]
