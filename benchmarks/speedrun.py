@@ -60,7 +60,7 @@ def one(track: Track, seed: int, folder: Path, options: list[str]) -> dict[str, 
     # which a run writes when its data are there, right before its first step
     prepared = (folder / "config.yaml").stat().st_mtime - started
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    test = {f"{e['task']}/{name}": value for e in results["results"] for name, value in e["figures"].items()}
+    test = {f"{e['task']}/{name}": value["value"] for e in results["results"] for name, value in e["figures"].items()}
     found, training = {"prepared": prepared, "training": results["training"]["train_seconds"]}, results["training"]
     if track.best:
         step = training["best"]["step"]
