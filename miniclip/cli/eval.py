@@ -20,6 +20,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from miniclip.cli.classify import classify
+from miniclip.cli.dream import dream
 from miniclip.cli.evaluate import evaluate
 from miniclip.cli.interpolate import interpolate
 from miniclip.cli.matrix import matrix
@@ -39,6 +40,7 @@ _EXAMPLES = """examples:
   eval.py matrix    --checkpoint runs/flickr8k --data captioned/ --size 512
   eval.py audit     --data captioned/ --json audit.json --png audit.png
   eval.py report    runs/flickr8k
+  eval.py dream     runs/shapes "a red star" "a blue ring" --out dream.png
   eval.py interpolate --from runs/a --to runs/b --task retrieval:photos/ --keep FOLDER --out between
 """
 
@@ -64,6 +66,7 @@ _COMMANDS: dict[str, _Command] = {
     "matrix": matrix,
     "audit": audit,
     "report": report,
+    "dream": dream,
 }
 
 
@@ -108,7 +111,7 @@ def _parser(program: str) -> ArgumentParser:
     for name, typed in (TASKS | _COMMANDS).items():
         about = (typed.__doc__ or "").split("\n")[0]
         options = ArgumentParser(description=about, **settings)
-        add_options(options, typed, positional=("run",))
+        add_options(options, typed, positional=("run", "model", "captions"))
         if name in TASKS:
             add_options(options, evaluate, skip=("task", "line"))
         commands.add_subcommand(name, options, help=about)
