@@ -180,6 +180,7 @@ LOCKS = {
     "resnet": ["--model.lock_image", "true", *RESNET],
     "last stages": ["--model.lock_image", "2", "--data.flip", "0.5", *RESNET],
     "text": ["--model.lock_text", "true", "--data.augment", "crop", "--data.flip", "0.5"],
+    "words left out": ["--model.lock_image", "true", "--data.word_drop", "0.3", "--data.captions_by", "length"],
     "last block of text": ["--model.lock_text", "1", "--data.captions_per_image", "3", "--data.workers", "1"],
     "both, cached gradients": ["--model.lock_image", "1", "--model.lock_text", "1", "--train.micro_batch_size", "3"],
 }
