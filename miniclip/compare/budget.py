@@ -6,6 +6,7 @@ to the bit, one that looks at a clock cannot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -16,8 +17,7 @@ from miniclip.compare.runner import Job
 from miniclip.config import Config, ConfigError
 
 ROUNDS = 2  # of trials: the variants take turns, as the machine may be busier at one time than at another
-_LINES = 3  # of the log for each side of the images; the first of them warms up
-_EVERY = 5  # steps of a line at most
+_WARMUP, _TIMED = 5, 10  # steps of a trial at each side of the images
 
 
 class Budget(NamedTuple):
@@ -27,29 +27,30 @@ class Budget(NamedTuple):
     value: float
 
 
-def budget_of(config: Config, steps: int | None, samples: int | None, seconds: float | None) -> tuple[Budget, bool]:
-    """What was asked for, and True; or the configuration's train.max_steps, and False. Raises ConfigError."""
+def asked_budget(steps: int | None, samples: int | None, seconds: float | None) -> Budget | None:
+    """What was asked for, if anything. Raises ConfigError."""
     asked = [Budget(k, v) for k, v in (("steps", steps), ("samples", samples), ("seconds", seconds)) if v is not None]
     if len(asked) > 1:
         raise ConfigError(f"--{asked[0].kind} and --{asked[1].kind} exclude each other; give one")
-    if asked and not 0 < asked[0].value < float("inf"):
-        raise ConfigError(f"--{asked[0].kind} {asked[0].value} must be above 0")
-    if asked:
-        return asked[0], True
+    if asked and not 0 < asked[0].value < math.inf:
+        raise ConfigError(f"--{asked[0].kind} {asked[0].value} must be above 0 and finite")
+    return asked[0] if asked else None
+
+
+def configured_budget(config: Config) -> Budget:
+    """Raises ConfigError where the configuration counts epochs."""
     if config.train.max_steps is None:
         raise ConfigError("the configuration counts epochs; say what a run is given by --steps, --samples or --seconds")
-    return Budget("steps", config.train.max_steps), False
+    return Budget("steps", config.train.max_steps)
 
 
-def steps_of(budget: Budget, asked: bool, config: Config) -> int | None:
-    """Of a variant; None where only a trial can tell."""
-    if budget.kind == "seconds":
+def steps_of(asked: Budget | None, config: Config) -> int | None:
+    """Of a variant with that configuration; None where only a trial can tell."""
+    if asked is None:
+        return int(configured_budget(config).value)  # its own, which may be varied
+    if asked.kind == "seconds":
         return None
-    if not asked:  # its own, which may be varied
-        if config.train.max_steps is None:
-            raise ConfigError("a variant counts epochs; use train.max_steps in all of them, or --steps")
-        return config.train.max_steps
-    return max(1, round(budget.value / (config.data.batch_size if budget.kind == "samples" else 1)))
+    return max(1, round(asked.value / (config.data.batch_size if asked.kind == "samples" else 1)))
 
 
 def trials(name: str, config: Config, words: Sequence[str], folder: Path) -> list[Job]:
@@ -57,8 +58,8 @@ def trials(name: str, config: Config, words: Sequence[str], folder: Path) -> lis
 
     folder: theirs begin so.
     """
-    every = min(config.log.every, _EVERY)
-    steps = every * _LINES * (1 + (config.train.low_image_size is not None))
+    every = _WARMUP if config.log.every >= _WARMUP else 1  # a step that is logged takes longer
+    steps = (_WARMUP + _TIMED) * (1 + (config.train.low_image_size is not None))
     # nothing but steps, half of them at each side of the images
     quiet = ["--eval.tasks=[]", "--eval.every=0", "--eval.best=null", "--eval.guard=null", "--log.matrix_every=0"]
     quiet += ["--log.trackers=[]", "--run.checkpoint_every=0", "--train.profile_steps=0", "--train.low_share=0.5"]
@@ -68,15 +69,13 @@ def trials(name: str, config: Config, words: Sequence[str], folder: Path) -> lis
 
 def step_seconds(config: Config, folders: Sequence[Path]) -> float:
     """Of a step of the run, on the average over its sides of images, by what its trials logged."""
-    times: list[list[float]] = [[], []]
-    for folder in folders:
-        speeds = [line["samples_per_s"] for line in metric_lines(folder) if "samples_per_s" in line]
-        found = [config.data.batch_size / speed for speed in speeds]
-        low = found[: len(found) // 2] if config.train.low_image_size is not None else []
-        for k, of_side in enumerate((low, found[len(low) :])):
-            times[k] += of_side[1:]
-    share = config.train.low_share if times[0] else 0.0
-    return share * (median(times[0]) if times[0] else 0.0) + (1 - share) * median(times[1])
+    times: list[list[float]] = [[], []]  # at the side that a trial begins and, with low_image_size, ends with
+    for line in (line for folder in folders for line in metric_lines(folder) if "samples_per_s" in line):
+        later, step = divmod(line["step"] - 1, _WARMUP + _TIMED)
+        if step >= _WARMUP:
+            times[later].append(config.data.batch_size / line["samples_per_s"])
+    first = median(times[0])
+    return first + (1 - config.train.low_share) * (median(times[1]) - first) if times[1] else first
 
 
 def steps_in(seconds: float, each: float) -> int:

@@ -16,8 +16,8 @@ from miniclip.common.durable import remove
 from miniclip.common.lock import LOCK, Taken, alone_in
 from miniclip.common.stopping import Passing
 from miniclip.compare import report
-from miniclip.compare.budget import budget_of, step_seconds, steps_in, steps_of, trials
-from miniclip.compare.grid import Variant, flat_config, seeds_of, variants_of
+from miniclip.compare.budget import asked_budget, configured_budget, step_seconds, steps_in, steps_of, trials
+from miniclip.compare.grid import OPTIONS, Variant, axes_of, flat_config, seeds_of, variants_of
 from miniclip.compare.plan import TRIAL, TUNE, Plan, given, load_plan, merged
 from miniclip.compare.runner import Failure, Job, Machine, cores
 from miniclip.compare.tune import metric_of, tune, tuned_values
@@ -47,15 +47,18 @@ class Comparison:
     """Checked as a whole when it is made: ValueError or OSError for what cannot be run, and nothing is written."""
 
     def __init__(self, asked: Request, machine: Machine) -> None:
-        config = load_config(asked.base)
         self.asked, self.out, self.machine = asked, asked.out, machine
-        self.budget, told = budget_of(config, asked.steps, asked.samples, asked.seconds)
-        variants = variants_of(asked.base, asked.vary, told)
+        budget = asked_budget(asked.steps, asked.samples, asked.seconds)
+        axes = axes_of(asked.base, asked.vary, budget is not None)
+        config = load_config(asked.base, OPTIONS)
+        seeds = seeds_of(asked.seeds, config.run.seed)
+        self.budget = budget or configured_budget(config)
         self.metric = metric_of(config, asked.metric)
-        base = flat_config(config)
+        variants = variants_of(asked.base, axes)
+        tuned, base = self._tuned(variants), flat_config(config)
         found = given(variants, base)
         for one, variant in zip(found, variants, strict=True):
-            one.steps = steps_of(self.budget, told, variant.config)
+            one.steps = steps_of(budget, variant.config)
         check_folder("--out", self.out)
         old = load_plan(self.out)
         if old is None and self.out.is_dir() and any(path.name != LOCK for path in self.out.iterdir()):
@@ -66,9 +69,9 @@ class Comparison:
             asked.config,
             self.budget._asdict(),
             str(self.metric),
-            self._tuned(variants),
+            tuned,
             base,
-            seeds_of(asked.seeds, config.run.seed),
+            seeds,
             found,
             [],
         )
@@ -142,6 +145,8 @@ class Comparison:
     def _time(self) -> None:
         """Steps of the variants that were given seconds."""
         left = [(one, stem) for one, stem in zip(self.plan.variants, self.plan.stems(), strict=True) if not one.steps]
+        if not left:
+            return
         own = [
             trials(one.name, self.configs[one.name], [*self.shared, *one.words], self.out / TRIAL / stem)
             for one, stem in left

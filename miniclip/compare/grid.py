@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,31 +28,38 @@ class Variant:
     config: Config
 
 
-def variants_of(base: Sequence[str], vary: Sequence[str], budget: bool) -> list[Variant]:
-    """Every combination, in the order of the values, of the configuration that the words base are of.
+def axes_of(base: Sequence[str], vary: Sequence[str], budget: bool) -> dict[str, list[Any]]:
+    """Each key that is varied, with its values.
 
-    vary: KEY=VALUE,VALUE each. budget: whether the length of the runs is given otherwise. Raises ConfigError that names
-    the variant for what no training would take.
+    base: words of a training that all runs share. vary: KEY=VALUE,VALUE each. budget: whether the length of the runs is
+    given otherwise. Raises ConfigError.
     """
-    axes = [_axis(text) for text in vary]
-    keys = [key for key, _ in axes]
     known = ["config", *(f"{name}.{field.name}" for name, section in SECTIONS.items() for field in fields(section))]
-    for key in keys:
+    given = {word[2:].partition("=")[0] for word in base if word.startswith("--")}
+    axes: dict[str, list[Any]] = {}
+    for text in vary:
+        key, values = _axis(text)
+        if key in axes:
+            raise ConfigError(f"--vary {key} is there twice; list its values in one")
+        axes[key] = values
+    for key in axes:
         if key not in known:  # which a parser might take for the beginning of another
             raise ConfigError(f"--vary {key}: no such key{did_you_mean(key, known)}")
-        if keys.count(key) > 1:
-            raise ConfigError(f"--vary {key} is there twice; list its values in one")
-    given = {word[2:].partition("=")[0] for word in base if word.startswith("--")}
-    for key in [*given, *keys]:
-        if key in _OWN or (key in keys and key.startswith("run.")):
+        if key in given and key != "config":
+            raise ConfigError(f"--{key} is given and varied; leave one of them out")
+    for key in [*given, *axes]:
+        if key in _OWN or (key in axes and key.startswith("run.")):
             raise ConfigError(f"{key} is the comparison's own: it gives each run a folder in --out, and --seeds a seed")
         if budget and key in _LENGTH:
             raise ConfigError(f"{key} is the length of a run, and so are --steps, --samples and --seconds; give one")
-        if key in given and key in keys and key != "config":
-            raise ConfigError(f"--{key} is given and varied; leave one of them out")
+    return axes
+
+
+def variants_of(base: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> list[Variant]:
+    """Every combination, in the order of the values. Raises ConfigError that names one that no training would take."""
     found = []
-    for values in itertools.product(*(values for _, values in axes)):
-        options = dict(zip(keys, values, strict=True))
+    for values in itertools.product(*axes.values()):
+        options = dict(zip(axes, values, strict=True))
         name = ", ".join(f"{key}={word(value)}" for key, value in options.items())
         found.append(Variant(name or "as configured", options, _loaded(name, [*base, *words(options)])))
     return found

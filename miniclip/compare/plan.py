@@ -111,9 +111,8 @@ def load_plan(folder: Path) -> Plan | None:
 
 def merged(old: Plan, new: Plan, folder: Path) -> Plan:
     """The old plan with the variants and seeds that the new one adds. Raises ValueError where anything else differs."""
-    before = {"budget": old.budget, "metric": old.metric if old.tune else None, "tune": old.tune}
-    now = {"budget": new.budget, "metric": new.metric if new.tune else None, "tune": new.tune}
-    _same(before, now, folder)
+    for key in ("budget", "tune", *(["metric"] if old.tune else [])):
+        _same({key: getattr(old, key)}, {key: getattr(new, key)}, folder)
     _same(old.base, new.base, folder)
     by_name = {one.name: one for one in new.variants}
     for one in old.variants:

@@ -111,7 +111,7 @@ def devices() -> list[str]:
 
 def last_step(folder: Path) -> int:
     """That metrics.jsonl tells of last, or 0."""
-    with suppress(OSError, ValueError, KeyError, TypeError), (folder / "metrics.jsonl").open("rb") as file:
+    with suppress(OSError, ValueError, LookupError, TypeError), (folder / "metrics.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
         return int(json.loads(file.read().split(b"\n")[-2])["step"])
     return 0
