@@ -119,6 +119,9 @@ def test_the_rest_moves_as_with_adamw() -> None:
             other.grad = one.grad.clone()
         for optimizer in moved:
             optimizer.step()
+    later = nn.Parameter(torch.ones(2, 2))
+    moved[0].add_param_group({"params": [later]})  # as a head that is no part of the model
+    assert moved[0].param_groups[-1]["matrices"] == 0
     inner = {p for group in moved[0].param_groups if group["matrices"] for p in group["params"]}
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other) != (one in inner)

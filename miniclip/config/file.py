@@ -64,6 +64,9 @@ class Config:
             f"data.weights_for=sampler draws an image several times in a batch, and loss.positives={loss.positives} "
             "would push it away from its own captions; use loss.positives=identity",
         )
+        for name in self.train.dropped if self.model.activation_checkpointing else ():
+            drawn = f"train.{name} draws in the blocks what model.activation_checkpointing would draw anew"
+            raise ConfigError(f"{drawn} in the backward pass; set one of them to 0 or false")
 
     def with_start(self) -> Config:
         """Fill in where logit scale and bias of a sigmoid loss start: 10 and -10 (arXiv:2303.15343, section 3.2)."""
@@ -224,6 +227,6 @@ def smaller_training(config: Config, processes: int) -> list[str]:
     pairs = config.train.micro_batch_size or -(-config.data.batch_size // processes)
     if pairs > 1:
         options.append(f"--train.micro_batch_size {pairs // 2}")
-    if not config.model.activation_checkpointing:
+    if not config.model.activation_checkpointing and not config.train.dropped:
         options.append("--model.activation_checkpointing true")
     return [*options, f"--data.batch_size {max(2, config.data.batch_size // 2)}"]

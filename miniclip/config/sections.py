@@ -348,6 +348,9 @@ class TrainConfig:
         small_vocabulary: train only the rows of the token table that the training captions use. The finished model has
             the whole table and takes any text.
         patch_dropout: share of a ViT's patches that training leaves out at random (FLIP, arXiv:2212.00794); 0 for none.
+        dropout: share of the numbers that each residual branch of both towers adds that training sets to 0.
+        drop_path: probability that training leaves out an image's branches in the last block of the image tower, and
+            less the earlier the block (stochastic depth, arXiv:1603.09382).
         low_image_size: side, in pixels, to which the first steps' images are shrunk: most is learnt from few pixels,
             and a quarter of them costs a quarter. Null trains on model.image_size throughout.
         low_share: share of the steps that do so.
@@ -366,6 +369,8 @@ class TrainConfig:
     compile: bool = False
     small_vocabulary: bool = False
     patch_dropout: float = 0.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
     low_image_size: int | None = None
     low_share: float = 0.75
     ema: float = 0.0
@@ -381,10 +386,18 @@ class TrainConfig:
         require(finite, f"train.epochs={self.epochs} must be above 0 and finite")
         drop = self.patch_dropout
         require(0 <= drop < 1, f"train.patch_dropout={drop} is a share of the patches; use 0 to below 1, e.g. 0.5")
+        for name in ("dropout", "drop_path"):
+            rate = getattr(self, name)
+            require(0 <= rate < 1, f"train.{name}={rate} is a probability; use 0 to below 1, e.g. 0.1")
         at_least("train", self, max_steps=1, micro_batch_size=1, low_image_size=1, profile_steps=0, cpu_threads=1)
         require(0 < self.timeout < math.inf, f"train.timeout={self.timeout} is in minutes; use a value above 0")
         require(0 <= self.ema < 1, f"train.ema={self.ema} must lie in [0, 1); a usual one is 0.999")
         require(0 < self.low_share <= 1, f"train.low_share={self.low_share} must lie in (0, 1]")
+
+    @property
+    def dropped(self) -> list[str]:
+        """Which of the options that leave out parts of the blocks are set."""
+        return [name for name in ("dropout", "drop_path") if getattr(self, name)]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from miniclip.models.cut import WHOLE, Cut, Tower
 from miniclip.models.lora import adapt_, adaptable, available, chosen
 from miniclip.models.start import Start
 from miniclip.training.diagnostics import tower_of
+from miniclip.training.dropout import check_dropped
 
 KINDS = ("image", "text")
 _HEADS = ("image_head.", "text_head.")
@@ -73,8 +74,8 @@ def check_learning(config: Config, start: Start) -> None:
         raise ConfigError("model.lora_image and lora_text need peft: pip install 'miniclip[lora]'")
     if asked.lora_targets is not None and not any(ranks):
         raise ConfigError("model.lora_targets is for model.lora_image and lora_text; set a rank, or leave it out")
-    muon = config.optim.name == "muon"
-    if not (asked.lock_image or asked.lock_text or any(ranks) or config.optim.layer_decay < 1 or muon):
+    muon, dropped = config.optim.name == "muon", config.train.dropped
+    if not (asked.lock_image or asked.lock_text or any(ranks) or config.optim.layer_decay < 1 or muon or dropped):
         return
     with torch.device("meta"):
         model = start.make()
@@ -90,6 +91,7 @@ def check_learning(config: Config, start: Start) -> None:
                 raise ConfigError(f"optim.layer_decay={config.optim.layer_decay}: {unknown}; use optim.lr_{kind}")
             if muon:
                 raise ConfigError(f"optim.name=muon is for the matrices of the blocks, and {unknown}; use adamw")
+    check_dropped(config.train, {kind: _tower(model, kind) for kind, k in zip(KINDS, cut, strict=True) if k != WHOLE})
 
 
 def lock_(model: DualEncoder, config: ModelConfig) -> None:

@@ -31,7 +31,7 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], half: bool = False, **options: Any) -> None:
         super().__init__(groups, **options)
-        self.half = half
+        self.half, self.defaults["matrices"] = half, 0
         # AdamW's kernel skips a step that overflows in fp16; here GradScaler has to leave out the call
         self._step_supports_amp_scaling = False
 

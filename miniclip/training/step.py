@@ -24,6 +24,7 @@ from miniclip.models.start import Start
 from miniclip.models.vocabulary import use_small_vocabulary_
 from miniclip.training.accelerator import tune_for_device
 from miniclip.training.diagnostics import step_figures
+from miniclip.training.dropout import drop_
 from miniclip.training.ema import Average
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.learning import lock_
@@ -69,7 +70,7 @@ class Learner:
         self.model = start.make()
         if vocabulary is not None:
             use_small_vocabulary_(self.model.text_tower, vocabulary)
-        self.model.visual.patch_dropout = config.train.patch_dropout
+        drop_(self.model, config.train)
         lock_(self.model, config.model)
         tune_for_device(self.model, accelerator.device, config.train.compile)
         sharded = accelerator.distributed_type == "FSDP"
