@@ -402,7 +402,7 @@ def test_every_command_runs(
 ) -> None:
     """Shortened by options, in this process; for whom a push is, export's tests read with that library."""
     monkeypatch.setattr("miniclip.export.publish.export", lambda *given: given[-1].mkdir())
-    monkeypatch.setattr("miniclip.compare.comparison.Comparison.run", lambda _: None)  # of trainings that have a test each
+    monkeypatch.setattr("miniclip.compare.comparison.Comparison.run", lambda _: None)  # it has tests of its own
     place(here, program, words)
     if program == "train":
         shorter = [*SMALL.split(), "--run.dir", str(tmp_path / "run")]
