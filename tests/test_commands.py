@@ -58,6 +58,7 @@ SHORTER = {
     "matrix": "--size 8",
     "probe": "--shots 1 --draws 1",
     "audit": "--limit 8 --batch_size 4",
+    "dream": "--steps 2 --samples 1",
 }
 
 

@@ -134,7 +134,7 @@ def test_a_view_is_a_square_at_the_same_place_of_all() -> None:
             seen = view(x, generator)
             assert seen.shape == x.shape and torch.equal(seen[0], seen[1])
             slope = (seen.select(along, 20) - seen.select(along, 10)).mean().item() / (10 / 31)
-            assert 0.74 <= slope <= 1.001 and seen.min() >= 0 and seen.max() <= 1
+            assert 0.49 <= slope <= 1.001 and seen.min() >= 0 and seen.max() <= 1
 
 
 # Whole dreams

@@ -25,8 +25,8 @@ from miniclip.models.protocols import TextTokenizer, TwoTowers
 
 NEUTRAL = ("a picture", "a photo", "an image", "a drawing")
 MOMENTS = 5  # of a chain, that are kept
-_SMALLEST = 0.75  # side of a view, of the image's
-_START_DEVIATION = 0.1  # around middle grey
+_SMALLEST = 0.5  # side of a view, of the image's
+_START_DEVIATION = 0.05  # around middle grey
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Dreaming:
 
     chain: Chain = field(default_factory=Chain)
     samples: int = 4
-    views: int = 2
+    views: int = 1
     seed: int = 0
 
 

@@ -31,10 +31,10 @@ class Chain:
     its deviation. temperature: of E / temperature. smooth: deviation in pixels of the Gaussian kernel in A; 0 is M = 1.
     """
 
-    steps: int = 200
-    step: float = 1e-4
+    steps: int = 250
+    step: float = 2e-6
     noise: float = 1.0
-    temperature: float = 0.1
+    temperature: float = 1e-4
     smooth: float = 2.0
 
 
