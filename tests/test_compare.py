@@ -24,7 +24,6 @@ from test_training import TINY, environment, lines, run
 
 from miniclip.cli.single import single
 from miniclip.common.console import open_console
-from miniclip.compare import comparison as whole
 from miniclip.compare.budget import ROUNDS, step_seconds, trials
 from miniclip.compare.grid import axes_of, folder_name, seeds_of, split_values, variants_of
 from miniclip.compare.plan import load_plan
@@ -47,8 +46,8 @@ def config_file(tmp_path: Path) -> str:
 @pytest.fixture
 def compare(config_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command on trainings that cost nothing; what stands in the folder by then is told to the page."""
-    monkeypatch.setattr(whole.report, "write_report", lambda folder: [folder / "compare.html"])
-    monkeypatch.setattr(whole.report, "show", lambda folder: None)
+    monkeypatch.setattr("miniclip.compare.report.write_report", lambda folder: [folder / "compare.html"])
+    monkeypatch.setattr("miniclip.compare.report.show", lambda folder: None)
     monkeypatch.setattr("miniclip.compare.runner._POLL", 0.02)
 
     def command(*words: str, out: str = "out") -> int:
@@ -132,6 +131,7 @@ def test_folders_are_plain_and_apart() -> None:
         (["--seeds", "1,1"], "--seeds 1,1: there must be at least one, each once"),
         (["--seeds", f"0,{SEED}"], "in [0, 1,000,000)"),
         (["--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["--launch", "acelerate launch"], "--launch acelerate launch: there is no program acelerate"),
         (["--metric", "shape/top2"], "--metric shape/top2: shape counts top1, "),
         (["--metric", "colour/top1"], "--metric colour/top1: the tasks are shape"),
         (["--tune", "optim.lr", "--vary", "optim.lr=1,2"], "--tune optim.lr and --vary optim.lr exclude each other"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
+from shutil import which
 
 from miniclip.common.arguments import check_range
 
@@ -45,20 +47,18 @@ def compare(
         list: print the commands of the trainings, one a line, in place of running them
     """
     check_range("--jobs", jobs, 1)
+    start = shlex.split(launch or "")
+    if start and which(start[0]) is None:
+        raise FileNotFoundError(f"--launch {launch}: there is no program {start[0]}")
     from miniclip.common.console import open_console
     from miniclip.common.printing import printable
     from miniclip.compare.comparison import Comparison, Request
     from miniclip.compare.runner import Machine, devices
 
-    configs = [
-        value if given else after
-        for (name, given, value), after in zip((word.partition("=") for word in rest), [*rest[1:], ""], strict=True)
-        if name == "--config"
-    ]
+    files = [after for word, after in pairwise("=".join(rest).split("=")) if word == "--config"]
     command = shlex.join(["miniclip", "compare", *sys.argv[2:]])
-    files = " ".join(configs)
-    asked = Request(rest, Path(out), vary or [], seeds, steps, samples, seconds, tune, metric, files, command)
-    machine = Machine(open_console(), jobs, shlex.split(launch or ""))
+    asked = Request(rest, Path(out), vary or [], seeds, steps, samples, seconds, tune, metric, " ".join(files), command)
+    machine = Machine(open_console(), jobs, start)
     comparison = Comparison(asked, machine)
     if list:
         for words in comparison.commands():

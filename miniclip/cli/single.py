@@ -35,7 +35,7 @@ def single(name: str, argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog=program, description=about, formatter_class=RawDescriptionHelpFormatter, **settings)
     add_options(parser, typed, skip=(REST,), positional=POSITIONAL[name])
     takes_rest = REST in (names := {*signature(typed).parameters})
-    words, rest = _divided(argv, names) if takes_rest else (argv, [])
+    words, rest = _divided(argv, names, parser) if takes_rest else (argv, [])
     try:
         options = at_home(vars(parser.parse_args(_leading(parser, _words(words, typed)))))
     except (ArgumentError, ValueError) as error:
@@ -47,14 +47,15 @@ def single(name: str, argv: Sequence[str]) -> int:
     return exit_code(program, partial(typed, **as_parameters(options), **more), options=set(options))
 
 
-def _divided(argv: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:
-    """The words of the options of these names, one that is given several times with all of its values, and the rest."""
+def _divided(argv: Sequence[str], names: Collection[str], parser: ArgumentParser) -> tuple[list[str], list[str]]:
+    """The words of the options of these names, and the rest. A list that is given several times has all its values."""
     own, rest = dict[str, list[str]](), list[str]()
     values = rest
     for word in argv:
         name, given, value = word.partition("=")
         if name[2:].replace("-", "_") in names or name in ("--help", "-h"):
-            values = own.setdefault(name, [])
+            action = parser._option_string_actions.get(name)
+            values = own[name] = own.get(name, []) if action is not None and action.nargs == "+" else []
             values += [value] * bool(given)
         else:
             values = rest if word.startswith("--") else values

@@ -70,9 +70,9 @@ def trials(name: str, config: Config, words: Sequence[str], folder: Path) -> lis
 def step_seconds(config: Config, folders: Sequence[Path]) -> float:
     """Of a step of the run, on the average over its sides of images, by what its trials logged."""
     times: list[list[float]] = [[], []]  # at the side that a trial begins and, with low_image_size, ends with
-    for line in (line for folder in folders for line in metric_lines(folder) if "samples_per_s" in line):
+    for line in (line for folder in folders for line in metric_lines(folder)):
         later, step = divmod(line["step"] - 1, _WARMUP + _TIMED)
-        if step >= _WARMUP:
+        if step >= _WARMUP and "samples_per_s" in line:
             times[later].append(config.data.batch_size / line["samples_per_s"])
     first = median(times[0])
     return first + (1 - config.train.low_share) * (median(times[1]) - first) if times[1] else first

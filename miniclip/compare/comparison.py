@@ -15,9 +15,8 @@ from miniclip.common.console import plain
 from miniclip.common.durable import remove
 from miniclip.common.lock import LOCK, Taken, alone_in
 from miniclip.common.stopping import Passing
-from miniclip.compare import report
 from miniclip.compare.budget import asked_budget, configured_budget, step_seconds, steps_in, steps_of, trials
-from miniclip.compare.grid import OPTIONS, Variant, axes_of, flat_config, seeds_of, variants_of
+from miniclip.compare.grid import OPTIONS, Variant, axes_of, flat_config, seeds_of, variants_of, word
 from miniclip.compare.plan import TRIAL, TUNE, Plan, given, load_plan, merged
 from miniclip.compare.runner import Failure, Job, Machine, cores
 from miniclip.compare.tune import metric_of, tune, tuned_values
@@ -63,18 +62,9 @@ class Comparison:
         old = load_plan(self.out)
         if old is None and self.out.is_dir() and any(path.name != LOCK for path in self.out.iterdir()):
             raise ValueError(f"--out {self.out} holds other things than a comparison; name a new folder")
-        new = Plan(
-            asked.command,
-            _now(),
-            asked.config,
-            self.budget._asdict(),
-            str(self.metric),
-            tuned,
-            base,
-            seeds,
-            found,
-            [],
-        )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        given_ = self.budget._asdict()
+        new = Plan(asked.command, now, asked.config, given_, str(self.metric), tuned, base, seeds, found, [])
         self.plan = new if old is None else merged(old, new, self.out)
         self.plan.add_runs()
         self.configs = {variant.name: variant.config for variant in variants}
@@ -91,8 +81,8 @@ class Comparison:
             if key in variant.options:
                 raise ConfigError(f"--tune {key} and --vary {key} exclude each other")
             metric_of(variant.config, str(self.metric))
-        for value in values:  # as the last variant takes them, for the sake of time
-            load_config([*self.asked.base, f"--{key}={value}"])
+        for value in values:  # without what is varied, for the sake of time
+            load_config([*self.asked.base, f"--{key}={word(value)}"])
         return {"key": key, "values": values if "=" in self.asked.tune else None}
 
     def commands(self) -> list[list[str]]:
@@ -127,6 +117,8 @@ class Comparison:
 
             failures = self.machine.run(self._jobs(), ended)
             self.plan.save(self.out)
+            from miniclip.compare import report  # torch takes seconds to import: what is refused does not wait for it
+
             written = report.write_report(self.out)
             report.show(self.out)
         self.machine.console.print(plain(f"written: {', '.join(map(str, written))}"))
@@ -185,9 +177,11 @@ class Comparison:
             self.machine.console.print(plain(f"{one.name}: {one.steps:,} steps{each}{chosen}"))
 
     def _report(self) -> None:
+        from miniclip.compare import report
+
         try:
             report.write_report(self.out)
-        except (ValueError, KeyError, TypeError) as error:  # the runs go on, and the end will tell
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # the runs go on, and the end will tell
             log.warning("the page on the runs so far could not be written: %s", error)
 
     @contextmanager
@@ -208,7 +202,3 @@ def _raised(failures: Sequence[Failure], what: str) -> Exception:
     if all(one.passing for one in failures):
         return Passing(f"{text}; the same command goes on")
     return ValueError(text)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -134,7 +134,7 @@ class _AtWork:
     def __init__(self, machine: Machine, waiting: list[Job], count: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.machine, self.waiting, self.count = machine, waiting, count
+        self.machine, self.waiting = machine, waiting
         self.running: dict[int, _Process] = {}
         self._refused_since: dict[Path, float] = {}
         self._began, self._steps, self._left = time.monotonic(), 0, sum(job.steps for job in waiting)
@@ -143,6 +143,7 @@ class _AtWork:
             *columns,
             TimeRemainingColumn(),
             console=machine.console,
+            speed_estimate_period=600,  # seconds; processes start in between
             auto_refresh=False,  # which would be a thread, and processes are started here
             transient=True,
             disable=not machine.console.is_terminal,

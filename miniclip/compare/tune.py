@@ -141,20 +141,17 @@ def tune(
         tried.append(_Tried(value, name, [], []))
     left = tried
     for part in PARTS:
-        if len(left) == 1:
-            break
-        steps = max(1, (given.steps or 0) // part)
-        jobs = [_job(given, config, f"{key}={word(one.value)}", steps, metric, base) for one in left]
-        name = f"{folder.name}-{key}="
-        jobs = [
-            job._replace(folder=folder.with_name(f"{name}{one.folder}-{steps}"))
-            for job, one in zip(jobs, left, strict=True)
-        ]
-        yield jobs
-        for one, job in zip(left, jobs, strict=True):
-            one.steps.append(steps)
-            one.figures.append(metric.last(job.folder))
-        left = better_half(left, lambda one: one.figures[-1], falls)
+        if len(left) > 1:
+            steps = max(1, (given.steps or 0) // part)
+            jobs = []
+            for one in left:
+                own = folder.with_name(f"{folder.name}-{key}={one.folder}-{steps}")
+                jobs.append(_job(given, config, f"{key}={word(one.value)}", own, steps, metric, base))
+            yield jobs
+            for one, job in zip(left, jobs, strict=True):
+                one.steps.append(steps)
+                one.figures.append(metric.last(job.folder))
+            left = better_half(left, lambda one: one.figures[-1], falls)
     if len(values) > 1 and left[0].figures[-1] is None:
         raise ValueError(f"{given.name}: no value of {key} came to {metric}; see the logs in {folder.parent}")
     told = [{"value": one.value, "steps": one.steps, "figures": one.figures} for one in tried]
@@ -175,10 +172,12 @@ def better_half(tried: Sequence[T], figure: Callable[[T], float | None], falls: 
     return sorted(tried, key=place)[: (len(tried) + 1) // 2]
 
 
-def _job(given: Given, config: Config, option: str, steps: int, metric: Metric, base: Sequence[str]) -> Job:
+def _job(
+    given: Given, config: Config, option: str, folder: Path, steps: int, metric: Metric, base: Sequence[str]
+) -> Job:
     _, task = _tasks(config)[metric.task]
     # eval.best, so that the last step is evaluated on the validation split; no other task has a say
     own = [f"--{option}", f"--run.seed={SEED}", f"--eval.every={steps}", f"--eval.tasks={json.dumps([task])}"]
     own += [f"--eval.best={metric.parts[0].removeprefix('eval/')}", "--eval.guard=null", "--log.matrix_every=0"]
     own += ["--log.trackers=[]", "--run.keep=1", "--train.profile_steps=0"]
-    return Job(f"tuning: {given.name}, {option}", Path(), steps, [*base, *given.words, *own])
+    return Job(f"tuning: {given.name}, {option}", folder, steps, [*base, *given.words, *own])
