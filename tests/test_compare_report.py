@@ -18,9 +18,10 @@ from support.browsing import NASTY, Visits
 from support.reading import Words
 from support.runs import finished_run
 
-from miniclip.compare.charts import LOSS
+from miniclip.compare.charts import LOSS, panel, partings
 from miniclip.compare.curves import Band, Curve, band, curves_of, parting
 from miniclip.compare.report import show, write_report
+from miniclip.compare.results import read_results
 from miniclip.compare.statistics import best, paired, spread
 from miniclip.evaluation.result import Evaluation, entry, header
 from miniclip.metrics.bootstrap import Figure
@@ -319,6 +320,25 @@ def test_loss_and_metric_are_told_apart(reported: tuple[Words, Words, str]) -> N
     assert cells["loss / chance there"] == "0.700" and cells["retrieval/mean_r10 there"] == "60.0"
 
 
+def test_a_chart_draws_its_numbers(whole: Path) -> None:
+    """Loss of the first variant: 1 - step / 200 from step 10 to 100, at one speed; its mark at step 60."""
+    found = read_results(whole)
+    drawn = panel(found, LOSS, partings(found, "eval/retrieval/mean_r10"))
+    assert drawn is not None
+    steps, seconds = drawn.charts
+    assert steps.x[0] == (52.0, "0") and steps.x[-1] == (548.0, "100") and steps.y == seconds.y
+    ticks = {float(text): place for place, text in steps.y}
+    places = [tuple(map(float, pair.split(","))) for pair in steps.lines[0].points.split(" ")]
+    assert [x for x, _ in places] == pytest.approx([52 + 496 * step / 100 for step in range(10, 101, 10)], abs=0.06)
+    low, high = min(ticks), max(ticks)
+    scale = (ticks[high] - ticks[low]) / (high - low)  # pixels a unit, upwards
+    heights = [ticks[low] + scale * (1 - step / 200 - low) for step in range(10, 101, 10)]
+    assert scale < 0 and [y for _, y in places] == pytest.approx(heights, abs=0.11)
+    assert steps.level == pytest.approx(ticks[low] + scale * (1 - low), abs=0.11)
+    assert steps.lines[0].mark == pytest.approx(52 + 496 * 0.6, abs=0.06) == seconds.lines[0].mark
+    assert steps.lines[0].around and len(places) == len(steps.lines[0].dots) == 10
+
+
 def test_all_formats_hold_the_same_tables(reported: tuple[Words, Words, str]) -> None:
     markdown, page, tex = reported
     assert markdown.tables == page.tables and len(page.tables) > 8
@@ -332,6 +352,7 @@ def read_latex(tex: str) -> list[list[list[str]]]:
     signs |= {"textbar": "|", "textquotedbl": '"'}
 
     def cell(text: str) -> str:
+        assert not set('|<>"~^') & set(text), text  # which TeX sets as other signs
         bold = re.fullmatch(r"\\textbf\{(.*)\}", text)
         text = (bold[1] if bold else text).replace(r"$\pm$", "±").replace("$-$", "-")
         text = re.sub(r"\\([a-z]+)\{\}|\\([&%$#_{}])", lambda found: signs.get(found[1]) or found[2], text)

@@ -33,8 +33,8 @@ _GIVEN = "Seconds are those of training steps alone, without evaluation and chec
 _PART = (
     "Loss and metric part where the loss of training still falls and the metric on validation gets no better: at the "
     "step of the metric's best value, if at least two later evaluations are no better and the loss ends more than "
-    f"{FALL:.0%} below what it is there. The loss is over that of chance (1, dotted) and smoothed over {WINDOW:.0%} of "
-    "the steps; both are means over the seeds. A dashed line across the curves marks the step."
+    f"{100 * FALL:.0f} % below what it is there. The loss is over that of chance (1, dotted) and smoothed over "
+    f"{100 * WINDOW:.0f} % of the steps; both are means over the seeds. A dashed line across the curves marks the step."
 )
 _BANDS = "Line: mean over the seeds. Band: from the least to the most of them. The seconds are those of training."
 
