@@ -242,6 +242,15 @@ def of_runs(folder: Path, variant: int, task: str, figure: str) -> dict[int, flo
     return found
 
 
+def test_runs_of_a_few_steps_have_a_page(tmp_path: Path) -> None:
+    """Their lines are of other steps, so that no curve counts over what all of them have."""
+    for run in write_plan(tmp_path, ["a", "b"], 2)["runs"]:
+        folder = tmp_path / run["dir"]
+        write_run(folder, run["seed"], 0.0, 10)
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 6 + run["seed"], LOSS: 0.9, "samples_per_s": 40.0}) + "\n")
+    assert "loss / chance" in write_report(tmp_path)[0].read_text()
+
+
 def test_the_tables_equal_the_runs_own_results(whole: Path, reported: tuple[Words, Words, str]) -> None:
     """Means, deviations and every single figure, to the digit; compare.json to the last."""
     _, page, _ = reported

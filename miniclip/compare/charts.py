@@ -109,7 +109,7 @@ def _chart(
     bands = {k: of for k, own in enumerate(curves) if (of := band(own, seconds))}
     # both charts of a panel have the scale of all values
     values = np.concatenate([curve.values for own in curves for curve in own]) * factor
-    low, high, last = values.min(), values.max(), max(of.x[-1] for of in bands.values())
+    low, high, last = values.min(), values.max(), max((of.x[-1] for of in bands.values()), default=0.0)
     level = 1.0 if name == LOSS else None
     if level is not None:
         low, high = min(low, level), max(high, level)
