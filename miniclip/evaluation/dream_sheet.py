@@ -52,6 +52,7 @@ def dream_png(dreamt: Dreamt, path: str | Path, title: str, software: str) -> No
                 spine.set_color(_FAINT)
         _energies(curves, dreamt.energies, row, len(dreamt.captions))
     grid[0][-1].legend(ncols=3, fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    grid[-1][-1].tick_params(labelbottom=True)
     grid[-1][-1].set_xlabel("step", fontsize=8)
     with warnings.catch_warnings(), whole_file(path) as part:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
@@ -64,10 +65,10 @@ def _energies(axes: Axes, energies: Tensor, row: int, captions: int) -> None:
     steps = np.arange(len(under))
     drawn = [(captions, "neutral", _NEUTRAL, "--"), (captions + 1, "no caption", _FAINT, ":")]
     for other, name, colour, line in drawn:
-        axes.plot(steps, under[:, other].mean(1), color=colour, linestyle=line, linewidth=1.2, label=name)
+        axes.plot(steps, under[:, other].mean(1), color=colour, linestyle=line, linewidth=1, label=name)
     if row < captions:
         for k, one in enumerate(under[:, row].T):
-            axes.plot(steps, one, color=_OWN, linewidth=1, alpha=0.7, label="its caption" if not k else None)
+            axes.plot(steps, one, color=_OWN, linewidth=0.6, alpha=0.7, label="its caption" if not k else None)
     axes.set_ylabel("energy", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=7, labelbottom=False)
     axes.spines[["top", "right"]].set_visible(False)
