@@ -81,7 +81,7 @@ class Learner:
         self.options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         self.prepared, self.optimizer, *head = accelerator.prepare(self.model, optimizer, *head)
         self.tokens = TokenLoss(head[0], config.loss.tokens) if head else None
-        self.parameters = [p for module in (self.prepared, *head) for p in module.parameters()]
+        self.learning = (self.prepared, *head)
         if sharded:
             # which Accelerate leaves out for FSDP
             self.prepared.forward = accelerator.autocast()(self.prepared.forward)
@@ -140,7 +140,9 @@ class Learner:
 
         contrastive = loss if self.tokens is None else self.tokens.contrastive
         value, scale = mean(contrastive.detach()), float(embeddings.scale.detach())
-        norm = float(accelerator.clip_grad_norm_(self.parameters, config.optim.grad_clip or math.inf))
+        # asked for anew, as a forward pass of peft's changes their order
+        parameters = [p for module in self.learning for p in module.parameters()]
+        norm = float(accelerator.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf))
         # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
         finite = math.isfinite(value) and (math.isfinite(norm) or accelerator.scaler is not None)
         figures = step_figures(self.model, norm, embeddings, known, config.loss, number) if watched and finite else {}
