@@ -247,7 +247,9 @@ def test_runs_of_a_few_steps_have_a_page(tmp_path: Path) -> None:
     for run in write_plan(tmp_path, ["a", "b"], 2)["runs"]:
         folder = tmp_path / run["dir"]
         write_run(folder, run["seed"], 0.0, 10)
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 6 + run["seed"], LOSS: 0.9, "samples_per_s": 40.0}) + "\n")
+        (folder / "metrics.jsonl").write_text(
+            json.dumps({"step": 6 + run["seed"], LOSS: 0.9, "samples_per_s": 40.0}) + "\n"
+        )
     assert "loss / chance" in write_report(tmp_path)[0].read_text()
 
 
