@@ -67,4 +67,4 @@ ROOMS = ("miniclip.evaluation", "miniclip.inspection", "miniclip.doctor", "minic
 def test_the_core_is_short_and_needs_no_room_around_it() -> None:
     paths = [ROOT / "miniclip" / package / f"{name}.py" for package, names in CORE.items() for name in names]
     assert not [f"{path.name} imports {name}" for path in paths for name in imported(path) if name.startswith(ROOMS)]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= 2520
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= 2500

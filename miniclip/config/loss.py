@@ -55,13 +55,10 @@ class LossConfig:
         positives: which pairs of a batch besides an image and its own captions are positives: none (diagonal), those
             whose captions have the same tokens (text), or also those of the same image (identity), by its file, or by
             its row where images are embedded in a table.
-        tokens: weight of a second loss, of a head that leaves with the training: each image's embedding is to name the
-            tokens of its captions, rare ones above all (SuperCLIP, arXiv:2512.14480); 0 for none.
     """
 
     name: Literal["softmax", "sigmoid", "focal", "hinge", "decoupled", "soft", "transport"] = "softmax"
     positives: Literal["diagonal", "text", "identity"] = "identity"
-    tokens: float = 0.0
     smoothing: float = of("softmax", "smoothing", 0.0, BELOW_1, "share of every target that all candidates get")
     image_to_text: float = of(
         "softmax", "image_to_text", 0.5, SHARE, "weight of the images' choice among texts; the rest, of the reverse"
@@ -88,7 +85,6 @@ class LossConfig:
         )
         require("hardest_warmup" not in changed or self.hardest > 0, "loss.hardest_warmup needs loss.hardest, e.g. 1")
         require("soft_scale" not in changed or self.soft_share > 0, "loss.soft_scale needs a loss.soft_share above 0")
-        require(0 <= self.tokens < math.inf, f"loss.tokens={self.tokens} must be 0 or more; a usual one is 1")
         margin = self.margin  # of any matrix 0 or more; training's is one of cosines
         require(0 < margin < 2, f"loss.margin={margin} must lie in (0, 2), as a difference of cosines; use e.g. 0.2")
         for name, option in OPTIONS.items():

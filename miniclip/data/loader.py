@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,13 +111,8 @@ class TrainingPairs(Dataset[Batch]):
         """The token ids that the captions use, ascending, int64."""
         if self.prepared is not None:
             return torch.from_numpy(self.prepared.vocabulary())
-        return torch.tensor(sorted({token for row in self.token_rows() for token in row.tolist()}))
-
-    def token_rows(self) -> Iterator[np.ndarray]:
-        """The token ids of every caption."""
-        for at in range(len(self)):
-            known = self.prepared
-            yield from token_rows(self.tokenizer, self.source.captions(at)) if known is None else known.tokens(at)
+        rows = (row for i in range(len(self)) for row in token_rows(self.tokenizer, self.source.captions(i)))
+        return torch.tensor(sorted({token for row in rows for token in row.tolist()}))
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
         bad: list[str] = []

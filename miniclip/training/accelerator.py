@@ -128,8 +128,6 @@ def check_sharding(config: Config, accelerator: Accelerator, shares: Iterable[Se
         raise ConfigError(
             "train.small_vocabulary does not go with FSDP, which shares the token table out already; set it to false"
         )
-    if config.loss.tokens:
-        raise ConfigError("loss.tokens does not go with FSDP, which shards one model alone; set it to 0, or use DDP")
     if config.data.batch_size % processes:
         raise ConfigError(
             f"FSDP wants equal shares: data.batch_size={config.data.batch_size} must be a multiple of {processes}"

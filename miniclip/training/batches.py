@@ -97,7 +97,7 @@ class MapBatches:
         self.record: Record | None = None  # of the main process
         if pieces := from_main(lambda: self._look_at(source)):
             self.contents["pieces"] = pieces
-        if config.run.resume and (any(_token_options(config).values()) or not config.run.allow_changed_data):
+        if config.run.resume and (config.train.small_vocabulary or not config.run.allow_changed_data):
             from_main(self._check_newest)
         augment, tokenizer, prepared = build_augment(config, start.preprocess), start.tokenizer, None
         wording = Wording.of(data, tokenizer)
@@ -154,9 +154,8 @@ class MapBatches:
         changes = changes_since(config.run.dir, self.record) if other else ""
         if not other or (other == ["pieces"] and self.record is not None and not changes):  # one could not be read now
             return
-        held = [name for name, on in _token_options(config).items() if on]
-        words = f"{' and '.join(held)} holds the tokens of the captions that the run began with"
-        require("captions" not in other or not held, f"{words}; bring those back")
+        words = "train.small_vocabulary holds the tokens of the captions that the run began with"
+        require("captions" not in other or not config.train.small_vocabulary, f"{words}; bring those back")
         said = {"images": f"{then['images']} images, not {now['images']}", "files": "other image files"}
         had = ", ".join(said.get(key, f"other {key}") for key in other)
         _tell_changed(config, first_step, f"other data than {config.data.label}: {changes or f'it had {had}'}")
@@ -181,9 +180,8 @@ class StreamBatches:
         unknown = f"train.epochs={config.train.epochs}: how many images a stream has is not known"
         if config.train.max_steps is None:
             raise ConfigError(f"{unknown}; set train.max_steps and train.epochs=null")
-        for name, on in _token_options(config).items():
-            words = f"{name} needs to know all captions beforehand, which a stream does not"
-            require(not on, f"{words}; leave it or data.streaming out")
+        words = "train.small_vocabulary needs to know all captions beforehand, which a stream does not"
+        require(not config.train.small_vocabulary, f"{words}; set it or data.streaming to false")
         self.config, self.accelerator, self.steps = config, accelerator, config.train.max_steps
         share: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes}
         share |= {"seed": config.run.seed, "pin": accelerator.device.type == "cuda"}
@@ -243,11 +241,6 @@ class StreamBatches:
 
 
 TrainBatches = MapBatches | StreamBatches
-
-
-def _token_options(config: Config) -> dict[str, bool]:
-    """Options that ask which tokens the captions use, and whether they are set."""
-    return {"train.small_vocabulary": config.train.small_vocabulary, "loss.tokens": config.loss.tokens > 0}
 
 
 def _tell_changed(config: Config, first_step: int, changed: str) -> None:

@@ -66,8 +66,6 @@ def _why_not(config: Config) -> dict[str, str]:
     text = none
     if not text and (data.word_drop or data.word_swap):
         text = f"data.{'word_drop' if data.word_drop else 'word_swap'} changes what it reads; set it to 0"
-    if not text and config.loss.tokens:
-        text = f"loss.tokens={config.loss.tokens} asks for the captions' tokens; set it to 0"
     return {"image": image, "text": text}
 
 

@@ -29,7 +29,6 @@ from miniclip.common.printing import one_line
 from miniclip.common.processes import check_same, check_shared, from_main
 from miniclip.common.stopping import Stopping
 from miniclip.config import Config, ConfigError
-from miniclip.data.loader import TrainingPairs
 from miniclip.models.load import load
 from miniclip.models.saved import checkpoints, save_model, save_start
 from miniclip.models.start import Start, open_start
@@ -46,7 +45,6 @@ from miniclip.training.precision import Precision
 from miniclip.training.replaced import written
 from miniclip.training.run_dir import claim, flat, prepare_run_dir
 from miniclip.training.step import Learner
-from miniclip.training.token_head import TokenCounts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,11 +108,7 @@ def _train(
     if config.train.small_vocabulary:
         assert isinstance(feed, MapBatches)  # a stream has refused
         vocabulary = feed.pairs.vocabulary()
-    counts = None
-    if config.loss.tokens:
-        assert isinstance(feed, MapBatches) and isinstance(feed.pairs, TrainingPairs)  # features come later
-        counts = TokenCounts.of(feed.pairs.token_rows())
-    learner = Learner(config, accelerator, start, vocabulary, counts)
+    learner = Learner(config, accelerator, start, vocabulary)
     progress = load_checkpoint(accelerator, run_dir, learner.average) if config.run.resume else Progress()
     for group, options in zip(learner.optimizer.param_groups, learner.options, strict=True):
         group |= options  # which remain those of the config

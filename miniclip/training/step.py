@@ -29,7 +29,6 @@ from miniclip.training.ema import Average
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.learning import lock_
 from miniclip.training.optim import build_optimizer
-from miniclip.training.token_head import TokenCounts, TokenLoss, head_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,12 +57,7 @@ class Learner:
     prepared: nn.Module
 
     def __init__(
-        self,
-        config: Config,
-        accelerator: Accelerator,
-        start: Start,
-        vocabulary: Tensor | None = None,
-        counts: TokenCounts | None = None,
+        self, config: Config, accelerator: Accelerator, start: Start, vocabulary: Tensor | None = None
     ) -> None:
         self.config, self.accelerator, self.preprocess, self.cut = config, accelerator, start.preprocess, Cut()
         torch.manual_seed(config.run.seed)
@@ -77,11 +71,8 @@ class Learner:
         if sharded:
             self.model.flatten_scalars_()
         optimizer = build_optimizer(self.model, config.optim, config.train.precision == "bf16")
-        head = [] if counts is None else [head_of(self.model, counts, optimizer, config.optim.weight_decay)]
         self.options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        self.prepared, self.optimizer, *head = accelerator.prepare(self.model, optimizer, *head)
-        self.tokens = TokenLoss(head[0], config.loss.tokens) if head else None
-        self.learning = (self.prepared, *head)
+        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
         if sharded:
             # which Accelerate leaves out for FSDP
             self.prepared.forward = accelerator.autocast()(self.prepared.forward)
@@ -120,9 +111,7 @@ class Learner:
         pixels = recolour(batch.image, batch.look) if coloured else batch.image
         image, weight = self.inputs(pixels), batch.weight if config.data.weights_for == "loss" else None
         known = GlobalBatch.gathered(config.loss.positives, batch.image_id, batch.text_id, weight, sizes)
-        loss_of: Callable[[Embeddings], Tensor] = partial(global_loss, batch=known, config=config.loss, step=number)
-        if self.tokens is not None:
-            loss_of = self.tokens.added(loss_of, batch, len(image) * len(sizes) / sum(sizes))
+        loss_of = partial(global_loss, batch=known, config=config.loss, step=number)
 
         if chunk := config.train.micro_batch_size:
             options: dict[str, Any] = {
@@ -138,16 +127,11 @@ class Learner:
             loss = loss_of(embeddings)
             accelerator.backward(loss)
 
-        contrastive = loss if self.tokens is None else self.tokens.contrastive
-        value, scale = mean(contrastive.detach()), float(embeddings.scale.detach())
-        # asked for anew, as a forward pass of peft's changes their order
-        parameters = [p for module in self.learning for p in module.parameters()]
-        norm = float(accelerator.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf))
+        value, scale = mean(loss.detach()), float(embeddings.scale.detach())
+        norm = float(accelerator.clip_grad_norm_(self.prepared.parameters(), config.optim.grad_clip or math.inf))
         # fp16's loss scaling skips a step whose gradient overflows, and goes on with a smaller scale
         finite = math.isfinite(value) and (math.isfinite(norm) or accelerator.scaler is not None)
         figures = step_figures(self.model, norm, embeddings, known, config.loss, number) if watched and finite else {}
-        if figures and self.tokens is not None:
-            figures["token_loss"] = mean(self.tokens.tokens)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
