@@ -153,9 +153,14 @@ def main() -> int:
             runs.append(one(track, seed, out / f"{options.track}-{seed}", rest))
             print(json.dumps({"seed": seed, **{name: round(value, 4) for name, value in runs[-1].items()}}), flush=True)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    seconds, figures = ([run[name] for run in runs] for name in ("seconds", "figure"))
+    seconds, steps, figures = ([run[name] for run in runs] for name in ("seconds", "training", "figure"))
     passed = sum(figure >= track.bar for figure in figures)
-    row = [time.strftime("%Y-%m-%d"), options.what, spread(seconds, 0), spread([100 * x for x in figures], 1)]
+    row = [
+        time.strftime("%Y-%m-%d"),
+        options.what,
+        f"{spread(seconds, 0)} ({spread(steps, 0)})",
+        spread([100 * x for x in figures], 1),
+    ]
     row += [spread([100 * run["test"] for run in runs], 1)] if track.best else []
     print("\n| " + " | ".join([*row, f"{passed} of {len(runs)}", commit.stdout.strip()]) + " |")
     print(f"{machine()}, {os.environ.get('ATEN_CPU_CAPABILITY', 'all of its instructions')}")
