@@ -16,10 +16,9 @@ from miniclip.compare.charts import Panel
 from miniclip.compare.curves import FALL, WINDOW, Parting
 from miniclip.compare.latex import latex
 from miniclip.compare.results import Results, read_results
-from miniclip.compare.statistics import best, paired, spread
-from miniclip.compare.tables import BEST, detail_tables, given_tables, result_tables, run_table
+from miniclip.compare.statistics import paired, spread
+from miniclip.compare.tables import BEST, detail_tables, given_tables, leaders, result_tables, run_table
 from miniclip.evaluation.report.markdown import inline, line
-from miniclip.evaluation.result import lower_is_better
 from miniclip.evaluation.tables import Table, value_text
 
 _COLOURS = 8
@@ -116,21 +115,18 @@ def numbers(found: Results) -> dict[str, Any]:
         }
         for run in found.runs
     ]
-    return {"plan": asdict(found.plan), "runs": runs, "variants": [_variant(found, k) for k in range(len(found.names))]}
-
-
-def _variant(found: Results, k: int) -> dict[str, Any]:
-    variant, figures, metric = found.plan.variants[k], dict[str, Any](), charts.metric_of(found)
-    every = range(len(found.names))
-    for name in found.figures:
-        if own := found.seeds(k, name):
-            apart = paired(found.seeds(0, name), own) if k else None
-            ahead = best([found.seeds(other, name) for other in every], lower_is_better(name.rpartition("/")[2])) == k
-            told = {"seeds": own, "difference": apart and apart._asdict(), "best": ahead}
-            figures[name] = spread([*own.values()])._asdict() | told
-    part = charts.partings(found, metric).get(k) if metric else None
-    about = {"name": variant.name, "options": variant.options}
-    return {**about, "metric": metric, "parting": part and part._asdict(), "figures": figures}
+    metric, ahead, variants = charts.metric_of(found), leaders(found, found.figures), []
+    partings = charts.partings(found, metric) if metric else {}
+    for k, variant in enumerate(found.plan.variants):
+        figures = dict[str, Any]()
+        for name in found.figures:
+            if own := found.seeds(k, name):
+                apart = paired(found.seeds(0, name), own) if k else None
+                told = {"seeds": own, "difference": apart and apart._asdict(), "best": ahead[name] == k}
+                figures[name] = spread([*own.values()])._asdict() | told
+        part, about = partings.get(k), {"name": variant.name, "options": variant.options}
+        variants.append({**about, "metric": metric, "parting": part and part._asdict(), "figures": figures})
+    return {"plan": asdict(found.plan), "runs": runs, "variants": variants}
 
 
 def _status(found: Results) -> str:

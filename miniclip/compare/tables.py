@@ -22,8 +22,7 @@ def result_tables(found: Results, figures: Sequence[str], title: str) -> list[Ta
     names = [figure.rpartition("/") for figure in figures]
     tasks = len({task for task, _, _ in names}) > 1
     columns = [_heading(task if tasks else "", name) for task, _, name in names]
-    every = range(len(found.names))
-    ahead = {name: best([found.seeds(k, name) for k in every], lower_is_better(_name(name))) for name in figures}
+    ahead = leaders(found, figures)
     rows, apart = [], []
     for k, variant in enumerate(found.names):
         of = [run for run in found.runs if run.variant == k]
@@ -34,6 +33,12 @@ def result_tables(found: Results, figures: Sequence[str], title: str) -> list[Ta
     tables = [Table(title, ("variant", "runs", *columns), rows)]
     first = f"{title}, " * bool(title) + f"difference from {found.names[0]}"
     return tables + [Table(first, ("variant", *columns), apart[1:])] * (len(apart) > 1)
+
+
+def leaders(found: Results, figures: Sequence[str]) -> dict[str, int | None]:
+    """The variant that is the best by each figure, see statistics.best."""
+    every = range(len(found.names))
+    return {name: best([found.seeds(k, name) for k in every], lower_is_better(_name(name))) for name in figures}
 
 
 def given_tables(found: Results) -> list[Table]:
