@@ -135,7 +135,7 @@ def test_the_preparing_of_images_stops_at_once(
         return original(build, row)
 
     monkeypatch.setattr(prepared, "PART", 20)
-    monkeypatch.setattr(prepared, "_cores", lambda: 8)
+    monkeypatch.setattr(prepared, "allowed_cores", lambda: 8)
     monkeypatch.setattr(prepared._Build, "_read", slow)
     options = ["--config", config_file, "--data.cache", "true", "--data.cache_dir", str(cache), "--eval.tasks", "[]"]
     options += ["--run.resume", "auto", "--run.dir", str(tmp_path / "run")]

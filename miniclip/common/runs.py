@@ -1,9 +1,11 @@
-"""Which run a path belongs to: a run is a directory with a config.yaml."""
+"""Which run a path belongs to, a run being a directory with a config.yaml, and what it wrote down on the way."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from miniclip.common.printing import near_name
 
@@ -44,6 +46,26 @@ def did_you_mean_run(path: Path) -> str:
         whole.relative_to(standing).parts[0], (entry.name for entry in standing.iterdir() if entry.is_dir())
     )
     return f"did you mean {_as(path, standing / near)}?" if near else ""
+
+
+def metric_lines(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Of metrics.jsonl, if there is one, each line that tells of a step, as it stands and as values; and "line N" for
+    the others.
+
+    A last line without its end, which is being written or was cut off, is in neither.
+    """
+    found, bad = [], []
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+            values = json.loads(text)
+            if not isinstance(values["step"], int):
+                raise TypeError
+            found.append((text, values))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            bad.append(f"line {number}")
+    return found, bad
 
 
 def _as(given: Path, found: Path) -> Path:

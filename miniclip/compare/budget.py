@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from miniclip.compare.lines import metric_lines
+from miniclip.common.runs import metric_lines
 from miniclip.compare.runner import Job
 from miniclip.config import Config, ConfigError
 
@@ -70,7 +70,7 @@ def trials(name: str, config: Config, words: Sequence[str], folder: Path) -> lis
 def step_seconds(config: Config, folders: Sequence[Path]) -> float:
     """Of a step of the run, on the average over its sides of images, by what its trials logged."""
     times: list[list[float]] = [[], []]  # at the side that a trial begins and, with low_image_size, ends with
-    for line in (line for folder in folders for line in metric_lines(folder)):
+    for line in (line for folder in folders for _, line in metric_lines(folder / "metrics.jsonl")[0]):
         later, step = divmod(line["step"] - 1, _WARMUP + _TIMED)
         if step >= _WARMUP and "samples_per_s" in line:
             times[later].append(config.data.batch_size / line["samples_per_s"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from miniclip.compare.curves import Band, Curve, Parting, band, parting
 from miniclip.compare.results import Results
-from miniclip.evaluation.result import is_rank, lower_is_better, words_of
+from miniclip.evaluation.result import is_share, lower_is_better, words_of
 from miniclip.metrics.batch import FIGURES
 
 WIDTH, HEIGHT = 560, 230
@@ -94,9 +94,8 @@ def _told(name: str) -> tuple[str, str, float]:
     """Heading, how to read it, and what values are multiplied by."""
     if name.startswith("eval/"):
         task, _, figure = name.removeprefix("eval/").rpartition("/")
-        plain = is_rank(figure) or "auroc" in figure
-        low = "; lower is better" if lower_is_better(figure) else ""
-        return f"{task}: {words_of(figure)}" + " %" * (not plain), f"On validation{low}.", 1.0 if plain else 100.0
+        share, low = is_share(figure), "; lower is better" if lower_is_better(figure) else ""
+        return f"{task}: {words_of(figure)}" + " %" * share, f"On validation{low}.", 100.0 if share else 1.0
     label, unit, text = FIGURES.get(name, [name.replace("_", " "), "", ""])
     return f"{label}, {unit}" if unit and unit != label else label, text, 100.0 if unit == "%" else 1.0
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from miniclip.common.arguments import check_folder
 from miniclip.common.console import plain
+from miniclip.common.cores import whole_cores
 from miniclip.common.durable import remove
 from miniclip.common.lock import LOCK, Taken, alone_in
 from miniclip.common.stopping import Passing
 from miniclip.compare.budget import asked_budget, configured_budget, step_seconds, steps_in, steps_of, trials
 from miniclip.compare.grid import OPTIONS, Variant, axes_of, flat_config, seeds_of, variants_of, word
 from miniclip.compare.plan import TRIAL, TUNE, Plan, given, load_plan, merged
-from miniclip.compare.runner import Failure, Job, Machine, cores
+from miniclip.compare.runner import Failure, Job, Machine
 from miniclip.compare.tune import metric_of, tune, tuned_values
 from miniclip.config import ConfigError, load_config
 
@@ -69,7 +70,7 @@ class Comparison:
         self.plan.add_runs()
         self.configs = {variant.name: variant.config for variant in variants}
         if machine.jobs > 1 and config.train.cpu_threads is None:
-            self.shared = [*asked.base, f"--train.cpu_threads={max(1, cores() // machine.jobs)}"]
+            self.shared = [*asked.base, f"--train.cpu_threads={max(1, whole_cores() // machine.jobs)}"]
         else:
             self.shared = asked.base
 

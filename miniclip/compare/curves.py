@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from miniclip.evaluation.result import is_number
+from miniclip.evaluation.result import MAIN, is_number
 
 POINTS = 200  # of a band at most: more than a chart can show
 WINDOW = 0.1  # of the steps: what the loss is smoothed over
 FALL = 0.05  # of the loss: less than that is no fall
-_R10 = ("image_to_text_r10", "text_to_image_r10")
+_, _R10 = MAIN["retrieval"]
 
 
 class Curve(NamedTuple):

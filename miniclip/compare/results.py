@@ -10,8 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from miniclip.common.printing import printable
+from miniclip.common.runs import metric_lines
 from miniclip.compare.curves import Curve, curves_of
-from miniclip.compare.lines import metric_lines
 from miniclip.compare.plan import PLAN, Plan, load_plan
 from miniclip.compare.statistics import Seeds
 from miniclip.evaluation.result import MAIN, is_number
@@ -71,7 +71,7 @@ def read_results(folder: Path) -> Results:
     found = Results(plan, [printable(one.name) for one in plan.variants], [], [], [])
     for run in plan.runs:
         directory, steps = folder / run.dir, plan.variants[run.variant].steps
-        lines = [line for line in metric_lines(directory) if is_number(line.get("step"))]
+        lines = [line for _, line in metric_lines(directory / "metrics.jsonl")[0]]
         training, figures, main, lacking = dict[str, Any](), dict[str, float](), list[str](), ""
         try:
             training, figures, main = _read(directory)

@@ -92,14 +92,6 @@ def finished(job: Job) -> bool:
         return False
 
 
-def cores() -> int:
-    """That this process may run on; a second thread on one does not help."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
-
-
 def devices() -> list[str]:
     """Of CUDA, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
     import torch

@@ -8,7 +8,7 @@ from typing import Any
 
 from miniclip.compare.results import Results
 from miniclip.compare.statistics import best, paired, spread
-from miniclip.evaluation.result import is_number, is_rank, lower_is_better, words_of
+from miniclip.evaluation.result import is_number, is_share, lower_is_better, words_of
 from miniclip.evaluation.tables import Table, told_difference, value_text
 
 BEST = " (best)"
@@ -101,7 +101,7 @@ def _name(figure: str) -> str:
 
 def _heading(task: str, name: str) -> str:
     words = re.sub("^(image to text|text to image) (?=.)", "", words_of(name)) if not task else words_of(name)
-    words += "" if is_rank(name) or "auroc" in name else " %"
+    words += " %" * is_share(name)
     return f"{task}, {words}" if task else words
 
 

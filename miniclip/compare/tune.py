@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from miniclip.common.printing import did_you_mean
+from miniclip.common.runs import metric_lines
 from miniclip.compare.grid import SEEDS_BELOW, folder_name, plain_value, split_values, word
-from miniclip.compare.lines import metric_lines
 from miniclip.compare.plan import Given
 from miniclip.compare.runner import Job
 from miniclip.config import Config, ConfigError
@@ -26,7 +26,6 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PARTS = (4, 2)  # of the steps, one after the other
 _WAYS = ("image_to_text", "text_to_image")
 _MEANS = ("mean_r1", "mean_r5", "mean_r10")
-_MAIN = {"retrieval": "mean_r10", "zeroshot": "top1", "probe": "linear"}
 T = TypeVar("T")
 
 
@@ -49,7 +48,7 @@ class Metric:
 
     def last(self, folder: Path) -> float | None:
         """Its value in the last evaluation of a run; None without one, or if it is not finite there."""
-        lines = [line for line in metric_lines(folder) if self.parts[0] in line]
+        lines = [line for _, line in metric_lines(folder / "metrics.jsonl")[0] if self.parts[0] in line]
         values = [lines[-1].get(part) for part in self.parts] if lines else [None]
         found = [value for value in values if value is not None]
         return sum(found) / len(found) if len(found) == len(values) else None
@@ -57,13 +56,14 @@ class Metric:
 
 def metric_of(config: Config, asked: str | None) -> Metric:
     """--metric, or eval.best, or the figure that stands for the first task. Raises ConfigError for one that is none."""
+    from miniclip.evaluation.result import MAIN
     from miniclip.evaluation.tasks import TASKS
 
     kinds = {name: kind for name, (kind, _) in _tasks(config).items()}
     if config.eval.tasks == []:
         raise ConfigError("eval.tasks is empty, and nothing would tell which is better; name a task, e.g. [retrieval]")
     first = next(iter(kinds))
-    text = asked or config.eval.best or f"{first}/{_MAIN[kinds[first]]}"
+    text = asked or config.eval.best or f"{first}/{MAIN[kinds[first]][0]}"
     name, _, figure = text.rpartition("/")
     whose = "--metric" if asked else "eval.best"
     if name not in kinds:

@@ -78,6 +78,11 @@ def is_rank(figure: str) -> bool:
     return figure.endswith("_rank")
 
 
+def is_share(figure: str) -> bool:
+    """Whether people read it in per cent, which an area under a curve is not."""
+    return not is_rank(figure) and "auroc" not in figure
+
+
 def lower_is_better(figure: str) -> bool:
     """Whether a lower value of that figure, e.g. "image_to_text_median_rank", is a better one."""
     return any(word in figure for word in _LOWER_IS_BETTER)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from miniclip.common.console import open_console, plain, show_table
-from miniclip.evaluation.result import Evaluation, is_number, is_rank, lower_is_better, words_of
+from miniclip.evaluation.result import Evaluation, is_number, is_rank, is_share, lower_is_better, words_of
 from miniclip.metrics.bootstrap import Figure
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def value_text(name: str, value: Any) -> str:
         return "-"
     if "rank" in name:
         return f"{value:.1f}".removesuffix(".0" if "median" in name else "")
-    return f"{value:.3f}" if "auroc" in name else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}"
 
 
 def percent(share: Any) -> str:

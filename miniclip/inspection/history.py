@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from miniclip.common.console import json_safe, write_json
 from miniclip.common.durable import make_folder, whole_file
 from miniclip.common.printing import first_few
+from miniclip.common.runs import metric_lines
 from miniclip.config import Config, ConfigError
 from miniclip.data.stream.held_out import open_pairs
 from miniclip.evaluation.encode import EncodeOptions
@@ -32,7 +33,7 @@ from miniclip.models.preprocess import Preprocess
 from miniclip.models.protocols import TextTokenizer
 from miniclip.models.saved import step_of
 from miniclip.training.precision import for_encoding
-from miniclip.training.run_dir import MATRICES, kept_matrices, metric_lines
+from miniclip.training.run_dir import MATRICES, kept_matrices
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miniclip.common.cores import whole_cores
 from miniclip.common.peers import group
 from miniclip.common.printing import did_you_mean
 from miniclip.config import Config, ConfigError
@@ -171,11 +172,7 @@ def share_cores(threads: int | None, processes: int) -> None:
     `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1, which would leave all cores but one idle. A second thread
     on one core does not help the arithmetic here, so only physical cores count.
     """
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
-    torch.set_num_threads(threads or max(1, cores // processes))
+    torch.set_num_threads(threads or max(1, whole_cores() // processes))
 
 
 def keep_freed_memory() -> bool:

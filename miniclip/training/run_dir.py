@@ -15,6 +15,7 @@ from miniclip.common.checksums import damage
 from miniclip.common.durable import append, clear_parts, make_folder, whole_file
 from miniclip.common.lock import Taken, alone_in
 from miniclip.common.printing import first_few
+from miniclip.common.runs import metric_lines
 from miniclip.config import Config, ConfigError, Format, load_config_file, save_config
 from miniclip.models.saved import WEIGHTS, checkpoints, read_json, step_of
 from miniclip.training.replaced import REPLACED, is_aside, places, put_back, set_aside
@@ -202,26 +203,6 @@ def _trim_metrics(path: Path, first_step: int, left: bool, every: int) -> None:
     if path.exists():
         with whole_file(path) as part:
             part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def metric_lines(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """Of metrics.jsonl, if there is one, each line that tells of a step, as it stands and as values; and "line N" for
-    the others.
-
-    A last line without its end, which is being written or was cut off, is in neither.
-    """
-    found, bad = [], []
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode()
-            values = json.loads(text)
-            if not isinstance(values["step"], int):
-                raise TypeError
-            found.append((text, values))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            bad.append(f"line {number}")
-    return found, bad
 
 
 def append_metrics(run_dir: Path, step: int, values: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
+from miniclip.common.cores import allowed_cores
 from miniclip.common.durable import DiskFull, free_space, make_folder, means_full, put_in_place
 from miniclip.common.peers import check
 from miniclip.common.printing import one_line
@@ -149,7 +150,7 @@ class _Build:
             log.warning("%s %s; preparing again", self.label, problem)
         done = sum(about["rows"] for about, _ in parts.values())
         self.missing = len(self.source) - done
-        with self._bar("preparing images", initial=done) as bar, threads(_cores()) as pool:
+        with self._bar("preparing images", initial=done) as bar, threads(allowed_cores()) as pool:
             for i, rows in enumerate(self.parts):
                 if i in parts:
                     self.bad.add(parts[i][0]["bad"])
@@ -175,7 +176,7 @@ class _Build:
             # unbuffered: closing must write nothing, or a full disk would raise once more, without the advice
             file = (path / "pixels").open("wb", buffering=0)
         with file:
-            for row, found in zip(rows, in_order(pool, self._read, rows, 4 * _cores()), strict=True):
+            for row, found in zip(rows, in_order(pool, self._read, rows, 4 * allowed_cores()), strict=True):
                 update(1)
                 if isinstance(found, BadImage):
                     self.bad.add([found])
@@ -228,11 +229,6 @@ class _Build:
                 put_in_place(path, self.directory / name)
         finally:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
