@@ -30,18 +30,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from machine import machine
-from throughput import FLAGS, LARGEST, OPEN_CLIP, open_clip_model
+from throughput import LARGEST, open_clip_command
 
 from miniclip import create_model
 from miniclip.config import ModelConfig, load_config
 from miniclip.data.captioned import open_source
-from miniclip.models import resolve
 from miniclip.models.preprocess import Preprocess
 from miniclip.models.saved import save_model
 from miniclip.training.precision import choose
@@ -102,18 +100,14 @@ def open_clip(track: Track, epochs: int, data: list[str], folder: Path) -> dict[
             source.image(index).save(path, quality=95)
             rows.writerows([path, caption] for caption in source.captions(index))
     model = ModelConfig(preset=config.model.preset)
-    (folder / "models").mkdir()
-    (folder / "models" / "same.json").write_text(json.dumps(open_clip_model(asdict(resolve(model)))))
     precision = "amp_bf16" if choose("auto", torch.device("cpu"), "resnet").name == "bf16" else "fp32"
-    command = [sys.executable, "-c", OPEN_CLIP, str(folder / "models"), "--model", "same", *FLAGS[precision]]
-    command += ["--train-data", str(folder / "train.csv"), "--dataset-type", "csv", "--csv-separator", ","]
-    command += ["--batch-size", str(config.data.batch_size), "--workers", "2", "--epochs", str(epochs)]
-    command += ["--lr", "1e-3", "--wd", "0.2", "--warmup", str(config.optim.warmup_steps), "--grad-clip-norm", "1.0"]
-    command += ["--aug-cfg", f"scale=({config.data.crop_scale[0]}, {config.data.crop_scale[1]})", "--device", "cpu"]
-    command += ["--logs", str(folder), "--name", "run", "--log-every-n-steps", "1", "--save-most-recent"]
+    command = open_clip_command(folder, track.config, model, precision, config.data.batch_size, workers=2)
+    command += ["--epochs", str(epochs), "--name", "run", "--save-most-recent"]
+    command += ["--lr", "1e-3", "--wd", "0.2", "--warmup", str(config.optim.warmup_steps)]
+    command += ["--aug-cfg", f"scale=({config.data.crop_scale[0]}, {config.data.crop_scale[1]})"]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = sum(float(t) for t in re.findall(r"Batch \(t\): ([\d.]+)", said.stdout + said.stderr))
-    state = torch.load(folder / "run" / "checkpoints" / "epoch_latest.pt", weights_only=True)["state_dict"]
+    state = torch.load(folder / "logs" / "run" / "checkpoints" / "epoch_latest.pt", weights_only=True)["state_dict"]
     trained = create_model(model)
     trained.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     size = trained.config.image_size or 0

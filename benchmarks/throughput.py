@@ -207,15 +207,10 @@ class Trial:
         return [Step(line["samples_per_s"], line["data_wait"], line["loss"]) for line in lines]
 
     def open_clip(self, turn: int, flags: str) -> list[Step]:
-        models = self.work / "models"
-        models.mkdir(exist_ok=True)
-        model = open_clip_model(asdict(resolve(ModelConfig(**self.case.model))))
-        (models / f"same-{self.name}.json").write_text(json.dumps(model))
-        command = [sys.executable, "-c", OPEN_CLIP, str(models), "--model", f"same-{self.name}", *FLAGS[flags]]
-        command += ["--train-data", str(self.work / "train.csv"), "--dataset-type", "csv", "--csv-separator", ","]
-        command += ["--batch-size", str(self.case.batch_size), "--workers", str(self.workers), "--epochs", "1000"]
-        command += ["--log-every-n-steps", "1", "--logs", str(self.work / "logs"), "--device", self.device]
-        command += ["--grad-clip-norm", "1.0", "--save-frequency", "0", "--lr-scheduler", "const"]
+        command = open_clip_command(
+            self.work, self.name, ModelConfig(**self.case.model), flags, self.case.batch_size, self.workers, self.device
+        )
+        command += ["--epochs", "1000", "--save-frequency", "0", "--lr-scheduler", "const"]
         command += ["--lr", str(LEARNING_RATE), "--wd", str(DECAY), "--eps", str(EPS), "--warmup", str(WARMUP)]
         command += ["--beta1", str(BETAS[0]), "--beta2", str(BETAS[1])]
         steps: list[Step] = []
@@ -234,6 +229,22 @@ class Trial:
         if len(steps) < self.steps:
             raise SystemExit("open_clip stopped early:\n" + "".join(said[-20:]))
         return steps
+
+
+def open_clip_command(
+    work: Path, name: str, model: ModelConfig, flags: str, batch_size: int, workers: int, device: str = "cpu"
+) -> list[str]:
+    """open_clip's trainer on work/train.csv, a line of its log a step; its model file, name among others, is written.
+
+    flags: a key of FLAGS.
+    """
+    models = work / "models"
+    models.mkdir(exist_ok=True)
+    (models / f"same-{name}.json").write_text(json.dumps(open_clip_model(asdict(resolve(model)))))
+    command = [sys.executable, "-c", OPEN_CLIP, str(models), "--model", f"same-{name}", *FLAGS[flags]]
+    command += ["--train-data", str(work / "train.csv"), "--dataset-type", "csv", "--csv-separator", ","]
+    command += ["--batch-size", str(batch_size), "--workers", str(workers), "--device", device]
+    return [*command, "--log-every-n-steps", "1", "--logs", str(work / "logs"), "--grad-clip-norm", "1.0"]
 
 
 def open_clip_model(c: dict[str, Any]) -> dict[str, Any]:

@@ -79,14 +79,15 @@ def dream(
 
     def slope(x: Tensor) -> tuple[Tensor, Tensor]:
         gradient, energies = torch.zeros_like(x), torch.zeros(len(x), own, device=device)
-        for _ in range(max(1, options.views)):
+        looks = max(1, options.views)
+        for _ in range(looks):
             x = x.detach().requires_grad_()
             seen = view(x, generator) if options.views else x
             found = energies_of(model, preprocess, seen, texts, len(captions), scale)
             gradient += slope_of(found, followed, x)
             energies += found.detach()
         advance()
-        return gradient / max(1, options.views), energies / max(1, options.views)
+        return gradient / looks, energies / looks
 
     if start is None:
         smooth = kernel(side, chain.smooth).to(device)
