@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniclip.cli.train import train_main
 from miniclip.config import LossConfig, ModelConfig, OptimConfig
-from miniclip.losses.matrix import GlobalBatch, gather, global_loss, shares
+from miniclip.losses.captions import training_loss
+from miniclip.losses.matrix import GlobalBatch, gather, shares
 from miniclip.models import create_model
 from miniclip.training.gradcache import cached_backward
 from miniclip.training.optim import build_optimizer
@@ -52,6 +53,7 @@ CASES: dict[str, Case] = {
     "soft": Case(LossConfig(name="soft"), weighted=True),
     "transport": Case(LossConfig(name="transport"), weighted=True),
     "softmax, 3 captions": Case(LossConfig(), weighted=True, captions=3),
+    "captions among themselves": Case(LossConfig(text_to_text=0.5, smoothing=0.1), weighted=True, captions=3),
     "sigmoid, 3 captions": Case(LossConfig(name="sigmoid"), captions=3),
     "transport, 3 captions": Case(LossConfig(name="transport"), captions=3),
 }
@@ -113,7 +115,7 @@ def train(case: Case, micro: int | None, dtype: torch.dtype) -> Result:
         image, text, image_id, text_id, weight = (t[own] for t in draw_batch(step, case.captions, dtype))
         text = text.flatten(0, 1)
         known = GlobalBatch.gathered(case.loss.positives, image_id, text_id, weight if case.weighted else None, sizes)
-        loss_of = partial(global_loss, batch=known, config=case.loss, step=step)
+        loss_of = partial(training_loss, batch=known, config=case.loss, step=step)
         if micro is None:
             loss = loss_of(prepared(image, text))
             loss.backward()

@@ -55,10 +55,13 @@ class LossConfig:
         positives: which pairs of a batch besides an image and its own captions are positives: none (diagonal), those
             whose captions have the same tokens (text), or also those of the same image (identity), by its file, or by
             its row where images are embedded in a table.
+        text_to_text: weight of a second matrix, of the captions alone, in which those of an image are to find each
+            other; 0 is none. Needs data.captions_per_image of 2 or more.
     """
 
     name: Literal["softmax", "sigmoid", "focal", "hinge", "decoupled", "soft", "transport"] = "softmax"
     positives: Literal["diagonal", "text", "identity"] = "identity"
+    text_to_text: float = 0.0
     smoothing: float = of("softmax", "smoothing", 0.0, BELOW_1, "share of every target that all candidates get")
     image_to_text: float = of(
         "softmax", "image_to_text", 0.5, SHARE, "weight of the images' choice among texts; the rest, of the reverse"
@@ -87,6 +90,7 @@ class LossConfig:
         require("soft_scale" not in changed or self.soft_share > 0, "loss.soft_scale needs a loss.soft_share above 0")
         margin = self.margin  # of any matrix 0 or more; training's is one of cosines
         require(0 < margin < 2, f"loss.margin={margin} must lie in (0, 2), as a difference of cosines; use e.g. 0.2")
+        FROM_0.check("loss.text_to_text", self.text_to_text)
         for name, option in OPTIONS.items():
             option.range.check(f"loss.{name}", getattr(self, name))
 

@@ -88,7 +88,8 @@ class Trial:
         optim = replace(config.optim, lr=lr, schedule="constant", warmup_steps=min(config.optim.warmup_steps, WARMUP))
         optim = replace(optim, **rates)
         self.setting, self.device, self.steps = setting, accelerator.device, 0
-        self.config = replace(config, optim=optim, train=replace(config.train, compile=False, ema=0.0))
+        loss = replace(config.loss, text_to_text=0.0)  # asked here is how images and captions go together
+        self.config = replace(config, loss=loss, optim=optim, train=replace(config.train, compile=False, ema=0.0))
         accelerator.free_memory()
         self.learner = Learner(self.config, accelerator, setting.start, vocabulary)
         self.towers: dict[str, list[nn.Parameter]] = {"image": [], "text": []}

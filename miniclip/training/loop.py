@@ -14,7 +14,7 @@ from miniclip.common.peers import meet
 from miniclip.common.stopping import Left, Stopped, Stopping
 from miniclip.data.loader import Batch
 from miniclip.data.recolour import shrink
-from miniclip.losses.matrix import chance_loss
+from miniclip.losses.captions import training_chance
 from miniclip.models import DualEncoder
 from miniclip.models.preprocess import Preprocess
 from miniclip.training.batches import TrainBatches, image_side, phases
@@ -128,7 +128,7 @@ class Loop:
     def _log_step(self, done: int, values: dict[str, Any], throughput: Throughput) -> dict[str, Any]:
         data, steps = self.config.data, throughput.steps
         # decoupled's chance is ln(N - 1) = 0 at N = 2: avoid 0/0
-        chance = chance_loss(self.config.loss, data.batch_size, data.captions_per_image, done - 1) or 1
+        chance = training_chance(self.config.loss, data.batch_size, data.captions_per_image, done - 1) or 1
         seconds, speed = throughput.line(data.batch_size)
         values |= {"loss_over_chance": values["loss"] / chance, "epoch": self.feed.epoch(done)}
         values |= {"bad_pictures": len(self.feed.bad), **speed}

@@ -18,7 +18,8 @@ from miniclip.config import Config
 from miniclip.data.loader import Batch
 from miniclip.data.recolour import recolour
 from miniclip.data.sampler import mix
-from miniclip.losses.matrix import Embeddings, GlobalBatch, global_loss
+from miniclip.losses.captions import training_loss
+from miniclip.losses.matrix import Embeddings, GlobalBatch
 from miniclip.models.cut import Cut
 from miniclip.models.start import Start
 from miniclip.models.vocabulary import use_small_vocabulary_
@@ -111,7 +112,7 @@ class Learner:
         pixels = recolour(batch.image, batch.look) if coloured else batch.image
         image, weight = self.inputs(pixels), batch.weight if config.data.weights_for == "loss" else None
         known = GlobalBatch.gathered(config.loss.positives, batch.image_id, batch.text_id, weight, sizes)
-        loss_of = partial(global_loss, batch=known, config=config.loss, step=number)
+        loss_of = partial(training_loss, batch=known, config=config.loss, step=number)
 
         if chunk := config.train.micro_batch_size:
             options: dict[str, Any] = {
