@@ -50,10 +50,10 @@ def captions_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig
     offset, numbers = sum(sizes[:rank]) * captions, torch.arange(len(text), device=text.device)
 
     def of_tile(logits: Tensor, part: slice) -> Tensor:
-        rows = numbers[part.start + offset : part.stop + offset]
-        image, others = rows // captions, rows[:, None] != numbers
-        mates = positives.of_images(slice(int(image[0]), int(image[-1]) + 1))[image - image[0]]
-        shape = len(rows), len(numbers) - 1
-        return softmax(logits[others].view(shape), mates[others].view(shape), smoothing=config.smoothing)
+        first, last = part.start + offset, part.stop + offset
+        rows, image = numbers[first:last], first // captions
+        mates = positives.of_images(slice(image, (last - 1) // captions + 1))[rows // captions - image]
+        others = numbers[:-1] + (numbers[:-1] >= rows[:, None])  # all columns but the row's own
+        return softmax(logits.gather(1, others), mates.gather(1, others), smoothing=config.smoothing)
 
     return len(sizes) * tiled_loss(embeddings.text, text, embeddings.scale, None, own, of_tile)
