@@ -94,6 +94,8 @@ REFUSED = """
 --loss.name sigmoid --loss.smoothing 0.1 -> loss.smoothing | sigmoid
 --loss.name triplet -> loss.name | triplet | hinge
 --loss.positives image -> loss.positives | identity
+--loss.text_to_text 0.5 -> loss.text_to_text=0.5 pairs an image's captions; set data.captions_per_image
+--loss.text_to_text -1 --data.captions_per_image 2 -> loss.text_to_text=-1.0 must be 0 or more
 --loss.soft_scale 10 -> loss.soft_scale | loss.name=softmax
 --loss.name soft --data.captions_per_image 2 -> use data.captions_per_image=1, or loss.soft_share=0
 --run.resume true --run.overwrite true -> run.resume | run.overwrite
@@ -293,6 +295,8 @@ def test_every_loss_is_chosen_by_name_and_takes_its_options(good: str, tmp_path:
     from miniclip.losses import LOSSES
 
     assert tuple(LOSSES) == LOSS_NAMES
+    allowed = load_config(["--config", good, "--data.captions_per_image", "2", "--loss.text_to_text", "0.5"])
+    assert allowed.loss.text_to_text == 0.5
     general = ["name", "positives", "text_to_text"]
     assert [*general, *OWN] == [*general, *OPTIONS] == [f.name for f in fields(LossConfig)]
     for name in LOSS_NAMES:

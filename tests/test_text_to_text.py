@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from miniclip.config import ConfigError, LossConfig, load_config
+from miniclip.config import LossConfig
 from miniclip.losses import tiles
 from miniclip.losses.captions import captions_loss, training_chance, training_loss
 from miniclip.losses.matrix import Embeddings, GlobalBatch, Positives, chance_loss, global_loss
@@ -91,14 +90,3 @@ def test_chance_is_the_loss_of_equal_embeddings() -> None:
         found = float(training_loss(e, batch("diagonal"), config))
         assert training_chance(config, N, K) == pytest.approx(found, rel=1e-12)
         assert found == pytest.approx(chance_loss(config, N, K) + 0.5 * math.log(N * K - 1))
-
-
-def test_needs_a_second_caption(tmp_path: Path) -> None:
-    options = ["--model.preset", "tiny-vit", "--data.source", "shapes", "--train.max_steps", "1"]
-    options += ["--run.dir", str(tmp_path)]
-    with pytest.raises(ConfigError, match=r"text_to_text=0.5 pairs an image's captions; set data.captions_per_image"):
-        load_config([*options, "--loss.text_to_text", "0.5"])
-    with pytest.raises(ConfigError, match=r"loss.text_to_text=-1.0 must be 0 or more"):
-        load_config([*options, "--loss.text_to_text", "-1", "--data.captions_per_image", "2"])
-    config = load_config([*options, "--loss.text_to_text", "0.5", "--data.captions_per_image", "2"])
-    assert config.loss.text_to_text == 0.5

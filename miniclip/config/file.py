@@ -54,10 +54,10 @@ class Config:
         loss, bias = self.loss, self.model.logit_bias_init
         single = "loss.name=soft compares captions one by one; use data.captions_per_image=1, or loss.soft_share=0"
         require(loss.name != "soft" or not loss.soft_share or self.data.captions_per_image == 1, single)
-        several = (
-            f"loss.text_to_text={loss.text_to_text} pairs an image's captions; set data.captions_per_image, e.g. 2"
+        require(
+            not loss.text_to_text or self.data.captions_per_image > 1,
+            f"loss.text_to_text={loss.text_to_text} pairs an image's captions; set data.captions_per_image, e.g. 2",
         )
-        require(not loss.text_to_text or self.data.captions_per_image > 1, several)
         require(
             bias is None or loss.pairwise,
             f"model.logit_bias_init={bias} has no meaning for loss.name={loss.name}: a number added to every logit "

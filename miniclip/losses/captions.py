@@ -43,9 +43,7 @@ def captions_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig
     positives, sizes = batch.positives, batch.divided()
     captions, rank = positives.captions, place()[0]
     text = gather(embeddings.text, [size * captions for size in sizes])
-    weights = torch.ones(sum(sizes), device=text.device) if batch.weight is None else batch.weight
-    weights = weights.to(torch.promote_types(text.dtype, torch.float32))
-    weights = weights / torch.where((total := weights.sum()) > 0, total, 1)
+    weights = batch.normalized(torch.promote_types(text.dtype, torch.float32))
     own = weights.split(sizes)[rank].repeat_interleave(captions) / captions
     offset, numbers = sum(sizes[:rank]) * captions, torch.arange(len(text), device=text.device)
 

@@ -155,6 +155,12 @@ class GlobalBatch:
         """Images of each process."""
         return self.sizes or shares(len(self.positives.image), place()[1])
 
+    def normalized(self, dtype: torch.dtype) -> Tensor:
+        """(N,), the weights over their sum; a batch whose pairs all weigh nothing teaches nothing."""
+        weight = torch.ones_like(self.positives.image) if self.weight is None else self.weight
+        weight = weight.to(dtype)
+        return weight / torch.where((total := weight.sum()) > 0, total, 1)
+
 
 def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, step: int = 0) -> Tensor:
     """The loss of the whole batch, given this process's embeddings of its part.
@@ -180,10 +186,7 @@ def global_loss(embeddings: Embeddings, batch: GlobalBatch, config: LossConfig, 
     rows_suffice = config.pairwise and batch.weight is None
     image = embeddings.image if rows_suffice else gather(embeddings.image, sizes)
     text = gather(embeddings.text, text_sizes)
-    dtype = torch.promote_types(image.dtype, torch.float32)
-    weights = (torch.ones(sum(sizes), device=image.device) if batch.weight is None else batch.weight).to(dtype)
-    # a batch whose pairs all weigh nothing teaches nothing
-    weights = weights / torch.where((total := weights.sum()) > 0, total, 1)
+    weights = batch.normalized(torch.promote_types(image.dtype, torch.float32))
     text_weights = weights.repeat_interleave(captions) / captions
 
     if loss.whole_matrix:
